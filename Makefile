@@ -1,0 +1,47 @@
+# Every target sets itself up: a virtual environment in .venv with pinned packages, nothing else.
+PYTHON ?= python3
+TASK ?= mnli
+DEVICES ?= 1
+RUNS ?= runs
+ARGS ?=
+BIN := .venv/bin
+SETTINGS = task=$(TASK) run.dir=$(RUNS) trainer.devices=$(DEVICES) $(ARGS)
+
+.PHONY: help setup demo test check multistage singlestage compare clean
+
+help:
+	@echo "make setup                          virtual environment with pinned packages"
+	@echo "make demo                           both pipelines on the embedded task, then the comparison"
+	@echo "make multistage|singlestage TASK=mnli DEVICES=1 RUNS=runs ARGS=\"key=value …\""
+	@echo "make compare TASK=mnli RUNS=runs    the two pipelines' runs side by side"
+	@echo "make test                           the test suite"
+	@echo "make check                          ruff and mypy"
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/bitkd run pipeline=multistage task=demo run.dir=$(RUNS)
+	$(BIN)/bitkd run pipeline=singlestage task=demo run.dir=$(RUNS)
+	$(BIN)/bitkd compare $(RUNS)/demo/multistage $(RUNS)/demo/singlestage --out $(RUNS)/reports/demo
+
+multistage singlestage: setup
+	$(BIN)/bitkd run pipeline=$@ $(SETTINGS)
+
+compare: setup
+	$(BIN)/bitkd compare $(RUNS)/$(TASK)/multistage $(RUNS)/$(TASK)/singlestage --out $(RUNS)/reports/$(TASK)
+
+test: setup
+	$(BIN)/pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,5 @@
+"""What hooks into a fit."""
+
+from bitkd.callbacks.weight_splitting import WeightSplitting
+
+__all__ = ["WeightSplitting"]

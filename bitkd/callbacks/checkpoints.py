@@ -1,0 +1,184 @@
+"""Checkpoints inside a stage: the best student so far, and everything needed to continue a fit exactly."""
+
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
+from typing_extensions import override
+
+from bitkd.stages.base import SCORE
+
+
+class BestCheckpoint(Checkpoint):
+    """Keeps the module's weights of the best validation so far in `folder/best.ckpt`.
+
+    Lightning's ModelCheckpoint forgets its best score where its folder has moved; here the score travels with the
+    resume checkpoint and the file's name never changes, so a moved run folder resumes rightly.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.file = Path(folder) / "best.ckpt"
+        self.score: float | None = None
+        self.step = 0
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"score": self.score, "step": self.step}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.score, self.step = state_dict["score"], state_dict["step"]
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        score = float(trainer.callback_metrics[SCORE])
+        if self.score is None or score > self.score:
+            self.score, self.step = score, trainer.global_step
+            save_checkpoint(trainer, self.file, weights_only=True)
+
+
+class ResumeCheckpoint(Checkpoint):
+    """Saves `folder/step-N.ckpt` after each validation and every `every_minutes`, and keeps the last two.
+
+    Lightning restores step, optimizer and schedule; this callback adds the position in the data, every random state
+    of every rank, and the seconds spent, so that a resumed fit ends with the weights of an uninterrupted one. The fit
+    must be one Lightning epoch over a sampler that can start at a given batch (bitkd.data.sampler).
+
+    seed: starts the training's own randomness (dropout) of each rank, apart from what building the model consumed.
+    """
+
+    def __init__(self, folder: Path, seed: int, every_minutes: float = 5.0, every_steps: int | None = None) -> None:
+        self.folder = Path(folder)
+        self.seed = seed
+        self.every_minutes = every_minutes
+        self.every_steps = every_steps
+        self.seconds = 0.0
+        self._clock = self._saved_at = time.monotonic()
+        self._random_states: list[dict[str, Any]] | None = None
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        self._count_seconds()
+        return {"seconds": self.seconds}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = state_dict["seconds"]
+
+    @override
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
+        states: list[Any] = [random_state()]
+        if trainer.world_size > 1:
+            states = [None] * trainer.world_size
+            torch.distributed.all_gather_object(states, random_state())
+        checkpoint["random_states"] = states
+
+    @override
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
+        self._random_states = checkpoint["random_states"]
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        trainer.datamodule.start_batch = progress["ready"]  # type: ignore[attr-defined]
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._random_states is None:
+            seed = self.seed + trainer.global_rank
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.manual_seed(seed)
+        else:
+            set_random_state(self._random_states[trainer.global_rank])
+        self._clock = self._saved_at = time.monotonic()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step >= trainer.max_steps:
+            # Validates the last step too, however the number of steps divides by the validation interval.
+            trainer.should_stop = True
+            return
+        accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
+        validates = (batch_idx + 1) % int(trainer.val_check_batch or 1) == 0
+        if not accumulating and not validates and self._due(trainer):
+            self._save(trainer)
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._save(trainer)
+
+    def _due(self, trainer: pl.Trainer) -> bool:
+        if self.every_steps and trainer.global_step % self.every_steps == 0:
+            return True
+        late = time.monotonic() - self._saved_at >= 60 * self.every_minutes
+        return bool(trainer.strategy.broadcast(late)) if trainer.world_size > 1 else late
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        save_checkpoint(trainer, self.folder / f"step-{trainer.global_step:09d}.ckpt")
+        self._saved_at = time.monotonic()
+        if trainer.is_global_zero:
+            for old in sorted(self.folder.glob("step-*.ckpt"))[:-2]:
+                old.unlink()
+
+    def _count_seconds(self) -> None:
+        now = time.monotonic()
+        self.seconds += now - self._clock
+        self._clock = now
+
+
+def save_checkpoint(trainer: pl.Trainer, file: Path, weights_only: bool = False) -> None:
+    """Write a Lightning checkpoint beside `file`, then rename it: a torn file is never visible under its name."""
+    temporary = file.with_suffix(".tmp")
+    trainer.save_checkpoint(temporary, weights_only=weights_only)
+    if trainer.is_global_zero:
+        os.replace(temporary, file)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint in `folder` that can be read whole; a damaged one falls back to the one before it."""
+    for file in sorted(Path(folder).glob("step-*.ckpt"), reverse=True):
+        try:
+            torch.load(file, map_location="cpu", weights_only=True)
+        except Exception:  # torch.load raises many types on a torn file; each means the same here
+            continue
+        return file
+    return None
+
+
+def random_state() -> dict[str, Any]:
+    """The random states of Python, numpy and torch as plain numbers and tensors (`weights_only` loads no others)."""
+    numpy_state: Any = np.random.get_state()
+    kind, keys, position, has_gauss, cached = numpy_state
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": [str(kind), keys.tolist(), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Restore what `random_state` returned."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(_as_bytes(state["torch"]))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(_as_bytes(state["cuda"]))
+
+
+def _as_bytes(state: Tensor) -> Tensor:
+    return state.cpu().to(torch.uint8)

@@ -1,0 +1,142 @@
+"""Ternary weight splitting as a Lightning callback, for any Trainer."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from typing_extensions import override
+
+from bitkd.errors import InputError
+from bitkd.quant.functional import binarize, ternarize
+from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
+from bitkd.quant.prepare import unquantized_activations
+from bitkd.quant.splitting import split_ternary_
+
+_Example = tuple[nn.Module, Any]
+
+
+class WeightSplitting(pl.Callback):
+    """Turns the ternary layers of a module into pairs of binary ones before a fit or validation starts.
+
+    The split happens in `setup`, once: a module that is already split is left alone, so the callback may stay in a
+    Trainer that validates first, resumes or tests. Create the layers in `__init__` or an idempotent `configure_model`.
+
+    At that moment the split is checked: layer by layer, and by the module's outputs on one batch with FP32 activations.
+    example_inputs: that batch, a dict of keyword arguments or a tuple of positional ones for the module's `forward`;
+    null takes `example_input_array` or, of a Hugging Face model inside the module, random token ids.
+    tolerance: largest difference allowed; more raises RuntimeError.
+    """
+
+    def __init__(
+        self, example_inputs: Mapping[str, Any] | Sequence[Any] | None = None, tolerance: float = 1e-5
+    ) -> None:
+        self.example_inputs = example_inputs
+        self.tolerance = tolerance
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        pl_module.configure_model()
+        ternary = {name: module for name, module in pl_module.named_modules() if _is_ternary(module)}
+        if not ternary:
+            if any(isinstance(module, SplitLinear | SplitEmbedding) for module in pl_module.modules()):
+                return
+            raise InputError(
+                f"{type(pl_module).__name__} has neither ternary nor split layers; quantize it first: "
+                "prepare(model, QuantSpec(weight_bits=2))"
+            )
+        example = self._example(pl_module)
+        before = _outputs(pl_module, example)
+        # Here, not in on_fit_start: the optimizer would not know the new parameters.
+        count = split_ternary_(pl_module)
+        for name, module in ternary.items():
+            self._compare(f"layer {name}", *_quantized_weights(module, pl_module.get_submodule(name)))
+        after = _outputs(pl_module, example)
+        for position, (old, new) in enumerate(zip(before, after, strict=True)):
+            self._compare(f"output {position} of the split model", new, old)
+        checked = "weights and outputs" if before else "weights"
+        rank_zero_info(f"split {count} ternary layers into binary pairs; {checked} are unchanged")
+
+    def _compare(self, what: str, split: Tensor, ternary: Tensor) -> None:
+        deviation = (split.double() - ternary.double()).abs().max().item() if split.numel() else 0.0
+        if not deviation <= self.tolerance:  # NaN fails too
+            raise RuntimeError(
+                f"{what} deviates by {deviation:.3g} from the ternary one (tolerance {self.tolerance:.3g}); "
+                "check that forward is deterministic in eval mode and that no layer of the ternary model is shared"
+            )
+
+    def _example(self, pl_module: pl.LightningModule) -> _Example | None:
+        """What to run, and on what; null where the module offers nothing to try."""
+        inputs: Any = self.example_inputs
+        if inputs is None:
+            inputs = pl_module.example_input_array
+        if inputs is not None:
+            return pl_module, inputs
+        for module in pl_module.modules():
+            language_model = hasattr(module, "get_input_embeddings") and hasattr(module, "config")
+            if language_model and any(_is_ternary(child) for child in module.modules()):
+                return module, _random_tokens(module.config)
+        return None
+
+
+def _is_ternary(module: nn.Module) -> bool:
+    return isinstance(module, QuantLinear | QuantEmbedding) and module.weight_bits == 2
+
+
+def _random_tokens(config: Any) -> dict[str, Tensor]:
+    """Two sequences of token ids for a Hugging Face model, always the same ones."""
+    length = min(16, max(1, getattr(config, "max_position_embeddings", 512) // 2))
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(config.vocab_size, (2, length), generator=generator)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+@torch.no_grad()
+def _quantized_weights(module: Any, split: Any) -> tuple[Tensor, Tensor]:
+    """The sum of the two binary weights, and the ternary weight of the layer that they replace."""
+    halves = [binarize(half.weight, module.per_row) for half in (split.first, split.second)]
+    return halves[0] + halves[1], ternarize(module.weight, module.per_row)
+
+
+@torch.no_grad()
+def _outputs(pl_module: pl.LightningModule, example: _Example | None) -> list[Tensor]:
+    """All floating-point tensors that the example gives, in eval mode, activations in FP32, random state untouched."""
+    if example is None:
+        return []
+    model, inputs = example
+    device = next(model.parameters()).device
+    inputs = move_data_to_device(inputs, device)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), _eval_mode(pl_module), unquantized_activations(pl_module):
+        if isinstance(inputs, Mapping):
+            output = model(**inputs)
+        else:
+            output = model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+    return list(_tensors(output))
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        if output.is_floating_point():
+            yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from _tensors(value)
+    elif isinstance(output, Sequence) and not isinstance(output, str):
+        for value in output:
+            yield from _tensors(value)
+
+
+@contextmanager
+def _eval_mode(module: nn.Module) -> Iterator[None]:
+    training = [(child, child.training) for child in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, before in training:
+            child.training = before

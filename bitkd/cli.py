@@ -1,0 +1,102 @@
+"""The command line. It imports nothing heavy, so that --help and --version answer at once."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from bitkd import __version__
+from bitkd.errors import InputError
+
+SETTINGS_HELP = """\
+settings are key=value, in any order:
+  task=NAME pipeline=NAME model=NAME trainer=NAME   choose a file of conf/, or name a YAML file of your own
+  stages.NODE.max_steps|epochs|lr|teacher|…=VALUE   one stage of the pipeline
+  train.epochs|max_steps|batch_size|lr|…=VALUE      the default of all stages
+  student.layers=[1,3,5] student.width=0.5          the student's shape
+  model.pretrained=ID_OR_FOLDER data.dir=FOLDER data.corpus=[FILE,…]
+  trainer.devices=2 trainer.precision=bf16-mixed logger=wandb seed=1 run.dir=runs run.name=NAME
+`bitkd config task=NAME pipeline=NAME` prints every key with its value.
+
+exit codes: 0 done, 1 a failure while working, 2 bad input (nothing was started).
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bitkd",
+        description="From a fine-tuned BERT to a 1-bit BERT by knowledge distillation, along two pipelines.",
+    )
+    parser.add_argument("--version", action="version", version=f"bitkd {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, summary: str, json: bool = True) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=SETTINGS_HELP if name != "compare" else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if json:
+            command.add_argument("--json", action="store_true", help="print JSON for machines")
+        return command
+
+    settings: dict[str, Any] = {"nargs": "*", "metavar": "key=value", "help": "settings, see below"}
+    add("run", "run a pipeline: finished stages are skipped, a killed stage resumes").add_argument(
+        "settings", **settings
+    )
+
+    plan = add("plan", "print each stage, its inputs and its state; runs nothing")
+    plan.add_argument("settings", **settings)
+    plan.add_argument("--mermaid", action="store_true", help="print the graph as a Mermaid picture")
+
+    evaluate = add("evaluate", "the task's metrics of any checkpoint: an artifact, or a plain Hugging Face checkpoint")
+    evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or hub id")
+    evaluate.add_argument("settings", **settings)
+    evaluate.add_argument("--labels", help="the checkpoint's label names in its order, comma-separated, if it has none")
+
+    predict = add("predict", "labels and scores of texts")
+    predict.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or hub id")
+    predict.add_argument("settings", **settings)
+    predict.add_argument("--text", action="append", required=True, help="a text; may be given several times")
+    predict.add_argument("--text-pair", action="append", help="the second text of each --text, for tasks of pairs")
+    predict.add_argument("--labels", help="the checkpoint's label names in its order, comma-separated, if it has none")
+
+    compare = add("compare", "finished runs side by side, one row per stage")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="run folder: <run.dir>/<task>/<run.name>")
+    compare.add_argument("--out", metavar="DIR", help="also write report.md, comparison.csv and comparison.json there")
+
+    add("config", "print the resolved configuration").add_argument("settings", **settings)
+    return parser
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse ends a list of settings at the first option; those behind it belong to the list too.
+    if any(word.startswith("-") for word in rest) or (rest and not hasattr(arguments, "settings")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.settings = [*arguments.settings, *rest]
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 a failure while working, 2 bad input."""
+    arguments = _parse(argv)
+    # Libraries read these when they are imported.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        from bitkd import commands
+
+        return commands.COMMANDS[arguments.command](arguments)
+    except InputError as error:
+        print(f"bitkd: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1

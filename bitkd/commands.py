@@ -1,0 +1,255 @@
+"""What each command does; `cli` parses, this works."""
+
+import argparse
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import transformers
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+
+from bitkd.config.load import load_config, to_yaml
+from bitkd.config.schema import TrainSpec
+from bitkd.data.hub import load_tokenizer, resolve_pretrained
+from bitkd.data.metrics import build_metrics, primary_score
+from bitkd.errors import InputError
+from bitkd.models.artifact import load_classifier, permute_labels
+from bitkd.pipeline.plan import make_plan
+from bitkd.pipeline.record import RunRecord
+from bitkd.pipeline.runner import StageFailedError, run
+from bitkd.pipeline.sources import open_sources
+from bitkd.pipeline.store import STAGE_FILE, Store
+from bitkd.report.comparison import RunData, compare_rows, render, write_report
+from bitkd.report.mermaid import draw_graph
+from bitkd.stages import StudentModule
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    _quieten()
+    console = _console(stderr=arguments.json)
+    config = load_config(arguments.settings)
+    try:
+        plan = run(config, console, progress_bar=console.is_terminal)
+    except StageFailedError as failure:
+        if not _other_rank():
+            print(f"bitkd: {failure}", file=sys.stderr)
+        return 1
+    if _other_rank():
+        return 0
+    rows = compare_rows([_run_data(plan.record.folder)])
+    if arguments.json:
+        _print_json({"run": str(plan.record.folder), "stages": [asdict(row) for row in rows]})
+    else:
+        console.print(render(rows))
+        console.print(f"run: {plan.record.folder}")
+    return 0
+
+
+def plan_command(arguments: argparse.Namespace) -> int:
+    _quieten()
+    plan = make_plan(load_config(arguments.settings))
+    stages: list[dict[str, Any]] = []
+    for stage in plan.stages:
+        inputs = {"student": stage.spec.student} | ({"teacher": stage.spec.teacher} if stage.spec.teacher else {})
+        path = plan.store.path(stage.key)
+        stages.append(
+            {
+                "name": stage.name,
+                "kind": stage.spec.kind,
+                "title": stage.title,
+                "inputs": inputs,
+                "bits": stage.spec.quant.weight_bits,
+                "steps": stage.total_steps,
+                "fingerprint": stage.fingerprint,
+                "state": plan.state(stage),
+                "artifact": str(path) if plan.store.finished(stage.key) else None,
+            }
+        )
+    if arguments.json:
+        _print_json({"stages": stages})
+    elif arguments.mermaid:
+        print(draw_graph(stages))
+    else:
+        table = Table("", "stage", "kind", "student", "teacher", "steps", "state", box=None)
+        for number, row in enumerate(stages, start=1):
+            inputs = row["inputs"]
+            cells = (row["name"], row["kind"], inputs["student"], inputs.get("teacher", ""), row["steps"], row["state"])
+            table.add_row(str(number), *map(str, cells))
+        _console().print(table)
+    return 0
+
+
+def evaluate_command(arguments: argparse.Namespace) -> int:
+    _quieten()
+    config = load_config(arguments.settings, require=("task",))
+    folder, model = _open_classifier(arguments)
+    permute_labels(model, config.task.labels, _labels(arguments))
+    config.model.pretrained = str(folder)
+    data = open_sources(config).task_module(TrainSpec(), total_batches=1, accumulate=1, seed=0)
+    data.setup("validate")
+    metrics = {name: build_metrics(config.task) for name in data.dev_names}
+    module = StudentModule(model, metrics=metrics, score=lambda values: primary_score(config.task, values))
+    trainer = pl.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=1,
+        precision=config.trainer.precision,  # type: ignore[arg-type]
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.validate(module, datamodule=data, verbose=False)
+    values = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "dev/score"}
+    if len(data.dev_names) == 1:
+        values = {name.split("/", 1)[1]: value for name, value in values.items()}
+    if arguments.json:
+        _print_json({"metrics": values})
+    else:
+        table = Table("metric", "value", box=None)
+        for name, value in values.items():
+            table.add_row(name, f"{value:.4f}")
+        _console().print(table)
+    return 0
+
+
+def predict_command(arguments: argparse.Namespace) -> int:
+    _quieten()
+    texts, pairs = arguments.text, arguments.text_pair
+    if pairs is not None and len(pairs) != len(texts):
+        raise InputError(f"{len(texts)} --text and {len(pairs)} --text-pair were given; give one pair for each text")
+    folder, model = _open_classifier(arguments)
+    names, max_length = _labels(arguments), 128
+    if arguments.settings:
+        config = load_config(arguments.settings, require=("task",))
+        permute_labels(model, config.task.labels, names)
+        max_length = config.data.max_length
+        if len(config.task.text) == 2 and pairs is None:
+            raise InputError(f"task {config.task.name} reads two texts; give --text-pair too")
+    elif names:
+        permute_labels(model, names, names)
+    tokenizer = load_tokenizer(str(folder))
+    inputs = tokenizer(texts, pairs, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        logits = model(**inputs).logits.float()
+    results: list[dict[str, Any]] = []
+    for i, row in enumerate(logits):
+        result: dict[str, Any] = {"text": texts[i]} | ({"text_pair": pairs[i]} if pairs else {})
+        if len(row) == 1:
+            result["score"] = float(row)
+        else:
+            scores = {model.config.id2label[k]: float(p) for k, p in enumerate(row.softmax(0))}
+            result |= {"label": max(scores, key=scores.__getitem__), "scores": scores}
+        results.append(result)
+    if arguments.json:
+        _print_json({"predictions": results})
+    else:
+        for result in results:
+            scores = result.get("scores", {"score": result.get("score")})
+            print(result.get("label", ""), " ".join(f"{name}={value:.4f}" for name, value in scores.items()), sep="\t")
+    return 0
+
+
+def compare_command(arguments: argparse.Namespace) -> int:
+    runs = [_run_data(Path(folder)) for folder in arguments.runs]
+    rows = compare_rows(runs)
+    if arguments.out:
+        write_report(rows, Path(arguments.out))
+    if arguments.json:
+        _print_json({"rows": [asdict(row) for row in rows]})
+    else:
+        _console().print(render(rows))
+        if arguments.out:
+            print(f"report: {Path(arguments.out) / 'report.md'}")
+    return 0
+
+
+def config_command(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.settings, require=())
+    if arguments.json:
+        _print_json(asdict(config))
+    else:
+        print(to_yaml(config), end="")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "run": run_command,
+    "plan": plan_command,
+    "evaluate": evaluate_command,
+    "predict": predict_command,
+    "compare": compare_command,
+    "config": config_command,
+}
+
+
+def _open_classifier(arguments: argparse.Namespace) -> tuple[Path, Any]:
+    folder = Path(resolve_pretrained(arguments.checkpoint, setting="CHECKPOINT")).resolve()
+    if (folder / STAGE_FILE).is_file():
+        damage = Store(folder.parent).damage(folder.name)
+        if damage:
+            raise InputError(f"{damage}; run its pipeline again: the stage is recomputed")
+    return folder, load_classifier(folder)
+
+
+def _labels(arguments: argparse.Namespace) -> list[str] | None:
+    return [name.strip() for name in arguments.labels.split(",")] if arguments.labels else None
+
+
+def _run_data(folder: Path) -> RunData:
+    record = RunRecord.read(folder.expanduser().resolve())
+    missing = [name for name in record.info["titles"] if name not in record.stages]
+    if missing:
+        raise InputError(
+            f"{folder} is not finished: {', '.join(missing)} missing; run it to the end with the same settings"
+        )
+    stages = {
+        name: {"path": artifact.path, "stage": artifact.stage, "metrics": artifact.metrics}
+        for name, artifact in record.artifacts().items()
+    }
+    return RunData(folder.name, record.info["task"], record.info["metric"], record.info["titles"], stages)
+
+
+def _console(stderr: bool = False) -> Console:
+    """rich's console; where the output is no terminal, wide enough for a table's rows to stay lines."""
+    console = Console(stderr=stderr, soft_wrap=True, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, width=180, highlight=False)
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def _other_rank() -> bool:
+    """Whether this is one of the processes that work but neither write nor speak."""
+    return rank_zero_only.rank != 0  # type: ignore[attr-defined]
+
+
+def _quieten() -> None:
+    """Keep the libraries' routine remarks off the screen; errors and our own lines stay."""
+    transformers.utils.logging.disable_progress_bar()
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in _REMARKS:
+        warnings.filterwarnings("ignore", message=message)
+
+
+_REMARKS = (
+    ".*does not have many workers.*",
+    ".*smaller than the logging interval.*",
+    ".*flops_per_batch.*",
+    ".*dataloader is not resumable.*",  # ours is: ResumeCheckpoint tells the sampler where to start
+    ".*recommended to use `self.log.*sync_dist.*",  # torchmetrics has synchronized the value already
+    ".*broadcast_buffers.*deprecated.*",
+    ".*LeafSpec.*deprecated.*",
+    ".*Trying to infer the `batch_size`.*",
+)

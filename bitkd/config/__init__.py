@@ -1,0 +1,5 @@
+"""Typed configuration."""
+
+from bitkd.config.load import load_config
+
+__all__ = ["load_config"]

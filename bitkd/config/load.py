@@ -1,0 +1,159 @@
+"""Files of `conf/` and dotted overrides -> one typed configuration.
+
+`task=`, `pipeline=`, `model=` and `trainer=` choose a file of `conf/` (or a path to one's own). Every file is a piece of
+the whole configuration, laid over the one before: config.yaml, model, trainer, pipeline, task, then the overrides.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from bitkd.config.schema import Config
+from bitkd.errors import InputError
+
+GROUPS = ("model", "trainer", "pipeline", "task")
+
+
+def conf_dir() -> Path:
+    """The folder of configuration files: in the checkout, or inside the installed package."""
+    package = Path(__file__).resolve().parent.parent
+    for candidate in (package / "conf", package.parent / "conf"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise InputError(f"no conf/ folder beside or inside {package}; install bitkd again")
+
+
+def choices(group: str) -> list[str]:
+    """Names that `group=` accepts."""
+    return sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
+
+
+def load_config(overrides: Sequence[str] = (), require: Iterable[str] = ("task", "pipeline")) -> Config:
+    """The resolved configuration of `overrides`; InputError names the nearest right key or name.
+
+    require: groups that must be chosen.
+    """
+    chosen, dotted = _split(overrides)
+    for group in require:
+        if group not in chosen:
+            raise InputError(
+                f"{group}= is missing; choose one of {', '.join(choices(group))}, or a path to a YAML file"
+            )
+    layers = [_read(conf_dir() / "config.yaml")]
+    layers += [_read(_file_of(group, chosen[group])) for group in GROUPS if group in chosen]
+    schema = OmegaConf.structured(Config)
+    merged = schema
+    for layer in layers:
+        merged = _merge(merged, layer)
+    for text in dotted:
+        merged = _merge(merged, _parse(text, merged), source=text)
+    try:
+        for name, stage in merged.stages.items():
+            where = f"stages.{name}: "
+            OmegaConf.to_object(stage)
+        where = ""
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except InputError as error:
+        raise InputError(f"{where}{error}") from error
+    except OmegaConfBaseException as error:
+        raise InputError(f"configuration is incomplete: {_first_line(error)}") from error
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration as YAML, as `bitkd config` prints it."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """A hint such as "did you mean multistage?", or the list of what is allowed."""
+    allowed = list(allowed)
+    match = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    return f"did you mean {match[0]}?" if match else f"use one of {', '.join(allowed)}"
+
+
+def _split(overrides: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    chosen: dict[str, str] = {}
+    dotted = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InputError(
+                f"'{text}' is no setting; write key=value (`bitkd config task=… pipeline=…` lists the keys)"
+            )
+        if key in GROUPS:
+            chosen[key] = value
+        else:
+            dotted.append(text)
+    return chosen, dotted
+
+
+def _file_of(group: str, name: str) -> Path:
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise InputError(
+                f"{group}={name}: there is no such file; name a YAML file or one of {', '.join(choices(group))}"
+            )
+        return path
+    if name not in choices(group):
+        raise InputError(f"{group}={name} is unknown; {nearest(name, choices(group))} (or a path to a .yaml file)")
+    return conf_dir() / group / f"{name}.yaml"
+
+
+def _read(file: Path) -> DictConfig:
+    try:
+        content = OmegaConf.load(file)
+    except Exception as error:  # yaml and OmegaConf raise several types for one fact
+        raise InputError(f"{file} is not valid YAML: {_first_line(error)}") from error
+    if not isinstance(content, DictConfig):
+        raise InputError(f"{file} holds no mapping; write key: value lines")
+    return content
+
+
+def _parse(text: str, merged: DictConfig) -> DictConfig:
+    key = text.partition("=")[0]
+    stage = re.match(r"stages\.([^.]+)", key)
+    if stage and stage[1] not in merged.stages:
+        raise InputError(f"stages.{stage[1]} is no stage of this pipeline; {nearest(stage[1], merged.stages)}")
+    if key in Config.__dataclass_fields__ and is_dataclass(getattr(Config(), key)):
+        raise InputError(f"{key}= takes no value of its own; set one of its keys, such as {key}.{_first_key(key)}=…")
+    try:
+        return OmegaConf.from_dotlist([text])
+    except Exception as error:  # a YAML error inside the value
+        raise InputError(f"'{text}' cannot be read: {_first_line(error)}") from error
+
+
+def _first_key(section: str) -> str:
+    return fields(getattr(Config(), section))[0].name
+
+
+def _merge(base: Any, layer: DictConfig, source: str | None = None) -> Any:
+    try:
+        return OmegaConf.merge(base, layer)
+    except ConfigKeyError as error:
+        full = error.full_key or str(error.key)
+        allowed = _siblings(base, full)
+        raise InputError(f"unknown key {full}; {nearest(full.rsplit('.', 1)[-1], allowed)}") from error
+    except OmegaConfBaseException as error:
+        where = f"'{source}'" if source else f"key {error.full_key}"
+        raise InputError(f"{where} has the wrong type: {_first_line(error)}") from error
+
+
+def _siblings(base: Any, full: str) -> list[str]:
+    node = base
+    for part in re.split(r"\.", full)[:-1]:
+        child = OmegaConf.select(node, part)
+        if child is None:
+            break
+        node = child
+    return [str(key) for key in node] if isinstance(node, DictConfig) else []
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

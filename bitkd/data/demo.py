@@ -1,0 +1,2 @@
+def ensure_demo(root):
+    raise RuntimeError

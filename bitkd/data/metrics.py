@@ -1,0 +1,27 @@
+"""A task's metrics, all by torchmetrics, and the one score that selects checkpoints."""
+
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, MulticlassMatthewsCorrCoef
+from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
+
+from bitkd.data.tasks import TaskSpec
+
+
+def build_metrics(task: TaskSpec) -> MetricCollection:
+    """Metrics by name; they are updated with predictions and labels, and exact on shards of any length."""
+    count = task.num_outputs
+    makers: dict[str, type[Metric] | object] = {
+        "accuracy": lambda: MulticlassAccuracy(count, average="micro"),
+        "f1": BinaryF1Score,
+        "matthews": lambda: MulticlassMatthewsCorrCoef(count),
+        "pearson": PearsonCorrCoef,
+        "spearman": SpearmanCorrCoef,
+    }
+    return MetricCollection({name: makers[name]() for name in task.metrics}, compute_groups=False)  # type: ignore[operator]
+
+
+def primary_score(task: TaskSpec, values: dict[str, float]) -> float:
+    """The task's primary metric out of computed `values`; larger is better."""
+    if task.metric == "pearson_spearman":
+        return (values["pearson"] + values["spearman"]) / 2
+    return values[task.metric]

@@ -1,0 +1,38 @@
+"""Which teacher layer each student layer learns from, and how to compare different numbers of heads."""
+
+from torch import Tensor
+
+from bitkd.errors import InputError
+
+
+def uniform_map(student_layers: int, teacher_layers: int) -> list[int]:
+    """Teacher layer of each student layer, k = teacher_layers / student_layers: the last of every k layers
+    (TinyBERT, arXiv:1909.10351). Both 0-based.
+    """
+    if student_layers < 1 or teacher_layers % student_layers:
+        raise InputError(
+            f"{student_layers} student layers do not divide {teacher_layers} teacher layers; use a number of layers "
+            "that divides the teacher's, or copy named layers of the teacher"
+        )
+    k = teacher_layers // student_layers
+    return [i * k + k - 1 for i in range(student_layers)]
+
+
+def hidden_map(attention_map: list[int]) -> list[int]:
+    """Teacher hidden state of each student hidden state; 0 is the embedding output, j the output of layer j -
+    1."""
+    return [0, *(layer + 1 for layer in attention_map)]
+
+
+def group_mean_heads(teacher_scores: Tensor, heads: int) -> Tensor:
+    """The mean of each group of consecutive teacher heads.
+
+    teacher_scores: (batch, teacher heads, query, key).  Returns (batch, heads, query, key).
+    """
+    found = teacher_scores.shape[1]
+    if heads < 1 or found % heads:
+        raise InputError(
+            f"{found} teacher heads do not form {heads} equal groups; use a number of student heads that divides "
+            f"{found}, or compare relations instead"
+        )
+    return teacher_scores.float().unflatten(1, (heads, found // heads)).mean(dim=2)

@@ -1,0 +1,110 @@
+"""Distillation losses, each a scalar computed in FP32.
+
+Losses over tokens take the mean over each example's real tokens, then over the batch: padding, the
+composition of the batch and the number of processes change nothing. What stands in padded positions, NaN
+included, is never read.
+"""
+
+import torch
+from torch import Tensor
+
+from bitkd.errors import InputError
+
+
+def _squared_error(student: Tensor, teacher: Tensor, real: Tensor) -> Tensor:
+    """(student - teacher)², zero where not `real`; masked before squaring, so no NaN reaches the gradient."""
+    return torch.where(real, student.float() - teacher.float(), 0.0).square()
+
+
+def _pairs(mask: Tensor) -> Tensor:
+    """(batch, 1, query, key), True where both are tokens."""
+    return mask[:, None, :, None] & mask[:, None, None, :]
+
+
+def attention_score_mse(student: Tensor, teacher: Tensor, mask: Tensor, include_padding: bool = False) -> Tensor:
+    """Mean squared error of pre-softmax attention scores (TinyBERT, arXiv:1909.10351).
+
+    student, teacher: (batch, heads, query, key).  mask: (batch, length), True = token.
+    Mean over each example's real query-key pairs, then over the batch, so padding changes nothing.
+    include_padding: the published normalization; only padded keys count as zero, the mean is over all
+    positions.
+    """
+    _same_shape(student, teacher)
+    mask = mask.bool()
+    if include_padding:
+        return _squared_error(student, teacher, mask[:, None, None, :]).mean()
+    error = _squared_error(student, teacher, _pairs(mask)).sum(dim=(1, 2, 3))
+    return (error / (student.shape[1] * _lengths(mask).square())).mean()
+
+
+def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor, include_padding: bool = False) -> Tensor:
+    """Mean squared error of hidden states (TinyBERT, arXiv:1909.10351).
+
+    student, teacher: (batch, length, width).  mask: (batch, length), True = token.
+    Mean over each example's real tokens, then over the batch, so padding changes nothing.
+    include_padding: the published normalization, the mean over everything, padded positions too.
+    """
+    _same_shape(student, teacher)
+    if include_padding:
+        return (student.float() - teacher.float()).square().mean()
+    mask = mask.bool()
+    error = _squared_error(student, teacher, mask[:, :, None]).sum(dim=(1, 2))
+    return (error / (student.shape[2] * _lengths(mask))).mean()
+
+
+def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """-Σ softmax(teacher / T) · log softmax(student / T) · T², mean over the batch (arXiv:1503.02531).
+
+    student, teacher: (batch, classes) logits. Published code often divides by the number of classes as well.
+    """
+    _same_shape(student, teacher)
+    if student.shape[-1] == 1:
+        raise InputError("soft cross entropy of a single logit is always zero and trains nothing; use regression")
+    target = torch.softmax(teacher.float() / temperature, dim=-1)
+    log_student = torch.log_softmax(student.float() / temperature, dim=-1)
+    return -(target * log_student).sum(dim=-1).mean() * temperature**2
+
+
+def logits_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared error of outputs, for regression.  student, teacher: (batch, 1)."""
+    _same_shape(student, teacher)
+    return (student.float() - teacher.float()).square().mean()
+
+
+def relation_kl(student: Tensor, teacher: Tensor, mask: Tensor, relation_heads: int) -> Tensor:
+    """KL divergence of the teacher's from the student's self-attention relations (MiniLMv2, arXiv:2012.15828).
+
+    student, teacher: (batch, length, width), one projection (queries, keys or values) with all its heads side
+    by side; widths may differ.  mask: (batch, length), True = token.  relation_heads: heads that both are
+    re-split into. Mean over each example's heads and real queries, then over the batch.
+    """
+    for name, width in (("student", student.shape[-1]), ("teacher", teacher.shape[-1])):
+        if relation_heads < 1 or width % relation_heads:
+            raise InputError(
+                f"relation_heads={relation_heads} does not divide the {name}'s width {width}; "
+                "use a common divisor of both widths"
+            )
+    mask = mask.bool()
+    with torch.autocast(student.device.type, enabled=False):
+        log_student = _log_relation(student.float(), mask, relation_heads)
+        log_teacher = _log_relation(teacher.float(), mask, relation_heads)
+        divergence = log_teacher.exp() * (log_teacher - log_student)
+        total = divergence.masked_fill(~_pairs(mask), 0.0).sum(dim=(1, 2, 3))
+        return (total / (relation_heads * _lengths(mask))).mean()
+
+
+def _log_relation(x: Tensor, mask: Tensor, heads: int) -> Tensor:
+    """(batch, heads, query, key): log-softmax over the real keys of the scaled dot products of x with itself."""
+    x = x.masked_fill(~mask[:, :, None], 0.0).unflatten(-1, (heads, -1)).transpose(1, 2)
+    scores = x @ x.transpose(2, 3) * x.shape[-1] ** -0.5
+    # Finite, unlike -inf: a query without any real key would give NaN.
+    return torch.log_softmax(scores.masked_fill(~mask[:, None, None, :], -1e30), dim=-1)
+
+
+def _lengths(mask: Tensor) -> Tensor:
+    return mask.sum(dim=1).clamp_min(1).float()
+
+
+def _same_shape(student: Tensor, teacher: Tensor) -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in shape")

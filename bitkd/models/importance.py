@@ -1,0 +1,53 @@
+"""Which heads and FFN neurons matter most (DynaBERT, arXiv:2004.04037, section 2.1)."""
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from bitkd.models.student import Importance, encoder_layers, spec_of
+
+
+def estimate_importance(model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) -> Importance:
+    """First-order importance of every head and neuron, summed over `batches` of training rows.
+
+    A mask of ones is laid over each head's output and each FFN activation; the importance is |dL/dmask|. For a neuron
+    that equals |w · dL/dw| of its outgoing weights, the published measure. With a trained head L is the task's loss
+    on the labels. A model without one has no task: there L is a random projection of the last hidden states,
+    whose squared gradient estimates the diagonal of the Gauss-Newton matrix of their mean squared error.
+    Dropout is off; the model's parameters and modes are left as they were.
+    """
+    spec = spec_of(model)
+    layers = encoder_layers(model)
+    device = next(model.parameters()).device
+    head_masks = [torch.ones(spec.heads, device=device, requires_grad=True) for _ in layers]
+    neuron_masks = [torch.ones(spec.neurons, device=device, requires_grad=True) for _ in layers]
+    heads, neurons = torch.zeros(len(layers), spec.heads), torch.zeros(len(layers), spec.neurons)
+    has_head = hasattr(model, "classifier")
+    generator = torch.Generator().manual_seed(0)
+    was_training = model.training
+    model.eval()
+    with ExitStack() as hooks:
+        for layer, head_mask, neuron_mask in zip(layers, head_masks, neuron_masks):
+            over_heads = head_mask.repeat_interleave
+            hooks.callback(_mask_input(layer.attention.output.dense, over_heads, spec.head_size).remove)
+            hooks.callback(_mask_input(layer.output.dense, neuron_mask.repeat_interleave, 1).remove)
+        for batch in batches:
+            inputs = {k: v.to(device) for k, v in batch.items() if k not in ("labels", "index")}
+            if has_head:
+                loss = model(**inputs, labels=batch["labels"].to(device)).loss
+            else:
+                hidden = model(**inputs).last_hidden_state
+                signs = torch.randint(0, 2, hidden.shape, generator=generator).mul_(2).sub_(1).to(hidden)
+                loss = (hidden * signs * inputs["attention_mask"].unsqueeze(-1)).sum()
+            gradients = torch.autograd.grad(loss, head_masks + neuron_masks)
+            heads += torch.stack([g.abs().cpu() for g in gradients[: len(layers)]])
+            neurons += torch.stack([g.abs().cpu() for g in gradients[len(layers) :]])
+    model.train(was_training)
+    return Importance(heads, neurons)
+
+
+def _mask_input(module: nn.Module, expand, times: int) -> torch.utils.hooks.RemovableHandle:
+    return module.register_forward_pre_hook(lambda _, args: (args[0] * expand(times), *args[1:]))

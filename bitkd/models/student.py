@@ -1,0 +1,274 @@
+"""Students: which teacher layers, heads and neurons a smaller BERT is made of, and how it is built."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+
+from bitkd.errors import InputError
+from bitkd.models.attention import ATTENTION
+from bitkd.quant.prepare import QuantSpec, prepare
+
+
+@dataclass
+class ShapeSpec:
+    """The student that a user asks for, relative to the model it is cut from."""
+
+    layers: list[int] | None = None
+    """Source layers that make up the student, 0-based and ascending; null keeps all of them."""
+
+    width: float = 1.0
+    """Share of attention heads and FFN neurons kept in every layer. Head size and hidden size stay (DynaBERT,
+    arXiv:2004.04037); heads times width must be a whole number."""
+
+    init: str = "copy"
+    """`copy` takes the source's weights, most important heads and neurons first; `random` starts afresh."""
+
+    hidden_size: int | None = None
+    """Another hidden size than the source's: only with `init=random`. Losses then learn a width projection."""
+
+    dropout: float = 0.1
+    """Dropout of the student's hidden states and attention probabilities while it is trained."""
+
+
+@dataclass
+class StudentSpec:
+    """What an artifact remembers of a student: its shape, where its parts came from, and its precision.
+
+    `layers[i]` and `kept_heads[i]` name the layer and the heads of the root model that layer i was copied from;
+    both are null for a randomly initialized student. Losses use them to compare like with like.
+    """
+
+    root_layers: int
+    root_heads: int
+    head_size: int
+    heads: int
+    neurons: int
+    layers: list[int] | None = None
+    kept_heads: list[list[int]] | None = None
+    quant: QuantSpec = field(default_factory=QuantSpec)
+    split: bool = False
+    trained_head: bool = False
+    format: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.quant, dict):
+            self.quant = QuantSpec(**self.quant)
+
+
+@dataclass
+class Importance:
+    """Importance of each head (layers, heads) and FFN neuron (layers, neurons) of a model; larger is kept."""
+
+    heads: Tensor
+    neurons: Tensor
+
+
+def spec_of(source: PreTrainedModel | PretrainedConfig) -> StudentSpec:
+    """The StudentSpec in a model's config; of a stock model, the one that says "all of itself"."""
+    config = source.config if isinstance(source, PreTrainedModel) else source
+    remembered = getattr(config, "bitkd", None)
+    if remembered is not None:
+        return StudentSpec(**copy.deepcopy(remembered))
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    return StudentSpec(
+        root_layers=layers,
+        root_heads=heads,
+        head_size=config.hidden_size // heads,
+        heads=heads,
+        neurons=config.intermediate_size,
+        layers=list(range(layers)),
+        kept_heads=[list(range(heads)) for _ in range(layers)],
+    )
+
+
+def remember(model: PreTrainedModel, spec: StudentSpec) -> None:
+    """Write `spec` into the model's config, from where it is saved."""
+    model.config.bitkd = asdict(spec)
+
+
+def encoder_layers(model: PreTrainedModel) -> Sequence[Any]:
+    """The encoder layers of a BERT-shaped model."""
+    encoder: Any = getattr(model.base_model, "encoder", None)
+    if not isinstance(getattr(encoder, "layer", None), nn.ModuleList):
+        raise InputError(
+            f"{type(model).__name__} has no encoder.layer; use a BERT-shaped encoder (BERT, RoBERTa, ELECTRA)"
+        )
+    return encoder.layer
+
+
+def check_shape(shape: ShapeSpec, source: StudentSpec, source_layers: int) -> None:
+    """Raise InputError where `shape` cannot be cut from a model of `source_layers` layers."""
+    if shape.init not in ("copy", "random"):
+        raise InputError(f"student.init={shape.init} is unknown; use copy or random")
+    if shape.layers is not None:
+        outside = [i for i in shape.layers if not 0 <= i < source_layers]
+        if outside or not shape.layers:
+            raise InputError(
+                f"student.layers={shape.layers} does not fit: layer {outside[0] if outside else 'list is empty'}; "
+                f"the source has {source_layers} layers, use numbers from 0 to {source_layers - 1}"
+            )
+        if sorted(set(shape.layers)) != list(shape.layers):
+            raise InputError(
+                f"student.layers={shape.layers} repeats a layer or is out of order; name each layer once, ascending"
+            )
+    heads = source.heads * shape.width
+    if not 0 < shape.width <= 1 or heads < 1 or abs(heads - round(heads)) > 1e-6:
+        allowed = ", ".join(f"{k / source.heads:.4g}" for k in range(1, source.heads + 1))
+        raise InputError(
+            f"student.width={shape.width} leaves {heads:.4g} of {source.heads} heads; "
+            f"it must leave a whole number of heads: use one of {allowed}"
+        )
+    if not 0 <= shape.dropout < 1:
+        raise InputError(f"student.dropout={shape.dropout} is not in [0, 1)")
+    if shape.hidden_size is not None:
+        if shape.init != "random":
+            raise InputError("student.hidden_size needs student.init=random: weights of another width cannot be copied")
+        if shape.hidden_size < 1 or shape.hidden_size % source.head_size:
+            raise InputError(
+                f"student.hidden_size={shape.hidden_size} leaves no whole head; "
+                f"use a multiple of the head size {source.head_size}"
+            )
+
+
+def build_blank(config: PretrainedConfig, classification: bool) -> PreTrainedModel:
+    """A model of the shape and precision that `config.bitkd` tells, with random weights."""
+    config = copy.deepcopy(config)
+    family = AutoModelForSequenceClassification if classification else AutoModel
+    model = family.from_config(config, attn_implementation=ATTENTION)
+    spec = spec_of(config)
+    if (spec.heads * spec.head_size, spec.neurons) != (config.hidden_size, config.intermediate_size):
+        for layer in encoder_layers(model):
+            _narrow(layer, spec.heads * spec.head_size, spec.neurons, config.initializer_range)
+    if spec.quant != QuantSpec() or spec.split:
+        prepare(model, spec.quant, split=spec.split)
+    return model
+
+
+def _narrow(layer: Any, attention: int, neurons: int, std: float) -> None:
+    def linear(inputs: int, outputs: int) -> nn.Linear:
+        module = nn.Linear(inputs, outputs)
+        nn.init.normal_(module.weight, std=std)
+        nn.init.zeros_(module.bias)
+        return module
+
+    block = layer.attention.self
+    hidden = block.query.in_features
+    block.query, block.key, block.value = (linear(hidden, attention) for _ in range(3))
+    layer.attention.output.dense = linear(attention, hidden)
+    layer.intermediate.dense = linear(hidden, neurons)
+    layer.output.dense = linear(neurons, hidden)
+
+
+def build_student(source: PreTrainedModel, shape: ShapeSpec, importance: Importance | None = None) -> PreTrainedModel:
+    """Cut a student out of `source` (XTC's initialization, arXiv:2206.01859; width as in DynaBERT, arXiv:2004.04037).
+
+    importance: needed where `shape.width` < 1 and weights are copied. Embeddings, pooler and classifier are copied.
+    A bare encoder gives a bare encoder, a classifier a classifier. The source is left unchanged.
+    """
+    origin = spec_of(source)
+    source_layers = len(encoder_layers(source))
+    check_shape(shape, origin, source_layers)
+    layers = list(range(source_layers)) if shape.layers is None else list(shape.layers)
+    heads, neurons = round(origin.heads * shape.width), round(origin.neurons * shape.width)
+
+    config = copy.deepcopy(source.config)
+    config.num_hidden_layers = len(layers)
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = shape.dropout
+    spec = StudentSpec(origin.root_layers, origin.root_heads, origin.head_size, heads, neurons)
+    classification = hasattr(source, "classifier")
+    if shape.hidden_size is not None:
+        ratio = shape.hidden_size / config.hidden_size
+        config.hidden_size = shape.hidden_size
+        config.num_attention_heads = shape.hidden_size // origin.head_size
+        config.intermediate_size = round(config.intermediate_size * ratio)
+        spec.heads = round(config.num_attention_heads * shape.width)
+        spec.neurons = round(config.intermediate_size * shape.width)
+    if shape.init == "random":
+        config.bitkd = asdict(spec)
+        return build_blank(config, classification)
+
+    kept = list(_kept(importance, layers, origin, heads, neurons))
+    if origin.layers is not None and origin.kept_heads is not None:
+        spec.layers = [origin.layers[i] for i in layers]
+        spec.kept_heads = [[origin.kept_heads[i][h] for h in kept_heads] for i, (kept_heads, _) in zip(layers, kept)]
+    spec.trained_head = origin.trained_head
+    config.bitkd = asdict(spec)
+    student = build_blank(config, classification)
+    _copy_around_encoder(student, source)
+    for target, index, (kept_heads, kept_neurons) in zip(encoder_layers(student), layers, kept):
+        _copy_layer(target, encoder_layers(source)[index], kept_heads, kept_neurons, origin.head_size)
+    return student
+
+
+def _kept(
+    importance: Importance | None, layers: list[int], origin: StudentSpec, heads: int, neurons: int
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Heads and neurons that each layer keeps, in their old order."""
+    if heads == origin.heads and neurons == origin.neurons:
+        yield from ((list(range(heads)), list(range(neurons))) for _ in layers)
+        return
+    if importance is None:
+        raise ValueError("a narrower student needs the importance of its source's heads and neurons")
+    for i in layers:
+        top_heads = torch.topk(importance.heads[i].double(), heads).indices.sort().values
+        top_neurons = torch.topk(importance.neurons[i].double(), neurons).indices.sort().values
+        yield top_heads.tolist(), top_neurons.tolist()
+
+
+@torch.no_grad()
+def _copy_around_encoder(student: PreTrainedModel, source: PreTrainedModel) -> None:
+    encoder = f"{_prefix(student)}encoder."
+    around = {k: v for k, v in source.state_dict().items() if not k.startswith(encoder)}
+    missing, unexpected = student.load_state_dict(around, strict=False)
+    if unexpected or any(not k.startswith(encoder) for k in missing):
+        raise ValueError(f"student and source differ outside the encoder: missing {missing}, unexpected {unexpected}")
+
+
+def _prefix(model: PreTrainedModel) -> str:
+    return "" if model.base_model is model else f"{model.base_model_prefix}."
+
+
+@torch.no_grad()
+def _copy_layer(target: nn.Module, source: nn.Module, heads: list[int], neurons: list[int], head_size: int) -> None:
+    rows = torch.tensor([h * head_size + i for h in heads for i in range(head_size)])
+    columns = torch.tensor(neurons)
+    state = {k: v.clone() for k, v in source.state_dict().items()}
+    for name in ("query", "key", "value"):
+        for part in ("weight", "bias"):
+            state[f"attention.self.{name}.{part}"] = state[f"attention.self.{name}.{part}"][rows]
+    state["attention.output.dense.weight"] = state["attention.output.dense.weight"][:, rows]
+    for part in ("weight", "bias"):
+        state[f"intermediate.dense.{part}"] = state[f"intermediate.dense.{part}"][columns]
+    state["output.dense.weight"] = state["output.dense.weight"][:, columns]
+    target.load_state_dict(state)
+
+
+def add_head(encoder: PreTrainedModel, teacher: PreTrainedModel) -> PreTrainedModel:
+    """A classifier on top of a task-agnostic `encoder`, pooler and classifier copied from `teacher`.
+
+    Where the hidden sizes differ the head starts at random; `spec_of(model).trained_head` tells which it was.
+    """
+    config = copy.deepcopy(encoder.config)
+    for name in ("id2label", "label2id", "problem_type", "architectures"):
+        setattr(config, name, copy.deepcopy(getattr(teacher.config, name)))
+    config.num_labels = len(teacher.config.id2label or {})
+    spec = spec_of(config)
+    spec.trained_head = config.hidden_size == teacher.config.hidden_size
+    config.bitkd = asdict(spec)
+    model = build_blank(config, classification=True)
+    state = {f"{_prefix(model)}{k}": v for k, v in encoder.state_dict().items()}
+    if spec.trained_head:
+        base = f"{_prefix(teacher)}"
+        state |= {
+            k: v for k, v in teacher.state_dict().items() if k.startswith(f"{base}pooler.") or not k.startswith(base)
+        }
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    random = [k for k in missing if k.startswith(_prefix(model)) and not k.startswith(f"{_prefix(model)}pooler.")]
+    if unexpected or random or (spec.trained_head and missing):
+        raise ValueError(f"head and encoder do not fit: missing {missing}, unexpected {unexpected}")
+    return model

@@ -1,0 +1,132 @@
+"""From a planned stage to the module, data and callbacks that Lightning runs. Configuration stops here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from transformers import PreTrainedModel
+
+from bitkd.callbacks import WeightSplitting
+from bitkd.config.schema import PRETRAINED
+from bitkd.data.metrics import build_metrics, primary_score
+from bitkd.models.artifact import load_classifier, load_encoder, load_student, new_classifier, permute_labels
+from bitkd.models.importance import estimate_importance
+from bitkd.models.student import add_head, build_student, remember, spec_of
+from bitkd.pipeline.plan import DISTILLATION, Plan, PlannedStage
+from bitkd.quant.prepare import QuantSpec, prepare
+from bitkd.stages import FineTune, OptimSpec, StudentModule
+
+Upstream = Callable[[str], PreTrainedModel]
+"""Loads a finished stage's student by the stage's name, or the pre-trained encoder."""
+
+
+@dataclass
+class BuiltStage:
+    """What runs.  fit: train, or only validate.  select: `best` or `last`."""
+
+    module: StudentModule
+    data: pl.LightningDataModule
+    callbacks: list[pl.Callback]
+    fit: bool
+    select: str
+
+
+def load_upstream(plan: Plan, name: str) -> PreTrainedModel:
+    """A finished node's student, or the pre-trained encoder."""
+    if name == PRETRAINED:
+        return load_encoder(plan.sources.model)
+    return load_student(plan.store.path(plan[name].key))
+
+
+def build_stage(plan: Plan, stage: PlannedStage) -> BuiltStage:
+    """Build one stage from its finished upstreams.
+
+    Every rank builds the same from the same seed, so nothing needs to be sent.
+    """
+    pl.seed_everything(stage.seed, verbose=False)
+    spec, config, sources = stage.spec, plan.config, plan.sources
+    teacher = load_upstream(plan, spec.teacher) if spec.teacher else None
+    student = _student(plan, stage, teacher)
+    callbacks: list[pl.Callback] = []
+    if spec.kind == "split":
+        # The student is split where it is 2-bit; an FP32 one is made ternary first, without training.
+        words = spec.quant.embedding_bits
+        prepare(student, replace(spec.quant, weight_bits=2, embedding_bits=2 if words == 1 else words))
+        callbacks.append(WeightSplitting())
+    else:
+        prepare(student, spec.quant)
+    _remember_quant(student, spec.quant)
+
+    parts = config.trainer.accumulate_grad_batches
+    make_data = sources.corpus_module if spec.kind == "general" else sources.task_module
+    data = make_data(stage.train, stage.total_steps * parts, parts, stage.seed)
+    settings: dict[str, Any] = {
+        "optim": OptimSpec(**{k: getattr(stage.train, k) for k in OptimSpec.__dataclass_fields__}),
+        "total_steps": stage.total_steps,
+    }
+    if spec.kind != "general":
+        task = config.task
+        settings["metrics"] = {name: build_metrics(task) for name in sources.task_data.dev_names}
+        settings["score"] = lambda values: primary_score(task, values)
+    if spec.kind in DISTILLATION:
+        assert teacher is not None
+        module: StudentModule = DISTILLATION[spec.kind](student, teacher, spec.loss, **settings)
+    elif stage.trains:
+        module = FineTune(student, **settings)
+    else:
+        module = StudentModule(student, **settings)
+    return BuiltStage(module, data, callbacks, stage.trains, _selection(stage, student))
+
+
+def finish_student(stage: PlannedStage, module: StudentModule) -> PreTrainedModel:
+    """The student as it is handed on, with its spec brought up to date."""
+    student = module.student
+    spec = spec_of(student)
+    spec.split = spec.split or stage.spec.kind == "split"
+    if stage.spec.kind in ("finetune", "prediction", "single_stage"):
+        spec.trained_head = True
+    remember(student, spec)
+    return student
+
+
+def _student(plan: Plan, stage: PlannedStage, teacher: PreTrainedModel | None) -> PreTrainedModel:
+    spec, config = stage.spec, plan.config
+    if stage.checkpoint is not None:
+        model = load_classifier(stage.checkpoint)
+        permute_labels(model, config.task.labels, spec.labels)
+        return model
+    if spec.kind == "finetune" and spec.student == PRETRAINED:
+        return new_classifier(plan.sources.model, config.task.labels)
+    source = load_upstream(plan, spec.student)
+    if spec.kind in ("general", "init"):
+        importance = None
+        if config.student.width < 1 and config.student.init == "copy":
+            data = plan.sources.corpus_data if spec.kind == "general" else plan.sources.task_data
+            importance = estimate_importance(source, data.importance_batches(config.data.importance_rows))
+        return build_student(source, config.student, importance)
+    if spec.kind in DISTILLATION and teacher is not None and not hasattr(source, "classifier"):
+        return add_head(source, teacher)
+    return source
+
+
+def _remember_quant(student: PreTrainedModel, quant: QuantSpec) -> None:
+    spec = spec_of(student)
+    spec.quant = quant
+    remember(student, spec)
+
+
+def _selection(stage: PlannedStage, student: PreTrainedModel) -> str:
+    if stage.spec.select != "auto":
+        return stage.spec.select
+    headless = stage.spec.kind == "general"
+    random_head = stage.spec.kind == "intermediate" and not spec_of(student).trained_head
+    return "last" if headless or random_head else "best"
+
+
+def load_weights(module: StudentModule, file: Path) -> None:
+    """Put the weights of a Lightning checkpoint into `module`."""
+    state = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+    module.load_state_dict(state)

@@ -1,0 +1,139 @@
+"""One stage under Lightning: fit or validate, resume where it was cut, choose a checkpoint, write the artifact."""
+
+import datetime
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import LearningRateMonitor, ThroughputMonitor
+from lightning.pytorch.loggers import CSVLogger, Logger
+
+from bitkd.callbacks.checkpoints import BestCheckpoint, ResumeCheckpoint, latest_checkpoint
+from bitkd.callbacks.progress import StageProgressBar
+from bitkd.models.artifact import save_student
+from bitkd.models.size import measure
+from bitkd.pipeline.build import BuiltStage, build_stage, finish_student, load_weights
+from bitkd.pipeline.group import Group, make_trainer
+from bitkd.pipeline.plan import Plan, PlannedStage
+from bitkd.pipeline.tracking import make_loggers
+from bitkd.stages.base import SCORE
+
+
+def execute(plan: Plan, stage: PlannedStage, group: Group, position: str, progress_bar: bool) -> None:
+    """Run one stage to its artifact, on all ranks. `position`: "stage 2 of 8: Stage-I KD"."""
+    built = build_stage(plan, stage)
+    work = plan.store.work(stage.key)
+    loggers = make_loggers(plan, stage) if group.is_global_zero else []
+    best = BestCheckpoint(work)
+    resume = ResumeCheckpoint(
+        work, stage.seed, plan.config.checkpoint.every_minutes, plan.config.checkpoint.every_steps
+    )
+    if built.fit:
+        trainer = _fit(plan, stage, group, built, best, resume, loggers, position, progress_bar)
+        if built.select == "best" and best.score is not None:
+            load_weights(built.module, best.file)
+    # The artifact's own metrics come from the very weights that it holds, not from a log of the way there.
+    checker = make_trainer(
+        plan.config.trainer,
+        logger=False,
+        callbacks=built.callbacks,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    checker.validate(built.module, datamodule=built.data, verbose=False)
+    values = {name: float(value) for name, value in checker.callback_metrics.items() if "/" in name}
+    student = finish_student(stage, built.module)
+    metrics: dict[str, Any] = {"score": None if stage.spec.kind == "general" else values[SCORE]}
+    metrics |= {name: _section(values, name) for name in built.module.dev_names}
+    record = _record(plan, stage, resume.seconds if built.fit else 0.0)
+    record |= {"size": asdict(measure(student)), "selected": built.select if built.fit else None}
+    if built.fit:
+        record |= {"selected_step": best.step if built.select == "best" else trainer.global_step}
+    if group.is_global_zero:
+        plan.store.publish(
+            stage.key, lambda folder: save_student(student, folder, plan.sources.tokenizer), record, metrics
+        )
+        for logger in loggers:
+            logger.log_metrics({f"final/{name}": value for name, value in values.items()}, step=stage.total_steps)
+            logger.finalize("success")
+    group.barrier()
+
+
+def _fit(
+    plan: Plan,
+    stage: PlannedStage,
+    group: Group,
+    built: BuiltStage,
+    best: BestCheckpoint,
+    resume: ResumeCheckpoint,
+    loggers: list[Logger],
+    position: str,
+    progress_bar: bool,
+) -> pl.Trainer:
+    spec = plan.config.trainer
+    checkpoint: Path | None = None
+    if group.is_global_zero:
+        resume.folder.mkdir(parents=True, exist_ok=True)
+        checkpoint = latest_checkpoint(resume.folder)
+    checkpoint = group.broadcast(checkpoint)
+    callbacks: list[pl.Callback] = [ThroughputMonitor(batch_size_fn=lambda batch: len(batch["input_ids"]))]
+    if loggers or not group.is_global_zero:
+        callbacks.append(LearningRateMonitor("step"))
+    if progress_bar:
+        callbacks.append(StageProgressBar(position))
+    trainer = make_trainer(
+        spec,
+        find_unused_parameters=min(vars(stage.spec.loss)[term] for term in ("logits", "hidden", "attention")) <= 0,
+        logger=loggers or group_logger(plan),
+        callbacks=[*callbacks, *built.callbacks, best, resume],
+        enable_progress_bar=progress_bar,
+        max_steps=stage.total_steps,
+        max_epochs=1,
+        min_epochs=0,
+        val_check_interval=stage.eval_every * spec.accumulate_grad_batches,
+        check_val_every_n_epoch=None,
+        accumulate_grad_batches=spec.accumulate_grad_batches,
+        gradient_clip_val=stage.train.gradient_clip or None,
+        log_every_n_steps=spec.log_every_n_steps,
+    )
+    trainer.fit(built.module, datamodule=built.data, ckpt_path=checkpoint, weights_only=True)
+    return trainer
+
+
+def group_logger(plan: Plan) -> Logger:
+    """Ranks other than zero hold a logger that writes nothing: Lightning makes only rank zero's write."""
+    return CSVLogger(plan.record.logs, name="unused")
+
+
+def _section(values: dict[str, float], name: str) -> dict[str, float]:
+    return {key[len(name) + 1 :]: value for key, value in values.items() if key.startswith(f"{name}/") and key != SCORE}
+
+
+def _record(plan: Plan, stage: PlannedStage, seconds: float) -> dict[str, Any]:
+    """What made this artifact; nothing of it but the fingerprint says whether it can be used again."""
+    upstream = {"student": stage.spec.student, "teacher": stage.spec.teacher}
+    inputs = {role: name if name == "pretrained" else plan[name].key for role, name in upstream.items() if name}
+    return {
+        "format": 1,
+        "name": stage.name,
+        "kind": stage.spec.kind,
+        "title": stage.title,
+        "task": plan.config.task.name,
+        "fingerprint": stage.fingerprint,
+        "inputs": inputs,
+        "settings": asdict(stage.spec) | {"train": asdict(stage.train)},
+        "seed": stage.seed,
+        "steps": stage.total_steps if stage.trains else 0,
+        "examples": stage.total_steps * stage.train.batch_size if stage.trains else 0,
+        "seconds": round(seconds, 2),
+        "world_size": plan.config.trainer.devices * plan.config.trainer.num_nodes,
+        "precision": plan.config.trainer.precision,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in ("torch", "lightning", "transformers", "datasets")}
+        | {"python": platform.python_version()},
+    }

@@ -1,0 +1,265 @@
+"""From a configuration to a checked plan: which stages, in which order, with which fingerprints and states."""
+
+import math
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bitkd.config.load import nearest
+from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, settings_of
+from bitkd.data.hub import resolve_pretrained
+from bitkd.errors import InputError
+from bitkd.models.artifact import load_classifier, load_config, permute_labels
+from bitkd.models.student import check_shape, spec_of
+from bitkd.pipeline.graph import Node, fingerprints, order
+from bitkd.pipeline.record import RunRecord
+from bitkd.pipeline.sources import Sources, folder_hash, open_sources, store_root
+from bitkd.pipeline.store import Store
+from bitkd.stages import (
+    DistillationModule,
+    FineTune,
+    GeneralDistillation,
+    IntermediateDistillation,
+    PredictionDistillation,
+    SingleStageDistillation,
+)
+
+FORMAT = 1
+"""Version of what artifacts hold; a change makes every older one stale."""
+
+DISTILLATION: dict[str, type[DistillationModule]] = {
+    "general": GeneralDistillation,
+    "intermediate": IntermediateDistillation,
+    "prediction": PredictionDistillation,
+    "single_stage": SingleStageDistillation,
+}
+TRAINED = {"finetune": FineTune, **DISTILLATION}
+KINDS = (*TRAINED, "init", "split")
+
+
+@dataclass
+class PlannedStage:
+    """One stage, everything about it decided. `checkpoint`: local folder of a given fine-tuned teacher."""
+
+    name: str
+    spec: StageSpec
+    train: TrainSpec
+    seed: int
+    total_steps: int
+    eval_every: int
+    fingerprint: str = ""
+    checkpoint: Path | None = None
+
+    @property
+    def title(self) -> str:
+        return self.spec.title or self.name
+
+    @property
+    def key(self) -> str:
+        """Name of the artifact's folder in the store."""
+        return f"{self.spec.kind}-{self.fingerprint}"
+
+    @property
+    def trains(self) -> bool:
+        return self.spec.kind in TRAINED and self.checkpoint is None
+
+
+@dataclass
+class Plan:
+    """A checked run: stages in order, their sources, the store, the record of earlier runs."""
+
+    config: Config
+    sources: Sources
+    stages: list[PlannedStage]
+    store: Store
+    record: RunRecord
+
+    def __getitem__(self, name: str) -> PlannedStage:
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def state(self, stage: PlannedStage) -> str:
+        """`done`, `partial` (cut inside), `stale` (finished once with other settings), or `todo`."""
+        if self.store.finished(stage.key):
+            return "done"
+        if any(self.store.work(stage.key).glob("step-*.ckpt")):
+            return "partial"
+        return "stale" if stage.name in self.record.stages else "todo"
+
+
+def make_plan(config: Config) -> Plan:
+    """Check everything that can be checked before work starts; InputError says what is wrong."""
+    record = RunRecord.open(Path(config.run.dir), config.task.name, config.run.name or config.pipeline.name)
+    if not config.stages:
+        raise InputError("the pipeline has no stages; give them under `stages:` in its YAML file")
+    _check_graph(config)
+    _check_training(config)
+    sources = open_sources(config)
+    config = sources.config
+    uses_corpus = any(stage.kind == "general" for stage in config.stages.values())
+    check_shape(config.student, spec_of(sources.model_config), sources.model_config.num_hidden_layers)
+    rows = sources.task_data
+    if uses_corpus:
+        _ = sources.corpus_data
+    stages = [_plan_stage(name, config, sources) for name in config.stages]
+    nodes = {stage.name: Node(stage.name, _upstream(stage.spec), _identity(stage, config, sources)) for stage in stages}
+    hashes = fingerprints(nodes, {PRETRAINED: sources.model_hash})
+    for stage in stages:
+        stage.fingerprint = hashes[stage.name]
+    ordered = order(nodes, {PRETRAINED})
+    stages.sort(key=lambda stage: ordered.index(stage.name))
+    del rows
+    return Plan(config, sources, stages, Store(store_root(config)), record)
+
+
+def _upstream(stage: StageSpec) -> dict[str, str]:
+    return {"student": stage.student} | ({"teacher": stage.teacher} if stage.teacher else {})
+
+
+def _check_graph(config: Config) -> None:
+    stages = config.stages
+    for name, stage in stages.items():
+        if stage.kind not in KINDS:
+            raise InputError(f"stages.{name}.kind={stage.kind} is unknown; {nearest(stage.kind, KINDS)}")
+        if stage.kind in DISTILLATION and not stage.teacher:
+            raise InputError(f"stages.{name}.teacher is missing; a {stage.kind} stage needs a node or {PRETRAINED}")
+        if stage.kind not in DISTILLATION and stage.teacher:
+            raise InputError(f"stages.{name}.teacher={stage.teacher}: a {stage.kind} stage has no teacher; remove it")
+        if stage.checkpoint and stage.kind != "finetune":
+            raise InputError(f"stages.{name}.checkpoint is only for a finetune stage, this is {stage.kind}; remove it")
+        if stage.select not in ("auto", "best", "last"):
+            raise InputError(f"stages.{name}.select={stage.select} is unknown; use auto, best or last")
+    nodes = {name: Node(name, _upstream(stage)) for name, stage in stages.items()}
+    headless = {PRETRAINED}
+    split: set[str] = set()
+    for name in order(nodes, {PRETRAINED}):
+        stage = stages[name]
+        uses_logits = stage.kind == "prediction" or (stage.kind == "single_stage" and stage.loss.logits > 0)
+        if uses_logits and stage.teacher in headless:
+            raise InputError(
+                f"stages.{name}.teacher={stage.teacher} has no trained head to learn logits from; use another"
+            )
+        if stage.kind in ("general", "init") and stage.student in headless:
+            headless.add(name)
+        elif stage.kind not in ("finetune", *DISTILLATION) and stage.student in headless:
+            raise InputError(
+                f"stages.{name}.student={stage.student} has no head; put a KD stage on the task between them"
+            )
+        _check_precision(name, stage, split)
+
+
+def _check_precision(name: str, stage: StageSpec, split: set[str]) -> None:
+    if stage.kind == "split":
+        if stage.student in split:
+            raise InputError(f"stages.{name}.student={stage.student} is split already; split a 2-bit student")
+        if stage.quant.weight_bits != 1:
+            raise InputError(
+                f"stages.{name}.quant.weight_bits={stage.quant.weight_bits}: a split student is binary; use 1"
+            )
+        split.add(name)
+    elif stage.student in split:
+        if stage.quant.weight_bits != 1:
+            raise InputError(
+                f"stages.{name}.quant.weight_bits={stage.quant.weight_bits}, but its student {stage.student} is split into "
+                "binary halves; use 1"
+            )
+        split.add(name)
+
+
+def _check_training(config: Config) -> None:
+    trainer = config.trainer
+    parts = trainer.devices * trainer.num_nodes * trainer.accumulate_grad_batches
+    if min(trainer.devices, trainer.num_nodes, trainer.accumulate_grad_batches) < 1:
+        raise InputError("trainer.devices, trainer.num_nodes and trainer.accumulate_grad_batches must be at least 1")
+    if config.logger not in ("csv", "wandb"):
+        raise InputError(f"logger={config.logger} is unknown; use csv or wandb")
+    for name, stage in config.stages.items():
+        settings = settings_of(stage, config.train)
+        where = f"stages.{name}"
+        if settings["batch_size"] < 1 or settings["batch_size"] % parts:
+            raise InputError(
+                f"{where}: batch_size={settings['batch_size']} does not divide into {parts} equal parts (trainer.devices · "
+                f"num_nodes · accumulate_grad_batches); use a multiple of {parts}"
+            )
+        if settings["schedule"] not in ("linear", "constant"):
+            raise InputError(f"{where}: schedule={settings['schedule']} is unknown; use linear or constant")
+        for key, low, high in (
+            ("lr", 0, 1),
+            ("warmup_ratio", 0, 1),
+            ("weight_decay", 0, 1),
+            ("gradient_clip", 0, math.inf),
+        ):
+            if not low <= settings[key] <= high:
+                raise InputError(f"{where}: {key}={settings[key]} is outside {low} to {high}")
+        if settings["max_steps"] is None and settings["epochs"] <= 0:
+            raise InputError(
+                f"{where}: epochs={settings['epochs']} trains nothing; use a positive number, or max_steps"
+            )
+        for key in ("max_steps", "eval_every"):
+            if settings[key] is not None and settings[key] < 1:
+                raise InputError(f"{where}: {key}={settings[key]} is below 1")
+
+
+def _plan_stage(name: str, config: Config, sources: Sources) -> PlannedStage:
+    spec = config.stages[name]
+    train = TrainSpec(**settings_of(spec, config.train))
+    seed = spec.seed if spec.seed is not None else zlib.crc32(f"{config.seed}/{name}".encode())
+    checkpoint = None
+    total_steps, eval_every = 0, 0
+    if spec.checkpoint:
+        checkpoint = Path(resolve_pretrained(spec.checkpoint, setting=f"stages.{name}.checkpoint="))
+        check_checkpoint(checkpoint, config.task.labels, spec.labels)
+    elif spec.kind in TRAINED:
+        data = sources.corpus_data if spec.kind == "general" else sources.task_data
+        per_epoch = data.steps_per_epoch(train.batch_size)
+        total_steps = train.max_steps or max(1, math.ceil(train.epochs * per_epoch))
+        eval_every = train.eval_every or per_epoch
+    return PlannedStage(name, spec, train, seed, total_steps, min(eval_every, total_steps), checkpoint=checkpoint)
+
+
+def check_checkpoint(folder: Path, labels: list[str] | None, names: list[str] | None) -> None:
+    """InputError where the checkpoint in `folder` has no trained head for these labels."""
+    load_config(folder)
+    permute_labels(load_classifier(folder), labels, names)
+
+
+def _identity(stage: PlannedStage, config: Config, sources: Sources) -> dict[str, Any]:
+    """What changes a stage's numbers, besides what it descends from; never paths, loggers, worker counts."""
+    spec = stage.spec
+    identity: dict[str, Any] = {"format": FORMAT, "kind": spec.kind, "quant": asdict(spec.quant)}
+    if stage.checkpoint is not None:
+        return identity | {
+            "checkpoint": folder_hash(stage.checkpoint),
+            "labels": spec.labels,
+            **_task_identity(config, sources),
+        }
+    if spec.kind == "general":
+        identity |= {"data": sources.corpus_data.fingerprint(), "segments": config.data.segments}
+        identity |= {"max_length": config.data.max_length}
+    else:
+        identity |= _task_identity(config, sources)
+    if spec.kind in ("general", "init"):
+        identity |= {"shape": asdict(config.student), "seed": stage.seed}
+        if config.student.width < 1:
+            identity |= {"importance_rows": config.data.importance_rows}
+    if stage.trains:
+        settings = asdict(stage.train)
+        for name in ("epochs", "max_steps", "eval_every"):
+            del settings[name]
+        identity |= {
+            "train": settings,
+            "total_steps": stage.total_steps,
+            "eval_every": stage.eval_every,
+            "select": spec.select,
+            "seed": stage.seed,
+            "precision": config.trainer.precision,
+            "world_size": config.trainer.devices * config.trainer.num_nodes,
+            "accumulate": config.trainer.accumulate_grad_batches,
+        }
+    if spec.kind in DISTILLATION:
+        identity["loss"] = asdict(spec.loss)
+    return identity
+
+
+def _task_identity(config: Config, sources: Sources) -> dict[str, Any]:
+    return {"data": sources.task_data.fingerprint(), "max_length": config.data.max_length}

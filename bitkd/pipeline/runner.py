@@ -1,0 +1,101 @@
+"""Runs a graph: skip what is finished, resume what was cut, recompute what has changed, keep what is done."""
+
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from bitkd.config.load import to_yaml
+from bitkd.config.schema import Config
+from bitkd.errors import InputError
+from bitkd.pipeline.execute import execute
+from bitkd.pipeline.group import Group
+from bitkd.pipeline.plan import Plan, PlannedStage, make_plan
+from bitkd.pipeline.tracking import close_loggers
+
+
+@dataclass
+class StageFailedError(RuntimeError):
+    """A stage failed while working: which one, why, and what was not run. Finished stages stay."""
+
+    stage: str
+    cause: BaseException
+    not_run: list[str]
+    log: str
+
+    def __str__(self) -> str:
+        rest = f"not run: {', '.join(self.not_run)}" if self.not_run else "it was the last stage"
+        return (
+            f"stage {self.stage} failed: {type(self.cause).__name__}: {self.cause}\n"
+            f"{rest}. Finished stages are kept; run the same command again to go on from here. Traceback: {self.log}"
+        )
+
+
+def run(config: Config, console: Any, progress_bar: bool = False) -> Plan:
+    """Run the configured graph to its end.
+
+    console: has `print`; one plain line at each stage's start and one at its end.
+    Raises InputError before any work starts, StageFailedError while working.
+    """
+    plan = make_plan(config)
+    plan.store.prepare()
+    names = [stage.name for stage in plan.stages]
+    info: dict[str, Any] = {
+        "task": plan.config.task.name,
+        "pipeline": plan.config.pipeline.name,
+        "title": plan.config.pipeline.title,
+    }
+    info |= {"seed": plan.config.seed, "metric": plan.config.task.metric}
+    info |= {"titles": {stage.name: stage.title for stage in plan.stages}}
+    plan.record.begin(info, to_yaml(plan.config), names)
+    group = Group(plan.config.trainer)
+    for position, stage in enumerate(plan.stages, start=1):
+        label = f"stage {position} of {len(names)}: {stage.name}"
+        if group.is_global_zero:
+            _drop_damaged(plan, stage, console)
+        finished = group.broadcast(plan.store.finished(stage.key))
+        if finished:
+            _say(group, console, f"{label} ({stage.title}) is done already")
+        else:
+            _say(group, console, f"{label} ({stage.title})")
+            try:
+                execute(plan, stage, group, f"{label} ({stage.title})", progress_bar)
+            except InputError:
+                raise
+            except Exception as error:
+                raise _failure(plan, stage, error, names[position:]) from error
+            finally:
+                close_loggers(plan.config.logger)
+        if group.is_global_zero:
+            plan.record.finish(stage.name, stage.key, plan.store.path(stage.key), names)
+            if not finished:
+                _say(group, console, f"{label} finished: {_summary(plan, stage)}")
+    return plan
+
+
+def _say(group: Group, console: Any, text: str) -> None:
+    if group.is_global_zero:
+        console.print(text)
+
+
+def _drop_damaged(plan: Plan, stage: PlannedStage, console: Any) -> None:
+    if plan.store.finished(stage.key):
+        damage = plan.store.damage(stage.key)
+        if damage:
+            console.print(f"{damage}: it is recomputed")
+            plan.store.remove(stage.key)
+
+
+def _failure(plan: Plan, stage: PlannedStage, error: Exception, rest: list[str]) -> StageFailedError:
+    log = plan.record.folder / f"{stage.name}.error.txt"
+    try:
+        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    except OSError:  # a full disk must not hide the failure itself
+        return StageFailedError(stage.name, error, rest, "could not be written")
+    return StageFailedError(stage.name, error, rest, str(log))
+
+
+def _summary(plan: Plan, stage: PlannedStage) -> str:
+    artifact = plan.store.load(stage.key)
+    score = artifact.metrics["score"]
+    metric = plan.config.task.metric
+    return (f"{metric} {score:.4f}, " if score is not None else "") + f"{artifact.stage['seconds']:.0f} s"

@@ -1,0 +1,127 @@
+"""What a run starts from, found and checked before any work: pre-trained model, tokenizer, task rows, corpus."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from bitkd.config.schema import Config, TrainSpec
+from bitkd.data.corpus import CorpusDataModule
+from bitkd.data.demo import ensure_demo
+from bitkd.data.hub import load_tokenizer, resolve_pretrained
+from bitkd.data.task import TaskDataModule
+from bitkd.errors import InputError
+from bitkd.models.artifact import load_config
+from bitkd.pipeline.graph import digest
+from bitkd.pipeline.store import checksum
+
+DEMO = "demo"
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
+
+
+@dataclass
+class Sources:
+    """Sources of one run, each resolved once. `model`: folder of the pre-trained BERT. `config`: the run's
+    configuration with `demo` replaced by the folders that it stands for.
+    """
+
+    config: Config
+    model: Path
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(str(self.model))
+
+    @cached_property
+    def model_config(self) -> PretrainedConfig:
+        return load_config(self.model)
+
+    @cached_property
+    def model_hash(self) -> str:
+        return folder_hash(self.model)
+
+    @cached_property
+    def task_data(self) -> TaskDataModule:
+        """The task's rows, loaded and tokenized; for counts, hashes and validation."""
+        module = self._make_task_module(TrainSpec(), total_batches=1, accumulate=1, seed=0)
+        module.setup("fit")
+        return module
+
+    @cached_property
+    def corpus_data(self) -> CorpusDataModule:
+        """The corpus, packed."""
+        module = self._make_corpus_module(TrainSpec(), total_batches=1, accumulate=1, seed=0)
+        module.setup("fit")
+        return module
+
+    def task_module(self, train: TrainSpec, total_batches: int, accumulate: int, seed: int) -> TaskDataModule:
+        """A data module for one stage on the task."""
+        return self._make_task_module(train, total_batches, accumulate, seed).share(self.task_data)
+
+    def corpus_module(self, train: TrainSpec, total_batches: int, accumulate: int, seed: int) -> CorpusDataModule:
+        """A data module for General KD."""
+        return self._make_corpus_module(train, total_batches, accumulate, seed).share(self.corpus_data)
+
+    def _make_task_module(self, train: TrainSpec, total_batches: int, accumulate: int, seed: int) -> TaskDataModule:
+        data = self.config.data
+        return TaskDataModule(
+            task=self.config.task,
+            tokenizer=self.tokenizer,
+            data_dir=data.dir,
+            max_length=data.max_length,
+            batch_size=train.batch_size,
+            total_batches=total_batches,
+            accumulate=accumulate,
+            seed=seed,
+            eval_batch_size=data.eval_batch_size,
+            num_workers=data.num_workers,
+        )
+
+    def _make_corpus_module(self, train: TrainSpec, total_batches: int, accumulate: int, seed: int) -> CorpusDataModule:
+        data = self.config.data
+        if not data.corpus:
+            raise InputError(
+                "General KD needs a text corpus and data.corpus is empty; give text files or folders with "
+                "data.corpus=[PATH,…]"
+            )
+        return CorpusDataModule(
+            paths=data.corpus,
+            tokenizer=self.tokenizer,
+            max_length=data.max_length,
+            batch_size=train.batch_size,
+            total_batches=total_batches,
+            accumulate=accumulate,
+            seed=seed,
+            eval_batch_size=data.eval_batch_size,
+            num_workers=data.num_workers,
+            segments=data.segments,
+        )
+
+
+def open_sources(config: Config) -> Sources:
+    """Resolve `demo`, local paths and hub ids; InputError where one is missing or the hub cannot be reached."""
+    store = store_root(config)
+    data, model = config.data, config.model
+    if DEMO in (data.dir, model.pretrained) or DEMO in data.corpus:
+        demo = ensure_demo(store.parent / "demo")
+        data = replace(
+            data,
+            dir=str(demo.data) if data.dir == DEMO else data.dir,
+            corpus=[str(demo.corpus) if path == DEMO else path for path in data.corpus],
+        )
+        model = replace(model, pretrained=str(demo.model) if model.pretrained == DEMO else model.pretrained)
+    folder = Path(resolve_pretrained(model.pretrained))
+    return Sources(replace(config, data=data, model=model), folder)
+
+
+def store_root(config: Config) -> Path:
+    """Folder of the artifact store of a run."""
+    return Path(config.run.store or Path(config.run.dir) / "store").expanduser().resolve()
+
+
+def folder_hash(folder: Path) -> str:
+    """Hash of a model folder's content, whatever its path."""
+    files = sorted({file for pattern in WEIGHT_FILES for file in folder.glob(pattern)})
+    return digest({file.name: checksum(file) for file in files})

@@ -1,0 +1,159 @@
+"""The content-addressed artifact store: a folder per fingerprint, complete or absent, never torn."""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitkd.errors import InputError
+
+STAGE_FILE = "stage.json"
+METRICS_FILE = "metrics.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage on disk."""
+
+    path: Path
+    stage: dict[str, Any]
+    metrics: dict[str, Any]
+
+
+class Store:
+    """Artifacts by key (kind and fingerprint) under `root`, and beside them the work folders of unfinished stages."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root).expanduser().resolve()
+
+    def prepare(self) -> None:
+        """Create the folders, sweep what dead processes left, and make sure that artifacts can be written."""
+        try:
+            for folder in (self.root, self._temporary):
+                folder.mkdir(parents=True, exist_ok=True)
+            probe = self._temporary / f"probe-{uuid.uuid4().hex}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise InputError(
+                f"{self.root} is not writable ({error.strerror}); choose another folder with run.dir= or run.store="
+            ) from error
+        self._sweep()
+
+    @property
+    def _temporary(self) -> Path:
+        return self.root / ".tmp"
+
+    def path(self, key: str) -> Path:
+        """Where the artifact of `key` is, or will be."""
+        return self.root / key
+
+    def work(self, key: str) -> Path:
+        """Folder of the checkpoints of a stage that is not finished."""
+        return self.root / ".work" / key
+
+    def finished(self, key: str) -> bool:
+        """Whether an artifact stands there; its checksum is `verify`'s business."""
+        return (self.path(key) / STAGE_FILE).is_file()
+
+    def damage(self, key: str) -> str | None:
+        """What is wrong with a finished artifact: null when its files can be read and its checksum holds."""
+        try:
+            stage = json.loads((self.path(key) / STAGE_FILE).read_text(encoding="utf-8"))
+            json.loads((self.path(key) / METRICS_FILE).read_text(encoding="utf-8"))
+            found = {name: checksum(self.path(key) / name) for name in stage["checksums"]}
+        except (OSError, ValueError, KeyError) as error:
+            return f"{self.path(key)} cannot be read ({error})"
+        for name, expected in stage["checksums"].items():
+            if found[name] != expected:
+                return f"{self.path(key) / name} has checksum {found[name][:12]}…, its record says {expected[:12]}…"
+        return None
+
+    def load(self, key: str) -> Artifact:
+        """The records of a finished artifact."""
+        return read_artifact(self.path(key))
+
+    def publish(self, key: str, write: Any, stage: dict[str, Any], metrics: dict[str, Any]) -> Artifact:
+        """Make the artifact of `key` visible in one step.
+
+        write: called with a temporary folder, puts model and tokenizer there. stage.json is written last, then the
+        folder is renamed into place; an artifact that another process published meanwhile is kept.
+        """
+        folder = self._temporary / f"{key}.{socket.gethostname()}.{os.getpid()}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write(folder)
+        write_json(folder / METRICS_FILE, metrics)
+        checksums = {file.name: checksum(file) for file in sorted(folder.iterdir())}
+        write_json(folder / STAGE_FILE, stage | {"checksums": checksums})
+        _sync(folder)
+        try:
+            os.rename(folder, self.path(key))
+        except OSError:
+            if not self.finished(key):
+                raise
+            shutil.rmtree(folder)
+        shutil.rmtree(self.work(key), ignore_errors=True)
+        return self.load(key)
+
+    def remove(self, key: str) -> None:
+        """Take a damaged artifact out of sight, then delete it."""
+        grave = self._temporary / f"removed-{key}.{socket.gethostname()}.{os.getpid()}"
+        shutil.rmtree(grave, ignore_errors=True)
+        os.rename(self.path(key), grave)
+        shutil.rmtree(grave)
+
+    def _sweep(self) -> None:
+        for folder in self._temporary.iterdir():
+            _, host, pid = folder.name.rsplit(".", 2) if folder.name.count(".") >= 2 else ("", "", "")
+            if host == socket.gethostname() and pid.isdigit() and not _alive(int(pid)):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_artifact(path: Path | str) -> Artifact:
+    """The records of the artifact in a folder; InputError where it is none or is damaged."""
+    path = Path(path)
+    records = []
+    for name in (STAGE_FILE, METRICS_FILE):
+        try:
+            records.append(json.loads((path / name).read_text(encoding="utf-8")))
+        except FileNotFoundError as error:
+            raise InputError(f"{path} is no finished artifact: it has no {name}; run the stage again") from error
+        except ValueError as error:
+            raise InputError(f"{path / name} is damaged ({error}); run the stage again") from error
+    return Artifact(path, *records)
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write plain data so that readers see the old file or the new one, never half of either."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def checksum(file: Path | str) -> str:
+    """SHA-256 of a file's content."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    """Force the files to disk before the rename makes them visible: a power cut must not leave an empty model."""
+    for file in folder.iterdir():
+        with open(file, "rb") as stream:
+            os.fsync(stream.fileno())
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,39 @@
+"""Where a stage's metrics go: CSV files always, wandb where asked."""
+
+import os
+
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+
+from bitkd.pipeline.plan import Plan, PlannedStage
+
+
+def make_loggers(plan: Plan, stage: PlannedStage) -> list[Logger]:
+    """Loggers of one stage. A resumed stage adds a version_N folder, so that nothing logged before is lost."""
+    loggers: list[Logger] = [CSVLogger(plan.record.logs, name=stage.name)]
+    if plan.config.logger == "wandb":
+        import wandb
+
+        settings = plan.config.wandb
+        offline = (
+            not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key) or os.environ.get("WANDB_MODE") == "offline"
+        )
+        loggers.append(
+            WandbLogger(
+                project=settings.project,
+                entity=settings.entity,
+                group=f"{plan.config.task.name}-{plan.record.folder.name}",
+                job_type=stage.name,
+                name=f"{plan.record.folder.name}/{stage.name}",
+                save_dir=str(plan.record.logs),
+                offline=offline,
+            )
+        )
+    return loggers
+
+
+def close_loggers(config_logger: str) -> None:
+    """Finish the stage's wandb run, so that the next stage starts one of its own."""
+    if config_logger == "wandb":
+        import wandb
+
+        wandb.finish()

@@ -1,0 +1,101 @@
+"""Quantizers as pure functions: an integer-valued code times a scale, with a straight-through gradient.
+
+Scales and thresholds are summed in float64 and rounded to FP32, so that they depend neither on the order of
+summation nor on autocast; no gradient flows through them. Codes are returned in a floating-point type, ready
+for a matmul.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TERNARY_THRESHOLD = 0.7
+"""Ternary Weight Networks (arXiv:1605.04711): weights within 0.7 * mean|w| become zero."""
+
+
+def _mean_magnitude(w: Tensor, per_row: bool, count: Tensor | int | None = None) -> Tensor:
+    """Sum of |w| over `count` (null: over all elements), one for each row or for all of `w`, in float64."""
+    exact = torch.float32 if w.device.type == "mps" else torch.float64  # Apple GPUs have no float64
+    total = torch.linalg.vector_norm(w, 1, dim=-1 if per_row else None, keepdim=per_row, dtype=exact)
+    return total / (count if count is not None else w.shape[-1] if per_row else w.numel())
+
+
+@torch.no_grad()
+def binary_codes(w: Tensor, per_row: bool = False) -> tuple[Tensor, Tensor]:
+    """Codes -1 and +1 in w's type (zero counts as +1) and the FP32 scale mean|w| (BWN, arXiv:1603.05279).
+
+    per_row: one scale for each slice along the last dimension, of shape (..., 1); otherwise one for all, of shape ().
+    """
+    with torch.autocast(w.device.type, enabled=False):
+        one = torch.ones((), dtype=w.dtype, device=w.device)
+        # Adding 0.0 turns -0.0 into +0.0; copysign is several times faster than torch.where.
+        return torch.copysign(one, w + 0.0), _mean_magnitude(w, per_row).float()
+
+
+@torch.no_grad()
+def ternary_codes(w: Tensor, per_row: bool = False) -> tuple[Tensor, Tensor]:
+    """Codes -1, 0 and +1 in w's type and the FP32 scale, the mean |w| beyond the threshold (TWN, arXiv:1605.04711).
+
+    per_row: as in `binary_codes`. A group of zeros has codes 0 and scale 0.
+    """
+    with torch.autocast(w.device.type, enabled=False):
+        threshold = (TERNARY_THRESHOLD * _mean_magnitude(w, per_row)).float().to(w.dtype)
+        kept = w * (w.abs() > threshold)
+        count = torch.count_nonzero(kept, dim=-1).unsqueeze(-1) if per_row else torch.count_nonzero(kept)
+        return kept.sign(), _mean_magnitude(kept, per_row, count.clamp_min(1)).float()
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward: `quantized` in place of `x`.  Backward: the gradient unchanged, zero where |x| > clip."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, quantized: Tensor, clip: float | None) -> Tensor:
+        ctx.clip = clip
+        ctx.save_for_backward(*([x] if clip is not None else []))
+        return quantized
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        for x in ctx.saved_tensors:
+            grad = clip_gradient(grad, x, ctx.clip)
+        return grad, None, None
+
+
+def clip_gradient(grad: Tensor, w: Tensor, clip: float | None) -> Tensor:
+    """`grad`, zero where |w| > clip (TernaryBERT, arXiv:2009.12812, clips at 2.5)."""
+    return grad if clip is None else grad.masked_fill(w.abs() > clip, 0)
+
+
+def binarize(w: Tensor, per_row: bool = False, *, clip: float | None = None) -> Tensor:
+    """mean|w| * sign(w) in w's type, straight-through gradient; zero gradient where |w| > clip."""
+    codes, scale = binary_codes(w, per_row)
+    return _StraightThrough.apply(w, codes * scale.to(w.dtype), clip)
+
+
+def ternarize(w: Tensor, per_row: bool = False, *, clip: float | None = None) -> Tensor:
+    """-alpha, 0 or alpha in w's type, straight-through gradient; zero gradient where |w| > clip."""
+    codes, scale = ternary_codes(w, per_row)
+    return _StraightThrough.apply(w, codes * scale.to(w.dtype), clip)
+
+
+@torch.no_grad()
+def token_codes(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
+    """Dynamic symmetric codes of activations, one scale per token, both FP32.
+
+    x: (..., width), one token along the last dimension.  codes: whole numbers in -(2^(bits-1)-1) …
+    2^(bits-1)-1. scale: (..., 1), the token's largest |x| over the largest code. A token of zeros has codes 0
+    and a tiny scale.
+    """
+    largest = 2 ** (bits - 1) - 1
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.float()
+        scale = x.abs().amax(dim=-1, keepdim=True).clamp_min(1e-30) / largest
+        return (x / scale).round_(), scale
+
+
+def quantize_tokens(x: Tensor, bits: int = 8) -> Tensor:
+    """`x` rounded to its token's codes and scaled back, in x's type, straight-through gradient (see
+    `token_codes`)."""
+    codes, scale = token_codes(x, bits)
+    return _StraightThrough.apply(x, (codes * scale).to(x.dtype), None)

@@ -1,0 +1,138 @@
+"""What all stages share: a student that is validated on the task, and the optimizer that trains it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+from transformers import PreTrainedModel, get_scheduler
+
+from bitkd.errors import InputError
+
+SCORE = "dev/score"
+"""What checkpoints are selected by: the task's primary metric on its first dev set, larger is better."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss became NaN or infinite; the message names the term and the batch."""
+
+
+@dataclass
+class OptimSpec:
+    """How one stage's student is trained."""
+
+    lr: float = 5e-5
+    """Peak learning rate."""
+
+    warmup_ratio: float = 0.1
+    """Share of all optimizer steps spent in linear warm-up."""
+
+    schedule: str = "linear"
+    """After warm-up: `linear` decay to zero, or `constant`."""
+
+    weight_decay: float = 0.01
+    """AdamW's decay of weight matrices; biases and LayerNorm have none."""
+
+
+class StudentModule(pl.LightningModule):
+    """A student under training or validation.
+
+    metrics: one collection for each dev set, in the order of the validation loaders; null for a corpus, then the
+    mean loss is what is validated.  total_steps: optimizer steps of the whole stage, for the schedule.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        optim: OptimSpec | None = None,
+        total_steps: int = 1,
+        metrics: dict[str, MetricCollection] | None = None,
+        score: Any = None,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.optim = optim or OptimSpec()
+        self.total_steps = total_steps
+        self.dev_names = list(metrics or ["dev"])
+        self.metrics = nn.ModuleList(metrics.values()) if metrics else None
+        self.dev_losses = nn.ModuleList(MeanMetric() for _ in self.dev_names)
+        self._score = score
+
+    def forward(self, **inputs: Tensor) -> Any:
+        return self.student(**inputs)
+
+    @staticmethod
+    def inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The part of a batch that a model reads."""
+        return {k: v for k, v in batch.items() if k not in ("labels", "index")}
+
+    def loss_terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weighted terms of the training loss by name, each a scalar."""
+        raise InputError(f"{type(self).__name__} only validates; it has no loss to train with")
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        terms = self.loss_terms(batch)
+        total = torch.stack([term.float() for term in terms.values()]).sum()
+        if not torch.isfinite(total):
+            bad = [name for name, term in terms.items() if not torch.isfinite(term)] or ["total"]
+            rows = batch["index"].tolist() if "index" in batch else []
+            raise NonFiniteLossError(
+                f"loss term {', '.join(bad)} is not finite at batch {batch_idx} (step {self.global_step}, rows "
+                f"{rows[:8]}{'…' if len(rows) > 8 else ''}); lower the learning rate or use trainer.precision=32-true. "
+                "The last good checkpoint is kept"
+            )
+        self.log("train/loss", total.detach(), prog_bar=True)
+        if len(terms) > 1:
+            self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
+        return total
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        rows = len(batch["input_ids"])
+        if self.metrics is None:
+            loss = torch.stack(list(self.loss_terms(batch).values())).sum()
+        else:
+            logits = self.student(**self.inputs(batch)).logits.float()
+            labels = batch["labels"]
+            if logits.shape[1] == 1:
+                predictions = logits[:, 0]
+                loss = nn.functional.mse_loss(predictions, labels.float())
+            else:
+                predictions = logits.argmax(dim=1)
+                loss = nn.functional.cross_entropy(logits, labels)
+            self.metrics[dataloader_idx].update(predictions, labels)
+        self.dev_losses[dataloader_idx].update(loss.detach(), rows)
+
+    def on_validation_epoch_end(self) -> None:
+        for position, name in enumerate(self.dev_names):
+            values = {"loss": self.dev_losses[position].compute()}
+            self.dev_losses[position].reset()
+            if self.metrics is not None:
+                values |= self.metrics[position].compute()
+                self.metrics[position].reset()
+            self.log_dict({f"{name}/{key}": torch.as_tensor(value).float() for key, value in values.items()})
+            if position == 0:
+                plain = {key: float(value) for key, value in values.items()}
+                score = self._score(plain) if self.metrics is not None else -plain["loss"]
+                self.log(SCORE, torch.tensor(score, dtype=torch.float32), prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        decayed, plain = [], []
+        for module in self.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.requires_grad:
+                    free = isinstance(module, nn.LayerNorm) or name == "bias"
+                    (plain if free else decayed).append(parameter)
+        optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": self.optim.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=self.optim.lr,
+        )
+        names = {"linear": "linear", "constant": "constant_with_warmup"}
+        scheduler = get_scheduler(
+            names[self.optim.schedule],
+            optimizer,
+            num_warmup_steps=round(self.total_steps * self.optim.warmup_ratio),
+            num_training_steps=self.total_steps,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

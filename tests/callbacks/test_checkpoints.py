@@ -1,0 +1,149 @@
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from bitkd.callbacks.checkpoints import BestCheckpoint, ResumeCheckpoint, latest_checkpoint
+from bitkd.stages.base import SCORE
+
+
+class Rows(pl.LightningDataModule):
+    """Batches that can start anywhere, as bitkd.data.sampler's do."""
+
+    def __init__(self, total):
+        super().__init__()
+        self.total, self.start_batch = total, 0
+        self.rows = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+
+    def train_dataloader(self):
+        module = self
+
+        class Sampler:
+            def __len__(self):
+                return module.total
+
+            def __iter__(self):
+                for i in range(module.start_batch, module.total):
+                    yield [(3 * i + j) % 40 for j in range(4)]
+
+        return DataLoader(self.rows, batch_sampler=Sampler(), generator=torch.Generator())
+
+    def val_dataloader(self):
+        return DataLoader(self.rows[:8], batch_size=4)
+
+
+class Noisy(pl.LightningModule):
+    """Dropout, momentum and a schedule: everything that a careless resumption gets wrong."""
+
+    def __init__(self, stop_at=None):
+        super().__init__()
+        torch.manual_seed(5)
+        self.net = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.Linear(16, 1))
+        self.stop_at = stop_at
+        self.scores = []
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx == self.stop_at:
+            raise RuntimeError("killed")
+        return self.net(batch).square().mean() + self.net(batch).mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.log(SCORE, self.net(batch).mean())
+
+    def on_validation_epoch_end(self):
+        self.scores.append(self.trainer.global_step)
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.05)
+        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, 12), "interval": "step"}]
+
+
+def fit(folder, stop_at=None, steps=12, accumulate=1, every_steps=1, interval=4):
+    folder.mkdir(exist_ok=True)
+    module, data = Noisy(stop_at), Rows(steps * accumulate)
+    best, resume = BestCheckpoint(folder), ResumeCheckpoint(folder, seed=1, every_steps=every_steps)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=1,
+        min_epochs=0,
+        accumulate_grad_batches=accumulate,
+        val_check_interval=interval * accumulate,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[best, resume],
+    )
+    checkpoint = latest_checkpoint(folder)
+    if stop_at is None:
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    else:
+        with pytest.raises(RuntimeError, match="killed"):
+            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    return module, best
+
+
+def best_weights(folder):
+    return torch.load(folder / "best.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("stop_at", [1, 3, 4, 5, 8, 11])
+def test_resumed_equals_uninterrupted(tmp_path, stop_at, accumulate):
+    whole, whole_best = fit(tmp_path / "whole", accumulate=accumulate)
+    fit(tmp_path / "cut", stop_at=stop_at * accumulate, accumulate=accumulate)
+    resumed, resumed_best = fit(tmp_path / "cut", accumulate=accumulate)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
+    assert (whole_best.score, whole_best.step) == (resumed_best.score, resumed_best.step)
+    first, second = best_weights(tmp_path / "whole"), best_weights(tmp_path / "cut")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("every_steps", [3, 5, 7])
+def test_checkpoints_at_any_step_resume_alike(tmp_path, every_steps):
+    whole, _ = fit(tmp_path / "whole", every_steps=every_steps, interval=5)
+    fit(tmp_path / "cut", stop_at=9, every_steps=every_steps, interval=5)
+    resumed, _ = fit(tmp_path / "cut", every_steps=every_steps, interval=5)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
+
+
+def test_a_finished_fit_resumes_to_itself(tmp_path):
+    whole, _ = fit(tmp_path)
+    again, best = fit(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values()))
+    assert again.scores == []
+    assert best.score is not None
+
+
+def test_the_last_step_is_validated_however_the_interval_falls(tmp_path):
+    module, _ = fit(tmp_path, interval=5)
+    assert module.scores == [5, 10, 12]
+
+
+def test_a_moved_folder_resumes_alike(tmp_path):
+    whole, whole_best = fit(tmp_path / "whole")
+    fit(tmp_path / "before", stop_at=9)
+    (tmp_path / "before").rename(tmp_path / "after")
+    resumed, best = fit(tmp_path / "after")
+    assert best.score == whole_best.score
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
+    fit(tmp_path, stop_at=9)
+    older, newer = sorted(tmp_path.glob("step-*.ckpt"))
+    newer.write_bytes(newer.read_bytes()[:200])
+    assert latest_checkpoint(tmp_path) == older
+    older.write_bytes(b"")
+    assert latest_checkpoint(tmp_path) is None
+
+
+def test_two_checkpoints_are_kept_and_seconds_add_up(tmp_path):
+    fit(tmp_path, stop_at=9)
+    files = sorted(tmp_path.glob("step-*.ckpt"))
+    assert [file.name for file in files] == ["step-000000008.ckpt", "step-000000009.ckpt"]
+    states = torch.load(files[-1], weights_only=True)["callbacks"]
+    assert states["ResumeCheckpoint"]["seconds"] > 0

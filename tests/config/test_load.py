@@ -1,0 +1,85 @@
+import pytest
+from omegaconf import OmegaConf
+
+from bitkd.config.load import choices, conf_dir, load_config, to_yaml
+from bitkd.config.schema import TrainSpec, settings_of
+from bitkd.errors import InputError
+
+BOTH = ["pipeline=multistage", "task=demo"]
+
+
+@pytest.mark.parametrize("pipeline", choices("pipeline"))
+@pytest.mark.parametrize("task", choices("task"))
+def test_every_pipeline_goes_with_every_task(pipeline, task):
+    config = load_config([f"pipeline={pipeline}", f"task={task}"])
+    assert config.task.name == task
+    assert config.pipeline.name == pipeline
+
+
+def test_overrides_come_in_any_order_and_keep_each_other():
+    first = load_config(["train.lr=1e-3", *BOTH, "stages.stage1.quant.per_row=true"])
+    second = load_config(["stages.stage1.quant.per_row=true", "task=demo", "train.lr=0.001", "pipeline=multistage"])
+    assert first == second
+    assert first.train.lr == 1e-3
+    assert first.stages["stage1"].quant.per_row
+    assert first.stages["ternary"].quant.weight_bits == 2
+
+
+def test_a_file_of_ones_own_is_a_choice(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("pipeline: {name: mine}\nstages:\n  teacher: {kind: finetune}\n")
+    config = load_config([f"pipeline={file}", "task=demo"])
+    assert list(config.stages) == ["teacher"]
+
+
+def test_the_printed_configuration_says_everything():
+    config = load_config(BOTH)
+    printed = OmegaConf.create(to_yaml(config))
+    assert printed.stages.split.kind == "split"
+    assert printed.student.width == 0.5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([*BOTH, "trian.lr=1"], r"unknown key trian; did you mean train\?"),
+        ([*BOTH, "train.lrr=1"], r"unknown key train\.lrr; did you mean lr\?"),
+        ([*BOTH, "stages.stag1.lr=1"], r"stages\.stag1 is no stage of this pipeline; did you mean stage1\?"),
+        ([*BOTH, "stages.stage1.quant.bits=1"], r"unknown key stages\.stage1\.quant\.bits"),
+        ([*BOTH, "train.batch_size=many"], r"'train\.batch_size=many' has the wrong type"),
+        ([*BOTH, "student.layers=3"], r"'student\.layers=3' has the wrong type"),
+        (["pipeline=multistage", "task=mlni"], r"task=mlni is unknown; did you mean mnli\?"),
+        (["pipeline=multistep", "task=demo"], r"pipeline=multistep is unknown; did you mean multistage\?"),
+        (["pipeline=multistage"], r"task= is missing; choose one of .*mrpc"),
+        (["task=demo"], r"pipeline= is missing; choose one of .*singlestage"),
+        ([*BOTH, "nonsense"], r"'nonsense' is no setting; write key=value"),
+        ([*BOTH, "train=fast"], r"train= takes no value of its own"),
+        (["pipeline=/nowhere/mine.yaml", "task=demo"], r"there is no such file"),
+        ([*BOTH, "student.layers=[1"], r"cannot be read"),
+    ],
+)
+def test_bad_settings_say_what_to_do(overrides, message):
+    with pytest.raises(InputError, match=message):
+        load_config(overrides)
+
+
+def test_broken_yaml_is_named(tmp_path):
+    file = tmp_path / "broken.yaml"
+    file.write_text("a: [1\n")
+    with pytest.raises(InputError, match=r"broken\.yaml is not valid YAML"):
+        load_config([f"pipeline={file}", "task=demo"])
+
+
+def test_a_stage_overrides_the_defaults_of_all():
+    config = load_config(
+        [*BOTH, "train.epochs=7", "train.max_steps=9", "stages.split.lr=0.5", "stages.stage1.epochs=2"]
+    )
+    assert settings_of(config.stages["stage2"], config.train)["max_steps"] == 9
+    assert settings_of(config.stages["stage1"], config.train)["max_steps"] is None
+    assert settings_of(config.stages["stage1"], config.train)["epochs"] == 2
+    assert settings_of(config.stages["split"], config.train)["lr"] == 0.5
+    assert set(settings_of(config.stages["split"], config.train)) == set(TrainSpec.__dataclass_fields__)
+
+
+def test_conf_is_found():
+    assert (conf_dir() / "pipeline" / "multistage.yaml").is_file()

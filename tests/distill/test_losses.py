@@ -1,0 +1,152 @@
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from bitkd.distill.losses import (
+    attention_score_mse,
+    hidden_mse,
+    logits_mse,
+    relation_kl,
+    soft_cross_entropy,
+)
+from bitkd.errors import InputError
+
+MASK = torch.tensor([[True, True, True], [True, False, False]])
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_attention_by_hand() -> None:
+    student, teacher = torch.zeros(2, 2, 3, 3), torch.full((2, 2, 3, 3), 5.0)
+    teacher[0] = 1.0
+    teacher[1, 0, 0, 0], teacher[1, 1, 0, 0] = 2.0, 4.0  # the second example's only real pair, in each head
+    assert attention_score_mse(student, teacher, MASK).item() == pytest.approx((1 + (4 + 16) / 2) / 2)
+    # Published: padded keys are zero, padded queries count (column 0 of rows 1 and 2), the mean is over all 36.
+    expected = (18 * 1 + 4 + 16 + 4 * 25) / 36
+    assert attention_score_mse(student, teacher, MASK, include_padding=True).item() == pytest.approx(expected)
+
+
+def test_hidden_by_hand() -> None:
+    student, teacher = torch.zeros(2, 3, 2), torch.full((2, 3, 2), 5.0)
+    teacher[0] = torch.tensor([1.0, 2.0])
+    teacher[1, 0] = torch.tensor([3.0, 0.0])
+    assert hidden_mse(student, teacher, MASK).item() == pytest.approx((2.5 + 4.5) / 2)
+    expected = (3 * 5 + 9 + 4 * 25) / 12
+    assert hidden_mse(student, teacher, MASK, include_padding=True).item() == pytest.approx(expected)
+
+
+def test_soft_cross_entropy_by_hand() -> None:
+    student = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]])
+    teacher = torch.tensor([[7.0, -1.0], [0.0, math.log(3)]])
+    # first: log 2 whatever the teacher says; second: teacher (1/4, 3/4), student (3/4, 1/4)
+    expected = (math.log(2) - 0.25 * math.log(0.75) - 0.75 * math.log(0.25)) / 2
+    assert soft_cross_entropy(student, teacher).item() == pytest.approx(expected)
+    assert soft_cross_entropy(2 * student, 2 * teacher, temperature=2).item() == pytest.approx(4 * expected)
+
+
+def test_soft_cross_entropy_is_least_at_the_teacher() -> None:
+    teacher = normal(4, 3, seed=0)
+    student = teacher.clone().requires_grad_()
+    soft_cross_entropy(student, teacher, temperature=3).backward()
+    assert student.grad is not None
+    assert student.grad.abs().max() < 1e-6
+
+
+def test_regression() -> None:
+    assert logits_mse(torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [1.0]])).item() == pytest.approx(2.5)
+    with pytest.raises(InputError, match=r"single logit is always zero.*use regression"):
+        soft_cross_entropy(torch.zeros(2, 1), torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="differ in shape"):
+        logits_mse(torch.zeros(2, 1), torch.zeros(2))
+
+
+def test_relation_by_hand() -> None:
+    """One head of width 1, two tokens, scores x_i * x_j."""
+    student, teacher = torch.zeros(1, 2, 1), torch.tensor([[[0.0], [1.0]]])
+    # Query 0 is uniform in both; query 1 has teacher scores (0, 1) against the uniform student.
+    p = math.e / (1 + math.e)
+    expected = (math.log(2) + p * math.log(p) + (1 - p) * math.log(1 - p)) / 2
+    assert relation_kl(student, teacher, torch.ones(1, 2).bool(), 1).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_relation_against_the_loop() -> None:
+    student, teacher, heads = normal(2, 3, 4, seed=1), normal(2, 3, 8, seed=2), 2
+
+    def relation(x: Tensor, example: int, head: int, length: int) -> Tensor:
+        size = x.shape[-1] // heads
+        part = x[example, :length, head * size : (head + 1) * size]
+        return torch.softmax(part @ part.t() / size**0.5, dim=-1)
+
+    losses = []
+    for example, length in enumerate(MASK.sum(1).tolist()):
+        for head in range(heads):
+            p, q = (relation(x, example, head, length) for x in (teacher, student))
+            losses.append((p * (p / q).log()).sum(-1).mean())
+    torch.testing.assert_close(relation_kl(student, teacher, MASK, heads), torch.stack(losses).mean())
+    assert relation_kl(teacher, teacher, MASK, heads).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("student", "teacher", "name"), [(6, 8, "student"), (8, 6, "teacher")])
+def test_relation_heads_must_divide(student: int, teacher: int, name: str) -> None:
+    with pytest.raises(InputError, match=f"relation_heads=4 does not divide the {name}'s width 6"):
+        relation_kl(torch.zeros(1, 2, student), torch.zeros(1, 2, teacher), torch.ones(1, 2).bool(), 4)
+
+
+def relation(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    return relation_kl(student, teacher, mask, 2)
+
+
+CASES = [(attention_score_mse, (2, 2, 3, 3)), (hidden_mse, (2, 3, 4)), (relation, (2, 3, 4))]
+
+
+@pytest.mark.parametrize(("loss", "shape"), CASES)
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 1e4])
+def test_padding_is_never_read(loss: Callable[..., Tensor], shape: tuple[int, ...], garbage: float) -> None:
+    student, teacher = normal(*shape, seed=1), normal(*shape, seed=2)
+    real = MASK[:, :, None].expand(shape) if len(shape) == 3 else (MASK[:, None, None] & MASK[:, None, :, None])
+    results = []
+    for filling in (0.0, garbage):
+        leaf = torch.where(real, student, filling).requires_grad_()
+        value = loss(leaf, torch.where(real, teacher, filling), MASK)
+        results.append((value, *torch.autograd.grad(value, leaf)))
+    for clean, dirty in zip(*results, strict=True):
+        torch.testing.assert_close(dirty, clean, rtol=0, atol=0)
+    assert (results[1][1].masked_fill(real, 0) == 0).all()
+
+
+@pytest.mark.parametrize(("loss", "shape"), CASES)
+def test_batch_composition_changes_nothing(loss: Callable[..., Tensor], shape: tuple[int, ...]) -> None:
+    student, teacher = normal(*shape, seed=1), normal(*shape, seed=2)
+    alone = []
+    for i, length in enumerate(MASK.sum(1).tolist()):
+        cut = (
+            (slice(i, i + 1), slice(length))
+            if len(shape) == 3
+            else (slice(i, i + 1), ..., slice(length), slice(length))
+        )
+        alone.append(loss(student[cut], teacher[cut], MASK[i : i + 1, :length]))
+    torch.testing.assert_close(loss(student, teacher, MASK), torch.stack(alone).mean())
+
+
+@pytest.mark.parametrize(("loss", "shape"), [*CASES, (lambda s, t, _: soft_cross_entropy(s, t), (4, 3))])
+def test_fp32_whatever_the_autocast(loss: Callable[..., Tensor], shape: tuple[int, ...]) -> None:
+    student, teacher = normal(*shape, seed=1).bfloat16(), normal(*shape, seed=2).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(student, teacher, MASK)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, loss(student.float(), teacher.float(), MASK), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("loss", "shape"), CASES)
+def test_an_example_of_padding_only_is_zero(loss: Callable[..., Tensor], shape: tuple[int, ...]) -> None:
+    student = normal(*shape, seed=1).requires_grad_()
+    value = loss(student, normal(*shape, seed=2), torch.zeros(2, 3).bool())
+    value.backward()
+    assert value.item() == 0
+    assert student.grad is not None
+    assert student.grad.isfinite().all()

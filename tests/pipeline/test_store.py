@@ -1,0 +1,99 @@
+import json
+import os
+import socket
+
+import pytest
+
+from bitkd.errors import InputError
+from bitkd.pipeline.store import Store
+
+
+def publish(store, key="kind-abc", content=b"weights"):
+    return store.publish(
+        key, lambda folder: (folder / "model.safetensors").write_bytes(content), {"name": "n"}, {"score": 1.0}
+    )
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path / "store")
+    store.prepare()
+    return store
+
+
+def test_a_published_artifact_is_whole(store):
+    artifact = publish(store)
+    assert store.finished("kind-abc")
+    assert store.damage("kind-abc") is None
+    assert artifact.metrics == {"score": 1.0}
+    assert artifact.stage["name"] == "n"
+
+
+def test_a_failing_write_leaves_nothing_visible(store):
+    def write(folder):
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        store.publish("kind-abc", write, {}, {})
+    assert not store.finished("kind-abc")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "metrics.json"])
+def test_a_flipped_byte_is_found(store, name):
+    file = publish(store).path / name
+    content = bytearray(file.read_bytes())
+    content[1] ^= 1
+    file.write_bytes(content)
+    assert "checksum" in store.damage("kind-abc") or "cannot be read" in store.damage("kind-abc")
+
+
+def test_a_missing_file_is_found(store):
+    (publish(store).path / "model.safetensors").unlink()
+    assert "cannot be read" in store.damage("kind-abc")
+
+
+def test_an_unreadable_record_is_found(store):
+    (publish(store).path / "stage.json").write_text("{")
+    assert "cannot be read" in store.damage("kind-abc")
+
+
+def test_a_removed_artifact_is_gone(store):
+    publish(store)
+    store.remove("kind-abc")
+    assert not store.finished("kind-abc")
+
+
+def test_the_first_of_two_publishers_stays(store):
+    publish(store, content=b"first")
+    publish(store, content=b"second")
+    assert (store.path("kind-abc") / "model.safetensors").read_bytes() == b"first"
+
+
+def test_folders_of_dead_processes_are_swept_and_others_kept(store):
+    dead = store.root / ".tmp" / f"kind-abc.{socket.gethostname()}.{2**22 + 1}"
+    alive = store.root / ".tmp" / f"kind-abc.{socket.gethostname()}.{os.getpid()}"
+    elsewhere = store.root / ".tmp" / "kind-abc.another-host.1"
+    for folder in (dead, alive, elsewhere):
+        folder.mkdir()
+    store.prepare()
+    assert not dead.exists()
+    assert alive.exists()
+    assert elsewhere.exists()
+
+
+def test_publishing_removes_the_work_folder(store):
+    store.work("kind-abc").mkdir(parents=True)
+    publish(store)
+    assert not store.work("kind-abc").exists()
+
+
+def test_a_store_that_cannot_be_written_is_bad_input(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"not writable .*run\.dir= or run\.store="):
+        Store(tmp_path / "file" / "store").prepare()
+
+
+def test_records_are_plain_json(store):
+    artifact = publish(store)
+    assert json.loads((artifact.path / "metrics.json").read_text()) == {"score": 1.0}

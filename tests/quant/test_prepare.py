@@ -1,0 +1,166 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from bitkd.errors import InputError
+from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
+from bitkd.quant.prepare import QuantSpec, prepare, unquantized_activations
+from bitkd.quant.splitting import split_ternary_
+
+SHAPE = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "vocab_size": 40,
+    "max_position_embeddings": 20,
+}
+IDS = torch.arange(4, 16).reshape(2, 6)
+
+
+def bert() -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    return BertForSequenceClassification(BertConfig(**SHAPE)).eval()
+
+
+def counts(model: nn.Module) -> tuple[int, int, int]:
+    """QuantLinears, QuantEmbeddings, plain Linears."""
+    types = [type(module) for module in model.modules()]
+    return types.count(QuantLinear), types.count(QuantEmbedding), types.count(nn.Linear)
+
+
+@pytest.mark.parametrize(
+    ("model", "plain"),
+    [
+        (bert(), 2),
+        (BertModel(BertConfig(**SHAPE)), 1),
+        (RobertaForSequenceClassification(RobertaConfig(**SHAPE)), 2),
+        (ElectraForSequenceClassification(ElectraConfig(**SHAPE, embedding_size=16)), 2),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_families(model, plain: int) -> None:
+    names, parameters = list(model.state_dict()), [id(p) for p in model.parameters()]
+    assert prepare(model, QuantSpec(weight_bits=1, activation_bits=8)) is model
+    assert counts(model) == (12, 1, plain)
+    assert list(model.state_dict()) == names
+    assert [id(p) for p in model.parameters()] == parameters
+    model(IDS)[0].sum().backward()
+    assert model.get_input_embeddings().weight.grad is not None
+
+
+def test_options() -> None:
+    model = bert()
+    prepare(model, QuantSpec(weight_bits=2, embedding_bits=1, per_row=True, pooler=True, gradient_clip=2.5))
+    assert counts(model) == (13, 1, 1)
+    assert model.get_input_embeddings().weight_bits == 1
+    query = model.bert.encoder.layer[0].attention.self.query
+    assert (query.weight_bits, query.activation_bits, query.per_row, query.gradient_clip) == (2, 32, True, 2.5)
+    prepare(model, QuantSpec(weight_bits=1, embedding_bits=32))
+    assert counts(model) == (12, 0, 2)
+
+
+def test_prepare_again_and_back() -> None:
+    model = bert()
+    before, logits = dict(model.named_parameters()), model(IDS).logits
+    results = []
+    for bits in (2, 1, 2):
+        prepare(model, QuantSpec(weight_bits=bits, activation_bits=8, attention_activations=True))
+        assert model.bert.encoder.layer[1].attention.self.activation_bits == 8
+        results.append(model(IDS).logits)
+    torch.testing.assert_close(results[0], results[2], rtol=0, atol=0)
+    assert not torch.equal(results[0], results[1])
+    prepare(model, QuantSpec(weight_bits=32, activation_bits=8))
+    assert counts(model) == (12, 0, 2)
+    prepare(model, QuantSpec())
+    assert counts(model) == (0, 0, 14)
+    assert model.bert.encoder.layer[1].attention.self.activation_bits == 32
+    torch.testing.assert_close(model(IDS).logits, logits, rtol=0, atol=0)
+    for name, parameter in model.named_parameters():
+        assert parameter is before[name]
+
+
+def test_split_shape_takes_a_split_models_weights() -> None:
+    spec = QuantSpec(weight_bits=2, activation_bits=8, per_row=True)
+    model = prepare(bert(), spec)
+    assert split_ternary_(model) == 13
+    blank = prepare(bert(), QuantSpec(weight_bits=1, activation_bits=8, per_row=True), split=True).eval()
+    assert list(blank.state_dict()) == list(model.state_dict())
+    blank.load_state_dict(model.state_dict())
+    torch.testing.assert_close(blank(IDS).logits, model(IDS).logits, rtol=0, atol=0)
+
+
+def test_split_model_stays_binary() -> None:
+    model = prepare(bert(), QuantSpec(weight_bits=2))
+    split_ternary_(model)
+    query = model.bert.encoder.layer[0].attention.self.query.first.weight
+    prepare(model, QuantSpec(weight_bits=1, activation_bits=8))
+    layer = model.bert.encoder.layer[0].attention.self.query
+    assert isinstance(layer, SplitLinear)
+    assert layer.first.weight is query
+    assert layer.second.activation_bits == 8
+    assert isinstance(model.get_input_embeddings(), SplitEmbedding)
+    for spec in (QuantSpec(), QuantSpec(weight_bits=2), QuantSpec(weight_bits=1, embedding_bits=32)):
+        with pytest.raises(InputError, match=r"_bits=\d+ does not fit a split model"):
+            prepare(model, spec)
+    with pytest.raises(InputError, match="weight_bits=2 does not fit a split model"):
+        prepare(bert(), QuantSpec(weight_bits=2), split=True)
+
+
+def test_unquantized_activations() -> None:
+    quantized = prepare(bert(), QuantSpec(weight_bits=1, activation_bits=8, attention_activations=True))
+    weights_only = prepare(bert(), QuantSpec(weight_bits=1))
+    before = quantized(IDS).logits
+    with unquantized_activations(quantized):
+        torch.testing.assert_close(quantized(IDS).logits, weights_only(IDS).logits, rtol=0, atol=0)
+    torch.testing.assert_close(quantized(IDS).logits, before, rtol=0, atol=0)
+    assert not torch.equal(before, weights_only(IDS).logits)
+    with pytest.raises(RuntimeError, match="stop"), unquantized_activations(quantized):
+        raise RuntimeError("stop")
+    assert quantized.bert.encoder.layer[0].attention.self.activation_bits == 8
+
+
+def test_split_logits_equal_ternary_logits() -> None:
+    ternary = prepare(bert(), QuantSpec(weight_bits=2, activation_bits=8))
+    split = copy.deepcopy(ternary)
+    split_ternary_(split)
+    with unquantized_activations(ternary), unquantized_activations(split):
+        torch.testing.assert_close(split(IDS).logits, ternary(IDS).logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(split(IDS).logits, ternary(IDS).logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weight_bits": 3}, r"weight_bits=3 is unsupported; use 1 \(binary\), 2 \(ternary\) or 32 \(see"),
+        ({"embedding_bits": 8}, "embedding_bits=8 is unsupported"),
+        ({"activation_bits": 4}, "activation_bits=4 is unsupported; use 8 or 32"),
+        ({"gradient_clip": 0.0}, "gradient_clip=0.0 is unsupported; use a positive number"),
+    ],
+)
+def test_spec_refuses(settings: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        QuantSpec(**settings)
+
+
+def test_prepare_refuses() -> None:
+    distil = DistilBertModel(DistilBertConfig(dim=8, hidden_dim=16, n_layers=1, n_heads=2, vocab_size=10))
+    with pytest.raises(InputError, match=r"DistilBertModel has no Linear in encoder\.layer"):
+        prepare(distil, QuantSpec(weight_bits=1))
+    with pytest.raises(InputError, match=r"no Linear in encoder\.layer"):
+        prepare(nn.Linear(2, 2), QuantSpec(weight_bits=1))
+    with pytest.raises(InputError, match="has no pooler"):
+        prepare(RobertaForSequenceClassification(RobertaConfig(**SHAPE)), QuantSpec(weight_bits=1, pooler=True))

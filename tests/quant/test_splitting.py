@@ -1,0 +1,116 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bitkd.errors import InputError
+from bitkd.quant.functional import binarize, binary_codes, ternarize, ternary_codes
+from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
+from bitkd.quant.splitting import split_ternary, split_ternary_
+
+SPIKE = torch.tensor([[1.0] + 383 * [0.006]])
+"""The published a is -0.65 here."""
+
+
+def groups(name: str) -> Tensor:
+    torch.manual_seed(0)
+    normal = torch.randn(24, 384) * 0.02
+    made = {
+        "gaussian": normal,
+        "heavy": torch.distributions.StudentT(torch.tensor(1.2)).sample((24, 384)),
+        "positive": normal.abs() + 0.001,
+        "negative": -normal.abs() - 0.001,
+        "spikes": torch.where(torch.rand(24, 384) < 0.005, 1.0, 0.006),
+        "negative spikes": torch.where(torch.rand(24, 384) < 0.005, -1.0, -0.006),
+        "sparse": torch.where(torch.rand(24, 384) < 0.02, normal, 0.0),
+        "one spike": SPIKE,
+        "constant": torch.full((3, 384), -0.3),
+        "zeros": torch.zeros(3, 384),
+        "with a zero row": torch.cat([normal[:2], torch.zeros(1, 384)]),
+        "single column": normal[:, :1],
+    }
+    return made[name]
+
+
+NAMES = ["gaussian", "heavy", "positive", "negative", "spikes", "sparse", "constant", "zeros"]
+NAMES += ["negative spikes", "one spike", "with a zero row", "single column"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("per_row", [False, True])
+def test_laws_in_float64(name: str, per_row: bool) -> None:
+    w = groups(name).double()
+    first, second = split_ternary(w, per_row)
+    torch.testing.assert_close(first + second, w, rtol=0, atol=1e-12)
+    both = binarize(first, per_row) + binarize(second, per_row)
+    torch.testing.assert_close(both, ternarize(w, per_row), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("per_row", [False, True])
+def test_fp32_halves_have_exactly_half_the_scale(name: str, per_row: bool) -> None:
+    w = groups(name)
+    first, second = split_ternary(w, per_row)
+    assert first.dtype == second.dtype == torch.float32
+    codes, alpha = ternary_codes(w, per_row)
+    (c1, a1), (c2, a2) = binary_codes(first, per_row), binary_codes(second, per_row)
+    assert torch.equal(2 * a1, alpha)
+    assert torch.equal(2 * a2, alpha)
+    real = alpha.expand_as(codes) > 0
+    assert torch.equal((c1 + c2)[real], 2 * codes[real])
+    torch.testing.assert_close(first + second, w, rtol=1e-6, atol=1e-7 * w.abs().max().item())
+
+
+def test_published_assignment_where_it_holds() -> None:
+    # threshold 0.7 * 8 / 5 = 1.12; I = {3, -3}, alpha = 3, Z = {1, -0.5, 0.5}
+    w = torch.tensor([[3.0, -3.0, 1.0, -0.5, 0.5]])
+    a = (6 + 0.5 - 1.5) / 12
+    b = (5 * 3 - 8) / 6
+    first, second = split_ternary(w.double())
+    expected = torch.tensor([[3 * a, -3 * a, 1 + b, b, 0.5 + b]]).double()
+    torch.testing.assert_close(first, expected)
+    torch.testing.assert_close(second, w - expected)
+
+
+def test_skewed_row_is_dealt_out() -> None:
+    first, second = split_ternary(SPIKE)
+    assert 0.15 < first[0, 0].item() < 0.85
+    assert torch.equal(binarize(first) + binarize(second), ternarize(SPIKE))
+
+
+@pytest.mark.parametrize("skew", [1e-9, 1e-5, -1e-9, -1e-5])
+def test_border_of_the_published_formula(skew: float) -> None:
+    """Z's positive elements weigh as much as I: a is close to 0, or to 1 for the mirrored row."""
+    row = torch.cat([torch.tensor([1.0]), torch.full((99,), (1 + skew) / 99)]).double()[None]
+    for w in (row, row.float(), torch.cat([row[:, :1], -row[:, 1:]], dim=1)):
+        first, second = split_ternary(w)
+        both = binary_codes(first)[0] + binary_codes(second)[0]
+        assert torch.equal(both, 2 * ternary_codes(w)[0])
+
+
+def test_split_model_replaces_ternary_layers_only() -> None:
+    table = QuantEmbedding(7, 8, weight_bits=2)
+    layers = [table, QuantLinear(8, 8, weight_bits=2, activation_bits=8, per_row=True, gradient_clip=2.5)]
+    model = nn.Sequential(*layers, QuantLinear(8, 4, weight_bits=1), nn.Linear(4, 2)).eval()
+    layers[1].weight.requires_grad_(False)
+    bias = layers[1].bias
+    assert split_ternary_(model) == 2
+    embedding, linear, binary, plain = model
+    assert isinstance(embedding, SplitEmbedding)
+    assert isinstance(linear, SplitLinear)
+    assert type(binary) is QuantLinear
+    assert type(plain) is nn.Linear
+    for half in (linear.first, linear.second):
+        assert (half.weight_bits, half.activation_bits, half.per_row, half.gradient_clip) == (1, 8, True, 2.5)
+        assert torch.equal(half.bias, bias / 2)
+        assert not half.weight.requires_grad
+        assert half.bias.requires_grad
+    assert not any(module.training for module in model.modules())
+
+
+def test_nothing_to_split() -> None:
+    model = nn.Sequential(QuantLinear(8, 8, weight_bits=2))
+    split_ternary_(model)
+    with pytest.raises(InputError, match="already split"):
+        split_ternary_(model)
+    with pytest.raises(InputError, match=r"no ternary layer to split; prepare\(model"):
+        split_ternary_(nn.Sequential(nn.Linear(2, 2), QuantLinear(2, 2, weight_bits=1)))

@@ -1,0 +1,64 @@
+"""The floors of the house: a file imports only from floors below its own, and from its own folder."""
+
+import ast
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "bitkd"
+FLOORS = [
+    {"errors"},
+    {"quant", "distill"},
+    {"models", "data"},
+    {"stages", "callbacks"},
+    {"report"},
+    {"config"},
+    {"pipeline"},
+    {"commands"},
+    {"cli", "__main__", "__init__"},
+]
+FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(parts: tuple[str, ...]) -> str:
+    return parts[0].removesuffix(".py")
+
+
+def imports(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            found |= (
+                {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "bitkd" else {node.module}
+            )
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_obey_the_floors(file):
+    own = room_of(file.relative_to(PACKAGE).parts)
+    for name in imports(file):
+        parts = name.split(".")
+        if parts[0] != "bitkd" or parts[1] == "__version__":
+            continue
+        room = parts[1]
+        assert room == own or FLOOR[room] < FLOOR[own], f"{own} (floor {FLOOR[own]}) imports {name}"
+
+
+@pytest.mark.parametrize("room", ["quant", "distill"])
+def test_the_ground_floor_needs_only_torch(room):
+    for file in (PACKAGE / room).glob("*.py"):
+        foreign = {name.split(".")[0] for name in imports(file)} - {"bitkd", "torch"}
+        assert foreign <= {"collections", "contextlib", "dataclasses", "math", "typing"}, f"{file}: {foreign}"
+
+
+def test_the_wheel_holds_every_package():
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = {".".join(file.parent.relative_to(ROOT).parts) for file in PACKAGE.rglob("__init__.py")}
+    assert listed == found | {"bitkd.conf"}
