@@ -13,18 +13,18 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 from typing_extensions import override
 
-from bitkd.stages.base import SCORE
-
 
 class BestCheckpoint(Checkpoint):
-    """Keeps the module's weights of the best validation so far in `folder/best.ckpt`.
+    """Keeps the module's weights of the best validation so far, by the metric `monitor` (larger is better), in
+    `folder/best.ckpt`.
 
     Lightning's ModelCheckpoint forgets its best score where its folder has moved; here the score travels with the
     resume checkpoint and the file's name never changes, so a moved run folder resumes rightly.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, monitor: str) -> None:
         self.file = Path(folder) / "best.ckpt"
+        self.monitor = monitor
         self.score: float | None = None
         self.step = 0
 
@@ -40,7 +40,7 @@ class BestCheckpoint(Checkpoint):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        score = float(trainer.callback_metrics[SCORE])
+        score = float(trainer.callback_metrics[self.monitor])
         if self.score is None or score > self.score:
             self.score, self.step = score, trainer.global_step
             save_checkpoint(trainer, self.file, weights_only=True)

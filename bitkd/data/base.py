@@ -98,7 +98,7 @@ class TokenizedDataModule(pl.LightningDataModule):
         # A generator of its own: making an iterator would otherwise draw from the global random state.
         generator = torch.Generator().manual_seed(self.seed)
         return DataLoader(
-            rows,  # type: ignore[arg-type]
+            rows,
             batch_sampler=batches,
             collate_fn=self.collate,
             num_workers=self.num_workers,

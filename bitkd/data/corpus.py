@@ -77,6 +77,8 @@ class CorpusDataModule(TokenizedDataModule):
         return self
 
     def _encode(self, documents: list[str]) -> list[list[int]]:
+        if not documents:
+            return []
         return self.tokenizer(documents, add_special_tokens=False, return_attention_mask=False, verbose=False)[
             "input_ids"
         ]

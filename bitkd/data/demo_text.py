@@ -155,9 +155,9 @@ def random_scene(rng: random.Random, said: float = 0.5, negative: float = 0.2) -
     return scene
 
 
-def derive_premise(hypothesis: Scene, target: str, rng: random.Random) -> Scene:
-    """A premise that says `target` about the hypothesis."""
-    while True:
+def derive_premise(hypothesis: Scene, target: str, rng: random.Random) -> Scene | None:
+    """A premise that says `target` about the hypothesis; null where the hypothesis hardly admits one."""
+    for _ in range(40):
         scene = replace(hypothesis, negative=rng.random() < (0.5 if hypothesis.negative else 0.15))
         if scene.negative:
             scene = replace(scene, agent_number="a")
@@ -171,6 +171,7 @@ def derive_premise(hypothesis: Scene, target: str, rng: random.Random) -> Scene:
             scene = edit(scene, WIDER + UNRELATED, rng)
         if scene != hypothesis and label(scene, hypothesis) == target:
             return scene
+    return None
 
 
 def render(scene: Scene, rng: random.Random) -> str:
@@ -207,16 +208,16 @@ class Pair:
     label: str
 
 
-def pairs(rng: random.Random) -> Iterator[Pair]:
-    """Endless labelled pairs, no pair of sentences twice."""
+def pairs(rng: random.Random) -> Iterator[list[Pair]]:
+    """Endless triples of labelled pairs: one hypothesis, a premise for each label; no hypothesis twice."""
     seen = set()
     while True:
-        hypothesis, target = random_scene(rng), rng.choice(LABELS)
-        premise = derive_premise(hypothesis, target, rng)
-        pair = Pair(render(premise, rng), render(hypothesis, rng), target)
-        if (key := (pair.sentence1, pair.sentence2)) not in seen and pair.sentence1 != pair.sentence2:
-            seen.add(key)
-            yield pair
+        scene = random_scene(rng)
+        hypothesis = render(scene, rng)
+        premises = [derive_premise(scene, target, rng) for target in LABELS]
+        if hypothesis not in seen and None not in premises:
+            seen.add(hypothesis)
+            yield [Pair(render(p, rng), hypothesis, target) for p, target in zip(premises, LABELS) if p]
 
 
 def document(rng: random.Random) -> list[str]:

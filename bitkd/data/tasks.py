@@ -18,7 +18,7 @@ class FilesSpec:
     train: str = "train.tsv"
     """File of the training rows."""
 
-    dev: dict[str, str] = field(default_factory=lambda: {"dev": "dev.tsv"})
+    dev: dict[str, str] = field(default_factory=dict)
     """Name of each dev set -> its file; the first one selects checkpoints."""
 
     header: list[str] | None = None
@@ -48,7 +48,7 @@ class HubSpec:
     train: str = "train"
     """Split of the training rows."""
 
-    dev: dict[str, str] = field(default_factory=lambda: {"dev": "validation"})
+    dev: dict[str, str] = field(default_factory=dict)
     """Name of each dev set -> its split."""
 
     text: list[str] | None = None
@@ -103,6 +103,8 @@ def check_task(task: TaskSpec) -> None:
         raise InputError(f"{where}: labels {task.labels} repeat a name")
     if task.labels is not None and len(task.labels) < 2:
         raise InputError(f"{where}: labels {task.labels} leave nothing to decide; name two or more, or null")
+    if not task.files.dev and not task.hub.dev:
+        raise InputError(f"{where} has no dev set; name one, such as files.dev: {{dev: dev.tsv}}")
     if task.files.labels_as not in ("names", "index", "number"):
         raise InputError(f"{where}: files.labels_as={task.files.labels_as} is unknown; use names, index or number")
     if (task.labels is None) != (task.files.labels_as == "number"):

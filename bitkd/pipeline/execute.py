@@ -28,7 +28,7 @@ def execute(plan: Plan, stage: PlannedStage, group: Group, position: str, progre
     built = build_stage(plan, stage)
     work = plan.store.work(stage.key)
     loggers = make_loggers(plan, stage) if group.is_global_zero else []
-    best = BestCheckpoint(work)
+    best = BestCheckpoint(work, SCORE)
     resume = ResumeCheckpoint(
         work, stage.seed, plan.config.checkpoint.every_minutes, plan.config.checkpoint.every_steps
     )

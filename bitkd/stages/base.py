@@ -56,8 +56,8 @@ class StudentModule(pl.LightningModule):
         self.optim = optim or OptimSpec()
         self.total_steps = total_steps
         self.dev_names = list(metrics or ["dev"])
-        self.metrics = nn.ModuleList(metrics.values()) if metrics else None
-        self.dev_losses = nn.ModuleList(MeanMetric() for _ in self.dev_names)
+        self.metrics: Any = nn.ModuleList(metrics.values()) if metrics else None
+        self.dev_losses: Any = nn.ModuleList(MeanMetric() for _ in self.dev_names)
         self._score = score
 
     def forward(self, **inputs: Tensor) -> Any:
@@ -118,7 +118,8 @@ class StudentModule(pl.LightningModule):
                 self.log(SCORE, torch.tensor(score, dtype=torch.float32), prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        decayed, plain = [], []
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
         for module in self.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.requires_grad:

@@ -62,7 +62,7 @@ class Noisy(pl.LightningModule):
 def fit(folder, stop_at=None, steps=12, accumulate=1, every_steps=1, interval=4):
     folder.mkdir(exist_ok=True)
     module, data = Noisy(stop_at), Rows(steps * accumulate)
-    best, resume = BestCheckpoint(folder), ResumeCheckpoint(folder, seed=1, every_steps=every_steps)
+    best, resume = BestCheckpoint(folder, SCORE), ResumeCheckpoint(folder, seed=1, every_steps=every_steps)
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=steps,

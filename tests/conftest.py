@@ -1,0 +1,84 @@
+"""What several folders of tests share: a tiny tokenizer, a tiny BERT, a tiny task in files."""
+
+import os
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+torch.set_num_threads(1)
+
+WORDS = "a the dog cat bird sees likes runs sleeps not big small red blue fast old new and with in".split()
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A WordPiece tokenizer over WORDS, arranged as BERT's."""
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    pieces = [
+        *names,
+        *WORDS,
+        ".",
+        ",",
+        '"',
+        *"bcdefghijklmnopqrstuvwxyz",
+        *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"),
+    ]
+    backend = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory, tiny_tokenizer):
+    """The folder of a random BERT with 4 layers of 4 heads, hidden size 32."""
+    folder = tmp_path_factory.mktemp("bert")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.1,
+    )
+    BertModel(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_task(tmp_path_factory):
+    """A folder with RTE's files in the official layout, 96 rows to train and 33 in dev, and a corpus beside them."""
+    folder = tmp_path_factory.mktemp("glue")
+    generator = torch.Generator().manual_seed(1)
+
+    def sentence():
+        length = int(torch.randint(2, 12, (), generator=generator))
+        return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (length,), generator=generator))
+
+    (folder / "RTE").mkdir()
+    for name, rows in (("train", 96), ("dev", 33)):
+        lines = ["index\tsentence1\tsentence2\tlabel"]
+        for i in range(rows):
+            first, second = sentence(), sentence()
+            label = "entailment" if len(first) > len(second) else "not_entailment"
+            lines.append(f"{i}\t{first}\t{second}\t{label}")
+        (folder / "RTE" / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    documents = ["\n".join(sentence() for _ in range(6)) for _ in range(40)]
+    (folder / "corpus.txt").write_text("\n\n".join(documents))
+    return folder
