@@ -117,6 +117,10 @@ class StudentModule(pl.LightningModule):
                 score = self._score(plain) if self.metrics is not None else -plain["loss"]
                 self.log(SCORE, torch.tensor(score, dtype=torch.float32), prog_bar=True)
 
+    def on_fit_start(self) -> None:
+        # Loaded models come in eval mode, and Lightning leaves modes as they are: dropout would stay off.
+        self.student.train()
+
     def configure_optimizers(self) -> Any:
         decayed: list[nn.Parameter] = []
         plain: list[nn.Parameter] = []

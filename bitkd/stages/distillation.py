@@ -91,13 +91,12 @@ class DistillationModule(StudentModule):
             if module is not None:
                 module.requires_grad_(False)
 
-    def setup(self, stage: str) -> None:
-        self.teacher.to(self.device)
-
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         self.teacher.to(self.device)
 
-    on_validation_start = on_fit_start
+    def on_validation_start(self) -> None:
+        self.teacher.to(self.device)
 
     def loss_terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         inputs, mask = self.inputs(batch), batch["attention_mask"].bool()

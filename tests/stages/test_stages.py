@@ -138,6 +138,14 @@ def test_regression_learns_the_teachers_output_or_the_label():
     torch.testing.assert_close(terms["logits"], (outputs[:, 0] - rows["labels"]).square().mean())
 
 
+def test_a_fit_turns_dropout_on_in_the_student_and_leaves_the_teacher_alone():
+    teacher = classifier()
+    module = SingleStageDistillation(half(teacher).eval(), teacher)
+    module.on_fit_start()
+    assert all(part.training for part in module.student.modules())
+    assert not any(part.training for part in teacher.modules())
+
+
 def test_fine_tuning_learns_the_labels():
     model = classifier()
     loss = FineTune(model).loss_terms(batch())["label"]
