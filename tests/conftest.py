@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 torch.set_num_threads(1)
 
-WORDS = "a the dog cat bird sees likes runs sleeps not big small red blue fast old new and with in".split()
+WORDS = ["a", "the", "dog", "cat", "bird", "sees", "likes", "runs", "sleeps", "not", "big", "small", "red", "blue", "fast", "old", "new", "and", "with", "in"]
 
 
 @pytest.fixture(scope="session")

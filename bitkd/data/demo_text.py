@@ -34,6 +34,8 @@ _RIVAL_SETS = (_SIZES, _AGES, _STATES, _COLOURS, *_VERBS, _MANNERS)
 _QUALITIES = {"person": _SIZES + _AGES, "animal": _SIZES + _AGES + _STATES, "object": _SIZES + _STATES + _COLOURS}
 _PLURALS = {"person": "people", "man": "men", "woman": "women", "child": "children"}
 
+PASSIVE, FRONTED, SAID = 0.25, 0.25, 0.5
+
 EQUAL, NARROWER, WIDER, EXCLUSIVE, UNRELATED = "=", "<", ">", "|", "#"
 
 
@@ -179,14 +181,14 @@ def render(scene: Scene, rng: random.Random) -> str:
     agent = _phrase(scene.agent, "no" if scene.negative else scene.agent_number, scene.agent_quality)
     patient = _phrase(scene.patient, scene.patient_number, scene.patient_quality)
     manner = [scene.manner] if scene.manner else []
-    if not scene.negative and rng.random() < 0.25:
+    if not scene.negative and rng.random() < PASSIVE:
         was = "was" if scene.patient_number == "a" else "were"
         words = [patient, was, *manner, scene.verb, "by", agent]
     else:
         words = [agent, *manner, scene.verb, patient]
     if scene.place:
         place = scene.place if " " in scene.place else scene.place
-        words = [place, *words] if rng.random() < 0.25 else [*words, place]
+        words = [place, *words] if rng.random() < FRONTED else [*words, place]
     return " ".join(words) + " ."
 
 
@@ -212,7 +214,7 @@ def pairs(rng: random.Random) -> Iterator[list[Pair]]:
     """Endless triples of labelled pairs: one hypothesis, a premise for each label; no hypothesis twice."""
     seen = set()
     while True:
-        scene = random_scene(rng)
+        scene = random_scene(rng, SAID)
         hypothesis = render(scene, rng)
         premises = [derive_premise(scene, target, rng) for target in LABELS]
         if hypothesis not in seen and None not in premises:

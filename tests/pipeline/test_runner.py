@@ -1,0 +1,236 @@
+import json
+
+import pytest
+import torch
+
+from bitkd.config.load import load_config
+from bitkd.errors import InputError
+from bitkd.models.artifact import load_classifier, load_student, save_student
+from bitkd.models.student import spec_of
+from bitkd.pipeline.plan import make_plan
+from bitkd.pipeline.runner import StageFailedError, run
+from bitkd.stages import IntermediateDistillation, StudentModule
+
+
+def states(overrides):
+    plan = make_plan(load_config(overrides))
+    return {stage.name: plan.state(stage) for stage in plan.stages}
+
+
+def weights(runs, pipeline="singlestage", task="rte"):
+    record = json.loads((runs / task / pipeline / "manifest.json").read_text())
+    return {name: (runs / task / pipeline / name / "model.safetensors").read_bytes() for name in record["artifacts"]}
+
+
+@pytest.mark.parametrize("pipeline", ["multistage", "singlestage"])
+def test_a_second_run_skips_every_stage(runs, settings, console, pipeline):
+    overrides = settings(runs, pipeline)
+    assert set(states(overrides).values()) == {"done"}
+    before = weights(runs, pipeline)
+    run(load_config(overrides), console)
+    assert all("is done already" in line for line in console.lines)
+    assert weights(runs, pipeline) == before
+
+
+def test_the_same_seed_gives_the_same_bytes_and_skipping_changes_nothing(finished, settings, console, tmp_path):
+    # Here the teacher is trained; in `finished` singlestage found it done.
+    run(load_config(settings(tmp_path)), console)
+    assert weights(tmp_path) == weights(finished)
+    assert sum("finished:" in line for line in console.lines) == 4
+
+
+def test_another_seed_gives_other_weights_and_keeps_general_kd(finished, settings):
+    plan = make_plan(load_config(settings(finished, "multistage", "seed=7")))
+    assert {stage.name for stage in plan.stages if plan.state(stage) == "done"} == {"general"}
+
+
+def test_only_what_has_changed_is_recomputed(runs, settings, console):
+    overrides = settings(runs, "multistage", "stages.ternary.lr=0.02")
+    changed = ["ternary", "split", "stage1_binary", "stage2_binary"]
+    assert states(overrides) == {
+        name: "stale" if name in changed else "done" for name in states(settings(runs, "multistage"))
+    }
+    run(load_config(overrides), console)
+    assert [line.split()[4] for line in console.lines if "finished:" in line] == changed
+    assert set(states(settings(runs, "multistage")).values()) == {"done"}
+
+
+@pytest.mark.parametrize("change", ["run.name=other", "data.num_workers=0", "checkpoint.every_minutes=1", "logger=csv"])
+def test_what_changes_no_number_changes_no_fingerprint(finished, settings, change):
+    assert set(states(settings(finished, "singlestage", change)).values()) == {"done"}
+
+
+def test_a_cut_stage_resumes_to_the_same_bytes(finished, settings, console, tmp_path, monkeypatch):
+    overrides = settings(tmp_path, "multistage", "checkpoint.every_steps=1")
+    original = StudentModule.training_step
+
+    def cut(self, batch, batch_idx):
+        if isinstance(self, IntermediateDistillation) and batch_idx == 3:
+            raise RuntimeError("cut")
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(StudentModule, "training_step", cut)
+    with pytest.raises(
+        StageFailedError, match=r"stage stage1 failed: RuntimeError: cut\nnot run: stage2, ternary, split"
+    ):
+        run(load_config(overrides), console)
+    assert states(overrides)["stage1"] == "partial"
+    assert states(overrides)["general"] == "done"
+    assert "cut" in (tmp_path / "rte" / "multistage" / "stage1.error.txt").read_text()
+    monkeypatch.undo()
+    run(load_config(overrides), console)
+    assert weights(tmp_path, "multistage") == weights(finished, "multistage")
+    assert not any((tmp_path / "store" / ".work").iterdir())
+
+
+def test_a_damaged_artifact_is_reported_and_recomputed(runs, settings, console):
+    before = weights(runs)
+    file = (runs / "rte" / "singlestage" / "single" / "model.safetensors").resolve()
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    run(load_config(settings(runs)), console)
+    assert sum("has checksum" in line and "recomputed" in line for line in console.lines) == 1
+    assert weights(runs) == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_stage_and_keeps_the_rest(settings, console, tmp_path):
+    overrides = settings(tmp_path, "singlestage", "stages.single.loss.logits=1e39")
+    with pytest.raises(
+        StageFailedError, match=r"stage single failed: NonFiniteLossError: loss term logits.*\nnot run: single_binary"
+    ):
+        run(load_config(overrides), console)
+    assert states(overrides)["init"] == "done"
+
+
+def test_the_split_student_is_the_ternary_one(finished):
+    metrics = [
+        json.loads((finished / "rte" / "multistage" / name / "metrics.json").read_text())
+        for name in ("ternary", "split")
+    ]
+    assert metrics[0]["dev"]["loss"] == pytest.approx(metrics[1]["dev"]["loss"], abs=1e-6)
+    assert metrics[0]["score"] == metrics[1]["score"]
+
+
+def test_every_artifact_says_what_it_is(finished):
+    folder = finished / "rte" / "multistage"
+    precision = {"teacher": (32, False), "ternary": (2, False), "split": (1, True), "stage2_binary": (1, True)}
+    for name, (bits, split) in precision.items():
+        spec = spec_of(load_student(folder / name))
+        assert (spec.quant.weight_bits, spec.split) == (bits, split)
+        record = json.loads((folder / name / "stage.json").read_text())
+        assert record["name"] == name
+        assert {"fingerprint", "inputs", "seed", "seconds", "steps", "versions", "checksums", "size"} <= set(record)
+    assert spec_of(load_student(folder / "general")).kept_heads == spec_of(load_student(folder / "split")).kept_heads
+    single = [spec_of(load_student(finished / "rte" / "singlestage" / name)) for name in ("single", "single_binary")]
+    assert [spec.quant.weight_bits for spec in single] == [32, 1]
+    assert (folder / "logs" / "stage1" / "version_0" / "metrics.csv").read_text().count("train/attention") == 1
+
+
+def test_a_given_teacher_is_used_instead_of_training_one(finished, settings, console, tmp_path):
+    given = finished / "rte" / "singlestage" / "teacher"
+    overrides = settings(tmp_path, "singlestage", f"stages.teacher.checkpoint={given}")
+    run(load_config(overrides), console)
+    copied = load_student(tmp_path / "rte" / "singlestage" / "teacher")
+    torch.testing.assert_close(copied.state_dict(), load_student(given).state_dict())
+    # A plain checkpoint whose labels stand in another order is mapped by name.
+    model = load_classifier(given)
+    del model.config.bitkd
+    model.config.id2label = {0: "Not-Entailment", 1: "entailment"}
+    with torch.no_grad():
+        model.classifier.weight.copy_(model.classifier.weight.flip(0))
+        model.classifier.bias.copy_(model.classifier.bias.flip(0))
+    model.save_pretrained(tmp_path / "plain")
+    run(load_config(settings(tmp_path, "singlestage", f"stages.teacher.checkpoint={tmp_path / 'plain'}")), console)
+    mapped = load_student(tmp_path / "rte" / "singlestage" / "teacher")
+    torch.testing.assert_close(mapped.classifier.weight, copied.classifier.weight)
+
+
+def test_a_teacher_that_does_not_fit_is_refused(finished, settings, tiny_bert, tmp_path):
+    def plan_with(folder, *more):
+        make_plan(load_config(settings(tmp_path, "singlestage", f"stages.teacher.checkpoint={folder}", *more)))
+
+    with pytest.raises(InputError, match=r"has no trained head: classifier\.bias is missing"):
+        plan_with(tiny_bert)
+    with pytest.raises(InputError, match="has no trained head"):
+        plan_with(finished / "rte" / "multistage" / "general")
+    model = load_classifier(finished / "rte" / "singlestage" / "teacher")
+    model.config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
+    save_student(model, tmp_path / "nameless")
+    with pytest.raises(InputError, match=r"\['LABEL_0', 'LABEL_1'\] cannot be mapped .*stages\.teacher\.labels="):
+        plan_with(tmp_path / "nameless")
+    plan_with(tmp_path / "nameless", "stages.teacher.labels=[not_entailment,entailment]")
+    with pytest.raises(InputError, match="has 2 labels .*the task has 3"):
+        plan_with(finished / "rte" / "singlestage" / "teacher", "task.labels=[entailment,not_entailment,other]")
+    with pytest.raises(InputError, match="there is no such folder"):
+        plan_with("/nowhere/teacher")
+
+
+def test_a_pipeline_of_ones_own_is_one_yaml_file(settings, console, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("""
+pipeline: {name: mine}
+student: {layers: [1, 3], init: random, width: 0.5}
+stages:
+  binary: {kind: single_stage, student: small, teacher: helper, quant: {weight_bits: 1, activation_bits: 8, per_row: true}}
+  helper: {kind: prediction, student: teacher, teacher: teacher, quant: {weight_bits: 2, attention_activations: true}}
+  small: {kind: general, student: pretrained, teacher: pretrained, loss: {unmatched_heads: group_mean}}
+  direct: {kind: split, student: teacher, quant: {weight_bits: 1, activation_bits: 8, pooler: true}}
+  teacher: {kind: finetune}
+""")
+    run(load_config(settings(tmp_path, str(file))), console)
+    order = [line.split()[4] for line in console.lines if "finished:" in line]
+    assert order == ["small", "teacher", "helper", "binary", "direct"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["stages.single.kind=singel"], r"stages\.single\.kind=singel is unknown; did you mean single_stage\?"),
+        (["stages.single.teacher=techer"], r"stages\.single\.teacher=techer is no stage .*did you mean teacher\?"),
+        (["stages.single.teacher=null"], r"stages\.single\.teacher is missing"),
+        (["stages.init.teacher=teacher"], "a init stage has no teacher"),
+        (["stages.init.student=single"], "the graph has a cycle"),
+        (["stages.single.teacher=pretrained"], "has no trained head to learn logits from"),
+        (["stages.single.select=newest"], "use auto, best or last"),
+        (["stages.single.quant.weight_bits=3"], r"stages\.single: weight_bits=3 is unsupported; use 1 \(binary\)"),
+        (["stages.single.quant.activation_bits=4"], "activation_bits=4 is unsupported"),
+        (["stages.init.checkpoint=x"], "is only for a finetune stage"),
+        (["student.layers=[1,9]"], "layer 9; the source has 4 layers"),
+        (["student.width=0.3"], "must leave a whole number of heads"),
+        (["train.batch_size=7", "trainer.devices=2"], "batch_size=7 does not divide into 2 equal parts"),
+        (["train.schedule=cosine"], "schedule=cosine is unknown"),
+        (["train.lr=-1"], "lr=-1.0 is outside 0 to 1"),
+        (["stages.single.max_steps=0"], "max_steps=0 is below 1"),
+        (["train.max_steps=null", "train.epochs=0"], "epochs=0.0 trains nothing"),
+        (["logger=tensorboard"], "use csv or wandb"),
+        (["data.dir=/nowhere"], r"has no train\.tsv: looked at"),
+        (["model.pretrained=/nowhere/bert"], r"model\.pretrained= /nowhere/bert: there is no such folder"),
+    ],
+)
+def test_bad_input_is_found_before_any_work(settings, console, tmp_path, more, message):
+    with pytest.raises(InputError, match=message):
+        run(load_config(settings(tmp_path / "runs", "singlestage", *more)), console)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["data.corpus=[]"], "General KD needs a text corpus"),
+        (["data.corpus=[/nowhere.txt]"], "there is no such file"),
+        (["stages.stage1_binary.quant.weight_bits=2"], "is split into binary halves; use 1"),
+        (["stages.split.quant.weight_bits=2"], "a split student is binary; use 1"),
+        (["stages.split.student=general"], "has no head; put a KD stage on the task between them"),
+        (["stages.stage1.teacher=general", "stages.stage2.teacher=general"], "no trained head to learn logits from"),
+    ],
+)
+def test_bad_graphs_are_refused(settings, console, tmp_path, more, message):
+    with pytest.raises(InputError, match=message):
+        run(load_config(settings(tmp_path / "runs", "multistage", *more)), console)
+
+
+def test_a_run_folder_that_cannot_be_written_is_bad_input(settings, console, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"is not writable .*run\.dir="):
+        run(load_config(settings(tmp_path / "file" / "runs")), console)
