@@ -10,6 +10,7 @@ from bitkd.models.student import spec_of
 from bitkd.pipeline.plan import make_plan
 from bitkd.pipeline.runner import StageFailedError, run
 from bitkd.stages import IntermediateDistillation, StudentModule
+from tests.conftest import read_weights
 
 
 def states(overrides):
@@ -17,25 +18,20 @@ def states(overrides):
     return {stage.name: plan.state(stage) for stage in plan.stages}
 
 
-def weights(runs, pipeline="singlestage", task="rte"):
-    record = json.loads((runs / task / pipeline / "manifest.json").read_text())
-    return {name: (runs / task / pipeline / name / "model.safetensors").read_bytes() for name in record["artifacts"]}
-
-
 @pytest.mark.parametrize("pipeline", ["multistage", "singlestage"])
 def test_a_second_run_skips_every_stage(runs, settings, console, pipeline):
     overrides = settings(runs, pipeline)
     assert set(states(overrides).values()) == {"done"}
-    before = weights(runs, pipeline)
+    before = read_weights(runs, pipeline)
     run(load_config(overrides), console)
     assert all("is done already" in line for line in console.lines)
-    assert weights(runs, pipeline) == before
+    assert read_weights(runs, pipeline) == before
 
 
 def test_the_same_seed_gives_the_same_bytes_and_skipping_changes_nothing(finished, settings, console, tmp_path):
     # Here the teacher is trained; in `finished` singlestage found it done.
     run(load_config(settings(tmp_path)), console)
-    assert weights(tmp_path) == weights(finished)
+    assert read_weights(tmp_path) == read_weights(finished)
     assert sum("finished:" in line for line in console.lines) == 4
 
 
@@ -79,19 +75,19 @@ def test_a_cut_stage_resumes_to_the_same_bytes(finished, settings, console, tmp_
     assert "cut" in (tmp_path / "rte" / "multistage" / "stage1.error.txt").read_text()
     monkeypatch.undo()
     run(load_config(overrides), console)
-    assert weights(tmp_path, "multistage") == weights(finished, "multistage")
+    assert read_weights(tmp_path, "multistage") == read_weights(finished, "multistage")
     assert not any((tmp_path / "store" / ".work").iterdir())
 
 
 def test_a_damaged_artifact_is_reported_and_recomputed(runs, settings, console):
-    before = weights(runs)
+    before = read_weights(runs)
     file = (runs / "rte" / "singlestage" / "single" / "model.safetensors").resolve()
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
     run(load_config(settings(runs)), console)
     assert sum("has checksum" in line and "recomputed" in line for line in console.lines) == 1
-    assert weights(runs) == before
+    assert read_weights(runs) == before
 
 
 def test_a_loss_that_is_not_finite_stops_the_stage_and_keeps_the_rest(settings, console, tmp_path):
@@ -160,7 +156,7 @@ def test_a_teacher_that_does_not_fit_is_refused(finished, settings, tiny_bert, t
     with pytest.raises(InputError, match=r"\['LABEL_0', 'LABEL_1'\] cannot be mapped .*stages\.teacher\.labels="):
         plan_with(tmp_path / "nameless")
     plan_with(tmp_path / "nameless", "stages.teacher.labels=[not_entailment,entailment]")
-    with pytest.raises(InputError, match="has 2 labels .*the task has 3"):
+    with pytest.raises(InputError, match=r"has 2 labels .*the task has 3"):
         plan_with(finished / "rte" / "singlestage" / "teacher", "task.labels=[entailment,not_entailment,other]")
     with pytest.raises(InputError, match="there is no such folder"):
         plan_with("/nowhere/teacher")

@@ -1,0 +1,52 @@
+"""Runs as a user starts them, in processes of their own: killed, and with two ranks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import read_weights
+
+
+def start(arguments, launcher=()):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [*(launcher or [sys.executable, "-m"]), "bitkd", *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+def test_two_processes_run_the_whole_graph_and_agree(settings, tmp_path):
+    both = ["trainer.devices=2", "train.eval_every=4"]
+    output = finish(start(["run", *settings(tmp_path, "multistage", *both)]))
+    assert [line.split(":")[0] for line in output.splitlines() if line.startswith("stage ") and "(" in line] == [
+        f"stage {k} of 8" for k in range(1, 9)
+    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    again = finish(start(["run", *settings(tmp_path, "multistage", *both)], torchrun))
+    assert again.count("is done already") == 8
+    alone = finish(start(["run", "--json", *settings(tmp_path, "singlestage", *both)], torchrun))
+    assert len(json.loads(alone[alone.index("{") :])["stages"]) == 4
+
+
+@pytest.mark.parametrize("moment", ["stage 2 of 4: init", "stage 3 of 4: single ", "stage 4 of 4: single_binary"])
+def test_sigkill_at_any_stage_ends_in_the_same_bytes(settings, finished, tmp_path, moment):
+    arguments = ["run", *settings(tmp_path, "singlestage", "checkpoint.every_steps=1")]
+    process = start(arguments)
+    for line in process.stdout:
+        if line.startswith(moment):
+            break
+    time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    finish(start(arguments))
+    assert read_weights(tmp_path) == read_weights(finished)
+    assert not any((tmp_path / "store" / ".tmp").iterdir())

@@ -1,0 +1,197 @@
+import csv
+import json
+import subprocess
+import sys
+import time
+import zipfile
+
+import pytest
+
+import bitkd
+from bitkd.cli import main
+from bitkd.report.mermaid import draw_graph
+
+
+@pytest.fixture
+def where(tiny_task):
+    return [f"data.dir={tiny_task}", "data.max_length=32", "trainer.accelerator=cpu"]
+
+
+def answer(capsys, *arguments):
+    assert main([str(a) for a in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def refusal(capsys, *arguments):
+    assert main([str(a) for a in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("bitkd: ")
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_help_and_version_answer_within_a_second(flag):
+    times = []
+    for _ in range(3):
+        began = time.monotonic()
+        done = subprocess.run([sys.executable, "-m", "bitkd", flag], capture_output=True, text=True, check=True)
+        times.append(time.monotonic() - began)
+    assert "bitkd" in done.stdout
+    assert sorted(times)[1] < 1
+
+
+def test_wrong_usage_exits_with_two(capsys):
+    for arguments in ([], ["walk"], ["run", "--fast", "task=demo"], ["compare"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+
+
+def test_plan_for_machines(finished, settings, capsys):
+    stages = json.loads(answer(capsys, "plan", *settings(finished, "multistage"), "--json"))["stages"]
+    assert stages[0]["name"] == "teacher"
+    assert stages[-1]["name"] == "stage2_binary"
+    assert {s["state"] for s in stages} == {"done"}
+    assert all(bitkd.load_student(s["artifact"]) for s in stages[-1:])
+    todo = json.loads(
+        answer(capsys, "plan", "--json", *settings(finished, "multistage", "stages.split.quant.pooler=true"))
+    )
+    assert [s["artifact"] for s in todo["stages"]][-3:] == [None] * 3
+
+
+def test_plan_for_people(finished, settings, capsys):
+    text = answer(capsys, "plan", *settings(finished, "singlestage"))
+    assert [line.split()[1] for line in text.splitlines()[1:]] == ["teacher", "init", "single", "single_binary"]
+    picture = answer(capsys, "plan", *settings(finished, "singlestage"), "--mermaid")
+    assert picture.startswith("flowchart LR")
+    assert "teacher -. teaches .-> single_binary" in picture
+
+
+def test_config_prints_everything_and_can_be_read_back(capsys):
+    text = answer(capsys, "config", "task=demo", "pipeline=multistage", "train.lr=0.5")
+    assert "lr: 0.5" in text
+    assert json.loads(answer(capsys, "config", "task=demo", "--json"))["task"]["name"] == "demo"
+
+
+def test_evaluate_reports_the_metrics_and_the_loss_only(finished, where, capsys):
+    folder = finished / "rte" / "multistage" / "stage2_binary"
+    metrics = json.loads(answer(capsys, "evaluate", folder, "task=rte", *where, "--json"))["metrics"]
+    recorded = json.loads((folder / "metrics.json").read_text())["dev"]
+    assert metrics == pytest.approx(recorded)
+    assert set(metrics) == {"accuracy", "loss"}
+    assert "accuracy" in answer(capsys, "evaluate", folder, "task=rte", *where)
+
+
+def test_predict_gives_labels_and_scores(finished, capsys):
+    folder = finished / "rte" / "singlestage" / "single_binary"
+    texts = ["--text", "a dog", "--text-pair", "the dog", "--text", "a cat", "--text-pair", "not a cat"]
+    found = json.loads(answer(capsys, "predict", folder, *texts, "--json"))["predictions"]
+    assert [p["text"] for p in found] == ["a dog", "a cat"]
+    for prediction in found:
+        assert set(prediction["scores"]) == {"entailment", "not_entailment"}
+        assert sum(prediction["scores"].values()) == pytest.approx(1)
+        assert prediction["label"] == max(prediction["scores"], key=prediction["scores"].get)
+    assert len(answer(capsys, "predict", folder, *texts).splitlines()) == 2
+
+
+def test_compare_has_a_row_for_each_stage_of_each_run(finished, capsys, tmp_path):
+    runs = [finished / "rte" / name for name in ("multistage", "singlestage")]
+    rows = json.loads(answer(capsys, "compare", *runs, "--out", tmp_path / "report", "--json"))["rows"]
+    assert len(rows) == 12
+    by_stage = {row["stage"]: row for row in rows}
+    assert by_stage["general"]["score"] is None
+    assert by_stage["stage2_binary"]["precision"] == "W1A8"
+    assert by_stage["stage2_binary"]["encoder_bits"] == by_stage["single_binary"]["encoder_bits"]
+    assert by_stage["stage2_binary"]["steps"] == 4
+    assert all(row["disk_mib"] > 0 and row["seconds"] >= 0 for row in rows)
+    assert json.loads((tmp_path / "report" / "comparison.json").read_text()) == rows
+    with open(tmp_path / "report" / "comparison.csv", newline="") as stream:
+        assert len(list(csv.DictReader(stream))) == 12
+    assert (tmp_path / "report" / "report.md").read_text().count("\n| ") == 14
+    assert "single_binary" in answer(capsys, "compare", *runs)
+
+
+def test_bad_input_exits_with_two_and_no_traceback(finished, settings, where, tiny_bert, capsys, tmp_path):
+    assert "has no trained head" in refusal(capsys, "evaluate", tiny_bert, "task=rte", *where)
+    assert "has no trained head" in refusal(
+        capsys, "predict", finished / "rte" / "multistage" / "general", "--text", "a"
+    )
+    assert "no such folder" in refusal(capsys, "evaluate", "/nowhere/x", "task=rte", *where)
+    assert "has no config.json" in refusal(capsys, "predict", tmp_path, "--text", "a")
+    assert "give one pair for each text" in refusal(
+        capsys, "predict", "x", "--text", "a", "--text-pair", "b", "--text-pair", "c"
+    )
+    assert "is no run" in refusal(capsys, "compare", tmp_path)
+    assert "unknown key" in refusal(capsys, "run", *settings(tmp_path), "train.lrate=1")
+    assert "task= is missing" in refusal(capsys, "plan", "pipeline=multistage")
+    teacher = finished / "rte" / "singlestage" / "teacher"
+    assert "cannot be mapped" in refusal(capsys, "evaluate", teacher, "task=mrpc", *where)
+    assert "the task has 3" in refusal(capsys, "evaluate", teacher, "task=mnli", *where)
+    assert "reads two texts" in refusal(capsys, "predict", teacher, "--text", "a", "task=rte")
+
+
+def test_a_damaged_artifact_is_not_evaluated(runs, where, capsys):
+    folder = (runs / "rte" / "singlestage" / "teacher").resolve()
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    assert "has checksum" in refusal(capsys, "evaluate", folder, "task=rte", *where)
+
+
+def test_an_unfinished_run_is_not_compared(runs, capsys):
+    file = runs / "rte" / "singlestage" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["artifacts"]["single_binary"]
+    file.write_text(json.dumps(manifest))
+    assert "is not finished: single_binary missing" in refusal(capsys, "compare", file.parent)
+    file.write_text("{")
+    assert "is damaged" in refusal(capsys, "compare", file.parent)
+
+
+def test_runs_of_different_tasks_are_not_compared(runs, capsys):
+    other = runs / "rte" / "multistage" / "manifest.json"
+    other.write_text(json.dumps(json.loads(other.read_text()) | {"task": "mrpc"}))
+    assert "different tasks (mrpc, rte)" in refusal(capsys, "compare", other.parent, runs / "rte" / "singlestage")
+
+
+def test_a_failure_while_working_exits_with_one(settings, capsys, tmp_path):
+    overrides = settings(
+        tmp_path, "singlestage", "stages.teacher.lr=1", "train.gradient_clip=0", "stages.single.loss.hidden=1e39"
+    )
+    assert main(["run", *overrides]) == 1
+    error = capsys.readouterr().err
+    assert "stage single failed: NonFiniteLossError: loss term hidden" in error
+    assert "not run: single_binary" in error
+
+
+def test_a_graph_is_drawn_in_the_colours_of_its_states():
+    stage = {"name": "one", "title": "One", "kind": "single_stage", "bits": 1, "inputs": {"student": "pretrained"}}
+    picture = draw_graph([stage, stage | {"name": "two", "bits": 2}, stage | {"name": "cut", "kind": "split"}])
+    assert "style one fill:#e57373" in picture
+    assert "style two fill:#6fa8dc" in picture
+    assert "style cut fill:#7cc47f" in picture
+
+
+def test_public_names_are_there():
+    for name in bitkd.__all__:
+        assert getattr(bitkd, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = bitkd.nonsense
+
+
+def test_the_wheel_holds_the_configuration(tmp_path, pytestconfig):
+    root = pytestconfig.rootpath
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(root)]
+    subprocess.run(command, check=True, capture_output=True)
+    [wheel] = tmp_path.glob("bitkd-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    for name in (
+        "config.yaml",
+        "task/mnli.yaml",
+        "pipeline/multistage.yaml",
+        "model/bert-base.yaml",
+        "trainer/gpu.yaml",
+    ):
+        assert f"bitkd/conf/{name}" in names
