@@ -1,2 +1,150 @@
-def ensure_demo(root):
-    raise RuntimeError
+"""The embedded task: its rows, its corpus and a tiny pre-trained BERT, made on the spot; nothing is downloaded."""
+
+import hashlib
+import os
+import shutil
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, get_scheduler
+
+from bitkd.data import demo_text
+from bitkd.data.demo_text import documents, pairs
+
+TRAIN_ROWS, DEV_ROWS = 3600, 600
+DOCUMENTS, SENTENCES = 1200, 4
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+PRETRAINING_STEPS, PRETRAINING_BATCH, PRETRAINING_LR = 400, 32, 2e-3
+MASKED_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class DemoSource:
+    """model: folder of the tiny BERT and its tokenizer.  data: folder with train.tsv and dev.tsv.  corpus: text file."""
+
+    model: Path
+    data: Path
+    corpus: Path
+
+
+def ensure_demo(root: Path) -> DemoSource:
+    """The demo's files under `root`, made if they are not there yet (in about 20 seconds).
+
+    The folder's name changes with this code; it becomes visible when it is whole. A build that was killed is swept.
+    """
+    code = b"".join(Path(module).read_bytes() for module in (__file__, demo_text.__file__))
+    folder = root / f"demo-{hashlib.sha256(code).hexdigest()[:12]}"
+    source = DemoSource(folder / "model", folder / "data", folder / "corpus.txt")
+    if folder.is_dir():
+        return source
+    root.mkdir(parents=True, exist_ok=True)
+    for leftover in root.glob(".building.*"):
+        if _is_dead(leftover):
+            shutil.rmtree(leftover, ignore_errors=True)
+    building = root / f".building.{socket.gethostname()}.{os.getpid()}"
+    shutil.rmtree(building, ignore_errors=True)
+    _write_text(building)
+    _write_model(building)
+    try:
+        building.rename(folder)
+    except OSError:  # another process was faster
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(building)
+    return source
+
+
+def _is_dead(folder: Path) -> bool:
+    host, pid = folder.name.removeprefix(".building.").rsplit(".", 1)
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _write_text(folder: Path) -> None:
+    (folder / "data").mkdir(parents=True)
+    rows = pairs(TRAIN_ROWS + DEV_ROWS, seed=1)
+    for name, part in (("train", rows[:TRAIN_ROWS]), ("dev", rows[TRAIN_ROWS:])):
+        lines = ["\t".join(row) for row in [("sentence1", "sentence2", "label"), *part]]
+        (folder / "data" / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text = "\n\n".join("\n".join(sentences) for sentences in documents(DOCUMENTS, SENTENCES, seed=2))
+    (folder / "corpus.txt").write_text(text + "\n", encoding="utf-8")
+
+
+def _write_model(folder: Path) -> None:
+    tokenizer = _train_tokenizer(folder / "corpus.txt")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums of one thread have one order: the same bytes on every build
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            model = _pretrain(tokenizer, list(documents(DOCUMENTS, SENTENCES, seed=2)))
+    finally:
+        torch.set_num_threads(threads)
+    model.bert.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+
+
+def _train_tokenizer(corpus: Path) -> PreTrainedTokenizerFast:
+    backend = _backend({})
+    backend.train([str(corpus)], trainers.WordPieceTrainer(vocab_size=400, special_tokens=SPECIAL, show_progress=False))
+    # Training breaks ties differently from run to run; the words and the letters that it ends with are the same.
+    used = set(backend.encode(corpus.read_text(encoding="utf-8"), add_special_tokens=False).tokens)
+    letters = {piece for piece in backend.get_vocab() if len(piece.removeprefix("##")) == 1}
+    pieces = [*SPECIAL, *sorted(used | letters)]
+    backend = _backend({piece: i for i, piece in enumerate(pieces)})
+    sep, cls = (("[SEP]", backend.token_to_id("[SEP]")), ("[CLS]", backend.token_to_id("[CLS]")))
+    backend.post_processor = processors.BertProcessing(sep, cls)
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL))
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=inputs, model_max_length=48, **names)
+
+
+def _backend(vocabulary: dict[str, int]) -> Tokenizer:
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return backend
+
+
+def _pretrain(tokenizer: PreTrainedTokenizerFast, texts: list[list[str]]) -> BertForMaskedLM:
+    """Masked language modelling on pairs of sentences of one document, so that segments learn to look at each other."""
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=256,
+        max_position_embeddings=48,
+        pad_token_id=tokenizer.pad_token_id,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    model = BertForMaskedLM(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PRETRAINING_LR, betas=(0.9, 0.98))
+    schedule = get_scheduler("linear", optimizer, PRETRAINING_STEPS // 10, PRETRAINING_STEPS)
+    first, second = zip(*((text[i], text[i + 1]) for text in texts for i in range(0, len(text), 2)))
+    rows = tokenizer(list(first), list(second), padding=True, return_tensors="pt")
+    for _ in range(PRETRAINING_STEPS):
+        chosen = torch.randint(len(first), (PRETRAINING_BATCH,))
+        batch: dict[str, Tensor] = {name: rows[name][chosen] for name in rows}
+        ids = batch["input_ids"]
+        masked = (torch.rand(ids.shape) < MASKED_SHARE) & (ids >= len(SPECIAL)) & (batch["token_type_ids"] == 1)
+        batch["input_ids"] = torch.where(masked, tokenizer.mask_token_id, ids)
+        loss = model(**batch, labels=torch.where(masked, ids, -100)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    return model.eval()
