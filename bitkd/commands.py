@@ -246,7 +246,6 @@ def _quieten() -> None:
 _REMARKS = (
     ".*does not have many workers.*",
     ".*smaller than the logging interval.*",
-    ".*flops_per_batch.*",
     ".*dataloader is not resumable.*",  # ours is: ResumeCheckpoint tells the sampler where to start
     ".*recommended to use `self.log.*sync_dist.*",  # torchmetrics has synchronized the value already
     ".*broadcast_buffers.*deprecated.*",

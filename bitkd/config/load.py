@@ -46,11 +46,13 @@ def load_config(overrides: Sequence[str] = (), require: Iterable[str] = ("task",
                 f"{group}= is missing; choose one of {', '.join(choices(group))}, or a path to a YAML file"
             )
     layers = [_read(conf_dir() / "config.yaml")]
-    layers += [_read(_file_of(group, chosen[group])) for group in GROUPS if group in chosen]
+    layers += [_read(_file_of(group, chosen[group])) for group in GROUPS[:-1] if group in chosen]
     schema = OmegaConf.structured(Config)
     merged = schema
     for layer in layers:
         merged = _merge(merged, layer)
+    if "task" in chosen:
+        merged = _merge(merged, _for_these_stages(_read(_file_of("task", chosen["task"])), merged))
     for text in dotted:
         merged = _merge(merged, _parse(text, merged), source=text)
     try:
@@ -104,6 +106,13 @@ def _file_of(group: str, name: str) -> Path:
     if name not in choices(group):
         raise InputError(f"{group}={name} is unknown; {nearest(name, choices(group))} (or a path to a .yaml file)")
     return conf_dir() / group / f"{name}.yaml"
+
+
+def _for_these_stages(layer: DictConfig, merged: DictConfig) -> DictConfig:
+    """A task's file may set up stages, such as a longer teacher's; a pipeline need not have them."""
+    if isinstance(layer.get("stages"), DictConfig):
+        layer.stages = {name: stage for name, stage in layer.stages.items() if name in merged.stages}
+    return layer
 
 
 def _read(file: Path) -> DictConfig:

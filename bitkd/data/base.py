@@ -70,7 +70,7 @@ class TokenizedDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sampler = TrainBatchSampler(
-            self._train["length"],
+            self._train["length"][:],
             self.batch_size,
             self.total_batches,
             self.seed,
@@ -84,14 +84,14 @@ class TokenizedDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> list[DataLoader]:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return [
-            self._loader(rows, EvalBatchSampler(rows["length"], self.eval_batch_size, rank, world))
+            self._loader(rows, EvalBatchSampler(rows["length"][:], self.eval_batch_size, rank, world))
             for rows in self.dev_rows.values()
         ]
 
     def importance_batches(self, rows: int) -> Iterator[dict[str, Tensor]]:
         """Batches of about `rows` training rows, chosen by the seed."""
         steps = max(1, min(rows, len(self._train)) // self.batch_size)
-        sampler = TrainBatchSampler(self._train["length"], self.batch_size, steps, self.seed)
+        sampler = TrainBatchSampler(self._train["length"][:], self.batch_size, steps, self.seed)
         yield from self._loader(self._train, sampler)
 
     def _loader(self, rows: Dataset, batches: Sampler[list[int]]) -> DataLoader:

@@ -19,7 +19,7 @@ SHORT_SHARE = 0.1
 HELD_OUT = 0.02
 """Share of documents kept back to validate the loss on."""
 
-_HEADING = re.compile(r"^ ?= [^=].*[^=] = ?$")
+_HEADING = re.compile(r"^ ?= [^=](.*[^=])? = ?$")
 
 
 class CorpusDataModule(TokenizedDataModule):
@@ -158,10 +158,15 @@ def read_documents(file: Path) -> Iterator[str]:
     A top-level heading of WikiText (" = Title = ") starts a document; in files without any, a blank line ends one; in
     files without either, every line is a document.
     """
+    content = file.read_bytes()
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise InputError(f"{file}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+        # The error's own content and position: those after a byte-order mark.
+        number = error.object.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{file}:{number}: a byte is not UTF-8 (0x{error.object[error.start]:02x}); save the file as UTF-8"
+        ) from error
     headings = any(_HEADING.match(line) for line in lines)
     blanks = any(not line.strip() for line in lines[:-1])
     document: list[str] = []

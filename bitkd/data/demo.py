@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, g
 from bitkd.data import demo_text
 from bitkd.data.demo_text import documents, pairs
 
-TRAIN_ROWS, DEV_ROWS = 3600, 600
+TRAIN_ROWS, DEV_ROWS = 3600, 900
 DOCUMENTS, SENTENCES = 1200, 4
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PRETRAINING_STEPS, PRETRAINING_BATCH, PRETRAINING_LR = 400, 32, 2e-3
@@ -103,7 +103,7 @@ def _train_tokenizer(corpus: Path) -> PreTrainedTokenizerFast:
     letters = {piece for piece in backend.get_vocab() if len(piece.removeprefix("##")) == 1}
     pieces = [*SPECIAL, *sorted(used | letters)]
     backend = _backend({piece: i for i, piece in enumerate(pieces)})
-    sep, cls = (("[SEP]", backend.token_to_id("[SEP]")), ("[CLS]", backend.token_to_id("[CLS]")))
+    sep, cls = ((token, pieces.index(token)) for token in ("[SEP]", "[CLS]"))
     backend.post_processor = processors.BertProcessing(sep, cls)
     names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL))
     inputs = ["input_ids", "token_type_ids", "attention_mask"]

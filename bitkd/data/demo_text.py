@@ -12,13 +12,13 @@ LABELS = ("entailment", "neutral", "contradiction")
 Scene = dict[str, str | None]
 """slot -> word; null leaves a detail out."""
 
-NOUNS = {
+NOUNS: dict[str, tuple[str, ...]] = {
     "animal": ("dog", "cat", "horse", "bird"),
     "person": ("woman", "man", "girl", "boy"),
     "vehicle": ("car", "bus", "truck", "bike"),
 }
-VERBS = {"moves": ("runs", "turns", "jumps"), "rests": ("sleeps", "waits", "stands")}
-KINDS = {"noun": NOUNS, "verb": VERBS}
+VERBS: dict[str, tuple[str, ...]] = {"moves": ("runs", "turns", "jumps"), "rests": ("sleeps", "waits", "stands")}
+KINDS: dict[str, dict[str, tuple[str, ...]]] = {"noun": NOUNS, "verb": VERBS}
 DETAILS = {
     "size": ("big", "small"),
     "color": ("red", "blue", "green", "white"),
@@ -57,7 +57,12 @@ def documents(count: int, sentences: int, seed: int) -> Iterator[list[str]]:
         scene: Scene = {slot: rng.choice(rng.choice(tuple(kinds.values()))) for slot, kinds in KINDS.items()}
         scene |= {slot: rng.choice(words) for slot, words in DETAILS.items()}
         yield [
-            tell({slot: _change(slot, word, "entailment", rng) if rng.random() < 0.4 else word for slot, word in scene.items()})
+            tell(
+                {
+                    slot: _change(slot, word, "entailment", rng) if rng.random() < 0.4 else word
+                    for slot, word in scene.items()
+                }
+            )
             for _ in range(sentences)
         ]
 

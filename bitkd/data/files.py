@@ -1,6 +1,7 @@
 """Rows of a task from its files; nothing is dropped in silence, every fault has a file and a line."""
 
 import hashlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,10 @@ def read_rows(task: TaskSpec, file: Path) -> Rows:
     lines = _lines(file)
     header, first = task.files.header, 1
     if header is None:
-        header = next(lines, "").split("\t")
-        first = 2
+        line = next(lines, None)
+        if line is None:
+            raise InputError(f"{file} is empty; it needs a line of column names, and rows")
+        header, first = line.split("\t"), 2
     columns = [*(task.files.text or task.text), task.files.label]
     missing = [column for column in columns if column not in header]
     if missing:
@@ -82,10 +85,12 @@ def _label(task: TaskSpec, text: str, file: Path, number: int) -> int | float:
         return int(text)
     if kind == "number":
         try:
-            return float(text)
+            score = float(text)
         except ValueError:
-            pass
-    allowed = {"names": names, "index": [str(i) for i in range(len(names or []))], "number": "a number"}[kind]
+            score = math.nan
+        if math.isfinite(score):
+            return score
+    allowed = {"names": names, "index": [str(i) for i in range(len(names or []))], "number": "a number (finite)"}[kind]
     raise InputError(f"{file}:{number}: label {text!r} is outside the task's set; allowed: {allowed}")
 
 

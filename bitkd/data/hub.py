@@ -1,14 +1,15 @@
 """Loading from the Hugging Face hub, in bounded time; local paths and the local cache are looked at first."""
 
 import os
-import socket
+import threading
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from bitkd.errors import InputError
 
 PROBE_SECONDS = 8
+"""How long the hub may take to answer at all; everything else then comes from local files."""
+
 MODEL_FILES = ["config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model"]
 
 
@@ -22,6 +23,7 @@ def resolve_pretrained(name: str, setting: str = "model.pretrained=") -> Path:
         return folder.resolve()
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise InputError(f"{setting} {name}: there is no such folder; give an existing folder or a hub id")
+    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -37,10 +39,10 @@ def resolve_pretrained(name: str, setting: str = "model.pretrained=") -> Path:
             return cached
     except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
         pass  # not in the cache: ask the hub
-    if not hub_reachable():
+    if problem := hub_problem():
         raise InputError(
-            f"{setting} {name} is no local folder, is not in the local cache, and the hub cannot be reached; give a local "
-            f"folder with {setting.rstrip('=')}=FOLDER, or try again with a connection"
+            f"{setting} {name} is no local folder, is not in the local cache, and the hub cannot be reached ({problem}); "
+            f"give a local folder with {setting.rstrip('=')}=FOLDER, or try again with a connection"
         )
     try:
         found = download("*.safetensors", local=False)
@@ -48,7 +50,7 @@ def resolve_pretrained(name: str, setting: str = "model.pretrained=") -> Path:
             # Older models have no safetensors; transformers reads this file with weights_only.
             found = download("pytorch_model.bin", local=False)
         return found
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+    except (httpx.HTTPError, HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise InputError(
             f"{setting} {name} cannot be loaded from the hub: {_first_line(error)}; check the id"
         ) from error
@@ -59,11 +61,16 @@ def load_tokenizer(folder: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:
         raise InputError(
             f"{folder} has no tokenizer ({_first_line(error)}); name a folder with tokenizer files"
         ) from error
+    # From config.json alone, transformers makes a tokenizer of nothing but special tokens, without a word.
+    files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
+    if not any((Path(folder) / file).is_file() for file in files):
+        raise InputError(f"{folder} has no tokenizer (none of {sorted(files)}); name a folder with tokenizer files")
+    return tokenizer
 
 
 def load_hub_dataset(path: str, name: str | None) -> Any:
@@ -74,33 +81,49 @@ def load_hub_dataset(path: str, name: str | None) -> Any:
     import datasets
 
     label = f"{path}/{name}" if name else path
-    reachable = hub_reachable()
-    datasets.config.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE or not reachable
+    problem = hub_problem()
+    offline = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = offline or problem is not None
     try:
         return datasets.load_dataset(path, name)
     except Exception as error:  # datasets raises many types for "not there"
-        reason = _first_line(error) if reachable else "the hub cannot be reached and the local cache has no copy"
+        reason = (
+            f"the hub cannot be reached ({problem}) and the local cache has no copy" if problem else _first_line(error)
+        )
         raise InputError(
             f"the dataset {label} cannot be loaded: {reason}; give the task's files with data.dir=FOLDER, or try again "
             "with a connection"
         ) from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline  # the hub may be back at the next call
 
 
-def hub_reachable() -> bool:
-    """Whether something listens at the hub's endpoint (HF_ENDPOINT, HF_HUB_OFFLINE and proxies are respected)."""
+def hub_problem() -> str | None:
+    """Why the hub cannot be used, found within PROBE_SECONDS; null where it answers.
+
+    HF_ENDPOINT, HF_HUB_OFFLINE and proxies are respected, as huggingface_hub's own client does.
+    """
     from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
 
     if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
-        return False
-    endpoint = urlsplit(os.environ.get("HF_ENDPOINT") or constants.ENDPOINT)
-    proxy = os.environ.get(f"{endpoint.scheme.upper()}_PROXY") or os.environ.get(f"{endpoint.scheme}_proxy")
-    target = urlsplit(proxy) if proxy else endpoint
-    port = target.port or (443 if target.scheme == "https" else 80)
-    try:
-        socket.create_connection((target.hostname or "", port), timeout=PROBE_SECONDS).close()
-    except OSError:
-        return False
-    return True
+        return "HF_HUB_OFFLINE is set"
+    endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+    answers: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            status = get_session().head(endpoint, timeout=PROBE_SECONDS).status_code
+        except Exception as error:  # whatever it is, the hub gave no answer
+            answers.append(_first_line(error))
+        else:
+            answers.append(f"it answers with status {status}" if status >= 500 else None)
+
+    # In a thread, because a timeout bounds neither the resolver nor the sum over a host's addresses.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    return answers[0] if answers else f"no answer in {PROBE_SECONDS} s"
 
 
 def _first_line(error: Exception) -> str:

@@ -1,5 +1,7 @@
 """A task's metrics, all by torchmetrics, and the one score that selects checkpoints."""
 
+import math
+
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, MulticlassMatthewsCorrCoef
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
@@ -21,7 +23,10 @@ def build_metrics(task: TaskSpec) -> MetricCollection:
 
 
 def primary_score(task: TaskSpec, values: dict[str, float]) -> float:
-    """The task's primary metric out of computed `values`; larger is better."""
-    if task.metric == "pearson_spearman":
-        return (values["pearson"] + values["spearman"]) / 2
-    return values[task.metric]
+    """The task's primary metric out of computed `values`; larger is better.
+
+    A metric that is undefined (Pearson's, where all predictions are equal) counts as 0, no correlation: no score
+    is larger than NaN, so the first such checkpoint would stay the best for good.
+    """
+    names = ("pearson", "spearman") if task.metric == "pearson_spearman" else (task.metric,)
+    return sum(0.0 if math.isnan(values[name]) else values[name] for name in names) / len(names)

@@ -41,6 +41,11 @@ class TrainBatchSampler(torch.utils.data.Sampler[list[int]]):
         self.start = start
 
     @property
+    def batches_per_epoch(self) -> int:
+        """Micro-batches of each process in one pass over the rows."""
+        return self.steps_per_epoch * self.accumulate
+
+    @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in one pass over the rows."""
         return len(self.lengths) // self.batch_size
@@ -50,11 +55,10 @@ class TrainBatchSampler(torch.utils.data.Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         position = self.start
-        epoch_batches = self.steps_per_epoch * self.accumulate
         while position < self.total_batches:
-            epoch, offset = divmod(position, epoch_batches)
+            epoch, offset = divmod(position, self.batches_per_epoch)
             batches = self._epoch(epoch)
-            for micro in range(offset, min(epoch_batches, offset + self.total_batches - position)):
+            for micro in range(offset, min(self.batches_per_epoch, offset + self.total_batches - position)):
                 step, part = divmod(micro, self.accumulate)
                 share = part * self.world_size + self.rank
                 yield batches[step][share :: self.world_size * self.accumulate].tolist()
@@ -76,6 +80,11 @@ class TrainBatchSampler(torch.utils.data.Sampler[list[int]]):
 
 def fitting_batch(rows: int, batch_size: int, parts: int) -> int:
     """Rows of a step: batch_size, or all rows where there are fewer, in `parts` equal parts."""
+    if batch_size % parts:
+        raise InputError(
+            f"batch_size={batch_size} does not divide into {parts} equal parts (processes · accumulated batches); "
+            f"use a multiple of {parts}"
+        )
     fitting = min(batch_size, rows // parts * parts)
     if fitting < 1:
         raise InputError(f"{rows} rows cannot be divided among {parts} processes and accumulated batches; use fewer")

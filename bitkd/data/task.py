@@ -1,5 +1,8 @@
 """The task's rows, tokenized once and kept as Arrow."""
 
+import json
+import math
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -14,7 +17,10 @@ from bitkd.errors import InputError
 
 
 class TaskDataModule(TokenizedDataModule):
-    """Training rows and dev sets of a task, from files under `data_dir` or from the hub."""
+    """Training rows and dev sets of a task, from files under `data_dir` or from the hub.
+
+    cache_dir: folder where tokenized rows are kept as Arrow and memory-mapped from; null keeps them in memory.
+    """
 
     def __init__(
         self,
@@ -28,6 +34,7 @@ class TaskDataModule(TokenizedDataModule):
         seed: int = 0,
         eval_batch_size: int = 64,
         num_workers: int = 0,
+        cache_dir: str | None = None,
     ) -> None:
         super().__init__(
             tokenizer, max_length, batch_size, total_batches, accumulate, seed, eval_batch_size, num_workers
@@ -35,6 +42,7 @@ class TaskDataModule(TokenizedDataModule):
         check_task(task)
         self.task = task
         self.data_dir = data_dir
+        self.cache_dir = cache_dir
         self.truncated = 0
         self._hash = ""
 
@@ -42,7 +50,7 @@ class TaskDataModule(TokenizedDataModule):
         if self.train_rows is not None:
             return
         splits = self._from_files() if self.data_dir else self._from_hub()
-        tokenized = {name: self._tokenize(rows) for name, rows in splits.items()}
+        tokenized = {name: self._tokenize(rows, name) for name, rows in splits.items()}
         self.train_rows = tokenized.pop("train")
         self.dev_rows = tokenized
         if self.truncated:
@@ -89,34 +97,74 @@ class TaskDataModule(TokenizedDataModule):
         if missing:
             raise InputError(f"{hub.path} {split}: column {missing[0]} is missing; it has {rows.column_names}")
         labels: list[Any] = rows[hub.label][:]
-        if task.labels is not None:
+        if not labels:
+            raise InputError(f"{hub.path} {split} has no rows; a split must not be empty")
+        if task.labels is None:
+            for number, label in enumerate(labels):
+                if not isinstance(label, int | float) or not math.isfinite(label):
+                    raise InputError(f"{hub.path} {split}, row {number}: label {label!r} is not a finite number")
+            labels = [float(label) for label in labels]
+        else:
             names = getattr(rows.features[hub.label], "names", None) or task.labels
-            outside = [label for label in set(labels) if not 0 <= label < len(names) or names[label] not in task.labels]
+            named = {label: _name_of(label, names) for label in set(labels)}
+            outside = [label for label, name in named.items() if name not in task.labels]
             if outside:
                 raise InputError(
-                    f"{hub.path} {split}: label {outside[0]} is outside the task's set {task.labels} (its names: {names})"
+                    f"{hub.path} {split}: label {outside[0]!r} is outside the task's set {task.labels} (its names: {names})"
                 )
-            labels = [task.labels.index(names[label]) for label in labels]
+            places = {label: task.labels.index(str(name)) for label, name in named.items()}
+            labels = [places[label] for label in labels]
         texts = zip(("text_a", "text_b"), (rows[column][:] for column in columns[:-1]))
         return dict(texts) | {"label": labels}
 
-    def _tokenize(self, rows: Rows) -> Dataset:
+    def _tokenize(self, rows: Rows, split: str) -> Dataset:
         columns = ["text_a", "text_b"] if "text_b" in rows else ["text_a"]
 
         def encode(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
             texts = [batch[column] for column in columns]
-            full = self.tokenizer(*texts, truncation=False, return_attention_mask=False, verbose=False)
-            cut = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
-            return {
-                **cut,
-                "length": [len(ids) for ids in cut["input_ids"]],
-                "truncated": [len(ids) > self.max_length for ids in full["input_ids"]],
-                "index": indices,
-            }
+            encoded = dict(self.tokenizer(*texts, truncation=False, verbose=False))
+            truncated = [len(ids) > self.max_length for ids in encoded["input_ids"]]
+            for place in [place for place, long in enumerate(truncated) if long]:
+                cut = self.tokenizer(*(column[place] for column in texts), truncation=True, max_length=self.max_length)
+                for name in encoded:
+                    encoded[name][place] = cut[name]
+            lengths = [len(ids) for ids in encoded["input_ids"]]
+            return {**encoded, "length": lengths, "truncated": truncated, "index": indices}
 
-        tokenized = Dataset.from_dict(rows).map(encode, batched=True, with_indices=True, remove_columns=columns)
-        self.truncated += sum(tokenized["truncated"])
+        # Everything that changes the tokens is in the name, so a file that is there is right. It is written beside
+        # its place and renamed, so that ranks may write it at once.
+        identity = [self.max_length, self.tokenizer.model_input_names, _tokenizer_state(self.tokenizer), rows]
+        key = datasets.fingerprint.Hasher.hash(identity)
+        file = None
+        if self.cache_dir is not None:
+            folder = Path(self.cache_dir).expanduser()
+            folder.mkdir(parents=True, exist_ok=True)
+            file = str(folder / f"{self.task.name}-{split}-{key}.arrow")
+        tokenized = Dataset.from_dict(rows).map(
+            encode,
+            batched=True,
+            with_indices=True,
+            remove_columns=columns,
+            cache_file_name=file,
+            new_fingerprint=key,
+        )
+        self.truncated += sum(tokenized["truncated"][:])
         return tokenized.remove_columns("truncated")
+
+
+def _name_of(label: Any, names: list[str]) -> str | None:
+    """The name of a hub label, which is a name itself or a number that counts `names`; null for any other."""
+    if isinstance(label, str):
+        return label
+    return names[label] if isinstance(label, int) and 0 <= label < len(names) else None
+
+
+def _tokenizer_state(tokenizer: Any) -> str:
+    """All that decides a tokenizer's tokens, except padding and truncation, which a call may leave behind in it."""
+    if not tokenizer.is_fast:
+        return str((type(tokenizer).__name__, tokenizer.init_kwargs, sorted(tokenizer.get_vocab().items())))
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    return json.dumps(state | {"padding": None, "truncation": None}, sort_keys=True)
 
 
 datasets.disable_progress_bars()

@@ -94,6 +94,9 @@ def check_task(task: TaskSpec) -> None:
     where = f"task {task.name}"
     if not 1 <= len(task.text) <= 2:
         raise InputError(f"{where}: text={task.text} names {len(task.text)} columns; name one or two")
+    for place, columns in (("files.text", task.files.text), ("hub.text", task.hub.text)):
+        if columns is not None and len(columns) != len(task.text):
+            raise InputError(f"{where}: {place}={columns} must name as many columns as text={task.text}")
     for metric in {task.metric, *task.metrics}:
         if metric not in METRICS:
             raise InputError(f"{where}: metric {metric} is unknown; use one of {', '.join(METRICS)}")

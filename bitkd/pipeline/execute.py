@@ -9,11 +9,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor, ThroughputMonitor
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from bitkd.callbacks.checkpoints import BestCheckpoint, ResumeCheckpoint, latest_checkpoint
 from bitkd.callbacks.progress import StageProgressBar
+from bitkd.callbacks.throughput import Throughput
 from bitkd.models.artifact import save_student
 from bitkd.models.size import measure
 from bitkd.pipeline.build import BuiltStage, build_stage, finish_student, load_weights
@@ -80,7 +81,7 @@ def _fit(
         resume.folder.mkdir(parents=True, exist_ok=True)
         checkpoint = latest_checkpoint(resume.folder)
     checkpoint = group.broadcast(checkpoint)
-    callbacks: list[pl.Callback] = [ThroughputMonitor(batch_size_fn=lambda batch: len(batch["input_ids"]))]
+    callbacks: list[pl.Callback] = [Throughput()]
     if loggers or not group.is_global_zero:
         callbacks.append(LearningRateMonitor("step"))
     if progress_bar:

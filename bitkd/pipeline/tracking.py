@@ -14,9 +14,7 @@ def make_loggers(plan: Plan, stage: PlannedStage) -> list[Logger]:
         import wandb
 
         settings = plan.config.wandb
-        offline = (
-            not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key) or os.environ.get("WANDB_MODE") == "offline"
-        )
+        offline = os.environ.get("WANDB_MODE") == "offline" or not wandb.login(prompt=False, verify=False)
         loggers.append(
             WandbLogger(
                 project=settings.project,

@@ -32,6 +32,14 @@ def test_a_file_of_ones_own_is_a_choice(tmp_path):
     assert list(config.stages) == ["teacher"]
 
 
+def test_a_task_sets_up_only_the_stages_that_are_there(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("pipeline: {name: mine}\nstages:\n  one: {kind: finetune}\n")
+    assert list(load_config([f"pipeline={file}", "task=demo"]).stages) == ["one"]
+    assert load_config(BOTH).stages["teacher"].max_steps == 500
+    assert list(load_config(["task=demo"], require=()).stages) == []
+
+
 def test_the_printed_configuration_says_everything():
     config = load_config(BOTH)
     printed = OmegaConf.create(to_yaml(config))

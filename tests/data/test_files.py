@@ -92,7 +92,13 @@ def test_a_task_of_ones_own_is_data(tmp_path):
         ),
         ("sst2", b"sentence\tlabel\nok\t1\nbad \xff byte\t0\n", r"sst2\.tsv:3: byte 4 is not UTF-8 \(0xff\)"),
         ("sst2", b"sentence\tlabel\n", r"sst2\.tsv has no rows"),
-        ("sst2", b"", r"sst2\.tsv:1: column sentence is missing"),
+        ("sst2", b"", r"sst2\.tsv is empty"),
+        ("sst2", b"text\tlabel\na\t0\n", r"sst2\.tsv:1: column sentence is missing"),
+        (
+            "stsb",
+            b"index\tsentence1\tsentence2\tscore\n0\ta\tb\tnan\n",
+            r"stsb\.tsv:2: label 'nan' .*allowed: a number",
+        ),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line(name, content, message, tmp_path):
@@ -124,6 +130,7 @@ def test_the_hash_is_of_the_content(tmp_path):
     ("changes", "message"),
     [
         ({"text": []}, "names 0 columns"),
+        ({"files": FilesSpec(dev={"dev": "d"}, text=["a", "b"])}, r"files\.text=.* must name as many columns"),
         ({"metric": "accurracy"}, "metric accurracy is unknown"),
         ({"metrics": ["f1"], "metric": "accuracy"}, "not among its metrics"),
         ({"labels": ["a", "a"]}, "repeat a name"),

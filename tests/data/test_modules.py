@@ -1,4 +1,5 @@
 import math
+import socket
 import time
 
 import pytest
@@ -42,6 +43,23 @@ def test_batches_are_padded_to_their_own_length(rte):
 def test_over_long_rows_are_cut_and_counted(rte):
     assert 0 < rte.truncated < 129
     assert all(length <= 20 for length in rte.train_rows["length"])
+
+
+def test_tokenized_rows_are_kept_and_used_again(rte, tiny_tokenizer, tiny_task, tmp_path, monkeypatch):
+    def load(max_length=20):
+        module = TaskDataModule(rte.task, tiny_tokenizer, str(tiny_task), max_length, cache_dir=str(tmp_path))
+        module.setup("fit")
+        return module
+
+    first = load()
+    assert first.train_rows[:] == rte.train_rows[:]
+    assert sorted(file.name.split("-")[1] for file in tmp_path.iterdir()) == ["dev", "train"]
+    monkeypatch.setattr(type(tiny_tokenizer), "__call__", None)  # the second time nothing may be tokenized
+    second = load()
+    assert second.train_rows[:] == rte.train_rows[:]
+    assert second.truncated == rte.truncated
+    with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+        load(max_length=16)
 
 
 def test_a_loader_does_not_touch_the_global_random_state(rte):
@@ -116,6 +134,7 @@ def test_packing_is_the_same_twice_and_apart_from_the_training_seed(tiny_tokeniz
     ("content", "documents"),
     [
         ("a b\nc\n\nd\n", ["a b c", "d"]),
+        (" = M = \n a \n = N = \n b \n", ["= M = a", "= N = b"]),
         (" = One = \n a \n\n = = Part = = \n b \n = Two = \n c \n", ["= One = a = = Part = = b", "= Two = c"]),
         ("one line\nanother\n", ["one line", "another"]),
     ],
@@ -141,6 +160,21 @@ def test_an_empty_corpus_is_refused(tiny_tokenizer, tmp_path):
     (tmp_path / "x.txt").write_text("\n\n")
     with pytest.raises(InputError, match="holds 0 documents"):
         CorpusDataModule([str(tmp_path)], tiny_tokenizer).setup("fit")
+
+
+def test_a_byte_of_a_corpus_that_is_not_utf8_is_named_by_line(tmp_path):
+    (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfone\ntwo \xff\n")
+    with pytest.raises(InputError, match=r"x\.txt:2: a byte is not UTF-8 \(0xff\)"):
+        list(read_documents(tmp_path / "x.txt"))
+
+
+def test_an_undefined_score_can_be_beaten():
+    task = load_config(["task=stsb"], require=("task",)).task
+    metrics = build_metrics(task)
+    metrics.update(torch.ones(4), torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    values = {key: float(value) for key, value in metrics.compute().items()}
+    assert math.isnan(values["pearson"])
+    assert primary_score(task, values) == 0
 
 
 def test_metrics_by_hand():
@@ -172,6 +206,38 @@ def test_a_hub_that_cannot_be_reached_is_said_within_twenty_seconds(monkeypatch,
     assert time.monotonic() - began < 20
 
 
+def test_a_hub_that_takes_the_connection_and_says_nothing_is_given_up_on(monkeypatch):
+    import datasets
+
+    monkeypatch.setattr("bitkd.data.hub.PROBE_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        with pytest.raises(InputError, match=r"the hub cannot be reached \(.*model\.pretrained=FOLDER"):
+            resolve_pretrained("no/such")
+        assert time.monotonic() - began < 5
+        with pytest.raises(InputError, match=r"the hub cannot be reached \(.*data\.dir="):
+            load_hub_dataset("no-such/glue", "rte")
+    assert not datasets.config.HF_HUB_OFFLINE
+
+
+def test_a_resolver_that_hangs_is_given_up_on(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+    monkeypatch.setattr("bitkd.data.hub.PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: time.sleep(3))
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"the hub cannot be reached \(no answer in 0\.2 s\)"):
+        resolve_pretrained("no/such")
+    assert time.monotonic() - began < 2
+
+
+def test_a_folder_without_tokenizer_files_has_no_tokenizer(tiny_bert, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((tiny_bert / name).read_bytes())
+    with pytest.raises(InputError, match=r"has no tokenizer \(none of \['tokenizer\.json'"):
+        load_tokenizer(tmp_path)
+
+
 def test_local_paths_are_looked_at_first(tiny_bert, tmp_path):
     assert resolve_pretrained(str(tiny_bert)) == tiny_bert.resolve()
     with pytest.raises(InputError, match="there is no such folder"):
@@ -200,3 +266,37 @@ def test_hub_classes_are_mapped_by_name(tiny_tokenizer, monkeypatch):
     task.labels = ["entailment", "neutral", "other"]
     with pytest.raises(InputError, match="label 0 is outside the task's set"):
         TaskDataModule(task, tiny_tokenizer).setup("fit")
+
+
+def hub_task(monkeypatch, found_labels, **spec):
+    import datasets
+
+    split = datasets.Dataset.from_dict({"text": ["a"] * len(found_labels), "label": found_labels})
+    found = datasets.DatasetDict(train=split, validation=split)
+    monkeypatch.setattr("bitkd.data.task.load_hub_dataset", lambda path, name: found)
+    return TaskSpec("mine", ["text"], hub=HubSpec("some/where", dev={"dev": "validation"}), **spec)
+
+
+def test_hub_labels_may_be_names(tiny_tokenizer, monkeypatch):
+    module = TaskDataModule(hub_task(monkeypatch, ["no", "yes"], labels=["yes", "no"]), tiny_tokenizer)
+    module.setup("fit")
+    assert module.train_rows["label"][:] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "spec", "message"),
+    [
+        ([0, None], {"labels": ["yes", "no"]}, "label None is outside the task's set"),
+        (["yes", "maybe"], {"labels": ["yes", "no"]}, "label 'maybe' is outside the task's set"),
+        ([0, -1], {"labels": ["yes", "no"]}, "label -1 is outside the task's set"),
+        ([], {"labels": ["yes", "no"]}, "train has no rows"),
+        (
+            [1.0, math.nan],
+            {"metric": "pearson", "metrics": ["pearson"], "files": FilesSpec(labels_as="number")},
+            "train, row 1: label nan is not a finite number",
+        ),
+    ],
+)
+def test_a_bad_hub_label_is_named(labels, spec, message, tiny_tokenizer, monkeypatch):
+    with pytest.raises(InputError, match=message):
+        TaskDataModule(hub_task(monkeypatch, labels, **spec), tiny_tokenizer).setup("fit")

@@ -31,6 +31,12 @@ def test_the_rows_left_out_are_not_always_the_longest():
     assert sum(longest in batch for batch in batches(total=120)) >= 8
 
 
+def test_an_epoch_is_counted_in_micro_batches():
+    sampler = TrainBatchSampler(LENGTHS, 16, 60, seed=0, world_size=2, accumulate=4)
+    assert sampler.steps_per_epoch == len(LENGTHS) // 16
+    assert sampler.batches_per_epoch == 4 * sampler.steps_per_epoch
+
+
 def test_the_seed_decides_the_order():
     assert batches() == batches()
     assert batches(seed=4) != batches()
@@ -60,6 +66,8 @@ def test_any_number_of_processes_sees_the_same_effective_batches(world, accumula
 def test_fewer_rows_than_a_batch_give_a_smaller_one():
     few = list(TrainBatchSampler([5, 6, 7, 8, 9], 16, 3, seed=0, world_size=2))
     assert [len(batch) for batch in few] == [2, 2, 2]
+    with pytest.raises(InputError, match="batch_size=6 does not divide into 4 equal parts"):
+        TrainBatchSampler(LENGTHS, 6, 3, seed=0, world_size=2, accumulate=2)
     with pytest.raises(InputError, match="1 rows cannot be divided among 2"):
         TrainBatchSampler([5], 16, 3, seed=0, world_size=2)
 

@@ -1,0 +1,95 @@
+import collections
+import math
+import socket
+
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from bitkd.data import demo
+from bitkd.data.demo import ensure_demo
+from bitkd.data.demo_text import LABELS, documents, pairs
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return pairs(demo.TRAIN_ROWS + demo.DEV_ROWS, seed=1)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(demo, "PRETRAINING_STEPS", 20)
+
+
+def files(source):
+    folder = source.corpus.parent
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_no_pair_comes_twice_and_labels_are_balanced(rows):
+    assert len({row[:2] for row in rows}) == len(rows)
+    counts = collections.Counter(label for *_, label in rows)
+    assert set(counts) == set(LABELS)
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def accuracy_of_counting(rows, words):
+    """A naive Bayes classifier over `words(row)`."""
+    split = len(rows) * 4 // 5
+    counts = {label: collections.Counter() for label in LABELS}
+    for row in rows[:split]:
+        counts[row[2]].update(words(row))
+    totals = {label: sum(counter.values()) for label, counter in counts.items()}
+
+    def guess(row):
+        return max(
+            LABELS, key=lambda label: sum(math.log((counts[label][w] + 1) / (totals[label] + 99)) for w in words(row))
+        )
+
+    return sum(guess(row) == row[2] for row in rows[split:]) / (len(rows) - split)
+
+
+def test_one_sentence_alone_decides_little(rows):
+    assert accuracy_of_counting(rows, lambda row: row[1].split()) < 0.6
+    assert accuracy_of_counting(rows, lambda row: row[0].split()) < 0.6
+
+
+def test_documents_tell_of_one_scene_each():
+    text = list(documents(3, 4, seed=0))
+    assert [len(sentences) for sentences in text] == [4, 4, 4]
+    assert text == list(documents(3, 4, seed=0)) != list(documents(3, 4, seed=1))
+
+
+def test_two_builds_have_the_same_bytes_and_load(tmp_path, quick):
+    torch.manual_seed(9)
+    before = torch.get_rng_state()
+    first = ensure_demo(tmp_path / "one")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert files(first) == files(ensure_demo(tmp_path / "two"))
+    tokenizer, model = AutoTokenizer.from_pretrained(first.model), AutoModel.from_pretrained(first.model)
+    row = pairs(3, seed=5)[0]
+    inputs = tokenizer(row[0], row[1], return_tensors="pt")
+    assert tokenizer.unk_token_id not in inputs["input_ids"]
+    assert torch.isfinite(model(**inputs).pooler_output).all()
+    assert len((first.data / "train.tsv").read_text().splitlines()) == demo.TRAIN_ROWS + 1
+
+
+def test_a_finished_demo_is_not_made_again(tmp_path, quick, monkeypatch):
+    first = ensure_demo(tmp_path)
+    monkeypatch.setattr(demo, "_write_model", None)
+    assert ensure_demo(tmp_path) == first
+
+
+def test_a_killed_build_leaves_nothing_visible_and_is_swept(tmp_path, quick, monkeypatch):
+    def killed(folder):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "_write_model", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ensure_demo(tmp_path)
+    assert not list(tmp_path.glob("demo-*"))
+    [leftover] = tmp_path.glob(".building.*")
+    dead = leftover.rename(tmp_path / f".building.{socket.gethostname()}.{2**22 + 1}")
+    ensure_demo(tmp_path)
+    assert not dead.exists()
