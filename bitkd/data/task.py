@@ -1,5 +1,6 @@
 """The task's rows, tokenized once and kept as Arrow."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -59,9 +60,16 @@ class TaskDataModule(TokenizedDataModule):
             )
 
     def fingerprint(self) -> str:
-        """Hash of the rows' content; the folder's path does not count."""
+        """Hash of the rows' content and of how the task reads it; names and paths of files do not count."""
         self.setup("fit")
-        return self._hash
+        task, files, hub = self.task, self.task.files, self.task.hub
+        source = (
+            [files.header, files.text, files.label, files.labels_as]
+            if self.data_dir
+            else [hub.path, hub.text, hub.label]
+        )
+        meaning = [task.text, task.labels, task.metric, task.metrics, source, list(self.dev_rows)]
+        return hashlib.sha256(json.dumps([self._hash, meaning]).encode()).hexdigest()
 
     def share(self, other: "TaskDataModule") -> "TaskDataModule":
         """Use the rows that `other` has loaded already."""

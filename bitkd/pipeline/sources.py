@@ -1,5 +1,7 @@
 """What a run starts from, found and checked before any work: pre-trained model, tokenizer, task rows, corpus."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +31,7 @@ class Sources:
 
     config: Config
     model: Path
+    cache: Path
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -46,7 +49,8 @@ class Sources:
     def task_data(self) -> TaskDataModule:
         """The task's rows, loaded and tokenized; for counts, hashes and validation."""
         module = self._make_task_module(TrainSpec(), total_batches=1, accumulate=1, seed=0)
-        module.setup("fit")
+        with _writable(self.cache):
+            module.setup("fit")
         return module
 
     @cached_property
@@ -77,6 +81,7 @@ class Sources:
             seed=seed,
             eval_batch_size=data.eval_batch_size,
             num_workers=data.num_workers,
+            cache_dir=str(self.cache),
         )
 
     def _make_corpus_module(self, train: TrainSpec, total_batches: int, accumulate: int, seed: int) -> CorpusDataModule:
@@ -105,7 +110,8 @@ def open_sources(config: Config) -> Sources:
     store = store_root(config)
     data, model = config.data, config.model
     if DEMO in (data.dir, model.pretrained) or DEMO in data.corpus:
-        demo = ensure_demo(store.parent / "demo")
+        with _writable(store.parent):
+            demo = ensure_demo(store.parent / "demo")
         data = replace(
             data,
             dir=str(demo.data) if data.dir == DEMO else data.dir,
@@ -113,7 +119,18 @@ def open_sources(config: Config) -> Sources:
         )
         model = replace(model, pretrained=str(demo.model) if model.pretrained == DEMO else model.pretrained)
     folder = Path(resolve_pretrained(model.pretrained))
-    return Sources(replace(config, data=data, model=model), folder)
+    return Sources(replace(config, data=data, model=model), folder, store.parent / "cache")
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Within this context a refused write means that the run's folder was badly chosen."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{folder} is not writable ({error.strerror or error}); choose another folder with run.dir= or run.store="
+        ) from error
 
 
 def store_root(config: Config) -> Path:

@@ -23,7 +23,8 @@ def make_loggers(plan: Plan, stage: PlannedStage) -> list[Logger]:
                 job_type=stage.name,
                 name=f"{plan.record.folder.name}/{stage.name}",
                 save_dir=str(plan.record.logs),
-                offline=offline,
+                # Not `offline=True`: Lightning would only set a variable that wandb has read already.
+                mode="offline" if offline else "online",
             )
         )
     return loggers

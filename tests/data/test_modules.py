@@ -86,6 +86,15 @@ def test_the_fingerprint_is_of_the_content(rte, tiny_tokenizer, tiny_task, tmp_p
     assert TaskDataModule(rte.task, tiny_tokenizer, str(tmp_path)).fingerprint() != rte.fingerprint()
 
 
+@pytest.mark.parametrize(
+    "change",
+    ["task.labels=[not_entailment,entailment]", "task.files.text=[sentence2,sentence1]", "task.metrics=[accuracy,f1]"],
+)
+def test_the_fingerprint_is_of_the_meaning_too(change, rte, tiny_tokenizer, tiny_task):
+    task = load_config(["task=rte", change], require=("task",)).task
+    assert TaskDataModule(task, tiny_tokenizer, str(tiny_task)).fingerprint() != rte.fingerprint()
+
+
 def test_a_task_that_is_nowhere_says_so(tiny_tokenizer):
     task = TaskSpec("mine", ["a"], ["x", "y"], files=FilesSpec(dev={"dev": "dev.tsv"}))
     module = TaskDataModule(task, tiny_tokenizer)
