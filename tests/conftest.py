@@ -5,6 +5,7 @@ import os
 import shutil
 from functools import partial
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as bitkd.cli does
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
