@@ -1,7 +1,8 @@
 """Sentences of the demo task: scenes that are told in more or less detail, and what follows from what.
 
-A scene has a noun, a verb and up to three details. One sentence is entailed by another if it says no more, contradicts it if
-some part excludes the other's (a dog is no cat, a thing at rest does not move), and is neutral if it adds something.
+A scene has a noun, a verb and up to three details. One sentence is entailed by another if it says no more,
+contradicts it if some part excludes the other's (a dog is no cat, a thing at rest does not move), and is neutral if
+it adds something. Pairs start from the hypothesis, which gets a premise for each label: alone it says nothing.
 """
 
 import random
@@ -11,6 +12,8 @@ LABELS = ("entailment", "neutral", "contradiction")
 
 Scene = dict[str, str | None]
 """slot -> word; null leaves a detail out."""
+
+NARROWER, WIDER, EXCLUSIVE = "narrower", "wider", "exclusive"
 
 NOUNS: dict[str, tuple[str, ...]] = {
     "animal": ("dog", "cat", "horse", "bird"),
@@ -36,18 +39,25 @@ def tell(scene: Scene) -> str:
 
 
 def pairs(count: int, seed: int) -> list[tuple[str, str, str]]:
-    """`count` different (premise, hypothesis, label), equally many of each label, in random order."""
+    """`count` different (premise, hypothesis, label): three in a row per hypothesis, one of each label."""
     rng = random.Random(seed)
-    found: dict[tuple[str, str], str] = {}
-    for label in LABELS:
-        wanted = len(found) + (count + LABELS.index(label)) // len(LABELS)
-        while len(found) < wanted:
-            pair = _pair(label, rng)
-            if pair is not None:
-                found.setdefault(pair, label)
-    rows = [(*pair, label) for pair, label in found.items()]
-    rng.shuffle(rows)
-    return rows
+    rows: dict[str, list[tuple[str, str, str]]] = {}
+    while len(rows) * len(LABELS) < count:
+        scene = _vague_scene(rng)
+        hypothesis = tell(scene)
+        premises = [_premise(scene, label, rng) for label in LABELS]
+        told = [(tell(premise), hypothesis, label) for premise, label in zip(premises, LABELS) if premise]
+        if len(told) == len(LABELS):
+            rows.setdefault(hypothesis, told)
+    return [row for triple in rows.values() for row in triple][:count]
+
+
+def rivals(word: str) -> list[str]:
+    """The words that exclude `word` where it stands: dog -> cat, horse, bird, person, woman, …"""
+    slots = {slot: [w for kind, words in kinds.items() for w in (kind, *words)] for slot, kinds in KINDS.items()}
+    slots |= {slot: list(words) for slot, words in DETAILS.items()}
+    kin = {word, KIND_OF.get(word), *(w for w, kind in KIND_OF.items() if kind == word)}
+    return [other for words in slots.values() if word in words for other in words if other not in kin]
 
 
 def documents(count: int, sentences: int, seed: int) -> Iterator[list[str]]:
@@ -58,30 +68,28 @@ def documents(count: int, sentences: int, seed: int) -> Iterator[list[str]]:
         scene |= {slot: rng.choice(words) for slot, words in DETAILS.items()}
         yield [
             tell(
-                {
-                    slot: _change(slot, word, "entailment", rng) if rng.random() < 0.4 else word
-                    for slot, word in scene.items()
-                }
+                {slot: _change(slot, word, WIDER, rng) if rng.random() < 0.4 else word for slot, word in scene.items()}
             )
             for _ in range(sentences)
         ]
 
 
-def _pair(label: str, rng: random.Random) -> tuple[str, str] | None:
-    """A premise and what becomes of it when one to three slots change; null where the first one cannot change so."""
-    premise = _vague_scene(rng)
-    hypothesis = dict(premise)
-    slots = rng.sample(list(premise), rng.choice((1, 2, 2, 3)))
-    weaker = {"entailment": LABELS[:1], "neutral": LABELS[:2], "contradiction": LABELS}[label]
-    for position, slot in enumerate(slots):
-        relation = label if position == 0 else rng.choice(weaker)
-        word = _change(slot, premise[slot], relation, rng)
-        if word == premise[slot]:
-            if position == 0:
-                return None
-            continue
-        hypothesis[slot] = word
-    return tell(premise), tell(hypothesis)
+def _premise(hypothesis: Scene, label: str, rng: random.Random) -> Scene | None:
+    """A scene that says `label` about the hypothesis; null where the hypothesis admits none.
+
+    One word decides. Up to two more are narrower, as many as keep the premises of all labels about equally long.
+    """
+    decisive = {"entailment": NARROWER, "neutral": WIDER, "contradiction": EXCLUSIVE}[label]
+    more = {"entailment": (0, 0, 1), "neutral": (1, 1, 2), "contradiction": (0, 1, 1)}[label]
+    slots = rng.sample(list(hypothesis), len(hypothesis))
+    words = {slot: _change(slot, hypothesis[slot], decisive, rng) for slot in slots}
+    first = next((slot for slot in slots if words[slot] != hypothesis[slot]), None)
+    if first is None:
+        return None
+    premise = hypothesis | {first: words[first]}
+    for slot in rng.sample([slot for slot in slots if slot != first], rng.choice(more)):
+        premise[slot] = _change(slot, hypothesis[slot], NARROWER, rng)
+    return premise
 
 
 def _vague_scene(rng: random.Random) -> Scene:
@@ -97,15 +105,15 @@ def _vague_scene(rng: random.Random) -> Scene:
 def _change(slot: str, word: str | None, relation: str, rng: random.Random) -> str | None:
     """A word for `slot` that stands in `relation` to `word`; `word` itself where there is none."""
     if slot in DETAILS:
-        if relation == "entailment":
+        if relation == WIDER:
             return None
         free = [other for other in DETAILS[slot] if other != word]
-        return rng.choice(free) if (word is None) == (relation == "neutral") else word
+        return rng.choice(free) if (word is None) == (relation == NARROWER) else word
     kinds = KINDS[slot]
     kind = KIND_OF.get(word or "")
-    if relation == "entailment":
+    if relation == WIDER:
         return kind or word
-    if relation == "neutral":
+    if relation == NARROWER:
         return word if kind else rng.choice(kinds[word or ""])
     other_kinds = [other for other in kinds if other not in (kind, word)]
     if kind and rng.random() < 0.5:
