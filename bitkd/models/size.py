@@ -14,8 +14,9 @@ MIB = 2**20
 @dataclass
 class Size:
     """parameters: number of stored weights (both halves of a split count).  precision: such as W1A8.
-    paper_mib: every parameter at its precision's bits, as XTC counts.  file_mib: quantized matrices at their bits
-    with FP32 scales, the rest in fp16, as a packed file would hold it (FP32 models: everything at 32 bits).
+    paper_mib: every parameter at weight_bits, word embeddings at embedding_bits, as XTC counts.
+    file_mib: quantized matrices at their bits with FP32 scales, the rest in fp16, as a packed file would hold it (FP32
+    models: everything at 32 bits).
     encoder_bits: bits of the encoder's matrices alone, what multistage and singlestage are made equal in.
     """
 
@@ -33,12 +34,14 @@ def measure(model: PreTrainedModel) -> Size:
     matrices = [m for m in model.modules() if isinstance(m, QuantLinear | QuantEmbedding) and m.weight_bits < 32]
     quantized = sum(m.weight.numel() for m in matrices)
     stored_bits = sum(m.weight.numel() * m.weight_bits + 32 * _scales(m) for m in matrices)
+    words = sum(p.numel() for p in model.get_input_embeddings().parameters())
+    paper_bits = (parameters - words) * quant.weight_bits + words * quant.word_bits
     rest_bits = 16 if matrices else 32
     encoder = [m for layer in encoder_layers(model) for m in layer.modules() if isinstance(m, nn.Linear)]
     return Size(
         parameters=parameters,
         precision=f"W{quant.weight_bits}A{quant.activation_bits}",
-        paper_mib=parameters * quant.weight_bits / 8 / MIB,
+        paper_mib=paper_bits / 8 / MIB,
         file_mib=(stored_bits + (parameters - quantized) * rest_bits) / 8 / MIB,
         encoder_bits=sum(m.weight.numel() * getattr(m, "weight_bits", 32) for m in encoder),
     )

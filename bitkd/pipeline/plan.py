@@ -8,6 +8,7 @@ from typing import Any
 
 from bitkd.config.load import nearest
 from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, settings_of
+from bitkd.data.base import MULTIPLE
 from bitkd.data.hub import resolve_pretrained
 from bitkd.errors import InputError
 from bitkd.models.artifact import load_classifier, load_config, permute_labels
@@ -98,7 +99,8 @@ def make_plan(config: Config) -> Plan:
     config = sources.config
     uses_corpus = any(stage.kind == "general" for stage in config.stages.values())
     check_shape(config.student, spec_of(sources.model_config), sources.model_config.num_hidden_layers)
-    rows = sources.task_data
+    _check_length(config, sources)
+    _ = sources.task_data
     if uses_corpus:
         _ = sources.corpus_data
     stages = [_plan_stage(name, config, sources) for name in config.stages]
@@ -108,7 +110,6 @@ def make_plan(config: Config) -> Plan:
         stage.fingerprint = hashes[stage.name]
     ordered = order(nodes, {PRETRAINED})
     stages.sort(key=lambda stage: ordered.index(stage.name))
-    del rows
     return Plan(config, sources, stages, Store(store_root(config)), record)
 
 
@@ -139,6 +140,10 @@ def _check_graph(config: Config) -> None:
             raise InputError(
                 f"stages.{name}.teacher={stage.teacher} has no trained head to learn logits from; use another"
             )
+        if stage.kind == "finetune" and stage.student in headless - {PRETRAINED}:
+            raise InputError(
+                f"stages.{name}.student={stage.student} has no head to fine-tune; use {PRETRAINED}, or a stage that has one"
+            )
         if stage.kind in ("general", "init") and stage.student in headless:
             headless.add(name)
         elif stage.kind not in ("finetune", *DISTILLATION) and stage.student in headless:
@@ -146,6 +151,16 @@ def _check_graph(config: Config) -> None:
                 f"stages.{name}.student={stage.student} has no head; put a KD stage on the task between them"
             )
         _check_precision(name, stage, split)
+
+
+def _check_length(config: Config, sources: Sources) -> None:
+    longest = min(sources.model_config.max_position_embeddings, sources.tokenizer.model_max_length)
+    padded = math.ceil(config.data.max_length / MULTIPLE) * MULTIPLE
+    if config.data.max_length < 8 or padded > longest:
+        raise InputError(
+            f"data.max_length={config.data.max_length} is outside what {config.model.pretrained} can read; "
+            f"use 8 to {longest // MULTIPLE * MULTIPLE} (batches are padded to a multiple of {MULTIPLE})"
+        )
 
 
 def _check_precision(name: str, stage: StageSpec, split: set[str]) -> None:

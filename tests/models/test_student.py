@@ -252,6 +252,9 @@ def test_sizes_by_both_conventions_are_the_published_ones():
     size = measure(model)
     assert size.paper_mib == pytest.approx(13.05, abs=0.05)
     assert size.file_mib == pytest.approx(15.1, abs=0.3)
+    with_words = spec.__dict__ | {"quant": quant.__dict__ | {"embedding_bits": 32}}
+    model.config.bitkd = with_words
+    assert measure(model).paper_mib == pytest.approx(13.05 + 30522 * 768 * 31 / 8 / 2**20, abs=0.05)
 
 
 def test_a_split_half_width_student_has_the_encoder_bits_of_a_full_width_one():

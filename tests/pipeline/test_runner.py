@@ -199,6 +199,8 @@ stages:
         (["train.lr=-1"], "lr=-1.0 is outside 0 to 1"),
         (["stages.single.max_steps=0"], "max_steps=0 is below 1"),
         (["train.max_steps=null", "train.epochs=0"], "epochs=0.0 trains nothing"),
+        (["data.max_length=400"], r"data\.max_length=400 is outside .*use 8 to 64"),
+        (["data.max_length=4"], "use 8 to 64"),
         (["logger=tensorboard"], "use csv or wandb"),
         (["data.dir=/nowhere"], r"has no train\.tsv: looked at"),
         (["model.pretrained=/nowhere/bert"], r"model\.pretrained= /nowhere/bert: there is no such folder"),
@@ -218,6 +220,7 @@ def test_bad_input_is_found_before_any_work(settings, console, tmp_path, more, m
         (["stages.stage1_binary.quant.weight_bits=2"], "is split into binary halves; use 1"),
         (["stages.split.quant.weight_bits=2"], "a split student is binary; use 1"),
         (["stages.split.student=general"], "has no head; put a KD stage on the task between them"),
+        (["stages.teacher.student=general"], "has no head to fine-tune; use pretrained"),
         (["stages.stage1.teacher=general", "stages.stage2.teacher=general"], "no trained head to learn logits from"),
     ],
 )
