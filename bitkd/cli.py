@@ -22,6 +22,25 @@ settings are key=value, in any order:
 exit codes: 0 done, 1 a failure while working, 2 bad input (nothing was started).
 """
 
+PLAN_HELP = """
+
+states: done (in the store: skipped), partial (cut inside: resumes), stale (finished once with other settings or
+inputs: recomputed), todo.
+"""
+
+EVALUATE_SETTINGS_HELP = """\
+settings:
+  task=NAME                  required: whose dev sets and metrics
+  data.dir=FOLDER            the task's files; without it they come from the hub
+  data.max_length=128 data.eval_batch_size=64 trainer.accelerator=gpu trainer.precision=bf16-mixed
+"""
+
+PREDICT_SETTINGS_HELP = """\
+settings, none of them required:
+  task=NAME                  outputs in this task's label order; wanted where a checkpoint has no label names
+  data.max_length=128        tokens of a row (with task=)
+"""
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -31,16 +50,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"bitkd {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, summary: str, json: bool = True) -> argparse.ArgumentParser:
+    def add(name: str, summary: str, more: str = "", epilog: str | None = SETTINGS_HELP) -> argparse.ArgumentParser:
         command = commands.add_parser(
             name,
             help=summary,
-            description=summary,
-            epilog=SETTINGS_HELP if name != "compare" else None,
+            description=f"{summary}{more}",
+            epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if json:
-            command.add_argument("--json", action="store_true", help="print JSON for machines")
+        command.add_argument("--json", action="store_true", help="print JSON for machines")
         return command
 
     settings: dict[str, Any] = {"nargs": "*", "metavar": "key=value", "help": "settings, see below"}
@@ -48,23 +66,27 @@ def _parser() -> argparse.ArgumentParser:
         "settings", **settings
     )
 
-    plan = add("plan", "print each stage, its inputs and its state; runs nothing")
+    plan = add("plan", "print each stage, its inputs and its state; runs nothing", PLAN_HELP)
     plan.add_argument("settings", **settings)
     plan.add_argument("--mermaid", action="store_true", help="print the graph as a Mermaid picture")
 
-    evaluate = add("evaluate", "the task's metrics of any checkpoint: an artifact, or a plain Hugging Face checkpoint")
+    evaluate = add(
+        "evaluate",
+        "the task's metrics of any checkpoint: an artifact, or a plain Hugging Face checkpoint",
+        epilog=EVALUATE_SETTINGS_HELP,
+    )
     evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or hub id")
-    evaluate.add_argument("settings", **settings)
+    evaluate.add_argument("settings", **(settings | {"help": "task=NAME, and settings; see below"}))
     evaluate.add_argument("--labels", help="the checkpoint's label names in its order, comma-separated, if it has none")
 
-    predict = add("predict", "labels and scores of texts")
+    predict = add("predict", "labels and scores of texts", epilog=PREDICT_SETTINGS_HELP)
     predict.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or hub id")
     predict.add_argument("settings", **settings)
     predict.add_argument("--text", action="append", required=True, help="a text; may be given several times")
     predict.add_argument("--text-pair", action="append", help="the second text of each --text, for tasks of pairs")
     predict.add_argument("--labels", help="the checkpoint's label names in its order, comma-separated, if it has none")
 
-    compare = add("compare", "finished runs side by side, one row per stage")
+    compare = add("compare", "finished runs side by side, one row per stage", epilog=None)
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run folder: <run.dir>/<task>/<run.name>")
     compare.add_argument("--out", metavar="DIR", help="also write report.md, comparison.csv and comparison.json there")
 

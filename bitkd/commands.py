@@ -24,10 +24,10 @@ from bitkd.data.metrics import build_metrics, primary_score
 from bitkd.errors import InputError
 from bitkd.models.artifact import load_classifier, permute_labels
 from bitkd.pipeline.plan import make_plan
-from bitkd.pipeline.record import RunRecord
+from bitkd.pipeline.record import MANIFEST, RunRecord
 from bitkd.pipeline.runner import StageFailedError, run
 from bitkd.pipeline.sources import open_sources
-from bitkd.pipeline.store import STAGE_FILE, Store
+from bitkd.pipeline.store import STAGE_FILE, Store, read_artifact
 from bitkd.report.comparison import RunData, compare_rows, render, write_report
 from bitkd.report.mermaid import draw_graph
 from bitkd.stages import StudentModule
@@ -75,7 +75,7 @@ def plan_command(arguments: argparse.Namespace) -> int:
             }
         )
     if arguments.json:
-        _print_json({"stages": stages})
+        _print_json({"run": str(plan.record.folder), "store": str(plan.store.root), "stages": stages})
     elif arguments.mermaid:
         print(draw_graph(stages))
     else:
@@ -84,7 +84,9 @@ def plan_command(arguments: argparse.Namespace) -> int:
             inputs = row["inputs"]
             cells = (row["name"], row["kind"], inputs["student"], inputs.get("teacher", ""), row["steps"], row["state"])
             table.add_row(str(number), *map(str, cells))
-        _console().print(table)
+        console = _console()
+        console.print(table)
+        console.print(f"run: {plan.record.folder}\nstore: {plan.store.root}")
     return 0
 
 
@@ -133,10 +135,9 @@ def predict_command(arguments: argparse.Namespace) -> int:
         config = load_config(arguments.settings, require=("task",))
         permute_labels(model, config.task.labels, names)
         max_length = config.data.max_length
-        if len(config.task.text) == 2 and pairs is None:
-            raise InputError(f"task {config.task.name} reads two texts; give --text-pair too")
     elif names:
         permute_labels(model, names, names)
+    _check_texts(folder, pairs is not None)
     tokenizer = load_tokenizer(str(folder))
     inputs = tokenizer(texts, pairs, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
     with torch.inference_mode():
@@ -193,12 +194,30 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 
 def _open_classifier(arguments: argparse.Namespace) -> tuple[Path, Any]:
-    folder = Path(resolve_pretrained(arguments.checkpoint, setting="CHECKPOINT")).resolve()
+    folder = resolve_pretrained(arguments.checkpoint, setting="CHECKPOINT ")
+    if (folder / MANIFEST).is_file():
+        stages = RunRecord.read(folder).stages
+        raise InputError(
+            f"{arguments.checkpoint} is a run; name one of its stages: "
+            + (", ".join(str(Path(arguments.checkpoint) / name) for name in stages) or "none is finished yet")
+        )
     if (folder / STAGE_FILE).is_file():
         damage = Store(folder.parent).damage(folder.name)
         if damage:
             raise InputError(f"{damage}; run its pipeline again: the stage is recomputed")
     return folder, load_classifier(folder)
+
+
+def _check_texts(folder: Path, pairs: bool) -> None:
+    """An artifact remembers whether its task is of pairs; a plain checkpoint does not say."""
+    if not (folder / STAGE_FILE).is_file():
+        return
+    stage = read_artifact(folder).stage
+    wanted = stage.get("texts")
+    if wanted == 2 and not pairs:
+        raise InputError(f"the checkpoint's task {stage['task']} reads two texts; give --text-pair too")
+    if wanted == 1 and pairs:
+        raise InputError(f"the checkpoint's task {stage['task']} reads one text; leave --text-pair out")
 
 
 def _labels(arguments: argparse.Namespace) -> list[str] | None:

@@ -63,7 +63,9 @@ def test_plan_for_machines(finished, settings, capsys):
 
 def test_plan_for_people(finished, settings, capsys):
     text = answer(capsys, "plan", *settings(finished, "singlestage"))
-    assert [line.split()[1] for line in text.splitlines()[1:]] == ["teacher", "init", "single", "single_binary"]
+    lines = text.splitlines()
+    assert [line.split()[1] for line in lines[1:5]] == ["teacher", "init", "single", "single_binary"]
+    assert lines[5:] == [f"run: {finished / 'rte' / 'singlestage'}", f"store: {finished / 'store'}"]
     picture = answer(capsys, "plan", *settings(finished, "singlestage"), "--mermaid")
     assert picture.startswith("flowchart LR")
     assert "teacher -. teaches .-> single_binary" in picture
@@ -82,6 +84,17 @@ def test_evaluate_reports_the_metrics_and_the_loss_only(finished, where, capsys)
     assert metrics == pytest.approx(recorded)
     assert set(metrics) == {"accuracy", "loss"}
     assert "accuracy" in answer(capsys, "evaluate", folder, "task=rte", *where)
+
+
+def test_a_run_in_place_of_a_checkpoint_is_answered_with_its_stages(finished, where, capsys):
+    text = refusal(capsys, "evaluate", finished / "rte" / "singlestage", "task=rte", *where)
+    assert "is a run; name one of its stages" in text
+    assert "singlestage/single_binary" in text
+
+
+def test_predict_wants_as_many_texts_as_the_task_has(finished, capsys):
+    folder = finished / "rte" / "singlestage" / "single_binary"
+    assert "reads two texts; give --text-pair too" in refusal(capsys, "predict", folder, "--text", "a dog")
 
 
 def test_predict_gives_labels_and_scores(finished, capsys):

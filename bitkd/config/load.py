@@ -9,13 +9,23 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from bitkd.config.schema import Config
 from bitkd.errors import InputError
+
+_TYPES: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number, such as 100",
+    float: "a number, such as 2e-5",
+    list[int]: "a list of whole numbers, such as [1,3,5]",
+    list[str]: "a list, such as [one,two]",
+}
 
 GROUPS = ("model", "trainer", "pipeline", "task")
 
@@ -119,14 +129,16 @@ def _read(file: Path) -> DictConfig:
     try:
         content = OmegaConf.load(file)
     except Exception as error:  # yaml and OmegaConf raise several types for one fact
-        raise InputError(f"{file} is not valid YAML: {_first_line(error)}") from error
+        raise InputError(f"{file} is not valid YAML: {_yaml_problem(error)}") from error
     if not isinstance(content, DictConfig):
         raise InputError(f"{file} holds no mapping; write key: value lines")
     return content
 
 
 def _parse(text: str, merged: DictConfig) -> DictConfig:
-    key = text.partition("=")[0]
+    key, _, value = text.partition("=")
+    if not value.strip():
+        raise InputError(f"'{text}' has no value; write one, or {key}=null for none")
     stage = re.match(r"stages\.([^.]+)", key)
     if stage and stage[1] not in merged.stages:
         raise InputError(f"stages.{stage[1]} is no stage of this pipeline; {nearest(stage[1], merged.stages)}")
@@ -135,7 +147,7 @@ def _parse(text: str, merged: DictConfig) -> DictConfig:
     try:
         return OmegaConf.from_dotlist([text])
     except Exception as error:  # a YAML error inside the value
-        raise InputError(f"'{text}' cannot be read: {_first_line(error)}") from error
+        raise InputError(f"'{text}' cannot be read: {_yaml_problem(error)}") from error
 
 
 def _first_key(section: str) -> str:
@@ -150,8 +162,23 @@ def _merge(base: Any, layer: DictConfig, source: str | None = None) -> Any:
         allowed = _siblings(base, full)
         raise InputError(f"unknown key {full}; {nearest(full.rsplit('.', 1)[-1], allowed)}") from error
     except OmegaConfBaseException as error:
-        where = f"'{source}'" if source else f"key {error.full_key}"
-        raise InputError(f"{where} has the wrong type: {_first_line(error)}") from error
+        full = error.full_key or (source or "").partition("=")[0]
+        wanted = _wanted(full)
+        hint = f"give {wanted}" if wanted else _first_line(error)
+        raise InputError(f"'{source or full}' has the wrong type; {hint}") from error
+
+
+def _wanted(key: str) -> str | None:
+    """What a dotted key of the configuration takes, in words."""
+    kind: Any = Config
+    for part in re.sub(r"\[\d+\]", "", key).split("."):
+        if is_dataclass(kind):
+            kind = get_type_hints(kind).get(part)
+        elif get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+    options = set(get_args(kind)) if get_origin(kind) is UnionType else {kind}
+    words = next((words for known, words in _TYPES.items() if known in options), None)
+    return words and words + (", or null" if NoneType in options else "")
 
 
 def _siblings(base: Any, full: str) -> list[str]:
@@ -162,6 +189,13 @@ def _siblings(base: Any, full: str) -> list[str]:
             break
         node = child
     return [str(key) for key in node] if isinstance(node, DictConfig) else []
+
+
+def _yaml_problem(error: Exception) -> str:
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem is None:
+        return _first_line(error)
+    mark = error.problem_mark
+    return error.problem + (f" at line {mark.line + 1}, column {mark.column + 1}" if mark else "")
 
 
 def _first_line(error: Exception) -> str:

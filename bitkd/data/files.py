@@ -16,6 +16,8 @@ Rows = dict[str, list[Any]]
 def find_file(task: TaskSpec, name: str, data_dir: Path | str) -> Path:
     """The file `name` of a task in `data_dir/<folder>` or in `data_dir`."""
     root = Path(data_dir).expanduser()
+    if not root.is_dir():
+        raise InputError(f"data.dir={data_dir}: there is no such folder; name the folder that holds the task's files")
     candidates = list(dict.fromkeys([root / task.files.folder / name, root / name]))
     for file in candidates:
         if file.is_file():

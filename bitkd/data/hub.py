@@ -16,13 +16,13 @@ MODEL_FILES = ["config.json", "tokenizer*", "vocab*", "merges.txt", "special_tok
 def resolve_pretrained(name: str, setting: str = "model.pretrained=") -> Path:
     """A local folder with the model `name`: itself if it is a folder, else a hub snapshot (cached, or downloaded now).
 
-    Raises InputError within 20 seconds where the hub cannot be reached; its message names `setting`.
+    Raises InputError within 20 seconds where the hub cannot be reached; its message begins with `setting`.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.resolve()
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise InputError(f"{setting} {name}: there is no such folder; give an existing folder or a hub id")
+        raise InputError(f"{setting}{name}: there is no such folder; give an existing folder or a hub id")
     import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -40,9 +40,10 @@ def resolve_pretrained(name: str, setting: str = "model.pretrained=") -> Path:
     except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
         pass  # not in the cache: ask the hub
     if problem := hub_problem():
+        folders = f"a local folder with {setting}FOLDER" if setting.endswith("=") else "a local folder"
         raise InputError(
-            f"{setting} {name} is no local folder, is not in the local cache, and the hub cannot be reached ({problem}); "
-            f"give a local folder with {setting.rstrip('=')}=FOLDER, or try again with a connection"
+            f"{setting}{name} is no local folder, is not in the local cache, and the hub cannot be reached ({problem}); "
+            f"give {folders}, or try again with a connection"
         )
     try:
         found = download("*.safetensors", local=False)
@@ -52,7 +53,7 @@ def resolve_pretrained(name: str, setting: str = "model.pretrained=") -> Path:
         return found
     except (httpx.HTTPError, HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise InputError(
-            f"{setting} {name} cannot be loaded from the hub: {_first_line(error)}; check the id"
+            f"{setting}{name} cannot be loaded from the hub: {_first_line(error)}; check the id"
         ) from error
 
 

@@ -124,6 +124,7 @@ def _record(plan: Plan, stage: PlannedStage, seconds: float) -> dict[str, Any]:
         "kind": stage.spec.kind,
         "title": stage.title,
         "task": plan.config.task.name,
+        "texts": len(plan.config.task.text),
         "fingerprint": stage.fingerprint,
         "inputs": inputs,
         "settings": asdict(stage.spec) | {"train": asdict(stage.train)},

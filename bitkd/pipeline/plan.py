@@ -189,30 +189,38 @@ def _check_training(config: Config) -> None:
     if config.logger not in ("csv", "wandb"):
         raise InputError(f"logger={config.logger} is unknown; use csv or wandb")
     for name, stage in config.stages.items():
-        settings = settings_of(stage, config.train)
-        where = f"stages.{name}"
-        if settings["batch_size"] < 1 or settings["batch_size"] % parts:
-            raise InputError(
-                f"{where}: batch_size={settings['batch_size']} does not divide into {parts} equal parts (trainer.devices · "
-                f"num_nodes · accumulate_grad_batches); use a multiple of {parts}"
-            )
-        if settings["schedule"] not in ("linear", "constant"):
-            raise InputError(f"{where}: schedule={settings['schedule']} is unknown; use linear or constant")
-        for key, low, high in (
-            ("lr", 0, 1),
-            ("warmup_ratio", 0, 1),
-            ("weight_decay", 0, 1),
-            ("gradient_clip", 0, math.inf),
-        ):
-            if not low <= settings[key] <= high:
-                raise InputError(f"{where}: {key}={settings[key]} is outside {low} to {high}")
-        if settings["max_steps"] is None and settings["epochs"] <= 0:
-            raise InputError(
-                f"{where}: epochs={settings['epochs']} trains nothing; use a positive number, or max_steps"
-            )
-        for key in ("max_steps", "eval_every"):
-            if settings[key] is not None and settings[key] < 1:
-                raise InputError(f"{where}: {key}={settings[key]} is below 1")
+        if stage.kind in TRAINED and not stage.checkpoint:
+            _check_stage_training(name, stage, config.train, parts)
+
+
+def _check_stage_training(name: str, stage: StageSpec, train: TrainSpec, parts: int) -> None:
+    settings = settings_of(stage, train)
+
+    def refuse(key: str, problem: str) -> None:
+        own = getattr(stage, key) is not None or (key == "lr" and stage.lr_scale != 1)
+        raise InputError(f"{f'stages.{name}' if own else 'train'}.{key}={settings[key]} {problem}")
+
+    for key, low, high in (
+        ("lr", 0, 1),
+        ("warmup_ratio", 0, 1),
+        ("weight_decay", 0, 1),
+        ("gradient_clip", 0, math.inf),
+    ):
+        if not low <= settings[key] <= high:
+            refuse(key, "is negative" if high == math.inf else f"is outside {low} to {high}")
+    for key in ("batch_size", "max_steps", "eval_every"):
+        if settings[key] is not None and settings[key] < 1:
+            refuse(key, "is too small; use at least 1")
+    if settings["max_steps"] is None and not 0 < settings["epochs"] < math.inf:
+        refuse("epochs", "is no training; use a positive number, or max_steps")
+    if settings["batch_size"] % parts:
+        refuse(
+            "batch_size",
+            f"does not divide into {parts} equal parts (trainer.devices · trainer.num_nodes · "
+            f"trainer.accumulate_grad_batches); use a multiple of {parts}",
+        )
+    if settings["schedule"] not in ("linear", "constant"):
+        refuse("schedule", "is unknown; use linear or constant")
 
 
 def _plan_stage(name: str, config: Config, sources: Sources) -> PlannedStage:

@@ -50,15 +50,17 @@ def run(config: Config, console: Any, progress_bar: bool = False) -> Plan:
     group = Group(plan.config.trainer)
     for position, stage in enumerate(plan.stages, start=1):
         label = f"stage {position} of {len(names)}: {stage.name}"
+        if stage.title != stage.name:
+            label += f" ({stage.title})"
         if group.is_global_zero:
             _drop_damaged(plan, stage, console)
         finished = group.broadcast(plan.store.finished(stage.key))
         if finished:
-            _say(group, console, f"{label} ({stage.title}) is done already")
+            _say(group, console, f"{label} is done already")
         else:
-            _say(group, console, f"{label} ({stage.title})")
+            _say(group, console, label)
             try:
-                execute(plan, stage, group, f"{label} ({stage.title})", progress_bar)
+                execute(plan, stage, group, label, progress_bar)
             except InputError:
                 raise
             except Exception as error:

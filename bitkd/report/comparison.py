@@ -2,10 +2,11 @@
 
 import csv
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from bitkd.errors import InputError
@@ -81,14 +82,15 @@ def compare_rows(runs: list[RunData]) -> list[Row]:
     return rows
 
 
-HEADER = ("run", "stage", "metric", "score", "bits", "parameters", "MiB on paper", "MiB packed", "steps", "seconds")
+def _header(rows: list[Row]) -> tuple[str, ...]:
+    columns = ("bits", "parameters", "MiB on paper", "MiB packed", "steps", "seconds")
+    return ("run", "stage", f"dev {rows[0].metric}", *columns)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     return (
         row.run,
-        f"{row.stage} ({row.title})",
-        row.metric,
+        row.stage,
         "–" if row.score is None else f"{row.score:.4f}",
         row.precision,
         f"{row.parameters / 1e6:.3f} M",
@@ -99,9 +101,13 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
+def _titled(row: Row) -> Row:
+    return row if row.title == row.stage else replace(row, stage=f"{row.stage} ({row.title})")
+
+
 def render(rows: list[Row]) -> Table:
     """The comparison as a table for a terminal."""
-    table = Table(*HEADER)
+    table = Table(*(name.replace(" ", "\n", 1) for name in _header(rows)), box=box.SIMPLE_HEAD, pad_edge=False)
     for before, row in zip([None, *rows], rows):
         if before is not None and before.run != row.run:
             table.add_section()
@@ -114,8 +120,9 @@ def write_report(rows: list[Row], folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lines = [f"# {rows[0].task}: {', '.join(dict.fromkeys(row.run for row in rows))}", ""]
-        lines += [f"| {' | '.join(HEADER)} |", f"|{' --- |' * len(HEADER)}"]
-        lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
+        header = _header(rows)
+        lines += [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
+        lines += [f"| {' | '.join(_cells(_titled(row)))} |" for row in rows]
         (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
         records = [asdict(row) for row in rows]
         (folder / "comparison.json").write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")

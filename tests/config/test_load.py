@@ -54,8 +54,13 @@ def test_the_printed_configuration_says_everything():
         ([*BOTH, "train.lrr=1"], r"unknown key train\.lrr; did you mean lr\?"),
         ([*BOTH, "stages.stag1.lr=1"], r"stages\.stag1 is no stage of this pipeline; did you mean stage1\?"),
         ([*BOTH, "stages.stage1.quant.bits=1"], r"unknown key stages\.stage1\.quant\.bits"),
-        ([*BOTH, "train.batch_size=many"], r"'train\.batch_size=many' has the wrong type"),
-        ([*BOTH, "student.layers=3"], r"'student\.layers=3' has the wrong type"),
+        ([*BOTH, "train.batch_size=many"], r"'train\.batch_size=many' has the wrong type; give a whole number"),
+        ([*BOTH, "student.layers=3"], r"'student\.layers=3' has the wrong type; give a list of whole numbers, such as"),
+        (
+            [*BOTH, "stages.stage1.lr=fast"],
+            r"'stages\.stage1\.lr=fast' has the wrong type; give a number, such as 2e-5, or null",
+        ),
+        ([*BOTH, "train.max_steps="], r"'train\.max_steps=' has no value; write one, or train\.max_steps=null"),
         (["pipeline=multistage", "task=mlni"], r"task=mlni is unknown; did you mean mnli\?"),
         (["pipeline=multistep", "task=demo"], r"pipeline=multistep is unknown; did you mean multistage\?"),
         (["pipeline=multistage"], r"task= is missing; choose one of .*mrpc"),
@@ -63,7 +68,7 @@ def test_the_printed_configuration_says_everything():
         ([*BOTH, "nonsense"], r"'nonsense' is no setting; write key=value"),
         ([*BOTH, "train=fast"], r"train= takes no value of its own"),
         (["pipeline=/nowhere/mine.yaml", "task=demo"], r"there is no such file"),
-        ([*BOTH, "student.layers=[1"], r"cannot be read"),
+        ([*BOTH, "student.layers=[1"], r"cannot be read: did not find expected"),
     ],
 )
 def test_bad_settings_say_what_to_do(overrides, message):
@@ -74,7 +79,7 @@ def test_bad_settings_say_what_to_do(overrides, message):
 def test_broken_yaml_is_named(tmp_path):
     file = tmp_path / "broken.yaml"
     file.write_text("a: [1\n")
-    with pytest.raises(InputError, match=r"broken\.yaml is not valid YAML"):
+    with pytest.raises(InputError, match=r"broken\.yaml is not valid YAML: .* at line \d+, column \d+"):
         load_config([f"pipeline={file}", "task=demo"])
 
 

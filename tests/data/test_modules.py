@@ -208,7 +208,7 @@ def test_metrics_by_hand():
 def test_a_hub_that_cannot_be_reached_is_said_within_twenty_seconds(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     began = time.monotonic()
-    with pytest.raises(InputError, match=r"model\.pretrained= no/such is no local folder.*the hub cannot be reached"):
+    with pytest.raises(InputError, match=r"model\.pretrained=no/such is no local folder.*the hub cannot be reached"):
         resolve_pretrained("no/such")
     with pytest.raises(InputError, match=r"no-such/glue/rte cannot be loaded: the hub cannot be reached.*data\.dir="):
         load_hub_dataset("no-such/glue", "rte")
