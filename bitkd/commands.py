@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from bitkd.pipeline.store import STAGE_FILE, Store, read_artifact
 from bitkd.report.comparison import RunData, compare_rows, render, write_report
 from bitkd.report.mermaid import draw_graph
 from bitkd.stages import StudentModule
+from bitkd.stages.base import SCORE
 
 
 def run_command(arguments: argparse.Namespace) -> int:
@@ -111,7 +113,8 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
         use_distributed_sampler=False,
     )
     trainer.validate(module, datamodule=data, verbose=False)
-    values = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "dev/score"}
+    measured = {name: float(value) for name, value in trainer.callback_metrics.items() if name != SCORE}
+    values = {name: value if math.isfinite(value) else None for name, value in measured.items()}
     if len(data.dev_names) == 1:
         values = {name.split("/", 1)[1]: value for name, value in values.items()}
     if arguments.json:
@@ -119,7 +122,7 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     else:
         table = Table("metric", "value", box=None)
         for name, value in values.items():
-            table.add_row(name, f"{value:.4f}")
+            table.add_row(name, "undefined" if value is None else f"{value:.4f}")
         _console().print(table)
     return 0
 

@@ -10,6 +10,7 @@ from bitkd.errors import InputError
 PROBE_SECONDS = 8
 """How long the hub may take to answer at all; everything else then comes from local files."""
 
+TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
 MODEL_FILES = ["config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model"]
 
 
@@ -35,7 +36,8 @@ def resolve_pretrained(name: str, setting: str = "model.pretrained=") -> Path:
 
     try:
         cached = download("*.safetensors", local=True)
-        if any(cached.glob("*.safetensors")) or any(cached.glob("*.bin")):
+        weights = any(cached.glob("*.safetensors")) or (cached / "pytorch_model.bin").is_file()
+        if weights and has_tokenizer(cached):
             return cached
     except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
         pass  # not in the cache: ask the hub
@@ -72,6 +74,17 @@ def load_tokenizer(folder: str | Path) -> Any:
     if not any((Path(folder) / file).is_file() for file in files):
         raise InputError(f"{folder} has no tokenizer (none of {sorted(files)}); name a folder with tokenizer files")
     return tokenizer
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a model's folder brings a tokenizer of its own."""
+    return any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES)
+
+
+def same_tokens(one: Any, other: Any) -> bool:
+    """Whether two tokenizers have one vocabulary and read a text with case, accents and punctuation alike."""
+    probe = "The Café isn't open: 42 naïve Visitors, un-\u4e2d said?"
+    return one.get_vocab() == other.get_vocab() and one(probe)["input_ids"] == other(probe)["input_ids"]
 
 
 def load_hub_dataset(path: str, name: str | None) -> Any:

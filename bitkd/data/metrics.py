@@ -15,7 +15,8 @@ def build_metrics(task: TaskSpec) -> MetricCollection:
     makers: dict[str, type[Metric] | object] = {
         "accuracy": lambda: MulticlassAccuracy(count, average="micro"),
         "f1": BinaryF1Score,
-        "matthews": lambda: MulticlassMatthewsCorrCoef(count),
+        # For 2 classes torchmetrics takes a limit where one is never predicted, and that is not 0; for 3 it is.
+        "matthews": lambda: MulticlassMatthewsCorrCoef(max(count, 3)),
         "pearson": PearsonCorrCoef,
         "spearman": SpearmanCorrCoef,
     }

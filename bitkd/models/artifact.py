@@ -1,7 +1,6 @@
 """Students on disk: safetensors for the weights, config.json for everything else, never pickle."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +84,11 @@ def is_artifact(config: PretrainedConfig) -> bool:
 
 def load_encoder(folder: Path | str) -> PreTrainedModel:
     """The bare pre-trained encoder in a local folder, in eval mode, every weight of it trained."""
-    model, report = AutoModel.from_pretrained(str(folder), attn_implementation=ATTENTION, output_loading_info=True)
-    _refuse_missing_encoder(model, report["missing_keys"], folder)
-    return model.float().eval()
+    model, report = AutoModel.from_pretrained(
+        str(folder), attn_implementation=ATTENTION, dtype=torch.float32, output_loading_info=True
+    )
+    _refuse_random_encoder(model, report, "", folder)
+    return model.eval()
 
 
 def new_classifier(folder: Path | str, labels: list[str] | None) -> PreTrainedModel:
@@ -103,21 +104,24 @@ def new_classifier(folder: Path | str, labels: list[str] | None) -> PreTrainedMo
         id2label=dict(enumerate(names)),
         label2id={name: i for i, name in enumerate(names)},
         problem_type="regression" if labels is None else "single_label_classification",
+        dtype=torch.float32,
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
-    prefix = f"{model.base_model_prefix}."
-    _refuse_missing_encoder(model, [k[len(prefix) :] for k in report["missing_keys"] if k.startswith(prefix)], folder)
-    return model.float()
+    _refuse_random_encoder(model, report, f"{model.base_model_prefix}.", folder)
+    return model
 
 
-def _refuse_missing_encoder(model: PreTrainedModel, missing: Iterable[str], folder: Path | str) -> None:
+def _refuse_random_encoder(model: PreTrainedModel, report: dict[str, Any], prefix: str, folder: Path | str) -> None:
+    """transformers starts weights that a checkpoint lacks, or has in another size, at random."""
     encoder_layers(model)
-    random = sorted(k for k in missing if not k.startswith("pooler."))
+    missing = [k for k in report["missing_keys"] if k.startswith(prefix) and not k.startswith(f"{prefix}pooler.")]
+    mismatched = [k for k, *_ in report.get("mismatched_keys", ()) if k.startswith(prefix)]
+    random = sorted([*missing, *mismatched])
     if random:
         raise InputError(
-            f"{folder} lacks {len(random)} weights of its encoder (first: {random[0]}); "
-            "model.pretrained= takes a complete pre-trained encoder"
+            f"{folder} lacks {len(random)} weights of its encoder, or has them in another size than its config.json says "
+            f"(first: {random[0]}); model.pretrained= takes a complete pre-trained encoder"
         )
 
 
@@ -134,7 +138,11 @@ def load_classifier(folder: Path | str) -> PreTrainedModel:
             raise InputError(f"{folder} has no trained head (a task-agnostic or headless student); {advice}")
         return load_student(folder)
     model, report = AutoModelForSequenceClassification.from_pretrained(
-        str(folder), attn_implementation=ATTENTION, output_loading_info=True, ignore_mismatched_sizes=True
+        str(folder),
+        attn_implementation=ATTENTION,
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
     encoder_layers(model)
     missing = sorted(report["missing_keys"]) + sorted(str(k) for k in report.get("mismatched_keys", ()))
@@ -143,7 +151,7 @@ def load_classifier(folder: Path | str) -> PreTrainedModel:
     spec = spec_of(model)
     spec.trained_head = True
     remember(model, spec)
-    return model.float().eval()
+    return model.eval()
 
 
 def permute_labels(model: Any, task_labels: list[str] | None, names: list[str] | None = None) -> None:

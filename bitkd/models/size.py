@@ -15,8 +15,8 @@ MIB = 2**20
 class Size:
     """parameters: number of stored weights (both halves of a split count).  precision: such as W1A8.
     paper_mib: every parameter at weight_bits, word embeddings at embedding_bits, as XTC counts.
-    file_mib: quantized matrices at their bits with FP32 scales, the rest in fp16, as a packed file would hold it (FP32
-    models: everything at 32 bits).
+    file_mib: quantized matrices at their bits with FP32 scales, FP32 ones at 32, the rest in fp16, as a packed
+    file would hold it (models without a quantized matrix: everything at 32 bits).
     encoder_bits: bits of the encoder's matrices alone, what multistage and singlestage are made equal in.
     """
 
@@ -36,13 +36,14 @@ def measure(model: PreTrainedModel) -> Size:
     stored_bits = sum(m.weight.numel() * m.weight_bits + 32 * _scales(m) for m in matrices)
     words = sum(p.numel() for p in model.get_input_embeddings().parameters())
     paper_bits = (parameters - words) * quant.weight_bits + words * quant.word_bits
-    rest_bits = 16 if matrices else 32
     encoder = [m for layer in encoder_layers(model) for m in layer.modules() if isinstance(m, nn.Linear)]
+    full = sum(m.weight.numel() for m in encoder) if quant.weight_bits == 32 else 0
+    rest_bits = 16 if matrices else 32
     return Size(
         parameters=parameters,
         precision=f"W{quant.weight_bits}A{quant.activation_bits}",
         paper_mib=paper_bits / 8 / MIB,
-        file_mib=(stored_bits + (parameters - quantized) * rest_bits) / 8 / MIB,
+        file_mib=(stored_bits + full * 32 + (parameters - quantized - full) * rest_bits) / 8 / MIB,
         encoder_bits=sum(m.weight.numel() * getattr(m, "weight_bits", 32) for m in encoder),
     )
 

@@ -139,7 +139,8 @@ def build_blank(config: PretrainedConfig, classification: bool) -> PreTrainedMod
     """A model of the shape and precision that `config.bitkd` tells, with random weights."""
     config = copy.deepcopy(config)
     family = AutoModelForSequenceClassification if classification else AutoModel
-    model = family.from_config(config, attn_implementation=ATTENTION)
+    # Always FP32: latent weights in half precision would lose the small updates of training.
+    model = family.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
     spec = spec_of(config)
     if (spec.heads * spec.head_size, spec.neurons) != (config.hidden_size, config.intermediate_size):
         for layer in encoder_layers(model):
@@ -171,6 +172,8 @@ def build_student(source: PreTrainedModel, shape: ShapeSpec, importance: Importa
     A bare encoder gives a bare encoder, a classifier a classifier. The source is left unchanged.
     """
     origin = spec_of(source)
+    if origin.split:
+        raise InputError("a split student cannot be cut again: its halves belong together; cut before splitting")
     source_layers = len(encoder_layers(source))
     check_shape(shape, origin, source_layers)
     layers = list(range(source_layers)) if shape.layers is None else list(shape.layers)
@@ -267,6 +270,9 @@ def add_head(encoder: PreTrainedModel, teacher: PreTrainedModel) -> PreTrainedMo
         state |= {
             k: v for k, v in teacher.state_dict().items() if k.startswith(f"{base}pooler.") or not k.startswith(base)
         }
+    # RoBERTa's classifier has no pooler, its bare encoder has one.
+    wanted = model.state_dict()
+    state = {k: v for k, v in state.items() if k in wanted or not k.startswith(f"{_prefix(model)}pooler.")}
     missing, unexpected = model.load_state_dict(state, strict=False)
     random = [k for k in missing if k.startswith(_prefix(model)) and not k.startswith(f"{_prefix(model)}pooler.")]
     if unexpected or random or (spec.trained_head and missing):

@@ -1,6 +1,7 @@
 """One stage under Lightning: fit or validate, resume where it was cut, choose a checkpoint, write the artifact."""
 
 import datetime
+import math
 import platform
 from dataclasses import asdict
 from importlib.metadata import version
@@ -110,8 +111,12 @@ def group_logger(plan: Plan) -> Logger:
     return CSVLogger(plan.record.logs, name="unused")
 
 
-def _section(values: dict[str, float], name: str) -> dict[str, float]:
-    return {key[len(name) + 1 :]: value for key, value in values.items() if key.startswith(f"{name}/") and key != SCORE}
+def _section(values: dict[str, float], name: str) -> dict[str, float | None]:
+    """One dev set's metrics; null for one that is undefined (Pearson's, where all predictions are equal)."""
+    section = {
+        key[len(name) + 1 :]: value for key, value in values.items() if key.startswith(f"{name}/") and key != SCORE
+    }
+    return {key: value if math.isfinite(value) else None for key, value in section.items()}
 
 
 def _record(plan: Plan, stage: PlannedStage, seconds: float) -> dict[str, Any]:

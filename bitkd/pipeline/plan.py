@@ -9,7 +9,7 @@ from typing import Any
 from bitkd.config.load import nearest
 from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, settings_of
 from bitkd.data.base import MULTIPLE
-from bitkd.data.hub import resolve_pretrained
+from bitkd.data.hub import has_tokenizer, load_tokenizer, resolve_pretrained, same_tokens
 from bitkd.errors import InputError
 from bitkd.models.artifact import load_classifier, load_config, permute_labels
 from bitkd.models.student import check_shape, spec_of
@@ -36,6 +36,9 @@ DISTILLATION: dict[str, type[DistillationModule]] = {
     "single_stage": SingleStageDistillation,
 }
 TRAINED = {"finetune": FineTune, **DISTILLATION}
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+"""Others would hold the latent weights themselves in half precision, or train what artifacts cannot hold."""
+
 KINDS = (*TRAINED, "init", "split")
 
 
@@ -98,7 +101,7 @@ def make_plan(config: Config) -> Plan:
     sources = open_sources(config)
     config = sources.config
     uses_corpus = any(stage.kind == "general" for stage in config.stages.values())
-    check_shape(config.student, spec_of(sources.model_config), sources.model_config.num_hidden_layers)
+    _check_shapes(config, sources)
     _check_length(config, sources)
     _ = sources.task_data
     if uses_corpus:
@@ -153,6 +156,21 @@ def _check_graph(config: Config) -> None:
         _check_precision(name, stage, split)
 
 
+def _check_shapes(config: Config, sources: Sources) -> None:
+    """The student's shape must fit what it is cut from: the pre-trained model, or a given teacher."""
+    for name, stage in config.stages.items():
+        if stage.kind not in ("general", "init"):
+            continue
+        source = config.stages.get(stage.student)
+        given = source.checkpoint if source else None
+        folder = resolve_pretrained(given, f"stages.{stage.student}.checkpoint=") if given else sources.model
+        model = load_config(folder)
+        try:
+            check_shape(config.student, spec_of(model), model.num_hidden_layers)
+        except InputError as error:
+            raise InputError(f"stages.{name}: {error}") from error
+
+
 def _check_length(config: Config, sources: Sources) -> None:
     longest = min(sources.model_config.max_position_embeddings, sources.tokenizer.model_max_length)
     padded = math.ceil(config.data.max_length / MULTIPLE) * MULTIPLE
@@ -164,7 +182,15 @@ def _check_length(config: Config, sources: Sources) -> None:
 
 
 def _check_precision(name: str, stage: StageSpec, split: set[str]) -> None:
+    if stage.kind in ("general", "init") and stage.student in split:
+        raise InputError(
+            f"stages.{name}.student={stage.student} is split and cannot be cut again; cut before splitting"
+        )
     if stage.kind == "split":
+        if stage.quant.embedding_bits == 2:
+            raise InputError(
+                f"stages.{name}.quant.embedding_bits=2: splitting makes binary embeddings of ternary ones; use 1, or 32"
+            )
         if stage.student in split:
             raise InputError(f"stages.{name}.student={stage.student} is split already; split a 2-bit student")
         if stage.quant.weight_bits != 1:
@@ -186,6 +212,8 @@ def _check_training(config: Config) -> None:
     parts = trainer.devices * trainer.num_nodes * trainer.accumulate_grad_batches
     if min(trainer.devices, trainer.num_nodes, trainer.accumulate_grad_batches) < 1:
         raise InputError("trainer.devices, trainer.num_nodes and trainer.accumulate_grad_batches must be at least 1")
+    if trainer.precision not in PRECISIONS:
+        raise InputError(f"trainer.precision={trainer.precision} is unsupported; use {', '.join(PRECISIONS)}")
     if config.logger not in ("csv", "wandb"):
         raise InputError(f"logger={config.logger} is unknown; use csv or wandb")
     for name, stage in config.stages.items():
@@ -231,7 +259,7 @@ def _plan_stage(name: str, config: Config, sources: Sources) -> PlannedStage:
     total_steps, eval_every = 0, 0
     if spec.checkpoint:
         checkpoint = Path(resolve_pretrained(spec.checkpoint, setting=f"stages.{name}.checkpoint="))
-        check_checkpoint(checkpoint, config.task.labels, spec.labels)
+        _check_checkpoint(checkpoint, config, sources, f"stages.{name}.checkpoint={spec.checkpoint}", spec.labels)
     elif spec.kind in TRAINED:
         data = sources.corpus_data if spec.kind == "general" else sources.task_data
         per_epoch = data.steps_per_epoch(train.batch_size)
@@ -240,10 +268,21 @@ def _plan_stage(name: str, config: Config, sources: Sources) -> PlannedStage:
     return PlannedStage(name, spec, train, seed, total_steps, min(eval_every, total_steps), checkpoint=checkpoint)
 
 
-def check_checkpoint(folder: Path, labels: list[str] | None, names: list[str] | None) -> None:
-    """InputError where the checkpoint in `folder` has no trained head for these labels."""
-    load_config(folder)
-    permute_labels(load_classifier(folder), labels, names)
+def _check_checkpoint(folder: Path, config: Config, sources: Sources, where: str, names: list[str] | None) -> None:
+    """InputError where the checkpoint in `folder` has no trained head for this task, or reads other tokens."""
+    found = load_config(folder)
+    permute_labels(load_classifier(folder), config.task.labels, names)
+    advice = "set model.pretrained= to the model that it was fine-tuned from"
+    if found.vocab_size < len(sources.tokenizer):
+        raise InputError(
+            f"{where} has {found.vocab_size} tokens, {config.model.pretrained}'s tokenizer {len(sources.tokenizer)}; {advice}"
+        )
+    if found.max_position_embeddings < config.data.max_length:
+        raise InputError(
+            f"{where} reads at most {found.max_position_embeddings} tokens; lower data.max_length={config.data.max_length}"
+        )
+    if has_tokenizer(folder) and not same_tokens(load_tokenizer(folder), sources.tokenizer):
+        raise InputError(f"{where} has another tokenizer than {config.model.pretrained}; {advice}")
 
 
 def _identity(stage: PlannedStage, config: Config, sources: Sources) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from bitkd.data.demo import ensure_demo
 from bitkd.data.hub import load_tokenizer, resolve_pretrained
 from bitkd.data.task import TaskDataModule
 from bitkd.errors import InputError
-from bitkd.models.artifact import load_config
+from bitkd.models.artifact import is_artifact, load_config
 from bitkd.pipeline.graph import digest
 from bitkd.pipeline.store import checksum
 
@@ -118,7 +118,12 @@ def open_sources(config: Config) -> Sources:
             corpus=[str(demo.corpus) if path == DEMO else path for path in data.corpus],
         )
         model = replace(model, pretrained=str(demo.model) if model.pretrained == DEMO else model.pretrained)
-    folder = Path(resolve_pretrained(model.pretrained))
+    folder = resolve_pretrained(model.pretrained)
+    if is_artifact(load_config(folder)):
+        raise InputError(
+            f"model.pretrained={model.pretrained} is a bitkd artifact; name a plain pre-trained encoder (a fine-tuned "
+            "teacher goes into stages.teacher.checkpoint=)"
+        )
     return Sources(replace(config, data=data, model=model), folder, store.parent / "cache")
 
 

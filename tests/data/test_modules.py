@@ -186,6 +186,17 @@ def test_an_undefined_score_can_be_beaten():
     assert primary_score(task, values) == 0
 
 
+@pytest.mark.parametrize("label", [0, 1])
+def test_matthews_correlation_of_a_constant_prediction_is_zero(label):
+    task = TaskSpec(labels=["no", "yes"], metric="matthews", metrics=["matthews"])
+    metrics = build_metrics(task)
+    metrics.update(torch.full((10,), label), torch.tensor([0, 1, 1, 1, 0, 1, 1, 1, 1, 1]))
+    assert float(metrics.compute()["matthews"]) == 0
+    metrics.reset()
+    metrics.update(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0]))
+    assert float(metrics.compute()["matthews"]) == pytest.approx(0.57735, abs=1e-5)
+
+
 def test_metrics_by_hand():
     values = {}
     for name in ("mrpc", "cola", "stsb"):

@@ -1,9 +1,11 @@
+from dataclasses import asdict
+
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, ElectraConfig, RobertaConfig
 
 from bitkd.errors import InputError
-from bitkd.models.artifact import load_student, save_student
+from bitkd.models.artifact import load_classifier, load_encoder, load_student, new_classifier, save_student
 from bitkd.models.attention import ATTENTION
 from bitkd.models.importance import estimate_importance
 from bitkd.models.mapping import map_student
@@ -129,6 +131,36 @@ def test_other_bert_shaped_encoders_work_alike(family, tmp_path):
     prepare(student, QuantSpec(weight_bits=1, activation_bits=8))
     student.eval()
     assert student(**batch()).logits.shape == (3, 3)
+    encoder = AutoModel.from_config(family(**SHAPE, pad_token_id=0), attn_implementation=ATTENTION)
+    headed = add_head(build_student(encoder, ShapeSpec(layers=[0, 2])), teacher)
+    torch.testing.assert_close(headed.classifier.state_dict(), teacher.classifier.state_dict())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_checkpoint_in_half_precision_is_trained_and_kept_in_fp32(tmp_path, dtype):
+    model = AutoModelForSequenceClassification.from_config(BertConfig(**SHAPE)).to(getattr(torch, dtype))
+    model.save_pretrained(tmp_path / "half")
+    for load in (load_encoder, load_classifier, lambda folder: new_classifier(folder, ["a", "b", "c"])):
+        source = load(tmp_path / "half")
+        student = build_student(source, ShapeSpec(layers=[0, 1]))
+        assert {p.dtype for p in [*source.parameters(), *student.parameters()]} == {torch.float32}
+    teacher = load_classifier(tmp_path / "half")
+    with torch.no_grad():
+        teacher.classifier.weight.add_(1e-6)
+    save_student(teacher, tmp_path / "full")
+    assert torch.equal(load_student(tmp_path / "full").classifier.weight, teacher.classifier.weight)
+
+
+def test_an_encoder_whose_weights_have_another_size_is_refused(tmp_path):
+    AutoModel.from_config(BertConfig(**SHAPE)).save_pretrained(tmp_path)
+    BertConfig(**SHAPE | {"intermediate_size": 48}).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="in another size than its config"):
+        new_classifier(tmp_path, ["a", "b"])
+
+
+def test_a_split_student_is_not_cut_again():
+    with pytest.raises(InputError, match="cut before splitting"):
+        build_student(split_student(), ShapeSpec(layers=[0]))
 
 
 @pytest.mark.parametrize(
@@ -265,3 +297,16 @@ def test_a_split_half_width_student_has_the_encoder_bits_of_a_full_width_one():
     prepare(full, QuantSpec(weight_bits=1))
     assert measure(half).encoder_bits == measure(full).encoder_bits
     assert measure(half).parameters > measure(full).parameters
+
+
+def test_a_full_precision_encoder_counts_32_bits_when_only_embeddings_are_quantized():
+    model = classifier()
+    spec = spec_of(model)
+    spec.quant = QuantSpec(embedding_bits=1)
+    prepare(model, spec.quant)
+    model.config.bitkd = asdict(spec)
+    encoder = sum(
+        m.weight.numel() for layer in encoder_layers(model) for m in layer.modules() if hasattr(m, "in_features")
+    )
+    assert measure(model).encoder_bits == 32 * encoder
+    assert measure(model).file_mib * 2**23 > 32 * encoder

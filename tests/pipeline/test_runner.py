@@ -1,7 +1,9 @@
+import copy
 import json
 
 import pytest
 import torch
+from tokenizers.normalizers import BertNormalizer
 
 from bitkd.config.load import load_config
 from bitkd.errors import InputError
@@ -142,6 +144,26 @@ def test_a_given_teacher_is_used_instead_of_training_one(finished, settings, con
     torch.testing.assert_close(mapped.classifier.weight, copied.classifier.weight)
 
 
+def test_a_teacher_of_other_tokens_is_refused(finished, settings, tiny_tokenizer, tmp_path):
+    def plan_with(folder):
+        make_plan(load_config(settings(tmp_path, "singlestage", f"stages.teacher.checkpoint={folder}")))
+
+    model = load_classifier(finished / "rte" / "singlestage" / "teacher")
+    other = copy.deepcopy(tiny_tokenizer)
+    other.backend_tokenizer.normalizer = BertNormalizer(lowercase=False)
+    save_student(model, tmp_path / "cased", other)
+    with pytest.raises(InputError, match=r"has another tokenizer than .*; set model\.pretrained="):
+        plan_with(tmp_path / "cased")
+    save_student(model, tmp_path / "bare")
+    plan_with(tmp_path / "bare")
+
+
+def test_an_artifact_is_no_pretrained_model(finished, settings, tmp_path):
+    artifact = finished / "rte" / "singlestage" / "teacher"
+    with pytest.raises(InputError, match="is a bitkd artifact; name a plain pre-trained encoder"):
+        make_plan(load_config([*settings(tmp_path, "singlestage"), f"model.pretrained={artifact}"]))
+
+
 def test_a_teacher_that_does_not_fit_is_refused(finished, settings, tiny_bert, tmp_path):
     def plan_with(folder, *more):
         make_plan(load_config(settings(tmp_path, "singlestage", f"stages.teacher.checkpoint={folder}", *more)))
@@ -156,6 +178,8 @@ def test_a_teacher_that_does_not_fit_is_refused(finished, settings, tiny_bert, t
     with pytest.raises(InputError, match=r"\['LABEL_0', 'LABEL_1'\] cannot be mapped .*stages\.teacher\.labels="):
         plan_with(tmp_path / "nameless")
     plan_with(tmp_path / "nameless", "stages.teacher.labels=[not_entailment,entailment]")
+    with pytest.raises(InputError, match="layer 9; the source has 4 layers"):
+        plan_with(finished / "rte" / "singlestage" / "teacher", "student.layers=[9]")
     with pytest.raises(InputError, match=r"has 2 labels .*the task has 3"):
         plan_with(finished / "rte" / "singlestage" / "teacher", "task.labels=[entailment,not_entailment,other]")
     with pytest.raises(InputError, match="there is no such folder"):
@@ -203,6 +227,7 @@ stages:
         (["data.max_length=400"], r"data\.max_length=400 is outside .*use 8 to 64"),
         (["data.max_length=4"], "use 8 to 64"),
         (["logger=tensorboard"], "use csv or wandb"),
+        (["trainer.precision=bf16-true"], "use 32-true, bf16-mixed, 16-mixed"),
         (["data.dir=/nowhere"], r"data\.dir=/nowhere: there is no such folder"),
         (["model.pretrained=/nowhere/bert"], r"model\.pretrained=/nowhere/bert: there is no such folder"),
     ],
@@ -220,6 +245,8 @@ def test_bad_input_is_found_before_any_work(settings, console, tmp_path, more, m
         (["data.corpus=[/nowhere.txt]"], "there is no such file"),
         (["stages.stage1_binary.quant.weight_bits=2"], "is split into binary halves; use 1"),
         (["stages.split.quant.weight_bits=2"], "a split student is binary; use 1"),
+        (["stages.split.quant.embedding_bits=2"], "use 1, or 32"),
+        (["stages.stage1_binary.kind=init", "stages.stage1_binary.teacher=null"], "is split and cannot be cut again"),
         (["stages.split.student=general"], "has no head; put a KD stage on the task between them"),
         (["stages.teacher.student=general"], "has no head to fine-tune; use pretrained"),
         (["stages.stage1.teacher=general", "stages.stage2.teacher=general"], "no trained head to learn logits from"),
