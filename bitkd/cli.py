@@ -19,7 +19,7 @@ settings are key=value, in any order:
   trainer.devices=2 trainer.precision=bf16-mixed logger=wandb seed=1 run.dir=runs run.name=NAME
 `bitkd config task=NAME pipeline=NAME` prints every key with its value.
 
-exit codes: 0 done, 1 a failure while working, 2 bad input (nothing was started).
+exit codes: 0 done, 1 a failure while working, 2 bad input (nothing was started), 143 stopped by SIGTERM.
 """
 
 PLAN_HELP = """

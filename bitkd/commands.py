@@ -15,6 +15,7 @@ import lightning.pytorch as pl
 import torch
 import transformers
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.table import Table
 
@@ -34,6 +35,9 @@ from bitkd.report.mermaid import draw_graph
 from bitkd.stages import StudentModule
 from bitkd.stages.base import SCORE
 
+STOPPED = 143
+"""Exit code of a run that SIGTERM stopped."""
+
 
 def run_command(arguments: argparse.Namespace) -> int:
     _quieten()
@@ -42,9 +46,13 @@ def run_command(arguments: argparse.Namespace) -> int:
     try:
         plan = run(config, console, progress_bar=console.is_terminal)
     except StageFailedError as failure:
-        if not _other_rank():
-            print(f"bitkd: {failure}", file=sys.stderr)
+        rank = rank_zero_only.rank  # type: ignore[attr-defined]
+        print(f"bitkd: {f'rank {rank}: ' if rank else ''}{failure}", file=sys.stderr, flush=True)
         return 1
+    except SIGTERMException:
+        if not _other_rank():
+            print("bitkd: stopped by SIGTERM; run the same command again to go on", file=sys.stderr)
+        return STOPPED
     if _other_rank():
         return 0
     rows = compare_rows([_run_data(plan.record.folder)])
@@ -229,10 +237,10 @@ def _labels(arguments: argparse.Namespace) -> list[str] | None:
 
 def _run_data(folder: Path) -> RunData:
     record = RunRecord.read(folder.expanduser().resolve())
-    missing = [name for name in record.info["titles"] if name not in record.stages]
+    missing = [name for name, key in record.info["planned"].items() if record.stages.get(name) != key]
     if missing:
         raise InputError(
-            f"{folder} is not finished: {', '.join(missing)} missing; run it to the end with the same settings"
+            f"{folder} is not finished: {', '.join(missing)} missing or of other settings; run it to the end"
         )
     stages = {
         name: {"path": artifact.path, "stage": artifact.stage, "metrics": artifact.metrics}

@@ -153,6 +153,17 @@ def test_a_damaged_artifact_is_not_evaluated(runs, where, capsys):
     assert "has checksum" in refusal(capsys, "evaluate", folder, "task=rte", *where)
 
 
+def test_a_run_begun_again_with_other_settings_is_not_compared(runs, settings, capsys, monkeypatch):
+    def stop(*_):
+        raise RuntimeError("stopped")
+
+    monkeypatch.setattr("bitkd.pipeline.runner.execute", stop)
+    assert main(["run", *settings(runs, "singlestage", "seed=7")]) == 1
+    assert "stage teacher failed: RuntimeError: stopped" in capsys.readouterr().err
+    text = refusal(capsys, "compare", runs / "rte" / "singlestage")
+    assert "teacher, init, single, single_binary missing or of other settings" in text
+
+
 def test_an_unfinished_run_is_not_compared(runs, capsys):
     file = runs / "rte" / "singlestage" / "manifest.json"
     manifest = json.loads(file.read_text())

@@ -141,6 +141,8 @@ def save_checkpoint(trainer: pl.Trainer, file: Path, weights_only: bool = False)
     temporary = file.with_suffix(".tmp")
     trainer.save_checkpoint(temporary, weights_only=weights_only)
     if trainer.is_global_zero:
+        with open(temporary, "rb") as stream:
+            os.fsync(stream.fileno())
         os.replace(temporary, file)
 
 

@@ -53,6 +53,10 @@ class Group:
     def is_global_zero(self) -> bool:
         return self._strategy.is_global_zero
 
+    @property
+    def rank(self) -> int:
+        return int(getattr(self._strategy, "global_rank", 0))
+
     def broadcast(self, value: T) -> T:
         """Rank zero's `value`, on every rank."""
         return self._strategy.broadcast(value)

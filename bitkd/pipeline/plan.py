@@ -10,8 +10,9 @@ from bitkd.config.load import nearest
 from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, settings_of
 from bitkd.data.base import MULTIPLE
 from bitkd.data.hub import has_tokenizer, load_tokenizer, resolve_pretrained, same_tokens
+from bitkd.data.sampler import fitting_batch
 from bitkd.errors import InputError
-from bitkd.models.artifact import load_classifier, load_config, permute_labels
+from bitkd.models.artifact import is_artifact, load_classifier, load_config, permute_labels
 from bitkd.models.student import check_shape, spec_of
 from bitkd.pipeline.graph import Node, fingerprints, order
 from bitkd.pipeline.record import RunRecord
@@ -26,7 +27,7 @@ from bitkd.stages import (
     SingleStageDistillation,
 )
 
-FORMAT = 1
+FORMAT = 2
 """Version of what artifacts hold; a change makes every older one stale."""
 
 DISTILLATION: dict[str, type[DistillationModule]] = {
@@ -100,6 +101,11 @@ def make_plan(config: Config) -> Plan:
     _check_training(config)
     sources = open_sources(config)
     config = sources.config
+    if is_artifact(sources.model_config):
+        raise InputError(
+            f"model.pretrained={config.model.pretrained} is a bitkd artifact; name a plain pre-trained encoder (a fine-tuned "
+            "teacher goes into stages.teacher.checkpoint=)"
+        )
     uses_corpus = any(stage.kind == "general" for stage in config.stages.values())
     _check_shapes(config, sources)
     _check_length(config, sources)
@@ -133,6 +139,15 @@ def _check_graph(config: Config) -> None:
             raise InputError(f"stages.{name}.checkpoint is only for a finetune stage, this is {stage.kind}; remove it")
         if stage.select not in ("auto", "best", "last"):
             raise InputError(f"stages.{name}.select={stage.select} is unknown; use auto, best or last")
+    for name, stage in stages.items():
+        if stage.kind in DISTILLATION:
+            terms = DISTILLATION[stage.kind].terms
+            if not any(getattr(stage.loss, term) > 0 for term in terms):
+                raise InputError(
+                    f"stages.{name}.loss has no term left; give one of {', '.join(terms)} a positive weight"
+                )
+        if stage.seed is not None and not 0 <= stage.seed < 2**32:
+            raise InputError(f"stages.{name}.seed={stage.seed} is out of range; use 0 to {2**32 - 1}")
     nodes = {name: Node(name, _upstream(stage)) for name, stage in stages.items()}
     headless = {PRETRAINED}
     split: set[str] = set()
@@ -216,6 +231,16 @@ def _check_training(config: Config) -> None:
         raise InputError(f"trainer.precision={trainer.precision} is unsupported; use {', '.join(PRECISIONS)}")
     if config.logger not in ("csv", "wandb"):
         raise InputError(f"logger={config.logger} is unknown; use csv or wandb")
+    counts = {
+        "data.eval_batch_size": config.data.eval_batch_size,
+        "data.importance_rows": config.data.importance_rows,
+        "trainer.log_every_n_steps": trainer.log_every_n_steps,
+    }
+    for key, count in counts.items():
+        if count < 1:
+            raise InputError(f"{key}={count} is too small; use at least 1")
+    if config.data.num_workers < 0:
+        raise InputError(f"data.num_workers={config.data.num_workers} is negative; use 0 or more")
     for name, stage in config.stages.items():
         if stage.kind in TRAINED and not stage.checkpoint:
             _check_stage_training(name, stage, config.train, parts)
@@ -262,10 +287,22 @@ def _plan_stage(name: str, config: Config, sources: Sources) -> PlannedStage:
         _check_checkpoint(checkpoint, config, sources, f"stages.{name}.checkpoint={spec.checkpoint}", spec.labels)
     elif spec.kind in TRAINED:
         data = sources.corpus_data if spec.kind == "general" else sources.task_data
+        _check_rows(name, data.num_rows, train.batch_size, config)
         per_epoch = data.steps_per_epoch(train.batch_size)
         total_steps = train.max_steps or max(1, math.ceil(train.epochs * per_epoch))
         eval_every = train.eval_every or per_epoch
     return PlannedStage(name, spec, train, seed, total_steps, min(eval_every, total_steps), checkpoint=checkpoint)
+
+
+def _check_rows(name: str, rows: dict[str, int], batch_size: int, config: Config) -> None:
+    """Every process must have something to train on and, as Lightning skips one without, something to validate on."""
+    processes = config.trainer.devices * config.trainer.num_nodes
+    fitting_batch(rows["train"], batch_size, processes * config.trainer.accumulate_grad_batches)
+    for split, count in rows.items():
+        if count < processes:
+            raise InputError(
+                f"stages.{name}: {count} rows of {split} cannot be shared by {processes} processes; use fewer, or more data"
+            )
 
 
 def _check_checkpoint(folder: Path, config: Config, sources: Sources, where: str, names: list[str] | None) -> None:
@@ -289,6 +326,7 @@ def _identity(stage: PlannedStage, config: Config, sources: Sources) -> dict[str
     """What changes a stage's numbers, besides what it descends from; never paths, loggers, worker counts."""
     spec = stage.spec
     identity: dict[str, Any] = {"format": FORMAT, "kind": spec.kind, "quant": asdict(spec.quant)}
+    identity["precision"] = config.trainer.precision
     if stage.checkpoint is not None:
         return identity | {
             "checkpoint": folder_hash(stage.checkpoint),
@@ -314,12 +352,12 @@ def _identity(stage: PlannedStage, config: Config, sources: Sources) -> dict[str
             "eval_every": stage.eval_every,
             "select": spec.select,
             "seed": stage.seed,
-            "precision": config.trainer.precision,
             "world_size": config.trainer.devices * config.trainer.num_nodes,
             "accumulate": config.trainer.accumulate_grad_batches,
         }
     if spec.kind in DISTILLATION:
-        identity["loss"] = asdict(spec.loss)
+        unread = {"logits", "hidden", "attention"} - set(DISTILLATION[spec.kind].terms)
+        identity["loss"] = {name: value for name, value in asdict(spec.loss).items() if name not in unread}
     return identity
 
 

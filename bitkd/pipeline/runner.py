@@ -6,7 +6,6 @@ from typing import Any
 
 from bitkd.config.load import to_yaml
 from bitkd.config.schema import Config
-from bitkd.errors import InputError
 from bitkd.pipeline.execute import execute
 from bitkd.pipeline.group import Group
 from bitkd.pipeline.plan import Plan, PlannedStage, make_plan
@@ -46,6 +45,7 @@ def run(config: Config, console: Any, progress_bar: bool = False) -> Plan:
     }
     info |= {"seed": plan.config.seed, "metric": plan.config.task.metric}
     info |= {"titles": {stage.name: stage.title for stage in plan.stages}}
+    info |= {"planned": {stage.name: stage.key for stage in plan.stages}}
     plan.record.begin(info, to_yaml(plan.config), names)
     group = Group(plan.config.trainer)
     for position, stage in enumerate(plan.stages, start=1):
@@ -61,10 +61,8 @@ def run(config: Config, console: Any, progress_bar: bool = False) -> Plan:
             _say(group, console, label)
             try:
                 execute(plan, stage, group, label, progress_bar)
-            except InputError:
-                raise
             except Exception as error:
-                raise _failure(plan, stage, error, names[position:]) from error
+                raise _failure(plan, stage, group, error, names[position:]) from error
             finally:
                 close_loggers(plan.config.logger)
         if group.is_global_zero:
@@ -80,15 +78,19 @@ def _say(group: Group, console: Any, text: str) -> None:
 
 
 def _drop_damaged(plan: Plan, stage: PlannedStage, console: Any) -> None:
-    if plan.store.finished(stage.key):
-        damage = plan.store.damage(stage.key)
-        if damage:
-            console.print(f"{damage}: it is recomputed")
-            plan.store.remove(stage.key)
+    if not plan.store.path(stage.key).exists():
+        return
+    damage = plan.store.damage(stage.key)
+    if damage:
+        console.print(f"{damage}: it is recomputed")
+        plan.store.remove(stage.key)
+    else:
+        plan.store.drop_work(stage.key)
 
 
-def _failure(plan: Plan, stage: PlannedStage, error: Exception, rest: list[str]) -> StageFailedError:
-    log = plan.record.folder / f"{stage.name}.error.txt"
+def _failure(plan: Plan, stage: PlannedStage, group: Group, error: Exception, rest: list[str]) -> StageFailedError:
+    # Each rank has a file of its own: what one rank died of must not be lost under "connection closed" of the others.
+    log = plan.record.folder / f"{stage.name}.error{'' if group.is_global_zero else f'.rank{group.rank}'}.txt"
     try:
         log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     except OSError:  # a full disk must not hide the failure itself

@@ -15,12 +15,23 @@ from bitkd.data.demo import ensure_demo
 from bitkd.data.hub import load_tokenizer, resolve_pretrained
 from bitkd.data.task import TaskDataModule
 from bitkd.errors import InputError
-from bitkd.models.artifact import is_artifact, load_config
+from bitkd.models.artifact import load_config
 from bitkd.pipeline.graph import digest
 from bitkd.pipeline.store import checksum
 
 DEMO = "demo"
-WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
+SAFETENSORS = ("model*.safetensors", "model.safetensors.index.json")
+PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+OTHER_MODEL_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+)
 
 
 @dataclass
@@ -119,11 +130,6 @@ def open_sources(config: Config) -> Sources:
         )
         model = replace(model, pretrained=str(demo.model) if model.pretrained == DEMO else model.pretrained)
     folder = resolve_pretrained(model.pretrained)
-    if is_artifact(load_config(folder)):
-        raise InputError(
-            f"model.pretrained={model.pretrained} is a bitkd artifact; name a plain pre-trained encoder (a fine-tuned "
-            "teacher goes into stages.teacher.checkpoint=)"
-        )
     return Sources(replace(config, data=data, model=model), folder, store.parent / "cache")
 
 
@@ -144,6 +150,7 @@ def store_root(config: Config) -> Path:
 
 
 def folder_hash(folder: Path) -> str:
-    """Hash of a model folder's content, whatever its path."""
-    files = sorted({file for pattern in WEIGHT_FILES for file in folder.glob(pattern)})
+    """Hash of a model's weights, configuration and tokenizer, whatever its path and what else lies in its folder."""
+    weights = SAFETENSORS if any(folder.glob(SAFETENSORS[0])) else PICKLES
+    files = sorted({file for pattern in (*weights, *OTHER_MODEL_FILES) for file in folder.glob(pattern)})
     return digest({file.name: checksum(file) for file in files})

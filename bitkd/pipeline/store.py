@@ -98,8 +98,12 @@ class Store:
             if not self.finished(key):
                 raise
             shutil.rmtree(folder)
-        shutil.rmtree(self.work(key), ignore_errors=True)
+        self.drop_work(key)
         return self.load(key)
+
+    def drop_work(self, key: str) -> None:
+        """Delete what is left of a finished stage's way there."""
+        shutil.rmtree(self.work(key), ignore_errors=True)
 
     def remove(self, key: str) -> None:
         """Take a damaged artifact out of sight, then delete it."""
@@ -110,8 +114,8 @@ class Store:
 
     def _sweep(self) -> None:
         for folder in self._temporary.iterdir():
-            _, host, pid = folder.name.rsplit(".", 2) if folder.name.count(".") >= 2 else ("", "", "")
-            if host == socket.gethostname() and pid.isdigit() and not _alive(int(pid)):
+            name, _, pid = folder.name.rpartition(".")
+            if name.endswith(f".{socket.gethostname()}") and pid.isdigit() and not _alive(int(pid)):
                 shutil.rmtree(folder, ignore_errors=True)
 
 

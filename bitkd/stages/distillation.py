@@ -43,6 +43,20 @@ class LossSpec:
     regression_target: str = "teacher"
     """What a regression's logits term aims at: the `teacher`'s output, or the `label` (as TinyBERT does)."""
 
+    def __post_init__(self) -> None:
+        for term in ("logits", "hidden", "attention"):
+            weight = getattr(self, term)
+            if not 0 <= weight < math.inf:
+                raise InputError(f"loss.{term}={weight} is no weight; use 0 or a positive number")
+        if not 0 < self.temperature < math.inf:
+            raise InputError(f"loss.temperature={self.temperature} is unsupported; use a positive number")
+        for name, allowed in (
+            ("unmatched_heads", ("relation", "group_mean")),
+            ("regression_target", ("teacher", "label")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"loss.{name}={getattr(self, name)} is unknown; use {' or '.join(allowed)}")
+
 
 class DistillationModule(StudentModule):
     """A student taught by a frozen teacher; `terms` names what a stage compares.

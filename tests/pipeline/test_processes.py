@@ -11,11 +11,12 @@ import pytest
 
 from tests.conftest import read_weights
 
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
 
 def start(arguments, launcher=()):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [*(launcher or [sys.executable, "-m"]), "bitkd", *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(process):
@@ -27,14 +28,37 @@ def finish(process):
 def test_two_processes_run_the_whole_graph_and_agree(settings, tmp_path):
     both = ["trainer.devices=2", "train.eval_every=4"]
     output = finish(start(["run", *settings(tmp_path, "multistage", *both)]))
-    assert [line.split(":")[0] for line in output.splitlines() if line.startswith("stage ") and "(" in line] == [
-        f"stage {k} of 8" for k in range(1, 9)
-    ]
+    assert [
+        line.split(":")[0] for line in output.splitlines() if line.startswith("stage ") and "finished" not in line
+    ] == [f"stage {k} of 8" for k in range(1, 9)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     again = finish(start(["run", *settings(tmp_path, "multistage", *both)], torchrun))
     assert again.count("is done already") == 8
     alone = finish(start(["run", "--json", *settings(tmp_path, "singlestage", *both)], torchrun))
     assert len(json.loads(alone[alone.index("{") :])["stages"]) == 4
+
+
+def test_what_one_rank_died_of_is_told(settings, tmp_path):
+    script = tmp_path / "broken.py"
+    script.write_text(
+        "import os, sys\n"
+        "from bitkd.stages import StudentModule\n"
+        "step = StudentModule.training_step\n"
+        "def broken(self, batch, index):\n"
+        "    if os.environ['RANK'] == '1' and index == 1: raise RuntimeError('the cable is loose')\n"
+        "    return step(self, batch, index)\n"
+        "StudentModule.training_step = broken\n"
+        "from bitkd.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    arguments = ["run", *settings(tmp_path, "singlestage", "trainer.devices=2")]
+    process = subprocess.run(
+        [*torchrun, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert process.returncode != 0
+    assert "rank 1: stage teacher failed: RuntimeError: the cable is loose" in process.stderr
+    assert "cable" in (tmp_path / "rte" / "singlestage" / "teacher.error.rank1.txt").read_text()
 
 
 @pytest.mark.parametrize("moment", ["stage 2 of 4: init", "stage 3 of 4: single ", "stage 4 of 4: single_binary"])

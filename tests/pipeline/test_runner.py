@@ -1,5 +1,6 @@
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -56,6 +57,29 @@ def test_only_what_has_changed_is_recomputed(runs, settings, console):
 @pytest.mark.parametrize("change", ["run.name=other", "data.num_workers=0", "checkpoint.every_minutes=1", "logger=csv"])
 def test_what_changes_no_number_changes_no_fingerprint(finished, settings, change):
     assert set(states(settings(finished, "singlestage", change)).values()) == {"done"}
+
+
+def test_a_dev_set_that_is_too_small_for_all_processes_is_refused(settings, tmp_path):
+    corpus = tmp_path / "small.txt"
+    corpus.write_text("\n\n".join(["the dog sees a cat", "a bird sleeps"] * 20))
+    with pytest.raises(InputError, match=r"stages\.general: 1 rows of dev cannot be shared by 2 processes"):
+        make_plan(load_config(settings(tmp_path, "multistage", "trainer.devices=2", f"data.corpus=[{corpus}]")))
+
+
+def test_other_files_in_the_models_folder_change_no_fingerprint(finished, settings, tiny_bert, tmp_path):
+    copied = shutil.copytree(tiny_bert, tmp_path / "bert")
+    (copied / "generation_config.json").write_text("{}")
+    (copied / "training_args.bin").write_bytes(b"x")
+    assert set(states([*settings(finished), f"model.pretrained={copied}"]).values()) == {"done"}
+
+
+def test_an_artifact_that_was_copied_in_part_is_made_again(runs, settings, console):
+    path = (runs / "rte" / "singlestage" / "single").resolve()
+    (path / "stage.json").unlink()
+    before = read_weights(runs)
+    run(load_config(settings(runs)), console)
+    assert sum("finished:" in line for line in console.lines) == 1
+    assert read_weights(runs) == before
 
 
 def test_a_cut_stage_resumes_to_the_same_bytes(finished, settings, console, tmp_path, monkeypatch):
@@ -227,6 +251,15 @@ stages:
         (["data.max_length=400"], r"data\.max_length=400 is outside .*use 8 to 64"),
         (["data.max_length=4"], "use 8 to 64"),
         (["logger=tensorboard"], "use csv or wandb"),
+        (["stages.single.loss.unmatched_heads=relatoin"], "loss.unmatched_heads=relatoin is unknown; use relation or"),
+        (["stages.single.loss.regression_target=lable"], "use teacher or label"),
+        (["stages.single.loss.hidden=-1"], r"loss.hidden=-1.0 is no weight"),
+        (["stages.single.loss.temperature=0"], r"loss.temperature=0.0 is unsupported"),
+        ([f"stages.single.loss.{term}=0" for term in ("logits", "hidden", "attention")], "has no term left"),
+        (["stages.single.seed=-1"], "seed=-1 is out of range"),
+        (["data.eval_batch_size=0"], "data.eval_batch_size=0 is too small"),
+        (["trainer.log_every_n_steps=0"], "trainer.log_every_n_steps=0 is too small"),
+        (["data.num_workers=-1"], "is negative; use 0 or more"),
         (["trainer.precision=bf16-true"], "use 32-true, bf16-mixed, 16-mixed"),
         (["data.dir=/nowhere"], r"data\.dir=/nowhere: there is no such folder"),
         (["model.pretrained=/nowhere/bert"], r"model\.pretrained=/nowhere/bert: there is no such folder"),

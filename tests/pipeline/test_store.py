@@ -1,6 +1,7 @@
 import json
 import os
 import socket
+import subprocess
 
 import pytest
 
@@ -97,3 +98,13 @@ def test_a_store_that_cannot_be_written_is_bad_input(tmp_path):
 def test_records_are_plain_json(store):
     artifact = publish(store)
     assert json.loads((artifact.path / "metrics.json").read_text()) == {"score": 1.0}
+
+
+def test_what_a_dead_process_left_is_swept(store, monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "node1.example.com")
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for folder in (f"kind-abc.node1.example.com.{gone.pid}", f"kind-abc.node1.example.com.{os.getpid()}"):
+        (store.root / ".tmp" / folder).mkdir()
+    store.prepare()
+    assert [folder.name for folder in (store.root / ".tmp").iterdir()] == [f"kind-abc.node1.example.com.{os.getpid()}"]
