@@ -28,6 +28,11 @@ states: done (in the store: skipped), partial (cut inside: resumes), stale (fini
 inputs: recomputed), todo.
 """
 
+AUGMENT_HELP = """
+
+The rows go into the artifact store, where `bitkd run … task.augmentation.enabled=true` with the same settings finds them.
+"""
+
 EVALUATE_SETTINGS_HELP = """\
 settings:
   task=NAME                  required: whose dev sets and metrics
@@ -69,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     plan = add("plan", "print each stage, its inputs and its state; runs nothing", PLAN_HELP)
     plan.add_argument("settings", **settings)
     plan.add_argument("--mermaid", action="store_true", help="print the graph as a Mermaid picture")
+
+    augment = add("augment", "make the augmented rows of a task, and show some of them", AUGMENT_HELP)
+    augment.add_argument("settings", **settings)
 
     evaluate = add(
         "evaluate",

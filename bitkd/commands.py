@@ -21,6 +21,7 @@ from rich.table import Table
 
 from bitkd.config.load import load_config, to_yaml
 from bitkd.config.schema import TrainSpec
+from bitkd.data.augment import load_shards
 from bitkd.data.hub import load_tokenizer, resolve_pretrained
 from bitkd.data.metrics import build_metrics, primary_score
 from bitkd.errors import InputError
@@ -34,6 +35,8 @@ from bitkd.report.comparison import RunData, compare_rows, render, write_report
 from bitkd.report.mermaid import draw_graph
 from bitkd.stages import StudentModule
 from bitkd.stages.base import SCORE
+
+EXAMPLES = 10
 
 STOPPED = 143
 """Exit code of a run that SIGTERM stopped."""
@@ -69,16 +72,15 @@ def plan_command(arguments: argparse.Namespace) -> int:
     plan = make_plan(load_config(arguments.settings))
     stages: list[dict[str, Any]] = []
     for stage in plan.stages:
-        inputs = {"student": stage.spec.student} | ({"teacher": stage.spec.teacher} if stage.spec.teacher else {})
         path = plan.store.path(stage.key)
         stages.append(
             {
                 "name": stage.name,
                 "kind": stage.spec.kind,
                 "title": stage.title,
-                "inputs": inputs,
+                "inputs": stage.upstream,
                 "bits": stage.spec.quant.weight_bits,
-                "steps": stage.total_steps,
+                "steps": stage.total_steps if stage.settled else None,
                 "fingerprint": stage.fingerprint,
                 "state": plan.state(stage),
                 "artifact": str(path) if plan.store.finished(stage.key) else None,
@@ -92,11 +94,44 @@ def plan_command(arguments: argparse.Namespace) -> int:
         table = Table("", "stage", "kind", "student", "teacher", "steps", "state", box=None)
         for number, row in enumerate(stages, start=1):
             inputs = row["inputs"]
-            cells = (row["name"], row["kind"], inputs["student"], inputs.get("teacher", ""), row["steps"], row["state"])
+            steps = "?" if row["steps"] is None else row["steps"]
+            cells = (row["name"], row["kind"], inputs["student"], inputs.get("teacher", ""), steps, row["state"])
             table.add_row(str(number), *map(str, cells))
         console = _console()
         console.print(table)
         console.print(f"run: {plan.record.folder}\nstore: {plan.store.root}")
+    return 0
+
+
+def augment_command(arguments: argparse.Namespace) -> int:
+    _quieten()
+    console = _console(stderr=arguments.json)
+    config = load_config([*arguments.settings, "task.augmentation.enabled=true"], require=("task",))
+    config.stages, config.run.name = {}, config.run.name or "augment"
+    try:
+        plan = run(config, console)
+    except StageFailedError as failure:
+        print(f"bitkd: {failure}", file=sys.stderr, flush=True)
+        return 1
+    if _other_rank():
+        return 0
+    folder = plan.store.path(plan.stages[0].key)
+    facts = read_artifact(folder).stage["augmented"]
+    rows = load_shards(folder)
+    varied = [i for i in range(min(len(rows), 20 * EXAMPLES)) if i and rows[i]["index"] == rows[i - 1]["index"]]
+    examples = [rows[i] for i in varied[:: max(1, len(varied) // EXAMPLES)][:EXAMPLES]]
+    if arguments.json:
+        shown = [
+            {name: row[name] for name in ("text_a", "text_b", "label", "index") if name in row} for row in examples
+        ]
+        _print_json({"folder": str(folder), **facts, "examples": shown})
+        return 0
+    originals = plan.sources.task_data.train_texts()
+    for row in examples:
+        for name in ("text_a", "text_b"):
+            if name in row and row[name] != originals[name][row["index"]]:
+                console.print(f"row {row['index']}: {originals[name][row['index']]}\n    -> {row[name]}")
+    console.print(f"{facts['rows']} rows of {facts['sources']}: {folder}")
     return 0
 
 
@@ -197,6 +232,7 @@ def config_command(arguments: argparse.Namespace) -> int:
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": run_command,
     "plan": plan_command,
+    "augment": augment_command,
     "evaluate": evaluate_command,
     "predict": predict_command,
     "compare": compare_command,
@@ -267,6 +303,12 @@ def _other_rank() -> bool:
 def _quieten() -> None:
     """Keep the libraries' routine remarks off the screen; errors and our own lines stay."""
     transformers.utils.logging.disable_progress_bar()
+    # The project's own remarks: counts of truncated or empty rows, where candidates come from.
+    own = logging.getLogger("bitkd")
+    if not own.handlers and not _other_rank():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("note: %(message)s"))
+        own.addHandler(handler)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for message in _REMARKS:

@@ -40,7 +40,7 @@ class StageSpec:
     """One node of the stage graph."""
 
     kind: str = MISSING
-    """finetune, general, intermediate, prediction, single_stage, init or split."""
+    """finetune, general, intermediate, prediction, single_stage, init, split or augment."""
 
     title: str = ""
     """The stage's name for people."""
@@ -50,6 +50,9 @@ class StageSpec:
 
     teacher: str | None = None
     """Who teaches: another node, or `pretrained`; null for finetune, init and split."""
+
+    augmented: bool | None = None
+    """Train on the augmented rows; null: wherever there are any and the stage distils on the task."""
 
     select: str = "auto"
     """Which checkpoint goes on: `best` on the selection set, `last`, or `auto`: the best, but the last where no
@@ -124,6 +127,13 @@ class DataSpec:
 
     eval_batch_size: int = 64
     """Rows of one validation batch in each process."""
+
+    selection: str = "dev"
+    """What chooses checkpoints: `dev`, as published, or `holdout`, a stratified tenth of the training rows, so that the
+    dev sets are looked at once, at the end of a stage."""
+
+    selection_seed: int = 0
+    """Chooses the rows that are held out."""
 
     num_workers: int = 0
     """Loader processes of each training process."""

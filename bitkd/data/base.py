@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -53,6 +54,11 @@ class TokenizedDataModule(pl.LightningDataModule):
         return list(self.dev_rows)
 
     @property
+    def fit_dev_names(self) -> list[str]:
+        """The dev sets that are looked at during a fit; the others are for the end of a stage."""
+        return self.dev_names
+
+    @property
     def num_rows(self) -> dict[str, int]:
         """Rows of each split."""
         return {"train": len(self._train), **{name: len(rows) for name, rows in self.dev_rows.items()}}
@@ -70,7 +76,7 @@ class TokenizedDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sampler = TrainBatchSampler(
-            self._train["length"][:],
+            lengths_of(self._train),
             self.batch_size,
             self.total_batches,
             self.seed,
@@ -83,15 +89,16 @@ class TokenizedDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader]:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        fitting = self.trainer is not None and self.trainer.state.fn == "fit"
         return [
-            self._loader(rows, EvalBatchSampler(rows["length"][:], self.eval_batch_size, rank, world))
-            for rows in self.dev_rows.values()
+            self._loader(rows, EvalBatchSampler(lengths_of(rows), self.eval_batch_size, rank, world))
+            for rows in (self.dev_rows[name] for name in (self.fit_dev_names if fitting else self.dev_names))
         ]
 
     def importance_batches(self, rows: int) -> Iterator[dict[str, Tensor]]:
         """Batches of about `rows` training rows, chosen by the seed."""
         steps = max(1, min(rows, len(self._train)) // self.batch_size)
-        sampler = TrainBatchSampler(self._train["length"][:], self.batch_size, steps, self.seed)
+        sampler = TrainBatchSampler(lengths_of(self._train), self.batch_size, steps, self.seed)
         yield from self._loader(self._train, sampler)
 
     def _loader(self, rows: Dataset, batches: Sampler[list[int]]) -> DataLoader:
@@ -115,3 +122,19 @@ class TokenizedDataModule(pl.LightningDataModule):
             batch["labels"] = torch.tensor([row["label"] for row in rows])
         batch["index"] = torch.tensor([row["index"] for row in rows])
         return batch
+
+
+def lengths_of(rows: Dataset) -> np.ndarray:
+    """Tokens of each row."""
+    return np.asarray(rows.with_format("numpy")["length"][:])
+
+
+def encode_texts(tokenizer: Any, texts: list[list[str]], max_length: int) -> dict[str, list]:
+    """Tokens of one or two columns of texts, with the columns `length` and `truncated` (whether a row was cut)."""
+    encoded: dict[str, list] = dict(tokenizer(*texts, truncation=False, verbose=False))
+    truncated = [len(ids) > max_length for ids in encoded["input_ids"]]
+    for place in [place for place, long in enumerate(truncated) if long]:
+        cut = tokenizer(*(column[place] for column in texts), truncation=True, max_length=max_length)
+        for name in encoded:
+            encoded[name][place] = cut[name]
+    return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]], "truncated": truncated}

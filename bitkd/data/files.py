@@ -1,8 +1,11 @@
 """Rows of a task from its files; nothing is dropped in silence, every fault has a file and a line."""
 
+import csv
 import hashlib
+import json
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,15 @@ from bitkd.data.tasks import TaskSpec
 from bitkd.errors import InputError
 
 Rows = dict[str, list[Any]]
-"""Columns text_a, text_b (of pairs) and label (int, or float for a regression)."""
+"""Columns text_a, text_b (of pairs) and label (int, or float for a regression; absent where a split has none)."""
+
+SHOWN_FAULTS = 3
+
+log = logging.getLogger(__name__)
+
+
+class _Malformed(ValueError):
+    """One row that cannot be read; the message says where and why."""
 
 
 def find_file(task: TaskSpec, name: str, data_dir: Path | str) -> Path:
@@ -28,59 +39,195 @@ def find_file(task: TaskSpec, name: str, data_dir: Path | str) -> Path:
     )
 
 
-def read_rows(task: TaskSpec, file: Path) -> Rows:
-    """All rows of a tab-separated file. A byte-order mark and CRLF are accepted; quotes are text.
+def read_rows(task: TaskSpec, file: Path, labelled: bool = True) -> Rows:
+    """All rows of a file, by its suffix: .tsv (quotes are text, as in GLUE), .csv, .jsonl or .json (a row a line),
+    .parquet. A byte-order mark and CRLF are accepted.
 
-    Raises InputError with file and line on bytes that are not UTF-8, a missing column, a wrong number of fields, and a
-    label outside the task's set.
+    labelled: False reads the texts alone, of a test set.
+
+    Raises InputError with file and line on a missing column, and on rows that cannot be read (bytes that are not UTF-8,
+    a wrong number of fields, a text that is none, a label outside the task's set): how many there are, and the first of
+    them. With `files.skip_malformed` they are left out instead, counted and reported.
     """
+    texts = task.files.text or task.text
+    if not labelled:
+        texts = task.files.test_text or texts
+    columns = [*texts, *([task.files.label] if labelled else [])]
+    records = _reader(file)(file, columns, task.files.header if labelled else None)
+    values: list[list[Any]] = [[] for _ in columns]
+    faults: list[str] = []
+    empty = 0
+    for place, fields in records:
+        try:
+            if isinstance(fields, _Malformed):
+                raise fields
+            row: list[Any] = [_text(field, name, place) for field, name in zip(fields, texts)]
+            empty += any(not text.strip() for text in row)
+            if labelled:
+                row.append(_label(task, fields[-1], place))
+        except _Malformed as fault:
+            faults.append(str(fault))
+            continue
+        for column, value in zip(values, row):
+            column.append(value)
+    _report(task, file, faults, empty)
+    if not values[0]:
+        raise InputError(f"{file} has no rows; a split must not be empty")
+    names = ["text_a", "text_b"][: len(texts)] + (["label"] if labelled else [])
+    return dict(zip(names, values))
+
+
+def _report(task: TaskSpec, file: Path, faults: list[str], empty: int) -> None:
+    if empty:
+        log.warning("%s: %d rows have an empty text; they are kept", file, empty)
+    if not faults:
+        return
+    shown = "; ".join(faults[:SHOWN_FAULTS]) + (f"; and {len(faults) - SHOWN_FAULTS} more" if faults[3:] else "")
+    count = f"{len(faults)} row{'s' if len(faults) > 1 else ''} of {file.name} cannot be read"
+    if not task.files.skip_malformed:
+        raise InputError(f"{count}: {shown}. Mend the file, or leave them out with task.files.skip_malformed=true")
+    log.warning("%s and left out: %s", count, shown)
+
+
+Record = tuple[str, list[Any] | _Malformed]
+"""Where a row stands, and its fields in the order of the wanted columns, or what is wrong with it."""
+
+
+def _reader(file: Path) -> Callable[[Path, list[str], list[str] | None], Iterator[Record]]:
+    readers = {".tsv": _read_tsv, ".txt": _read_tsv, ".csv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_jsonl}
+    readers[".parquet"] = _read_parquet
+    if file.suffix.lower() not in readers:
+        raise InputError(
+            f"{file}: rows in {file.suffix or 'files without a suffix'} are unknown; use {', '.join(readers)}"
+        )
+    return readers[file.suffix.lower()]
+
+
+def _read_tsv(file: Path, columns: list[str], header: list[str] | None) -> Iterator[Record]:
     lines = _lines(file)
-    header, first = task.files.header, 1
+    rows = ((number, line if isinstance(line, _Malformed) else line.split("\t")) for number, line in lines)
+    return _split_fields(file, columns, header, rows, "tab")
+
+
+def _read_csv(file: Path, columns: list[str], header: list[str] | None) -> Iterator[Record]:
+    bad: list[tuple[int, _Malformed]] = []
+
+    def texts() -> Iterator[str]:
+        for number, line in _lines(file, keep_end=True):
+            if isinstance(line, _Malformed):
+                bad.append((number, line))
+                line = "\n"
+            yield line
+
+    def rows() -> Iterator[tuple[int, Any]]:
+        reader = csv.reader(texts(), strict=True)
+        while True:
+            first = reader.line_num + 1
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                fields = _Malformed(f"{file}:{first}: {error}")  # type: ignore[assignment]
+            if bad:  # the row that this line stood in, or was
+                yield from bad
+                bad.clear()
+            elif fields != []:
+                yield first, fields
+
+    return _split_fields(file, columns, header, rows(), "comma")
+
+
+def _split_fields(
+    file: Path, columns: list[str], header: list[str] | None, rows: Iterable[tuple[int, Any]], kind: str
+) -> Iterator[Record]:
+    rows = iter(rows)
     if header is None:
-        line = next(lines, None)
-        if line is None:
+        number, header = next(rows, (1, None))
+        if header is None:
             raise InputError(f"{file} is empty; it needs a line of column names, and rows")
-        header, first = line.split("\t"), 2
-    columns = [*(task.files.text or task.text), task.files.label]
+        if isinstance(header, _Malformed):
+            raise InputError(str(header))
     missing = [column for column in columns if column not in header]
     if missing:
         raise InputError(
             f"{file}:1: column {missing[0]} is missing; the columns are {header}, the task needs {columns}"
         )
     places = [header.index(column) for column in columns]
-    texts: list[list[str]] = [[] for _ in columns[:-1]]
-    labels: list[int | float] = []
-    for number, line in enumerate(lines, start=first):
-        fields = line.split("\t")
-        if len(fields) != len(header):
-            raise InputError(
-                f"{file}:{number}: {len(fields)} tab-separated fields where the header has {len(header)} ({header}); "
-                "mend the line (a tab inside a text must be a space)"
+    for number, fields in rows:
+        where = f"{file}:{number}"
+        if isinstance(fields, _Malformed):
+            yield where, fields
+        elif len(fields) != len(header):
+            yield (
+                where,
+                _Malformed(f"{where}: {len(fields)} {kind}-separated fields where the header has {len(header)}"),
             )
-        labels.append(_label(task, fields[places[-1]], file, number))
-        for column, place in zip(texts, places):
-            column.append(fields[place])
-    if not labels:
-        raise InputError(f"{file} has no rows; a split must not be empty")
-    return dict(zip(("text_a", "text_b"), texts)) | {"label": labels}
+        else:
+            yield where, [fields[place] for place in places]
 
 
-def _lines(file: Path) -> Iterator[str]:
-    """Lines without their ends. Only \\n and \\r\\n end a line: a text may hold other separators of Unicode."""
+def _read_jsonl(file: Path, columns: list[str], header: list[str] | None) -> Iterator[Record]:
+    for number, line in _lines(file):
+        where = f"{file}:{number}"
+        if isinstance(line, _Malformed):
+            yield where, line
+            continue
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            yield where, _Malformed(f"{where}: no JSON ({error})")
+            continue
+        missing = [column for column in columns if not isinstance(row, dict) or column not in row]
+        if missing:
+            found = list(row) if isinstance(row, dict) else type(row).__name__
+            yield where, _Malformed(f"{where}: {missing[0]} is missing; the row has {found}")
+        else:
+            yield where, [row[column] for column in columns]
+
+
+def _read_parquet(file: Path, columns: list[str], header: list[str] | None) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{file} is no Parquet file ({str(error).splitlines()[0]})") from error
+    missing = [column for column in columns if column not in table.schema_arrow.names]
+    if missing:
+        raise InputError(f"{file}: column {missing[0]} is missing; the columns are {table.schema_arrow.names}")
+    number = 0
+    for batch in table.iter_batches(columns=columns):
+        for row in batch.to_pylist():
+            yield f"{file}, row {number}", [row[column] for column in columns]
+            number += 1
+
+
+def _lines(file: Path, keep_end: bool = False) -> Iterator[tuple[int, Any]]:
+    """Numbered lines. Only \\n and \\r\\n end a line: a text may hold other separators of Unicode."""
     with open(file, "rb") as stream:
         for number, raw in enumerate(stream, start=1):
             try:
                 text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{file}:{number}: byte {error.start} is not UTF-8 (0x{raw[error.start]:02x}); save the file as UTF-8"
-                ) from error
-            yield text.rstrip("\n").removesuffix("\r")
+                byte = error.object[error.start]  # of what follows a byte-order mark
+                yield number, _Malformed(f"{file}:{number}: byte {error.start} is not UTF-8 (0x{byte:02x})")
+                continue
+            yield number, text if keep_end else text.rstrip("\n").removesuffix("\r")
 
 
-def _label(task: TaskSpec, text: str, file: Path, number: int) -> int | float:
+def _text(value: Any, column: str, place: str) -> str:
+    if not isinstance(value, str):
+        raise _Malformed(f"{place}: {column} is {type(value).__name__} {value!r}, not a text")
+    return value
+
+
+def _label(task: TaskSpec, value: Any, place: str) -> int | float:
     kind, names = task.files.labels_as, task.labels
-    text = text.strip()
+    text = str(value).strip()
     if kind == "names" and names and text in names:
         return names.index(text)
     if kind == "index" and names and text.isdecimal() and int(text) < len(names):
@@ -93,7 +240,7 @@ def _label(task: TaskSpec, text: str, file: Path, number: int) -> int | float:
         if math.isfinite(score):
             return score
     allowed = {"names": names, "index": [str(i) for i in range(len(names or []))], "number": "a number (finite)"}[kind]
-    raise InputError(f"{file}:{number}: label {text!r} is outside the task's set; allowed: {allowed}")
+    raise _Malformed(f"{place}: label {text!r} is outside the task's set; allowed: {allowed}")
 
 
 def content_hash(files: list[Path]) -> str:

@@ -1,5 +1,6 @@
 """Loading from the Hugging Face hub, in bounded time; local paths and the local cache are looked at first."""
 
+import json
 import os
 import threading
 from pathlib import Path
@@ -85,6 +86,14 @@ def same_tokens(one: Any, other: Any) -> bool:
     """Whether two tokenizers have one vocabulary and read a text with case, accents and punctuation alike."""
     probe = "The Café isn't open: 42 naïve Visitors, un-\u4e2d said?"
     return one.get_vocab() == other.get_vocab() and one(probe)["input_ids"] == other(probe)["input_ids"]
+
+
+def tokenizer_state(tokenizer: Any) -> str:
+    """All that decides a tokenizer's tokens, except padding and truncation, which a call may leave behind in it."""
+    if not tokenizer.is_fast:
+        return str((type(tokenizer).__name__, tokenizer.init_kwargs, sorted(tokenizer.get_vocab().items())))
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    return json.dumps(state | {"padding": None, "truncation": None}, sort_keys=True)
 
 
 def load_hub_dataset(path: str, name: str | None) -> Any:

@@ -2,32 +2,81 @@
 
 import math
 
+import torchmetrics
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, MulticlassMatthewsCorrCoef
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 
 from bitkd.data.tasks import TaskSpec
+from bitkd.errors import InputError
+
+OF_LABELS = ("Accuracy", "CohenKappa", "F1Score", "JaccardIndex", "Precision", "Recall", "Specificity")
+"""torchmetrics' own names that read predicted labels; averaged over classes (macro) where they are averaged."""
+
+OF_NUMBERS = (
+    "ConcordanceCorrCoef",
+    "ExplainedVariance",
+    "KendallRankCorrCoef",
+    "MeanAbsoluteError",
+    "MeanSquaredError",
+    "R2Score",
+)
+"""torchmetrics' own names for regressions."""
+
+GLUE_OF_LABELS = ("accuracy", "f1", "matthews")
+GLUE_OF_NUMBERS = ("pearson", "spearman", "pearson_spearman")
+
+
+def check_metrics(task: TaskSpec) -> None:
+    """InputError where a task's metrics are unknown or do not fit its labels."""
+    where = f"task {task.name}"
+    allowed = (*GLUE_OF_NUMBERS, *OF_NUMBERS) if task.labels is None else (*GLUE_OF_LABELS, *OF_LABELS)
+    for metric in dict.fromkeys([task.metric, *task.metrics]):
+        if metric not in allowed:
+            kind = "a regression" if task.labels is None else "labels"
+            raise InputError(f"{where}: metric {metric} is unknown or not for {kind}; use one of {', '.join(allowed)}")
+    if "pearson_spearman" in task.metrics:
+        raise InputError(f"{where}: pearson_spearman is a primary metric; list pearson and spearman under metrics")
+    wanted = ("pearson", "spearman") if task.metric == "pearson_spearman" else (task.metric,)
+    absent = [metric for metric in wanted if metric not in task.metrics]
+    if absent:
+        raise InputError(f"{where}: its metric {task.metric} is not among its metrics {task.metrics}; add {absent[0]}")
+    if "f1" in task.metrics and len(task.labels or []) != 2:
+        raise InputError(f"{where}: f1 is for two labels; it has {task.labels} (F1Score averages over any number)")
 
 
 def build_metrics(task: TaskSpec) -> MetricCollection:
     """Metrics by name; they are updated with predictions and labels, and exact on shards of any length."""
+    return MetricCollection({name: _build(name, task) for name in task.metrics}, compute_groups=False)
+
+
+def _build(name: str, task: TaskSpec) -> Metric:
     count = task.num_outputs
-    makers: dict[str, type[Metric] | object] = {
-        "accuracy": lambda: MulticlassAccuracy(count, average="micro"),
-        "f1": BinaryF1Score,
-        # For 2 classes torchmetrics takes a limit where one is never predicted, and that is not 0; for 3 it is.
-        "matthews": lambda: MulticlassMatthewsCorrCoef(max(count, 3)),
-        "pearson": PearsonCorrCoef,
-        "spearman": SpearmanCorrCoef,
-    }
-    return MetricCollection({name: makers[name]() for name in task.metrics}, compute_groups=False)  # type: ignore[operator]
+    match name:
+        case "accuracy":
+            return MulticlassAccuracy(count, average="micro")
+        case "f1":
+            return BinaryF1Score()
+        case "matthews":
+            # For 2 classes torchmetrics takes a limit where one is never predicted, and that is not 0; for 3 it is.
+            return MulticlassMatthewsCorrCoef(max(count, 3))
+        case "pearson":
+            return PearsonCorrCoef()
+        case "spearman":
+            return SpearmanCorrCoef()
+        case "CohenKappa":
+            return torchmetrics.CohenKappa(task="multiclass", num_classes=count)
+    if name in OF_LABELS:
+        return getattr(torchmetrics, name)(task="multiclass", num_classes=count, average="macro")
+    return getattr(torchmetrics, name)()
 
 
 def primary_score(task: TaskSpec, values: dict[str, float]) -> float:
-    """The task's primary metric out of computed `values`; larger is better.
+    """The task's primary metric out of computed `values`; larger is better, so errors count negatively.
 
-    A metric that is undefined (Pearson's, where all predictions are equal) counts as 0, no correlation: no score
-    is larger than NaN, so the first such checkpoint would stay the best for good.
+    A correlation that is undefined (Pearson's, where all predictions are equal) counts as 0: no score is larger than
+    NaN, so the first such checkpoint would stay the best for good.
     """
     names = ("pearson", "spearman") if task.metric == "pearson_spearman" else (task.metric,)
-    return sum(0.0 if math.isnan(values[name]) else values[name] for name in names) / len(names)
+    sign = 1.0 if task.metric in GLUE_OF_NUMBERS or _build(names[0], task).higher_is_better else -1.0
+    return sign * sum(0.0 if math.isnan(values[name]) else values[name] for name in names) / len(names)

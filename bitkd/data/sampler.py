@@ -24,7 +24,7 @@ class TrainBatchSampler(torch.utils.data.Sampler[list[int]]):
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        lengths: Sequence[int] | np.ndarray,
         batch_size: int,
         total_batches: int,
         seed: int,
@@ -94,7 +94,9 @@ def fitting_batch(rows: int, batch_size: int, parts: int) -> int:
 class EvalBatchSampler(torch.utils.data.Sampler[list[int]]):
     """Every row exactly once, on one rank only, no row padded; longest rows first."""
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, lengths: Sequence[int] | np.ndarray, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
         mine = np.argsort(-np.asarray(lengths), kind="stable")[rank::world_size]
         self.batches = [mine[i : i + batch_size].tolist() for i in range(0, len(mine), batch_size)]
 

@@ -2,25 +2,34 @@
 
 import hashlib
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from datasets import Dataset
-from lightning.pytorch.utilities import rank_zero_info
 
-from bitkd.data.base import TokenizedDataModule
+from bitkd.data.base import TokenizedDataModule, encode_texts
 from bitkd.data.files import Rows, content_hash, find_file, read_rows
-from bitkd.data.hub import load_hub_dataset
+from bitkd.data.hub import load_hub_dataset, tokenizer_state
+from bitkd.data.metrics import check_metrics
 from bitkd.data.tasks import TaskSpec, check_task
 from bitkd.errors import InputError
+
+HOLDOUT = "holdout"
+HOLDOUT_SHARE = 0.1
+
+log = logging.getLogger(__name__)
 
 
 class TaskDataModule(TokenizedDataModule):
     """Training rows and dev sets of a task, from files under `data_dir` or from the hub.
 
     cache_dir: folder where tokenized rows are kept as Arrow and memory-mapped from; null keeps them in memory.
+    selection: `dev` validates a fit on the dev sets, as published; `holdout` on a stratified tenth of the training
+    rows, which is then left out of training; the dev sets are looked at by `validate` alone.
     """
 
     def __init__(
@@ -36,39 +45,60 @@ class TaskDataModule(TokenizedDataModule):
         eval_batch_size: int = 64,
         num_workers: int = 0,
         cache_dir: str | None = None,
+        selection: str = "dev",
+        selection_seed: int = 0,
     ) -> None:
         super().__init__(
             tokenizer, max_length, batch_size, total_batches, accumulate, seed, eval_batch_size, num_workers
         )
         check_task(task)
+        check_metrics(task)
+        if selection not in ("dev", HOLDOUT):
+            raise InputError(f"data.selection={selection} is unknown; use dev or {HOLDOUT}")
         self.task = task
         self.data_dir = data_dir
         self.cache_dir = cache_dir
+        self.selection = selection
+        self.selection_seed = selection_seed
         self.truncated = 0
         self._hash = ""
 
     def setup(self, stage: str) -> None:
         if self.train_rows is not None:
             return
-        splits = self._from_files() if self.data_dir else self._from_hub()
+        splits = {name: self._read(name) for name in ("train", *self._sources("dev"))}
+        self._hash = self._content_hash(splits)
         tokenized = {name: self._tokenize(rows, name) for name, rows in splits.items()}
         self.train_rows = tokenized.pop("train")
         self.dev_rows = tokenized
+        if self.selection == HOLDOUT:
+            held, kept = self._divide(splits["train"]["label"])
+            self.dev_rows = {HOLDOUT: self.train_rows.select(held), **tokenized}
+            self.train_rows = self.train_rows.select(kept)
         if self.truncated:
-            rank_zero_info(
-                f"{self.task.name}: {self.truncated} rows are longer than data.max_length={self.max_length} tokens and are cut"
+            log.warning(
+                "%s: %d rows are longer than data.max_length=%d tokens and are cut",
+                self.task.name,
+                self.truncated,
+                self.max_length,
             )
+
+    @property
+    def fit_dev_names(self) -> list[str]:
+        return [HOLDOUT] if self.selection == HOLDOUT else self.dev_names
 
     def fingerprint(self) -> str:
         """Hash of the rows' content and of how the task reads it; names and paths of files do not count."""
         self.setup("fit")
         task, files, hub = self.task, self.task.files, self.task.hub
         source = (
-            [files.header, files.text, files.label, files.labels_as]
+            [files.header, files.text, files.label, files.labels_as, files.skip_malformed]
             if self.data_dir
             else [hub.path, hub.text, hub.label]
         )
-        meaning = [task.text, task.labels, task.metric, task.metrics, source, list(self.dev_rows)]
+        meaning: list[Any] = [task.text, task.labels, task.metric, task.metrics, source, list(self.dev_rows)]
+        if self.selection == HOLDOUT:
+            meaning.append(self.selection_seed)
         return hashlib.sha256(json.dumps([self._hash, meaning]).encode()).hexdigest()
 
     def share(self, other: "TaskDataModule") -> "TaskDataModule":
@@ -76,35 +106,74 @@ class TaskDataModule(TokenizedDataModule):
         self.train_rows, self.dev_rows, self._hash = other.train_rows, other.dev_rows, other._hash
         return self
 
-    def _from_files(self) -> dict[str, Rows]:
-        assert self.data_dir is not None
-        names = {"train": self.task.files.train, **self.task.files.dev}
-        files = {split: find_file(self.task, name, self.data_dir) for split, name in names.items()}
-        self._hash = content_hash(list(files.values()))
-        return {split: read_rows(self.task, file) for split, file in files.items()}
+    def train_texts(self) -> Rows:
+        """The texts and labels of the training rows (without those held out), read anew."""
+        rows = self._read("train")
+        if self.selection != HOLDOUT:
+            return rows
+        _, kept = self._divide(rows["label"])
+        return {name: [column[i] for i in kept] for name, column in rows.items()}
 
-    def _from_hub(self) -> dict[str, Rows]:
+    def test_rows(self, name: str) -> Dataset:
+        """A test set's rows, tokenized, in their order; InputError where the task has no such set."""
+        sets = self._sources("test")
+        if name not in sets:
+            known = f"it has {', '.join(sets)}" if sets else "name one under task.files.test or task.hub.test"
+            raise InputError(f"task {self.task.name} has no test set {name}; {known}")
+        return self._tokenize(self._read(name), name)
+
+    def _divide(self, labels: list[Any]) -> tuple[list[int], list[int]]:
+        """Row numbers held out and kept: a tenth of every label's rows, chosen by the seed (regression: of every whole
+        number's).
+        """
+        random = np.random.default_rng(self.selection_seed)
+        groups = np.round(np.asarray(labels, dtype=float))
+        held: list[int] = []
+        for group in np.unique(groups):
+            rows = np.flatnonzero(groups == group)
+            held += random.choice(rows, round(len(rows) * HOLDOUT_SHARE), replace=False).tolist()
+        if not held:
+            raise InputError(
+                f"data.selection=holdout: {len(labels)} training rows are too few for a tenth of each label"
+            )
+        return sorted(held), sorted(set(range(len(labels))) - set(held))
+
+    def _sources(self, kind: str) -> dict[str, str]:
+        """Name of each dev or test set -> its file or split."""
+        return getattr(self.task.files if self.data_dir else self.task.hub, kind)
+
+    def _read(self, split: str) -> Rows:
+        tests = self._sources("test")
+        if self.data_dir is not None:
+            files = {"train": self.task.files.train, **self.task.files.dev, **tests}
+            return read_rows(self.task, find_file(self.task, files[split], self.data_dir), labelled=split not in tests)
         hub = self.task.hub
         if not hub.path:
             raise InputError(f"task {self.task.name} is not on the hub; give its files with data.dir=FOLDER")
         found = load_hub_dataset(hub.path, hub.name)
-        splits = {}
-        for split, name in {"train": hub.train, **hub.dev}.items():
-            if name not in found:
-                raise InputError(f"{hub.path} has no split {name}; it has {', '.join(found)}")
-            splits[split] = self._hub_rows(found[name], name)
-        self._hash = hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
-        return splits
+        name = {"train": hub.train, **hub.dev, **tests}[split]
+        if name not in found:
+            raise InputError(f"{hub.path} has no split {name}; it has {', '.join(found)}")
+        return self._hub_rows(found[name], name, labelled=split not in tests)
 
-    def _hub_rows(self, rows: Dataset, split: str) -> Rows:
+    def _content_hash(self, splits: dict[str, Rows]) -> str:
+        if self.data_dir is not None:
+            names = [self.task.files.train, *self.task.files.dev.values()]
+            return content_hash([find_file(self.task, name, self.data_dir) for name in names])
+        return hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
+
+    def _hub_rows(self, rows: Dataset, split: str, labelled: bool = True) -> Rows:
         hub, task = self.task.hub, self.task
-        columns = [*(hub.text or task.text), hub.label]
+        columns = [*(hub.text or task.text), *([hub.label] if labelled else [])]
         missing = [column for column in columns if column not in rows.column_names]
         if missing:
             raise InputError(f"{hub.path} {split}: column {missing[0]} is missing; it has {rows.column_names}")
-        labels: list[Any] = rows[hub.label][:]
-        if not labels:
+        if not len(rows):
             raise InputError(f"{hub.path} {split} has no rows; a split must not be empty")
+        texts = dict(zip(("text_a", "text_b"), (rows[column][:] for column in columns[: len(task.text)])))
+        if not labelled:
+            return texts
+        labels: list[Any] = rows[hub.label][:]
         if task.labels is None:
             for number, label in enumerate(labels):
                 if not isinstance(label, int | float) or not math.isfinite(label):
@@ -120,26 +189,18 @@ class TaskDataModule(TokenizedDataModule):
                 )
             places = {label: task.labels.index(str(name)) for label, name in named.items()}
             labels = [places[label] for label in labels]
-        texts = zip(("text_a", "text_b"), (rows[column][:] for column in columns[:-1]))
-        return dict(texts) | {"label": labels}
+        return texts | {"label": labels}
 
     def _tokenize(self, rows: Rows, split: str) -> Dataset:
         columns = ["text_a", "text_b"] if "text_b" in rows else ["text_a"]
 
         def encode(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
             texts = [batch[column] for column in columns]
-            encoded = dict(self.tokenizer(*texts, truncation=False, verbose=False))
-            truncated = [len(ids) > self.max_length for ids in encoded["input_ids"]]
-            for place in [place for place, long in enumerate(truncated) if long]:
-                cut = self.tokenizer(*(column[place] for column in texts), truncation=True, max_length=self.max_length)
-                for name in encoded:
-                    encoded[name][place] = cut[name]
-            lengths = [len(ids) for ids in encoded["input_ids"]]
-            return {**encoded, "length": lengths, "truncated": truncated, "index": indices}
+            return {**encode_texts(self.tokenizer, texts, self.max_length), "index": indices}
 
         # Everything that changes the tokens is in the name, so a file that is there is right. It is written beside
         # its place and renamed, so that ranks may write it at once.
-        identity = [self.max_length, self.tokenizer.model_input_names, _tokenizer_state(self.tokenizer), rows]
+        identity = [self.max_length, self.tokenizer.model_input_names, tokenizer_state(self.tokenizer), rows]
         key = datasets.fingerprint.Hasher.hash(identity)
         file = None
         if self.cache_dir is not None:
@@ -163,14 +224,6 @@ def _name_of(label: Any, names: list[str]) -> str | None:
     if isinstance(label, str):
         return label
     return names[label] if isinstance(label, int) and 0 <= label < len(names) else None
-
-
-def _tokenizer_state(tokenizer: Any) -> str:
-    """All that decides a tokenizer's tokens, except padding and truncation, which a call may leave behind in it."""
-    if not tokenizer.is_fast:
-        return str((type(tokenizer).__name__, tokenizer.init_kwargs, sorted(tokenizer.get_vocab().items())))
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    return json.dumps(state | {"padding": None, "truncation": None}, sort_keys=True)
 
 
 datasets.disable_progress_bars()

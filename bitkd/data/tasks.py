@@ -4,13 +4,10 @@ from dataclasses import dataclass, field
 
 from bitkd.errors import InputError
 
-METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman")
-"""Metric names; pearson_spearman is the mean of both, as GLUE ranks STS-B by."""
-
 
 @dataclass
 class FilesSpec:
-    """A task's files on disk, tab-separated, UTF-8, not quoted (as GLUE's are)."""
+    """A task's files on disk, UTF-8: .tsv (not quoted, as GLUE's are), .csv, .jsonl or .parquet by their names."""
 
     folder: str = ""
     """Folder under data.dir; the files may also stand in data.dir itself."""
@@ -21,14 +18,23 @@ class FilesSpec:
     dev: dict[str, str] = field(default_factory=dict)
     """Name of each dev set -> its file; the first one selects checkpoints."""
 
+    test: dict[str, str] = field(default_factory=dict)
+    """Name of each test set -> its file; labels are not read, `bitkd predict` writes a submission for them."""
+
     header: list[str] | None = None
-    """Column names of files without a header line; null reads the first line."""
+    """Column names of training and dev files without a header line; null reads the first line."""
 
     text: list[str] | None = None
     """Columns of the texts where they differ from the task's `text`."""
 
+    test_text: list[str] | None = None
+    """Columns of the texts in test files where they differ from those of the training file."""
+
     label: str = "label"
     """Column of the label."""
+
+    skip_malformed: bool = False
+    """Leave out rows that cannot be read, counted and reported, instead of refusing the file."""
 
     labels_as: str = "names"
     """How labels are written: `names`, `index` (a number that counts the task's `labels` from 0), or `number`
@@ -51,11 +57,53 @@ class HubSpec:
     dev: dict[str, str] = field(default_factory=dict)
     """Name of each dev set -> its split."""
 
+    test: dict[str, str] = field(default_factory=dict)
+    """Name of each test set -> its split."""
+
     text: list[str] | None = None
     """Columns of the texts where they differ from the task's `text`."""
 
     label: str = "label"
     """Column of the label; class names are mapped by name where the dataset has them."""
+
+
+@dataclass
+class AugmentSpec:
+    """TinyBERT's data augmentation (arXiv:1909.10351): words replaced by what fits in their place."""
+
+    enabled: bool = False
+    """Put an `augment` node into the pipeline; KD stages on the task then train on its rows."""
+
+    variants: int = 10
+    """Variants of each sentence (N); duplicates are dropped, the original is kept."""
+
+    probability: float = 0.4
+    """Chance that a word which may be replaced is replaced, in each variant."""
+
+    candidates: int = 15
+    """Words to choose a replacement from."""
+
+    source: str = "auto"
+    """Where candidates come from: `masked_lm` predicts words of a single piece and takes word vectors for the others;
+    `vectors` takes word vectors for all; `auto` is masked_lm where the model has a trained masked-LM head."""
+
+    model: str | None = None
+    """The masked language model and its embedding matrix: folder or hub id; null is model.pretrained."""
+
+    vectors: str | None = None
+    """A text file of word vectors in GloVe's format; null takes the model's own embedding matrix."""
+
+    stop_words: list[str] | None = None
+    """Words that are never replaced; null takes English function words."""
+
+    precision: str = "32-true"
+    """Of the masked language model: 32-true, or bf16-mixed."""
+
+    seed: int = 0
+    """Seed of the choices, apart from the run's, so that augmentation is not repeated for every run seed."""
+
+    path: str | None = None
+    """Rows augmented before: a folder that `bitkd augment` made, for the same task, tokenizer and max_length."""
 
 
 @dataclass
@@ -72,16 +120,20 @@ class TaskSpec:
     """Label names in the order of the model's outputs; null is a regression."""
 
     metric: str = "accuracy"
-    """The primary metric, by which checkpoints are selected."""
+    """The primary metric, by which checkpoints are selected: one of `metrics`, or pearson_spearman, the mean of both."""
 
     metrics: list[str] = field(default_factory=lambda: ["accuracy"])
-    """Every metric that is reported. f1 is that of the second label, as GLUE counts it."""
+    """Every metric that is reported: accuracy, f1 (of the second label, as GLUE counts it), matthews, pearson, spearman,
+    or a class of torchmetrics such as F1Score, CohenKappa, MeanAbsoluteError."""
 
     files: FilesSpec = field(default_factory=FilesSpec)
     """Rows on disk, read where data.dir is given."""
 
     hub: HubSpec = field(default_factory=HubSpec)
     """Rows on the hub, read where data.dir is not given."""
+
+    augmentation: AugmentSpec = field(default_factory=AugmentSpec)
+    """The augmented task dataset (DA)."""
 
     @property
     def num_outputs(self) -> int:
@@ -97,11 +149,6 @@ def check_task(task: TaskSpec) -> None:
     for place, columns in (("files.text", task.files.text), ("hub.text", task.hub.text)):
         if columns is not None and len(columns) != len(task.text):
             raise InputError(f"{where}: {place}={columns} must name as many columns as text={task.text}")
-    for metric in {task.metric, *task.metrics}:
-        if metric not in METRICS:
-            raise InputError(f"{where}: metric {metric} is unknown; use one of {', '.join(METRICS)}")
-    if task.metric not in task.metrics and task.metric != "pearson_spearman":
-        raise InputError(f"{where}: its metric {task.metric} is not among its metrics {task.metrics}; add it")
     if task.labels is not None and len(set(task.labels)) != len(task.labels):
         raise InputError(f"{where}: labels {task.labels} repeat a name")
     if task.labels is not None and len(task.labels) < 2:
@@ -112,10 +159,3 @@ def check_task(task: TaskSpec) -> None:
         raise InputError(f"{where}: files.labels_as={task.files.labels_as} is unknown; use names, index or number")
     if (task.labels is None) != (task.files.labels_as == "number"):
         raise InputError(f"{where}: labels_as={task.files.labels_as} does not fit labels={task.labels}")
-    regression = {"pearson", "spearman", "pearson_spearman"}
-    if any((metric in regression) != (task.labels is None) for metric in {task.metric, *task.metrics}):
-        raise InputError(
-            f"{where}: metrics {task.metrics} do not fit {'a regression' if task.labels is None else 'labels'}"
-        )
-    if "f1" in task.metrics and len(task.labels or []) != 2:
-        raise InputError(f"{where}: f1 is for two labels; it has {task.labels}")

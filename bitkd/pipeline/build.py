@@ -61,8 +61,12 @@ def build_stage(plan: Plan, stage: PlannedStage) -> BuiltStage:
     _remember_quant(student, spec.quant)
 
     parts = config.trainer.accumulate_grad_batches
-    make_data = sources.corpus_module if spec.kind == "general" else sources.task_module
-    data = make_data(stage.train, stage.total_steps * parts, parts, stage.seed)
+    shape = (stage.train, stage.total_steps * parts, parts, stage.seed)
+    data: pl.LightningDataModule
+    if spec.kind == "general":
+        data = sources.corpus_module(*shape)
+    else:
+        data = sources.task_module(*shape, augmented=plan.augmented_rows(stage))
     settings: dict[str, Any] = {
         "optim": OptimSpec(**{k: getattr(stage.train, k) for k in OptimSpec.__dataclass_fields__}),
         "total_steps": stage.total_steps,

@@ -1,32 +1,32 @@
 """One stage under Lightning: fit or validate, resume where it was cut, choose a checkpoint, write the artifact."""
 
-import datetime
 import math
-import platform
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from bitkd.callbacks.checkpoints import BestCheckpoint, ResumeCheckpoint, latest_checkpoint
 from bitkd.callbacks.progress import StageProgressBar
 from bitkd.callbacks.throughput import Throughput
+from bitkd.data.metrics import primary_score
+from bitkd.data.task import HOLDOUT
 from bitkd.models.artifact import save_student
 from bitkd.models.size import measure
 from bitkd.pipeline.build import BuiltStage, build_stage, finish_student, load_weights
 from bitkd.pipeline.group import Group, make_trainer
 from bitkd.pipeline.plan import Plan, PlannedStage
+from bitkd.pipeline.stage_record import stage_record
 from bitkd.pipeline.tracking import make_loggers
 from bitkd.stages.base import SCORE
 
 
 def execute(plan: Plan, stage: PlannedStage, group: Group, position: str, progress_bar: bool) -> None:
     """Run one stage to its artifact, on all ranks. `position`: "stage 2 of 8: Stage-I KD"."""
+    plan.settle(stage)
     built = build_stage(plan, stage)
     work = plan.store.work(stage.key)
     loggers = make_loggers(plan, stage) if group.is_global_zero else []
@@ -49,9 +49,9 @@ def execute(plan: Plan, stage: PlannedStage, group: Group, position: str, progre
     checker.validate(built.module, datamodule=built.data, verbose=False)
     values = {name: float(value) for name, value in checker.callback_metrics.items() if "/" in name}
     student = finish_student(stage, built.module)
-    metrics: dict[str, Any] = {"score": None if stage.spec.kind == "general" else values[SCORE]}
+    metrics: dict[str, Any] = {"score": None if stage.spec.kind == "general" else _dev_score(plan, built, values)}
     metrics |= {name: _section(values, name) for name in built.module.dev_names}
-    record = _record(plan, stage, resume.seconds if built.fit else 0.0)
+    record = stage_record(plan, stage, resume.seconds if built.fit else 0.0)
     record |= {"size": asdict(measure(student)), "selected": built.select if built.fit else None}
     if built.fit:
         record |= {"selected_step": best.step if built.select == "best" else trainer.global_step}
@@ -106,6 +106,15 @@ def _fit(
     return trainer
 
 
+def _dev_score(plan: Plan, built: BuiltStage, values: dict[str, float]) -> float:
+    """The primary metric on the first dev set, whatever set chose the checkpoint."""
+    name = next(name for name in built.module.dev_names if name != HOLDOUT)
+    prefix = f"{name}/"
+    return primary_score(
+        plan.config.task, {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+    )
+
+
 def group_logger(plan: Plan) -> Logger:
     """Ranks other than zero hold a logger that writes nothing: Lightning makes only rank zero's write."""
     return CSVLogger(plan.record.logs, name="unused")
@@ -117,30 +126,3 @@ def _section(values: dict[str, float], name: str) -> dict[str, float | None]:
         key[len(name) + 1 :]: value for key, value in values.items() if key.startswith(f"{name}/") and key != SCORE
     }
     return {key: value if math.isfinite(value) else None for key, value in section.items()}
-
-
-def _record(plan: Plan, stage: PlannedStage, seconds: float) -> dict[str, Any]:
-    """What made this artifact; nothing of it but the fingerprint says whether it can be used again."""
-    upstream = {"student": stage.spec.student, "teacher": stage.spec.teacher}
-    inputs = {role: name if name == "pretrained" else plan[name].key for role, name in upstream.items() if name}
-    return {
-        "format": 1,
-        "name": stage.name,
-        "kind": stage.spec.kind,
-        "title": stage.title,
-        "task": plan.config.task.name,
-        "texts": len(plan.config.task.text),
-        "fingerprint": stage.fingerprint,
-        "inputs": inputs,
-        "settings": asdict(stage.spec) | {"train": asdict(stage.train)},
-        "seed": stage.seed,
-        "steps": stage.total_steps if stage.trains else 0,
-        "examples": stage.total_steps * stage.train.batch_size if stage.trains else 0,
-        "seconds": round(seconds, 2),
-        "world_size": plan.config.trainer.devices * plan.config.trainer.num_nodes,
-        "precision": plan.config.trainer.precision,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in ("torch", "lightning", "transformers", "datasets")}
-        | {"python": platform.python_version()},
-    }

@@ -57,6 +57,15 @@ class Group:
     def rank(self) -> int:
         return int(getattr(self._strategy, "global_rank", 0))
 
+    @property
+    def world_size(self) -> int:
+        return int(getattr(self._strategy, "world_size", 1))
+
+    @property
+    def device(self) -> str:
+        """This rank's device."""
+        return str(self._strategy.root_device)
+
     def broadcast(self, value: T) -> T:
         """Rank zero's `value`, on every rank."""
         return self._strategy.broadcast(value)

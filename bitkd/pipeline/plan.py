@@ -2,13 +2,15 @@
 
 import math
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bitkd.config.load import nearest
 from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, settings_of
+from bitkd.data.augment import check_augmentation
 from bitkd.data.base import MULTIPLE
+from bitkd.data.candidates import load_masked_lm
 from bitkd.data.hub import has_tokenizer, load_tokenizer, resolve_pretrained, same_tokens
 from bitkd.data.sampler import fitting_batch
 from bitkd.errors import InputError
@@ -17,7 +19,7 @@ from bitkd.models.student import check_shape, spec_of
 from bitkd.pipeline.graph import Node, fingerprints, order
 from bitkd.pipeline.record import RunRecord
 from bitkd.pipeline.sources import Sources, folder_hash, open_sources, store_root
-from bitkd.pipeline.store import Store
+from bitkd.pipeline.store import Store, checksum, read_artifact
 from bitkd.stages import (
     DistillationModule,
     FineTune,
@@ -40,21 +42,30 @@ TRAINED = {"finetune": FineTune, **DISTILLATION}
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 """Others would hold the latent weights themselves in half precision, or train what artifacts cannot hold."""
 
-KINDS = (*TRAINED, "init", "split")
+AUGMENT = "augment"
+KINDS = (*TRAINED, "init", "split", AUGMENT)
 
 
 @dataclass
 class PlannedStage:
-    """One stage, everything about it decided. `checkpoint`: local folder of a given fine-tuned teacher."""
+    """One stage, everything about it decided.
+
+    upstream: role (student, teacher, data) -> node or source.  checkpoint: local folder of a given fine-tuned teacher.
+    augmented: folder of augmented rows that were given.  settled: whether the number of steps is known; epochs over
+    rows that are still to be augmented are not.
+    """
 
     name: str
     spec: StageSpec
     train: TrainSpec
     seed: int
-    total_steps: int
-    eval_every: int
+    upstream: dict[str, str]
+    total_steps: int = 0
+    eval_every: int = 0
+    settled: bool = True
     fingerprint: str = ""
     checkpoint: Path | None = None
+    augmented: Path | None = None
 
     @property
     def title(self) -> str:
@@ -83,11 +94,25 @@ class Plan:
     def __getitem__(self, name: str) -> PlannedStage:
         return next(stage for stage in self.stages if stage.name == name)
 
+    def augmented_rows(self, stage: PlannedStage) -> Path | None:
+        """Folder of the augmented rows that a stage trains on, if it does."""
+        if stage.augmented is not None:
+            return stage.augmented
+        return self.store.path(self[stage.upstream["data"]].key) if "data" in stage.upstream else None
+
+    def settle(self, stage: PlannedStage) -> None:
+        """Count the steps of a stage on augmented rows, which are there by now."""
+        folder = self.augmented_rows(stage)
+        if not stage.settled and folder is not None:
+            rows = read_artifact(folder).stage["augmented"]["rows"]
+            _count_steps(stage, max(1, rows // stage.train.batch_size))
+
     def state(self, stage: PlannedStage) -> str:
         """`done`, `partial` (cut inside), `stale` (finished once with other settings), or `todo`."""
         if self.store.finished(stage.key):
             return "done"
-        if any(self.store.work(stage.key).glob("step-*.ckpt")):
+        work = self.store.work(stage.key)
+        if any(work.glob("step-*.ckpt")) or any(work.glob("shard-*.arrow")):
             return "partial"
         return "stale" if stage.name in self.record.stages else "todo"
 
@@ -95,6 +120,7 @@ class Plan:
 def make_plan(config: Config) -> Plan:
     """Check everything that can be checked before work starts; InputError says what is wrong."""
     record = RunRecord.open(Path(config.run.dir), config.task.name, config.run.name or config.pipeline.name)
+    config = _with_augmentation(config)
     if not config.stages:
         raise InputError("the pipeline has no stages; give them under `stages:` in its YAML file")
     _check_graph(config)
@@ -109,21 +135,61 @@ def make_plan(config: Config) -> Plan:
     uses_corpus = any(stage.kind == "general" for stage in config.stages.values())
     _check_shapes(config, sources)
     _check_length(config, sources)
+    _check_candidates(config, sources)
     _ = sources.task_data
     if uses_corpus:
         _ = sources.corpus_data
     stages = [_plan_stage(name, config, sources) for name in config.stages]
-    nodes = {stage.name: Node(stage.name, _upstream(stage.spec), _identity(stage, config, sources)) for stage in stages}
+    nodes = {stage.name: Node(stage.name, stage.upstream, _identity(stage, config, sources)) for stage in stages}
     hashes = fingerprints(nodes, {PRETRAINED: sources.model_hash})
     for stage in stages:
         stage.fingerprint = hashes[stage.name]
     ordered = order(nodes, {PRETRAINED})
     stages.sort(key=lambda stage: ordered.index(stage.name))
-    return Plan(config, sources, stages, Store(store_root(config)), record)
+    plan = Plan(config, sources, stages, Store(store_root(config)), record)
+    for stage in stages:
+        if "data" in stage.upstream and plan.store.finished(plan[stage.upstream["data"]].key):
+            plan.settle(stage)
+    return plan
 
 
-def _upstream(stage: StageSpec) -> dict[str, str]:
-    return {"student": stage.student} | ({"teacher": stage.teacher} if stage.teacher else {})
+def _with_augmentation(config: Config) -> Config:
+    """The configuration with an `augment` node before the first stage that trains on augmented rows."""
+    spec = config.task.augmentation
+    check_augmentation(spec)
+    nodes = [name for name, stage in config.stages.items() if stage.kind == AUGMENT]
+    if len(nodes) > 1:
+        raise InputError(f"{', '.join(nodes)} are all of kind {AUGMENT}; a pipeline augments its task once")
+    if nodes or not spec.enabled or spec.path:
+        return config
+    node = StageSpec(kind=AUGMENT, title="Data augmentation")
+    stages: dict[str, StageSpec] = {}
+    for name, stage in config.stages.items():
+        if AUGMENT not in stages and _wants_augmented(stage):
+            stages[AUGMENT] = node
+        stages[name] = stage
+    return replace(config, stages=stages or {AUGMENT: node})
+
+
+def _check_candidates(config: Config, sources: Sources) -> None:
+    """A masked language model that is asked for by name must have a trained head; what is missing would be random."""
+    spec = config.task.augmentation
+    if any(stage.kind == AUGMENT for stage in config.stages.values()):
+        model = sources.augmentation_model
+        load_tokenizer(model)
+        if spec.source == "masked_lm":
+            load_masked_lm(model)
+
+
+def _wants_augmented(stage: StageSpec) -> bool:
+    on_task = stage.kind in DISTILLATION and stage.kind != "general"
+    return on_task if stage.augmented is None else stage.augmented
+
+
+def _upstream(stage: StageSpec, config: Config) -> dict[str, str]:
+    upstream = {"student": stage.student} | ({"teacher": stage.teacher} if stage.teacher else {})
+    node = next((name for name, other in config.stages.items() if other.kind == AUGMENT), None)
+    return upstream | ({"data": node} if node and _wants_augmented(stage) else {})
 
 
 def _check_graph(config: Config) -> None:
@@ -146,13 +212,23 @@ def _check_graph(config: Config) -> None:
                 raise InputError(
                     f"stages.{name}.loss has no term left; give one of {', '.join(terms)} a positive weight"
                 )
+        if stage.kind == AUGMENT and stage.student != PRETRAINED:
+            raise InputError(f"stages.{name}.student={stage.student}: an {AUGMENT} stage has none; remove it")
+        if stage.augmented and (stage.kind not in TRAINED or stage.kind == "general"):
+            raise InputError(
+                f"stages.{name}.augmented=true: a {stage.kind} stage does not train on the task; remove it"
+            )
+        if config.stages.get(stage.student, stage).kind == AUGMENT and stage.kind != AUGMENT:
+            raise InputError(f"stages.{name}.student={stage.student} makes rows, not a student; use another")
         if stage.seed is not None and not 0 <= stage.seed < 2**32:
             raise InputError(f"stages.{name}.seed={stage.seed} is out of range; use 0 to {2**32 - 1}")
-    nodes = {name: Node(name, _upstream(stage)) for name, stage in stages.items()}
+    nodes = {name: Node(name, _upstream(stage, config)) for name, stage in stages.items()}
     headless = {PRETRAINED}
     split: set[str] = set()
     for name in order(nodes, {PRETRAINED}):
         stage = stages[name]
+        if stage.kind == AUGMENT:
+            continue
         uses_logits = stage.kind == "prediction" or (stage.kind == "single_stage" and stage.loss.logits > 0)
         if uses_logits and stage.teacher in headless:
             raise InputError(
@@ -280,18 +356,30 @@ def _plan_stage(name: str, config: Config, sources: Sources) -> PlannedStage:
     spec = config.stages[name]
     train = TrainSpec(**settings_of(spec, config.train))
     seed = spec.seed if spec.seed is not None else zlib.crc32(f"{config.seed}/{name}".encode())
-    checkpoint = None
-    total_steps, eval_every = 0, 0
+    stage = PlannedStage(name, spec, train, seed, _upstream(spec, config))
+    given = config.task.augmentation
     if spec.checkpoint:
         checkpoint = Path(resolve_pretrained(spec.checkpoint, setting=f"stages.{name}.checkpoint="))
         _check_checkpoint(checkpoint, config, sources, f"stages.{name}.checkpoint={spec.checkpoint}", spec.labels)
+        stage.checkpoint = checkpoint
+    elif "data" in stage.upstream:
+        _count_steps(stage, None)
+    elif given.enabled and given.path and _wants_augmented(spec):
+        stage.augmented = sources.given_rows
+        _count_steps(stage, max(1, read_artifact(stage.augmented).stage["augmented"]["rows"] // train.batch_size))
     elif spec.kind in TRAINED:
         data = sources.corpus_data if spec.kind == "general" else sources.task_data
         _check_rows(name, data.num_rows, train.batch_size, config)
-        per_epoch = data.steps_per_epoch(train.batch_size)
-        total_steps = train.max_steps or max(1, math.ceil(train.epochs * per_epoch))
-        eval_every = train.eval_every or per_epoch
-    return PlannedStage(name, spec, train, seed, total_steps, min(eval_every, total_steps), checkpoint=checkpoint)
+        _count_steps(stage, data.steps_per_epoch(train.batch_size))
+    return stage
+
+
+def _count_steps(stage: PlannedStage, per_epoch: int | None) -> None:
+    """Fill in the steps of a stage.  per_epoch: steps of a pass over its rows; null where they are not there yet."""
+    train = stage.train
+    stage.settled = per_epoch is not None or bool(train.max_steps and train.eval_every)
+    stage.total_steps = train.max_steps or (max(1, math.ceil(train.epochs * per_epoch)) if per_epoch else 0)
+    stage.eval_every = min(train.eval_every or per_epoch or 0, stage.total_steps) if stage.settled else 0
 
 
 def _check_rows(name: str, rows: dict[str, int], batch_size: int, config: Config) -> None:
@@ -342,14 +430,18 @@ def _identity(stage: PlannedStage, config: Config, sources: Sources) -> dict[str
         identity |= {"shape": asdict(config.student), "seed": stage.seed}
         if config.student.width < 1:
             identity |= {"importance_rows": config.data.importance_rows}
+    if spec.kind == AUGMENT:
+        return identity | _augmentation_identity(config, sources)
     if stage.trains:
         settings = asdict(stage.train)
-        for name in ("epochs", "max_steps", "eval_every"):
-            del settings[name]
+        if "data" not in stage.upstream:
+            for name in ("epochs", "max_steps", "eval_every"):
+                del settings[name]
+            settings |= {"total_steps": stage.total_steps, "eval_every": stage.eval_every}
+        if stage.augmented is not None:
+            identity["augmented"] = read_artifact(stage.augmented).stage["checksums"]
         identity |= {
             "train": settings,
-            "total_steps": stage.total_steps,
-            "eval_every": stage.eval_every,
             "select": spec.select,
             "seed": stage.seed,
             "world_size": config.trainer.devices * config.trainer.num_nodes,
@@ -363,3 +455,16 @@ def _identity(stage: PlannedStage, config: Config, sources: Sources) -> dict[str
 
 def _task_identity(config: Config, sources: Sources) -> dict[str, Any]:
     return {"data": sources.task_data.fingerprint(), "max_length": config.data.max_length}
+
+
+def _augmentation_identity(config: Config, sources: Sources) -> dict[str, Any]:
+    spec = asdict(config.task.augmentation)
+    vectors = spec["vectors"]
+    for name in ("enabled", "path", "model", "vectors"):
+        del spec[name]
+    return {
+        "spec": spec,
+        "model": folder_hash(sources.augmentation_model),
+        "vectors": checksum(Path(vectors).expanduser()) if vectors else None,
+        "tokenizer": sources.tokenizer_hash,
+    }

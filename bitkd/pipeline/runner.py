@@ -6,9 +6,10 @@ from typing import Any
 
 from bitkd.config.load import to_yaml
 from bitkd.config.schema import Config
+from bitkd.pipeline.augmentation import augment
 from bitkd.pipeline.execute import execute
 from bitkd.pipeline.group import Group
-from bitkd.pipeline.plan import Plan, PlannedStage, make_plan
+from bitkd.pipeline.plan import AUGMENT, Plan, PlannedStage, make_plan
 from bitkd.pipeline.tracking import close_loggers
 
 
@@ -60,7 +61,10 @@ def run(config: Config, console: Any, progress_bar: bool = False) -> Plan:
         else:
             _say(group, console, label)
             try:
-                execute(plan, stage, group, label, progress_bar)
+                if stage.spec.kind == AUGMENT:
+                    augment(plan, stage, group, console)
+                else:
+                    execute(plan, stage, group, label, progress_bar)
             except Exception as error:
                 raise _failure(plan, stage, group, error, names[position:]) from error
             finally:
@@ -100,6 +104,9 @@ def _failure(plan: Plan, stage: PlannedStage, group: Group, error: Exception, re
 
 def _summary(plan: Plan, stage: PlannedStage) -> str:
     artifact = plan.store.load(stage.key)
+    if stage.spec.kind == AUGMENT:
+        facts = artifact.stage["augmented"]
+        return f"{facts['rows']} rows of {facts['sources']}, {artifact.stage['seconds']:.0f} s"
     score = artifact.metrics["score"]
     metric = plan.config.task.metric
     return (f"{metric} {score:.4f}, " if score is not None else "") + f"{artifact.stage['seconds']:.0f} s"

@@ -10,14 +10,15 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from bitkd.config.schema import Config, TrainSpec
+from bitkd.data.augment import Augmented, check_augmented, load_shards
 from bitkd.data.corpus import CorpusDataModule
 from bitkd.data.demo import ensure_demo
-from bitkd.data.hub import load_tokenizer, resolve_pretrained
+from bitkd.data.hub import load_tokenizer, resolve_pretrained, tokenizer_state
 from bitkd.data.task import TaskDataModule
 from bitkd.errors import InputError
 from bitkd.models.artifact import load_config
 from bitkd.pipeline.graph import digest
-from bitkd.pipeline.store import checksum
+from bitkd.pipeline.store import checksum, read_artifact
 
 DEMO = "demo"
 SAFETENSORS = ("model*.safetensors", "model.safetensors.index.json")
@@ -57,6 +58,29 @@ class Sources:
         return folder_hash(self.model)
 
     @cached_property
+    def tokenizer_hash(self) -> str:
+        return digest(tokenizer_state(self.tokenizer))
+
+    @cached_property
+    def augmentation_model(self) -> Path:
+        """Folder of the model that augmentation takes its candidates from."""
+        name = self.config.task.augmentation.model
+        return resolve_pretrained(name, setting="task.augmentation.model=") if name else self.model
+
+    @cached_property
+    def given_rows(self) -> Path:
+        """Folder of the augmented rows that were made before; InputError where they do not fit this run."""
+        folder = Path(self.config.task.augmentation.path or "").expanduser()
+        record = read_artifact(folder).stage
+        if "augmented" not in record:
+            raise InputError(
+                f"task.augmentation.path={folder} holds no augmented rows; name a folder that `bitkd augment` made"
+            )
+        facts = Augmented(**record["augmented"])
+        check_augmented(folder, facts, self.config.task.name, self.config.data.max_length, self.tokenizer_hash)
+        return folder
+
+    @cached_property
     def task_data(self) -> TaskDataModule:
         """The task's rows, loaded and tokenized; for counts, hashes and validation."""
         module = self._make_task_module(TrainSpec(), total_batches=1, accumulate=1, seed=0)
@@ -71,9 +95,14 @@ class Sources:
         module.setup("fit")
         return module
 
-    def task_module(self, train: TrainSpec, total_batches: int, accumulate: int, seed: int) -> TaskDataModule:
-        """A data module for one stage on the task."""
-        return self._make_task_module(train, total_batches, accumulate, seed).share(self.task_data)
+    def task_module(
+        self, train: TrainSpec, total_batches: int, accumulate: int, seed: int, augmented: Path | None = None
+    ) -> TaskDataModule:
+        """A data module for one stage on the task. `augmented`: folder of the rows to train on instead."""
+        module = self._make_task_module(train, total_batches, accumulate, seed).share(self.task_data)
+        if augmented is not None:
+            module.train_rows = load_shards(augmented)
+        return module
 
     def corpus_module(self, train: TrainSpec, total_batches: int, accumulate: int, seed: int) -> CorpusDataModule:
         """A data module for General KD."""
@@ -93,6 +122,8 @@ class Sources:
             eval_batch_size=data.eval_batch_size,
             num_workers=data.num_workers,
             cache_dir=str(self.cache),
+            selection=data.selection,
+            selection_seed=data.selection_seed,
         )
 
     def _make_corpus_module(self, train: TrainSpec, total_batches: int, accumulate: int, seed: int) -> CorpusDataModule:

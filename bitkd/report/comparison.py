@@ -58,7 +58,10 @@ def compare_rows(runs: list[RunData]) -> list[Row]:
     rows = []
     for run in runs:
         for name, data in run.stages.items():
-            stage, metrics, size = data["stage"], data["metrics"], data["stage"]["size"]
+            stage, metrics = data["stage"], data["metrics"]
+            if "size" not in stage:  # rows, not a model
+                continue
+            size = stage["size"]
             rows.append(
                 Row(
                     run=run.name,

@@ -105,7 +105,10 @@ class StudentModule(pl.LightningModule):
         self.dev_losses[dataloader_idx].update(loss.detach(), rows)
 
     def on_validation_epoch_end(self) -> None:
-        for position, name in enumerate(self.dev_names):
+        # A fit may look at the first dev sets only.
+        loaders = self.trainer.val_dataloaders
+        seen = len(loaders) if isinstance(loaders, list) else 1
+        for position, name in enumerate(self.dev_names[:seen]):
             values = {"loss": self.dev_losses[position].compute()}
             self.dev_losses[position].reset()
             if self.metrics is not None:

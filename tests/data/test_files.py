@@ -1,7 +1,14 @@
+import csv
+import json
+from dataclasses import replace
+
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from bitkd.config.load import choices, load_config
 from bitkd.data.files import content_hash, find_file, read_rows
+from bitkd.data.task import TaskDataModule
 from bitkd.data.tasks import FilesSpec, TaskSpec, check_task
 from bitkd.errors import InputError
 
@@ -132,11 +139,12 @@ def test_the_hash_is_of_the_content(tmp_path):
         ({"text": []}, "names 0 columns"),
         ({"files": FilesSpec(dev={"dev": "d"}, text=["a", "b"])}, r"files\.text=.* must name as many columns"),
         ({"metric": "accurracy"}, "metric accurracy is unknown"),
+        ({"metric": "AUROC", "metrics": ["AUROC"]}, "metric AUROC is unknown"),
         ({"metrics": ["f1"], "metric": "accuracy"}, "not among its metrics"),
         ({"labels": ["a", "a"]}, "repeat a name"),
         ({"labels": ["a"]}, "nothing to decide"),
         ({"labels": None}, "does not fit labels=None"),
-        ({"metric": "pearson", "metrics": ["pearson"]}, "do not fit labels"),
+        ({"metric": "pearson", "metrics": ["pearson"]}, "pearson is unknown or not for labels"),
         ({"labels": ["a", "b", "c"], "metrics": ["accuracy", "f1"]}, "f1 is for two labels"),
         ({"files": FilesSpec()}, "has no dev set"),
         ({"files": FilesSpec(dev={"dev": "d"}, labels_as="letters")}, "labels_as=letters is unknown"),
@@ -144,5 +152,67 @@ def test_the_hash_is_of_the_content(tmp_path):
 )
 def test_a_task_that_contradicts_itself_is_refused(changes, message):
     sound = {"name": "t", "text": ["a"], "labels": ["x", "y"], "files": FilesSpec(dev={"dev": "dev.tsv"})}
+    task = TaskSpec(**(sound | changes))
     with pytest.raises(InputError, match=message):
-        check_task(TaskSpec(**(sound | changes)))
+        TaskDataModule(task, tokenizer=None)
+
+
+OWN = TaskSpec("own", ["premise", "hypothesis"], ["yes", "no"], files=FilesSpec(dev={"dev": "dev.csv"}))
+EXPECTED = {"text_a": ['A, "dog"\nruns', "caf\u00e9"], "text_b": ["b", ""], "label": [1, 0]}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_other_formats_hold_the_same_rows(tmp_path, suffix, caplog):
+    rows = [('A, "dog"\nruns', "b", "no"), ("caf\u00e9", "", "yes")]
+    file = tmp_path / f"rows.{suffix}"
+    if suffix == "csv":
+        with open(file, "w", newline="", encoding="utf-8-sig") as stream:
+            writer = csv.writer(stream)  # CRLF, quotes where needed
+            writer.writerows([("premise", "hypothesis", "label"), *rows])
+    elif suffix == "jsonl":
+        lines = [json.dumps(dict(zip(("premise", "hypothesis", "label"), row))) for row in rows]
+        file.write_text("\n".join(lines) + "\n\n")
+    else:
+        pyarrow.parquet.write_table(
+            pyarrow.table(dict(zip(("premise", "hypothesis", "label"), map(list, zip(*rows))))), file
+        )
+    assert read_rows(OWN, file) == EXPECTED
+    assert "1 rows have an empty text; they are kept" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("r.csv", b"premise,label\na,yes\n", r"r\.csv:1: column hypothesis is missing"),
+        ("r.csv", b"premise,hypothesis,label\na,b\n", r"1 row of r\.csv cannot be read: .*r\.csv:2: 2 comma-separated"),
+        ("r.csv", b'premise,hypothesis,label\na,"b"c,yes\n', r"r\.csv:2: .*expected after"),
+        ("r.csv", b'premise,hypothesis,label\na,"b\n\xff",yes\nc,d,no\n', r"1 row .*r\.csv:3: byte 0 is not UTF-8"),
+        ("r.jsonl", b'{"premise": "a"}\n', r"r\.jsonl:1: hypothesis is missing; the row has \['premise'\]"),
+        ("r.jsonl", b"[1]\n", r"r\.jsonl:1: premise is missing; the row has list"),
+        ("r.jsonl", b"{\n", r"r\.jsonl:1: no JSON"),
+        ("r.jsonl", b'{"premise": 3, "hypothesis": "b", "label": "no"}\n', r"premise is int 3, not a text"),
+        ("r.parquet", b"PAR", r"r\.parquet is no Parquet file"),
+        ("r.xlsx", b"", r"rows in \.xlsx are unknown; use \.tsv"),
+    ],
+)
+def test_faults_of_other_formats_are_told_with_their_place(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_rows(OWN, tmp_path / name)
+
+
+def test_rows_that_cannot_be_read_are_counted_and_left_out_only_where_asked(tmp_path, caplog):
+    file = tmp_path / "train.tsv"
+    file.write_bytes(b"premise\thypothesis\tlabel\na\tb\tyes\nc\td\ne\tf\tmaybe\n\xff\tx\tno\ng\n\th\tno\n")
+    with pytest.raises(
+        InputError, match=r"4 rows of train\.tsv cannot be read: .*:3: .*; .*:4: .*; .*:5: .*; and 1 more"
+    ):
+        read_rows(OWN, file)
+    lenient = replace(OWN, files=replace(OWN.files, skip_malformed=True))
+    assert read_rows(lenient, file) == {"text_a": ["a", ""], "text_b": ["b", "h"], "label": [0, 1]}
+    assert "4 rows of train.tsv cannot be read and left out" in caplog.text
+
+
+def test_a_test_file_has_texts_alone(tmp_path):
+    (tmp_path / "test.tsv").write_text("index\tsentence\n0\ta dog\n")
+    assert read_rows(task_of("cola"), tmp_path / "test.tsv", labelled=False) == {"text_a": ["a dog"]}

@@ -1,0 +1,287 @@
+"""Words that may stand in for a word: predicted by a masked language model, or near it among word vectors."""
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModel, AutoModelForMaskedLM
+
+from bitkd.errors import InputError
+
+FORWARD_TOKENS = 4096
+"""Padded tokens of one forward. It is fixed, and so is which queries share a forward: rounding follows the shape, and
+two nearly equal candidates would otherwise depend on a batch size."""
+
+VECTOR_CHUNK = 256
+REMEMBERED_WORDS = 100_000
+
+log = logging.getLogger(__name__)
+
+
+class Candidates(Protocol):
+    """Gives the words that may replace the words of sentences."""
+
+    def find(self, sentences: Sequence["Sentence"]) -> list[dict[int, list[str]]]:
+        """For each sentence: position of a replaceable word -> its candidates, the best first."""
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence's words, and the positions of those that may be replaced."""
+
+    words: list[str]
+    replaceable: list[int]
+
+
+class VectorCandidates:
+    """Nearest words by cosine of word vectors: of the model's own embedding matrix, or of a file in GloVe's format.
+
+    A word that the vocabulary has in pieces is looked up by the mean of its pieces. A word that a file does not have
+    has no candidates.
+    """
+
+    def __init__(self, words: list[str], vectors: Tensor, count: int, pieces: "Pieces | None" = None) -> None:
+        self.words = words
+        self.count = count
+        self._pieces = pieces
+        self._raw = vectors
+        self._unit = torch.nn.functional.normalize(vectors.float(), dim=1)
+        self._place = {word: place for place, word in enumerate(words)}
+        self._known: dict[str, list[str]] = {}
+
+    @classmethod
+    def of_model(cls, folder: Path, tokenizer: Any, count: int) -> "VectorCandidates":
+        """Vectors from the input embeddings of the model in `folder`."""
+        model = AutoModel.from_pretrained(str(folder), dtype=torch.float32)
+        matrix = model.get_input_embeddings().weight.detach()
+        pieces = Pieces(tokenizer, matrix)
+        ids = [i for i, word in pieces.whole_words.items() if re.fullmatch("[A-Za-z]{2,}", word)]
+        return cls([pieces.whole_words[i] for i in ids], matrix[ids], count, pieces)
+
+    @classmethod
+    def of_file(cls, file: Path, count: int) -> "VectorCandidates":
+        """Vectors from a text file with a line "word number number …" for each word."""
+        if not file.is_file():
+            raise InputError(f"task.augmentation.vectors={file}: there is no such file; name a file in GloVe's format")
+        words: list[str] = []
+        rows: list[np.ndarray] = []
+        with open(file, encoding="utf-8", errors="replace") as stream:
+            for number, line in enumerate(stream, start=1):
+                word, _, numbers = line.rstrip().partition(" ")
+                try:
+                    row = np.array(numbers.split(" "), dtype=np.float32)
+                except ValueError:
+                    row = np.empty(0, np.float32)
+                if not len(row) or (rows and len(row) != len(rows[0])):
+                    raise InputError(
+                        f"{file}:{number} is no word and its numbers; task.augmentation.vectors= reads GloVe's format"
+                    )
+                if re.fullmatch("[A-Za-z]{2,}", word):
+                    words.append(word)
+                    rows.append(row)
+        if len(words) <= count:
+            raise InputError(f"{file} has vectors of {len(words)} words; {count} candidates need more")
+        return cls(words, torch.from_numpy(np.stack(rows)), count)
+
+    def find(self, sentences: Sequence[Sentence]) -> list[dict[int, list[str]]]:
+        self._look_up({sentence.words[i] for sentence in sentences for i in sentence.replaceable})
+        found = [{i: self._known.get(sentence.words[i], []) for i in sentence.replaceable} for sentence in sentences]
+        if len(self._known) > REMEMBERED_WORDS:
+            self._known.clear()
+        return found
+
+    @torch.inference_mode()
+    def _look_up(self, words: set[str]) -> None:
+        new = sorted(words - self._known.keys())
+        vectors = {word: vector for word in new if (vector := self._vector(word)) is not None}
+        names = list(vectors)
+        for start in range(0, len(names), VECTOR_CHUNK):
+            chunk = names[start : start + VECTOR_CHUNK]
+            queries = torch.nn.functional.normalize(torch.stack([vectors[word] for word in chunk]).float(), dim=1)
+            near = (queries @ self._unit.T).topk(min(self.count + 1, len(self.words)), dim=1).indices.tolist()
+            for word, places in zip(chunk, near):
+                others = [self.words[place] for place in places if self.words[place] != word]
+                self._known[word] = others[: self.count]
+
+    def _vector(self, word: str) -> Tensor | None:
+        if word in self._place:
+            return self._raw[self._place[word]]
+        return self._pieces.mean_vector(word) if self._pieces else None
+
+
+class Pieces:
+    """What a tokenizer makes of words."""
+
+    def __init__(self, tokenizer: Any, matrix: Tensor | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.matrix = matrix
+        vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+        special = set(tokenizer.all_special_ids)
+        marked = any(token.startswith("Ġ") for token, _ in vocabulary)
+        self.whole_words = {
+            i: token[1:] if marked else token
+            for token, i in vocabulary
+            if i not in special
+            and (token.startswith("Ġ") if marked else not token.startswith(("##", "[unused")))
+            and len(token) > marked
+        }
+        """Token -> word, of tokens that are a word by themselves (WordPiece, or byte-level BPE)."""
+
+    def of_words(self, sentences: list[list[str]]) -> tuple[list[list[int]], list[list[int]]]:
+        """Tokens of each sentence without special ones, and for each token the number of its word."""
+        encoded = self.tokenizer(sentences, is_split_into_words=True, add_special_tokens=False, verbose=False)
+        return encoded["input_ids"], [encoded.word_ids(i) for i in range(len(sentences))]
+
+    def mean_vector(self, word: str) -> Tensor | None:
+        """Mean of a word's piece vectors; null where the tokenizer does not know a piece of it."""
+        assert self.matrix is not None
+        ids = self.of_words([[word]])[0][0]
+        if not ids or self.tokenizer.unk_token_id in ids:
+            return None
+        return self.matrix[ids].mean(dim=0)
+
+
+class MaskedLMCandidates:
+    """A masked language model's best words for a word of a single piece, seen in its sentence: the input is
+    [CLS] masked sentence [SEP] original sentence [SEP], as published. `others` serves words of several pieces.
+
+    All queries of a call are run together, sorted by length; the head is computed at the masked position alone.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: Any,
+        count: int,
+        others: Candidates,
+        precision: str = "32-true",
+        device: str = "cpu",
+    ) -> None:
+        self.model = load_masked_lm(folder).to(device)
+        self.count = count
+        self.others = others
+        self.device = device
+        self.bf16 = precision == "bf16-mixed"
+        self._tokenizer = tokenizer
+        self._pieces = Pieces(tokenizer)
+        allowed = torch.full((self.model.config.vocab_size,), -torch.inf)
+        allowed[list(self._pieces.whole_words)] = 0
+        self._allowed = allowed.to(device)
+        self._longest = min(self.model.config.max_position_embeddings, tokenizer.model_max_length)
+        self._masked: Tensor | None = None
+        self.model.base_model.register_forward_hook(self._keep_masked)
+
+    def _keep_masked(self, module: Any, inputs: Any, output: Any) -> Any:
+        """Between encoder and head: the head over a vocabulary costs as much as the encoder, so only where it is asked."""
+        rows = torch.arange(len(self._masked))  # type: ignore[arg-type]
+        output.last_hidden_state = output.last_hidden_state[rows, self._masked].unsqueeze(1)
+        return output
+
+    def find(self, sentences: Sequence[Sentence]) -> list[dict[int, list[str]]]:
+        found: list[dict[int, list[str]]] = [{} for _ in sentences]
+        ids, word_ids = self._pieces.of_words([sentence.words for sentence in sentences])
+        queries: list[tuple[int, int, int]] = []
+        rest: list[Sentence] = []
+        for number, sentence in enumerate(sentences):
+            places: dict[int, list[int]] = {}
+            for place, word in enumerate(word_ids[number]):
+                places.setdefault(word, []).append(place)
+            single = {i for i in sentence.replaceable if len(places.get(i, ())) == 1}
+            single = {i for i in single if ids[number][places[i][0]] != self._tokenizer.unk_token_id}
+            # A sentence longer than the model reads keeps the words behind its end as they are.
+            seen = {i for i in single if places[i][0] < self._longest - 2}
+            queries += [(number, i, places[i][0]) for i in sorted(seen)]
+            rest.append(Sentence(sentence.words, [i for i in sentence.replaceable if i not in single]))
+        for number, others in enumerate(self.others.find(rest)):
+            found[number] |= others
+        for (number, word, _), candidates in zip(queries, self._predict(ids, queries)):
+            found[number][word] = candidates
+        return found
+
+    def _predict(self, ids: list[list[int]], queries: list[tuple[int, int, int]]) -> list[list[str]]:
+        lengths = [self._length(len(ids[number])) for number, _, _ in queries]
+        order = sorted(range(len(queries)), key=lambda q: lengths[q])
+        answers: list[list[str]] = [[] for _ in queries]
+        for chunk in _chunks(order, lengths):
+            batch = [(ids[queries[q][0]], queries[q][2]) for q in chunk]
+            for q, tokens in zip(chunk, self._best(batch)):
+                answers[q] = [self._pieces.whole_words[token] for token in tokens]
+        return answers
+
+    def _length(self, tokens: int) -> int:
+        return min(2 * tokens + 3 if 2 * tokens + 3 <= self._longest else tokens + 2, self._longest)
+
+    @torch.inference_mode()
+    def _best(self, batch: list[tuple[list[int], int]]) -> list[list[int]]:
+        tokenizer = self._tokenizer
+        rows, positions = [], []
+        for ids, place in batch:
+            masked = [*ids[:place], tokenizer.mask_token_id, *ids[place + 1 :]]
+            first = [tokenizer.cls_token_id, *masked[: self._longest - 2], tokenizer.sep_token_id]
+            second = [*ids, tokenizer.sep_token_id] if 2 * len(ids) + 3 <= self._longest else []
+            row = {"input_ids": first + second}
+            if "token_type_ids" in tokenizer.model_input_names:
+                row["token_type_ids"] = [0] * len(first) + [1] * len(second)
+            rows.append(row)
+            positions.append(place + 1)
+        inputs = tokenizer.pad(rows, pad_to_multiple_of=8, return_tensors="pt").to(self.device)
+        self._masked = torch.tensor(positions)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
+            logits = self.model(**inputs).logits[:, 0].float()
+        return (logits + self._allowed).topk(self.count, dim=1).indices.tolist()
+
+
+def _chunks(order: list[int], lengths: list[int]) -> Iterator[list[int]]:
+    """Groups of queries, shortest first, that fill a forward."""
+    chunk: list[int] = []
+    for q in order:
+        if chunk and (len(chunk) + 1) * lengths[q] > FORWARD_TOKENS:
+            yield chunk
+            chunk = []
+        chunk.append(q)
+    if chunk:
+        yield chunk
+
+
+def load_masked_lm(folder: Path) -> Any:
+    """A masked language model with a *trained* head; InputError where the head would start at random."""
+    model, report = AutoModelForMaskedLM.from_pretrained(str(folder), dtype=torch.float32, output_loading_info=True)
+    random = sorted(report["missing_keys"]) + sorted(str(key) for key in report.get("mismatched_keys", ()))
+    if random:
+        raise InputError(
+            f"{folder} has no trained masked-LM head ({random[0]} is missing); use task.augmentation.source=vectors, or "
+            "name a masked language model with task.augmentation.model="
+        )
+    return model.eval()
+
+
+def has_masked_lm(folder: Path) -> bool:
+    """Whether the model in `folder` has a trained masked-LM head."""
+    try:
+        load_masked_lm(folder)
+    except (InputError, ValueError):
+        return False
+    return True
+
+
+def make_candidates(
+    folder: Path, tokenizer: Any, source: str, count: int, vectors: str | None, precision: str, device: str = "cpu"
+) -> Candidates:
+    """The candidates that task.augmentation asks for: see `AugmentSpec.source`."""
+    near = (
+        VectorCandidates.of_file(Path(vectors).expanduser(), count)
+        if vectors
+        else VectorCandidates.of_model(folder, tokenizer, count)
+    )
+    if source == "vectors":
+        return near
+    if source == "auto" and not has_masked_lm(folder):
+        log.warning("%s has no trained masked-LM head: all candidates come from word vectors", folder.name)
+        return near
+    return MaskedLMCandidates(folder, tokenizer, count, near, precision, device)
