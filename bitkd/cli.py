@@ -44,6 +44,8 @@ PREDICT_SETTINGS_HELP = """\
 settings, none of them required:
   task=NAME                  outputs in this task's label order; wanted where a checkpoint has no label names
   data.max_length=128        tokens of a row (with task=)
+  split=NAME                 a test set of the task (with task= and --out): writes a submission in GLUE's format
+  data.dir=FOLDER            the task's files, for split=
 """
 
 
@@ -87,11 +89,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("settings", **(settings | {"help": "task=NAME, and settings; see below"}))
     evaluate.add_argument("--labels", help="the checkpoint's label names in its order, comma-separated, if it has none")
 
-    predict = add("predict", "labels and scores of texts", epilog=PREDICT_SETTINGS_HELP)
+    predict = add("predict", "labels and scores of texts, or of a test set", epilog=PREDICT_SETTINGS_HELP)
     predict.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or hub id")
     predict.add_argument("settings", **settings)
-    predict.add_argument("--text", action="append", required=True, help="a text; may be given several times")
+    predict.add_argument("--text", action="append", default=[], help="a text; may be given several times")
     predict.add_argument("--text-pair", action="append", help="the second text of each --text, for tasks of pairs")
+    predict.add_argument("--out", metavar="FILE", help="with split=: where the submission goes")
     predict.add_argument("--labels", help="the checkpoint's label names in its order, comma-separated, if it has none")
 
     compare = add("compare", "finished runs side by side, one row per stage", epilog=None)

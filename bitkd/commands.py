@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bitkd.config.load import load_config, to_yaml
-from bitkd.config.schema import TrainSpec
+from bitkd.config.schema import Config, TrainSpec
 from bitkd.data.augment import load_shards
 from bitkd.data.hub import load_tokenizer, resolve_pretrained
 from bitkd.data.metrics import build_metrics, primary_score
@@ -145,16 +145,7 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     data.setup("validate")
     metrics = {name: build_metrics(config.task) for name in data.dev_names}
     module = StudentModule(model, metrics=metrics, score=lambda values: primary_score(config.task, values))
-    trainer = pl.Trainer(
-        accelerator=config.trainer.accelerator,
-        devices=1,
-        precision=config.trainer.precision,  # type: ignore[arg-type]
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    trainer = _plain_trainer(config)
     trainer.validate(module, datamodule=data, verbose=False)
     measured = {name: float(value) for name, value in trainer.callback_metrics.items() if name != SCORE}
     values = {name: value if math.isfinite(value) else None for name, value in measured.items()}
@@ -172,7 +163,12 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
 
 def predict_command(arguments: argparse.Namespace) -> int:
     _quieten()
+    split = [text for text in arguments.settings if text.startswith("split=")]
+    if split or arguments.out:
+        return _write_submission(arguments, [text for text in arguments.settings if text not in split], split)
     texts, pairs = arguments.text, arguments.text_pair
+    if not texts:
+        raise InputError("there is nothing to predict; give --text, or task=NAME split=NAME --out FILE")
     if pairs is not None and len(pairs) != len(texts):
         raise InputError(f"{len(texts)} --text and {len(pairs)} --text-pair were given; give one pair for each text")
     folder, model = _open_classifier(arguments)
@@ -238,6 +234,55 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "compare": compare_command,
     "config": config_command,
 }
+
+
+def _write_submission(arguments: argparse.Namespace, settings: list[str], split: list[str]) -> int:
+    """Predictions for a test set as GLUE takes them: tab-separated index and prediction, written as its files write labels."""
+    if not split or not arguments.out or arguments.text:
+        raise InputError("a submission needs split=NAME and --out FILE, and no --text")
+    config = load_config(settings, require=("task",))
+    folder, model = _open_classifier(arguments)
+    permute_labels(model, config.task.labels, _labels(arguments))
+    _check_texts(folder, len(config.task.text) == 2)
+    config.model.pretrained = str(folder)
+    name = split[-1].partition("=")[2]
+    data = open_sources(config).task_module_alone()
+    rows = data.test_rows(name)
+    trainer = _plain_trainer(config)
+    batches: Any = trainer.predict(StudentModule(model), dataloaders=data.loader_of(rows))
+    order = torch.cat([index for index, _ in batches]).argsort()
+    logits = torch.cat([logits for _, logits in batches])[order]
+    task = config.task
+    if task.labels is None:
+        predictions = [f"{score:.3f}" for score in logits[:, 0].tolist()]
+    else:
+        places = logits.argmax(dim=1).tolist()
+        predictions = [task.labels[i] if task.files.labels_as == "names" else str(i) for i in places]
+    lines = ["index\tprediction", *(f"{i}\t{prediction}" for i, prediction in enumerate(predictions))]
+    try:
+        Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(arguments.out).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{arguments.out} cannot be written ({error.strerror}); choose another --out") from error
+    if arguments.json:
+        _print_json({"file": arguments.out, "rows": len(predictions)})
+    else:
+        print(f"{len(predictions)} predictions: {arguments.out}")
+    return 0
+
+
+def _plain_trainer(config: Config) -> pl.Trainer:
+    """A Trainer of one process that keeps no log."""
+    return pl.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=1,
+        precision=config.trainer.precision,  # type: ignore[arg-type]
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
 
 
 def _open_classifier(arguments: argparse.Namespace) -> tuple[Path, Any]:

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -95,6 +96,31 @@ def test_a_run_in_place_of_a_checkpoint_is_answered_with_its_stages(finished, wh
 def test_predict_wants_as_many_texts_as_the_task_has(finished, capsys):
     folder = finished / "rte" / "singlestage" / "single_binary"
     assert "reads two texts; give --text-pair too" in refusal(capsys, "predict", folder, "--text", "a dog")
+
+
+def test_a_test_set_becomes_a_submission(finished, where, tiny_task, tmp_path, capsys):
+    folder = finished / "rte" / "singlestage" / "single_binary"
+    lines = (tiny_task / "RTE" / "dev.tsv").read_text().splitlines()
+    shutil.copytree(tiny_task, tmp_path / "glue")
+    header = "index\tsentence1\tsentence2"
+    (tmp_path / "glue" / "RTE" / "test.tsv").write_text(
+        "\n".join([header, *(line.rpartition("\t")[0] for line in lines[1:])]) + "\n"
+    )
+    settings = [text for text in where if not text.startswith("data.dir=")] + [
+        f"data.dir={tmp_path / 'glue'}",
+        "task=rte",
+    ]
+    answer(capsys, "predict", folder, *settings, "split=test", "--out", tmp_path / "RTE.tsv")
+    written = (tmp_path / "RTE.tsv").read_text().splitlines()
+    assert written[0] == "index\tprediction"
+    assert [line.split("\t")[0] for line in written[1:]] == [str(i) for i in range(33)]
+    right = [a.split("\t")[1] == b.rpartition("\t")[2] for a, b in zip(written[1:], lines[1:])]
+    recorded = json.loads((folder / "metrics.json").read_text())["dev"]["accuracy"]
+    assert sum(right) / 33 == pytest.approx(recorded)
+    text = refusal(capsys, "predict", folder, *settings, "split=tset", "--out", tmp_path / "x")
+    assert "has no test set tset; it has test" in text
+    assert "needs split=NAME and --out FILE" in refusal(capsys, "predict", folder, *settings, "split=test")
+    assert "nothing to predict" in refusal(capsys, "predict", folder)
 
 
 def test_predict_gives_labels_and_scores(finished, capsys):

@@ -95,6 +95,10 @@ class TokenizedDataModule(pl.LightningDataModule):
             for rows in (self.dev_rows[name] for name in (self.fit_dev_names if fitting else self.dev_names))
         ]
 
+    def loader_of(self, rows: Dataset) -> DataLoader:
+        """All rows in batches, each once."""
+        return self._loader(rows, EvalBatchSampler(lengths_of(rows), self.eval_batch_size))
+
     def importance_batches(self, rows: int) -> Iterator[dict[str, Tensor]]:
         """Batches of about `rows` training rows, chosen by the seed."""
         steps = max(1, min(rows, len(self._train)) // self.batch_size)

@@ -83,7 +83,7 @@ class Sources:
     @cached_property
     def task_data(self) -> TaskDataModule:
         """The task's rows, loaded and tokenized; for counts, hashes and validation."""
-        module = self._make_task_module(TrainSpec(), total_batches=1, accumulate=1, seed=0)
+        module = self.task_module_alone()
         with _writable(self.cache):
             module.setup("fit")
         return module
@@ -94,6 +94,10 @@ class Sources:
         module = self._make_corpus_module(TrainSpec(), total_batches=1, accumulate=1, seed=0)
         module.setup("fit")
         return module
+
+    def task_module_alone(self) -> TaskDataModule:
+        """A data module whose training rows and dev sets are not read."""
+        return self._make_task_module(TrainSpec(), total_batches=1, accumulate=1, seed=0)
 
     def task_module(
         self, train: TrainSpec, total_batches: int, accumulate: int, seed: int, augmented: Path | None = None

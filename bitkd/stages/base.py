@@ -104,6 +104,10 @@ class StudentModule(pl.LightningModule):
             self.metrics[dataloader_idx].update(predictions, labels)
         self.dev_losses[dataloader_idx].update(loss.detach(), rows)
 
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Row numbers (batch,) and logits (batch, outputs)."""
+        return batch["index"].cpu(), self.student(**self.inputs(batch)).logits.float().cpu()
+
     def on_validation_epoch_end(self) -> None:
         # A fit may look at the first dev sets only.
         loaders = self.trainer.val_dataloaders
