@@ -13,6 +13,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 from typing_extensions import override
 
+from bitkd.data.corpus import Position
+
 
 class BestCheckpoint(Checkpoint):
     """Keeps the module's weights of the best validation so far, by the metric `monitor` (larger is better), in
@@ -64,6 +66,7 @@ class ResumeCheckpoint(Checkpoint):
         self.seconds = 0.0
         self._clock = self._saved_at = time.monotonic()
         self._random_states: list[dict[str, Any]] | None = None
+        self._positions: dict[int, list[int]] = {}
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -81,10 +84,19 @@ class ResumeCheckpoint(Checkpoint):
             states = [None] * trainer.world_size
             torch.distributed.all_gather_object(states, random_state())
         checkpoint["random_states"] = states
+        positions: list[Any] = [self._positions]
+        if trainer.world_size > 1:
+            positions = [None] * trainer.world_size
+            torch.distributed.all_gather_object(positions, self._positions)
+        checkpoint["stream_positions"] = positions
 
     @override
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
         self._random_states = checkpoint["random_states"]
+        self._positions = checkpoint["stream_positions"][trainer.global_rank]
+        if self._positions:
+            positions = {reader: Position(*place) for reader, place in self._positions.items()}
+            trainer.datamodule.positions = positions  # type: ignore[attr-defined]
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
         trainer.datamodule.start_batch = progress["ready"]  # type: ignore[attr-defined]
 
@@ -103,6 +115,9 @@ class ResumeCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if isinstance(batch, dict) and "position" in batch:  # of a stream: which of its readers stands where
+            reader, *place = batch["position"].tolist()
+            self._positions[reader] = place
         if trainer.global_step >= trainer.max_steps:
             # Validates the last step too, however the number of steps divides by the validation interval.
             trainer.should_stop = True

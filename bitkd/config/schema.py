@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from bitkd.data.documents import HubCorpusSpec
 from bitkd.data.tasks import TaskSpec
 from bitkd.models.student import ShapeSpec
 from bitkd.quant.prepare import QuantSpec
@@ -24,6 +25,9 @@ class TrainSpec(OptimSpec):
 
     max_steps: int | None = None
     """Optimizer steps of the stage."""
+
+    max_tokens: int | None = None
+    """General KD: tokens of the stage, counted at full length, in place of max_steps."""
 
     batch_size: int = 32
     """Rows of one optimizer step, over all processes and accumulated batches together."""
@@ -94,6 +98,9 @@ class StageSpec:
     max_steps: int | None = None
     """Overrides train.max_steps."""
 
+    max_tokens: int | None = None
+    """Overrides train.max_tokens."""
+
     batch_size: int | None = None
     """Overrides train.batch_size."""
 
@@ -121,6 +128,15 @@ class DataSpec:
 
     corpus: list[str] = field(default_factory=list)
     """Text files or folders for General KD."""
+
+    hub_corpus: HubCorpusSpec = field(default_factory=HubCorpusSpec)
+    """A corpus on the hub instead."""
+
+    streaming: bool = False
+    """Read the corpus as a stream: nothing is kept in memory or on the disk, and the budget is in steps or tokens."""
+
+    masking: float = 0.0
+    """Share of the corpus's tokens that are masked: 0 (TinyBERT's second version), or 0.15 (its first)."""
 
     max_length: int = 128
     """Tokens of a row; longer ones are truncated, counted and reported."""
@@ -245,7 +261,10 @@ def settings_of(stage: StageSpec, train: TrainSpec) -> dict[str, Any]:
     settings = {
         name: getattr(stage, name) if getattr(stage, name) is not None else getattr(train, name) for name in names
     }
-    if stage.max_steps is None and stage.epochs is not None:
+    # A stage's own budget counts, in whatever unit it is.
+    if stage.max_steps is None and (stage.epochs is not None or stage.max_tokens is not None):
         settings["max_steps"] = None
+    if stage.max_tokens is None and (stage.epochs is not None or stage.max_steps is not None):
+        settings["max_tokens"] = None
     settings["lr"] = stage.lr if stage.lr is not None else train.lr * stage.lr_scale
     return settings

@@ -1,38 +1,41 @@
-"""A text corpus for General KD: documents packed to the model's length (TinyBERT, arXiv:1909.10351)."""
+"""A text corpus for General KD, packed as a whole or as it streams by."""
 
-import re
+import itertools
 from collections.abc import Iterator
-from functools import cached_property
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from bitkd.data.base import TokenizedDataModule
-from bitkd.data.files import content_hash
+from bitkd.data.documents import Documents
+from bitkd.data.packing import Packer
 from bitkd.errors import InputError
 
-SHORT_SHARE = 0.1
-"""Share of sequences that are made shorter, so that positions at the end are not the only long-range ones seen."""
+HELD_OUT = 50
+"""Of a corpus packed as a whole, the last document in so many is kept back to validate the loss on; of a stream, every
+such document among the first ones."""
 
-HELD_OUT = 0.02
-"""Share of documents kept back to validate the loss on."""
+STREAM_HELD_OUT_FROM = 5000
+"""Documents of a stream that held-out ones are taken from."""
 
-_HEADING = re.compile(r"^ ?= [^=](.*[^=])? = ?$")
+STREAM_BLOCK = 64
+"""Documents of a stream that are packed together, by one reader: foreign segments come from among them."""
 
 
 class CorpusDataModule(TokenizedDataModule):
-    """Sequences [CLS] A [SEP] B [SEP] with token types, B from another document about half the time; or, with
-    `segments=1`, [CLS] A [SEP]. No token is masked. The last 2 % of the documents are held out for validation.
+    """The sequences of a corpus that fits into memory, packed at once, in a new order each epoch.
 
-    paths: text files, or folders whose *.txt files are read in order of name. Packing is deterministic by `pack_seed`,
-    which is not the order of training: that is `seed`'s.
+    Packing is deterministic by `pack_seed`, which is not the order of training: that is `seed`'s.
     """
 
     def __init__(
         self,
-        paths: list[str],
+        documents: Documents,
         tokenizer: Any,
         max_length: int = 128,
         batch_size: int = 32,
@@ -42,141 +45,181 @@ class CorpusDataModule(TokenizedDataModule):
         eval_batch_size: int = 64,
         num_workers: int = 0,
         segments: int = 2,
+        masking: float = 0.0,
         pack_seed: int = 0,
     ) -> None:
         super().__init__(
             tokenizer, max_length, batch_size, total_batches, accumulate, seed, eval_batch_size, num_workers
         )
-        if segments not in (1, 2):
-            raise InputError(f"data.segments={segments} is unsupported; use 2 (pairs of segments) or 1")
-        self.files = list(_text_files(paths))
-        self.segments = segments
+        self.documents = documents
+        self.packer = Packer(tokenizer, max_length, segments, masking)
         self.pack_seed = pack_seed
 
     def setup(self, stage: str) -> None:
         if self.train_rows is not None:
             return
-        documents = [document for file in self.files for document in read_documents(file)]
-        encoded = [ids for ids in self._encode(documents) if ids]
-        held_out = max(1, round(len(encoded) * HELD_OUT))
+        encoded = [ids for ids in self.packer.encode(list(self.documents.read())) if ids]
+        held_out = max(1, round(len(encoded) / HELD_OUT))
         if len(encoded) <= held_out:
-            raise InputError(
-                f"data.corpus holds {len(encoded)} documents in {len(self.files)} files; it needs at least two "
-                "(blank lines divide documents)"
-            )
-        self.train_rows = Dataset.from_list(list(self._pack(encoded[:-held_out])))
-        self.dev_rows = {"dev": Dataset.from_list(list(self._pack(encoded[-held_out:])))}
+            raise _too_small(len(encoded))
+        self.train_rows = self._packed(encoded[:-held_out])
+        self.dev_rows = {"dev": self._packed(encoded[-held_out:])}
 
     def fingerprint(self) -> str:
-        """Hash of the files' content, in their order; paths do not count."""
-        return content_hash(self.files)
+        """Changes with the content of the corpus; paths do not count."""
+        return self.documents.fingerprint()
 
     def share(self, other: "CorpusDataModule") -> "CorpusDataModule":
         """Use the sequences that `other` has packed already."""
         self.train_rows, self.dev_rows = other.train_rows, other.dev_rows
         return self
 
-    def _encode(self, documents: list[str]) -> list[list[int]]:
-        if not documents:
-            return []
-        return self.tokenizer(documents, add_special_tokens=False, return_attention_mask=False, verbose=False)[
-            "input_ids"
-        ]
-
-    def _pack(self, documents: list[list[int]]) -> Iterator[dict[str, Any]]:
-        """Cut every document into segments; each token stands once as A or as the continuation of an A."""
-        random = np.random.default_rng(self.pack_seed)
-        special = self.tokenizer.num_special_tokens_to_add(pair=self.segments == 2)
-        room = self.max_length - special
-        if room < self.segments:
-            raise InputError(f"data.max_length={self.max_length} leaves no room for text; use at least 8")
-        index = 0
-        for number, document in enumerate(documents):
-            position = 0
-            while position < len(document):
-                length = room if random.random() >= SHORT_SHARE else int(random.integers(self.segments, room + 1))
-                first_length = length if self.segments == 1 else int(random.integers(1, length))
-                first = document[position : position + first_length]
-                position += len(first)
-                second: list[int] | None = None
-                if self.segments == 2:
-                    second = document[position : position + length - len(first)]
-                    if not second or (random.random() < 0.5 and len(documents) > 1):
-                        # From elsewhere; the continuation is left for the next sequence.
-                        second = self._foreign(documents, number, length - len(first), random)
-                    else:
-                        position += len(second)
-                yield {**self._join(first, second), "index": index}
-                index += 1
-
-    @staticmethod
-    def _foreign(documents: list[list[int]], number: int, length: int, random: np.random.Generator) -> list[int]:
-        if len(documents) == 1:
-            return documents[0][:length]
-        other = documents[(number + int(random.integers(1, len(documents)))) % len(documents)]
-        start = int(random.integers(0, max(1, len(other) - length + 1)))
-        return other[start : start + length]
-
-    def _join(self, first: list[int], second: list[int] | None) -> dict[str, Any]:
-        """The model's own arrangement of special tokens around the segments."""
-        ids: list[int] = []
-        types: list[int] = []
-        for segment, token, kind in self._template:
-            piece = [token] if segment is None else (first, second or [])[segment]
-            ids += piece
-            types += [kind] * len(piece)
-        row: dict[str, Any] = {"input_ids": ids, "attention_mask": [1] * len(ids), "length": len(ids)}
-        return row | ({"token_type_ids": types} if "token_type_ids" in self.tokenizer.model_input_names else {})
-
-    @cached_property
-    def _template(self) -> list[tuple[int | None, int, int]]:
-        """(segment or null for a special token, token, token type), read off an example: transformers 5 offers no call
-        that adds special tokens to ids.
-        """
-        example = self.tokenizer(*["a"] * self.segments, return_token_type_ids=True)
-        parts = zip(example.sequence_ids(0), example["input_ids"], example["token_type_ids"])
-        template: list[tuple[int | None, int, int]] = []
-        for part in parts:
-            if part[0] is None or not template or template[-1][0] != part[0]:
-                template.append(part)
-        return template
+    def _packed(self, documents: list[list[int]]) -> Dataset:
+        rows = self.packer.pack(documents, np.random.default_rng(self.pack_seed))
+        return Dataset.from_list([row | {"index": index} for index, row in enumerate(rows)])
 
 
-def _text_files(paths: list[str]) -> Iterator[Path]:
-    for name in paths:
-        path = Path(name).expanduser()
-        found = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
-        if not path.exists() or not found:
-            what = "there is no such file" if not path.exists() else "the folder has no .txt file"
-            raise InputError(f"data.corpus: {path}: {what}; name text files or folders with *.txt files")
-        yield from found
+@dataclass(frozen=True)
+class Position:
+    """Where a reader of a stream stands: the last sequence that it gave, of which block, in which pass."""
+
+    epoch: int = 0
+    block: int = -1
+    sequence: int = 0
 
 
-def read_documents(file: Path) -> Iterator[str]:
-    """The documents of a text file, their lines joined by spaces.
+class StreamDataModule(CorpusDataModule):
+    """Sequences of a corpus as it streams by, nothing of it kept: blocks of documents are dealt out to readers (each
+    loader process of each rank is one), and a reader packs and shuffles each of its blocks. A corpus that ends begins
+    again, packed and shuffled anew.
 
-    A top-level heading of WikiText (" = Title = ") starts a document; in files without any, a blank line ends one; in
-    files without either, every line is a document.
+    positions: logical reader of this rank -> where it stands; a resumed fit sets it.
     """
-    content = file.read_bytes()
-    try:
-        lines = content.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        # The error's own content and position: those after a byte-order mark.
-        number = error.object.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"{file}:{number}: a byte is not UTF-8 (0x{error.object[error.start]:02x}); save the file as UTF-8"
-        ) from error
-    headings = any(_HEADING.match(line) for line in lines)
-    blanks = any(not line.strip() for line in lines[:-1])
-    document: list[str] = []
-    for line in lines:
-        text = line.strip()
-        ends = _HEADING.match(line) if headings else not text if blanks else True
-        if ends and document:
-            yield " ".join(document)
-            document = []
-        if text:
-            document.append(text)
-    if document:
-        yield " ".join(document)
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.positions: dict[int, Position] = {}
+
+    def setup(self, stage: str) -> None:
+        if self.dev_rows:
+            return
+        first = itertools.islice(self.documents.read(), STREAM_HELD_OUT_FROM)
+        held_out = [text for number, text in enumerate(first) if is_held_out(number)]
+        encoded = [ids for ids in self.packer.encode(held_out) if ids]
+        if not encoded:
+            raise _too_small(sum(1 for _ in itertools.islice(self.documents.read(), HELD_OUT)))
+        self.dev_rows = {"dev": self._packed(encoded)}
+
+    @property
+    def num_rows(self) -> dict[str, int]:
+        return {name: len(rows) for name, rows in self.dev_rows.items()}
+
+    def train_dataloader(self) -> DataLoader:
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        stream = Stream(
+            self.documents, self.packer, self.seed, rank, world, self.num_workers, self.start_batch, self.positions
+        )
+        return DataLoader(
+            stream,
+            batch_size=self.batch_size // (world * self.accumulate),
+            collate_fn=self.collate,
+            num_workers=self.num_workers,
+            generator=torch.Generator().manual_seed(self.seed),
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def importance_batches(self, rows: int) -> Iterator[dict[str, Tensor]]:
+        stream = Stream(self.documents, self.packer, self.seed)
+        for batch in itertools.islice(_batches(stream, self.batch_size), max(1, rows // self.batch_size)):
+            yield self.collate(batch)
+
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        batch = super().collate(rows)
+        if "position" in rows[-1]:
+            batch["position"] = torch.tensor(rows[-1]["position"])
+        return batch
+
+
+class Stream(IterableDataset):
+    """Endless packed sequences of the documents that fall to this reader.
+
+    Of `world` ranks with `workers` loader processes each, reader r takes every block b with b % readers = r. `start`:
+    batches that were taken before; the loader asks its processes in turn, so they change their parts accordingly.
+    """
+
+    def __init__(
+        self,
+        documents: Documents,
+        packer: Packer,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+        start: int = 0,
+        positions: dict[int, Position] | None = None,
+    ) -> None:
+        self.documents = documents
+        self.packer = packer
+        self.seed = seed
+        self.rank, self.world, self.workers = rank, world, max(1, workers)
+        self.start = start
+        self.positions = positions or {}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        info = get_worker_info()
+        worker = ((info.id if info else 0) + self.start) % self.workers
+        position = self.positions.get(worker, Position())
+        readers, reader = self.world * self.workers, self.rank * self.workers + worker
+        for epoch in itertools.count(position.epoch):
+            empty = True
+            resumed = position if epoch == position.epoch else Position(epoch)
+            first = max(resumed.block, 0)
+            for block, texts in blocks(self.documents, first):
+                if block % readers != reader:
+                    continue
+                empty = False
+                random = np.random.default_rng([self.seed, epoch, block])
+                encoded = [ids for ids in self.packer.encode(texts) if ids]
+                rows = list(self.packer.pack(encoded, random))
+                for place, choice in enumerate(random.permutation(len(rows)).tolist()):
+                    if block == resumed.block and place <= resumed.sequence:
+                        continue
+                    yield rows[choice] | {"index": block, "position": [worker, epoch, block, place]}
+            if empty and not first:
+                raise InputError(
+                    f"the corpus has no block of {STREAM_BLOCK} documents for each of {readers} readers; use fewer processes or "
+                    "loader processes, or data.streaming=false"
+                )
+
+
+def blocks(documents: Documents, first: int = 0) -> Iterator[tuple[int, list[str]]]:
+    """Numbered blocks of documents from block `first` on, without those that are held out."""
+    block: list[str] = []
+    number = first
+    start = first * STREAM_BLOCK
+    for place, text in enumerate(documents.read(start), start=start):
+        if not is_held_out(place):
+            block.append(text)
+        if (place + 1) % STREAM_BLOCK == 0:
+            yield number, block
+            block, number = [], number + 1
+    if block:
+        yield number, block
+
+
+def is_held_out(document: int) -> bool:
+    """Whether a document of a stream is for validation."""
+    return document < STREAM_HELD_OUT_FROM and document % HELD_OUT == HELD_OUT - 1
+
+
+def _batches(rows: IterableDataset, size: int) -> Iterator[list[dict[str, Any]]]:
+    iterator = iter(rows)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def _too_small(documents: int) -> InputError:
+    return InputError(
+        f"data.corpus holds {documents} documents; it needs at least two, a stream {HELD_OUT} "
+        "(headings or blank lines divide documents)"
+    )

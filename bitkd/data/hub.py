@@ -96,10 +96,12 @@ def tokenizer_state(tokenizer: Any) -> str:
     return json.dumps(state | {"padding": None, "truncation": None}, sort_keys=True)
 
 
-def load_hub_dataset(path: str, name: str | None) -> Any:
-    """A datasets.DatasetDict from the local cache or the hub.
+def load_hub_dataset(
+    path: str, name: str | None, streaming: bool = False, setting: str = "the task's files with data.dir="
+) -> Any:
+    """A datasets.DatasetDict from the local cache or the hub; an IterableDatasetDict where it is to be streamed.
 
-    Raises InputError within 20 seconds where neither has it; its message names data.dir=.
+    Raises InputError within 20 seconds where neither has it; its message names `setting` for local files.
     """
     import datasets
 
@@ -108,17 +110,32 @@ def load_hub_dataset(path: str, name: str | None) -> Any:
     offline = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = offline or problem is not None
     try:
-        return datasets.load_dataset(path, name)
+        return datasets.load_dataset(path, name, streaming=streaming)
     except Exception as error:  # datasets raises many types for "not there"
         reason = (
             f"the hub cannot be reached ({problem}) and the local cache has no copy" if problem else _first_line(error)
         )
         raise InputError(
-            f"the dataset {label} cannot be loaded: {reason}; give the task's files with data.dir=FOLDER, or try again "
-            "with a connection"
+            f"the dataset {label} cannot be loaded: {reason}; give {setting}FOLDER, or try again with a connection"
         ) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = offline  # the hub may be back at the next call
+
+
+def hub_revision(path: str) -> str:
+    """The commit of a dataset on the hub, or of its copy in the local cache; InputError where there is neither."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        if hub_problem() is None:
+            return str(HfApi().dataset_info(path, timeout=PROBE_SECONDS).sha)
+        return Path(
+            snapshot_download(path, repo_type="dataset", allow_patterns="README.md", local_files_only=True)
+        ).name
+    except Exception as error:  # huggingface_hub raises many types for "not there"
+        raise InputError(
+            f"the dataset {path} cannot be found on the hub: {_first_line(error)}; check the id"
+        ) from error
 
 
 def hub_problem() -> str | None:

@@ -212,6 +212,12 @@ def _check_graph(config: Config) -> None:
                 raise InputError(
                     f"stages.{name}.loss has no term left; give one of {', '.join(terms)} a positive weight"
                 )
+        if stage.kind == "general" and config.data.streaming:
+            budget = settings_of(stage, config.train)
+            if not budget["max_steps"] and not budget["max_tokens"]:
+                raise InputError(
+                    f"stages.{name} reads a stream, which has no epochs; give stages.{name}.max_steps= or .max_tokens="
+                )
         if stage.kind == AUGMENT and stage.student != PRETRAINED:
             raise InputError(f"stages.{name}.student={stage.student}: an {AUGMENT} stage has none; remove it")
         if stage.augmented and (stage.kind not in TRAINED or stage.kind == "general"):
@@ -318,6 +324,8 @@ def _check_training(config: Config) -> None:
     if config.data.num_workers < 0:
         raise InputError(f"data.num_workers={config.data.num_workers} is negative; use 0 or more")
     for name, stage in config.stages.items():
+        if stage.max_tokens is not None and stage.kind != "general":
+            raise InputError(f"stages.{name}.max_tokens: a budget in tokens is for General KD; use max_steps or epochs")
         if stage.kind in TRAINED and not stage.checkpoint:
             _check_stage_training(name, stage, config.train, parts)
 
@@ -337,7 +345,7 @@ def _check_stage_training(name: str, stage: StageSpec, train: TrainSpec, parts: 
     ):
         if not low <= settings[key] <= high:
             refuse(key, "is negative" if high == math.inf else f"is outside {low} to {high}")
-    for key in ("batch_size", "max_steps", "eval_every"):
+    for key in ("batch_size", "max_steps", "max_tokens", "eval_every"):
         if settings[key] is not None and settings[key] < 1:
             refuse(key, "is too small; use at least 1")
     if settings["max_steps"] is None and not 0 < settings["epochs"] < math.inf:
@@ -370,8 +378,19 @@ def _plan_stage(name: str, config: Config, sources: Sources) -> PlannedStage:
     elif spec.kind in TRAINED:
         data = sources.corpus_data if spec.kind == "general" else sources.task_data
         _check_rows(name, data.num_rows, train.batch_size, config)
-        _count_steps(stage, data.steps_per_epoch(train.batch_size))
+        if train.max_tokens and spec.kind == "general":
+            train.max_steps = max(1, train.max_tokens // (train.batch_size * config.data.max_length))
+        if spec.kind == "general" and config.data.streaming:
+            _count_steps(stage, _tenth_of(train))
+        else:
+            _count_steps(stage, data.steps_per_epoch(train.batch_size))
     return stage
+
+
+def _tenth_of(train: TrainSpec) -> int:
+    """A stream has no epochs: a tenth of the stage is validated in their place."""
+    assert train.max_steps
+    return max(1, train.max_steps // 10)
 
 
 def _count_steps(stage: PlannedStage, per_epoch: int | None) -> None:
@@ -385,7 +404,8 @@ def _count_steps(stage: PlannedStage, per_epoch: int | None) -> None:
 def _check_rows(name: str, rows: dict[str, int], batch_size: int, config: Config) -> None:
     """Every process must have something to train on and, as Lightning skips one without, something to validate on."""
     processes = config.trainer.devices * config.trainer.num_nodes
-    fitting_batch(rows["train"], batch_size, processes * config.trainer.accumulate_grad_batches)
+    if "train" in rows:  # a stream's are not counted
+        fitting_batch(rows["train"], batch_size, processes * config.trainer.accumulate_grad_batches)
     for split, count in rows.items():
         if count < processes:
             raise InputError(
@@ -423,6 +443,9 @@ def _identity(stage: PlannedStage, config: Config, sources: Sources) -> dict[str
         }
     if spec.kind == "general":
         identity |= {"data": sources.corpus_data.fingerprint(), "segments": config.data.segments}
+        identity |= {"masking": config.data.masking, "streaming": config.data.streaming}
+        if config.data.streaming:  # how it is dealt out to readers decides the order of its sequences
+            identity |= {"readers": max(1, config.data.num_workers)}
         identity |= {"max_length": config.data.max_length}
     else:
         identity |= _task_identity(config, sources)
@@ -434,6 +457,7 @@ def _identity(stage: PlannedStage, config: Config, sources: Sources) -> dict[str
         return identity | _augmentation_identity(config, sources)
     if stage.trains:
         settings = asdict(stage.train)
+        del settings["max_tokens"]
         if "data" not in stage.upstream:
             for name in ("epochs", "max_steps", "eval_every"):
                 del settings[name]

@@ -11,8 +11,9 @@ from transformers import PretrainedConfig
 
 from bitkd.config.schema import Config, TrainSpec
 from bitkd.data.augment import Augmented, check_augmented, load_shards
-from bitkd.data.corpus import CorpusDataModule
+from bitkd.data.corpus import CorpusDataModule, StreamDataModule
 from bitkd.data.demo import ensure_demo
+from bitkd.data.documents import Documents, FileDocuments, HubDocuments
 from bitkd.data.hub import load_tokenizer, resolve_pretrained, tokenizer_state
 from bitkd.data.task import TaskDataModule
 from bitkd.errors import InputError
@@ -132,13 +133,9 @@ class Sources:
 
     def _make_corpus_module(self, train: TrainSpec, total_batches: int, accumulate: int, seed: int) -> CorpusDataModule:
         data = self.config.data
-        if not data.corpus:
-            raise InputError(
-                "General KD needs a text corpus and data.corpus is empty; give text files or folders with "
-                "data.corpus=[PATH,…]"
-            )
-        return CorpusDataModule(
-            paths=data.corpus,
+        kind = StreamDataModule if data.streaming else CorpusDataModule
+        return kind(
+            documents=self.documents,
             tokenizer=self.tokenizer,
             max_length=data.max_length,
             batch_size=train.batch_size,
@@ -148,7 +145,22 @@ class Sources:
             eval_batch_size=data.eval_batch_size,
             num_workers=data.num_workers,
             segments=data.segments,
+            masking=data.masking,
         )
+
+    @cached_property
+    def documents(self) -> Documents:
+        """The corpus of General KD; InputError where there is none, or two."""
+        data = self.config.data
+        if bool(data.corpus) == bool(data.hub_corpus.path):
+            what = "both data.corpus and data.hub_corpus.path are given" if data.corpus else "data.corpus is empty"
+            raise InputError(
+                f"General KD needs a text corpus and {what}; give text files or folders with data.corpus=[PATH,…], or a "
+                "dataset on the hub with data.hub_corpus.path=ID"
+            )
+        if data.hub_corpus.path:
+            return HubDocuments(data.hub_corpus, data.streaming)
+        return FileDocuments(data.corpus)
 
 
 def open_sources(config: Config) -> Sources:

@@ -66,7 +66,7 @@ class StudentModule(pl.LightningModule):
     @staticmethod
     def inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The part of a batch that a model reads."""
-        return {k: v for k, v in batch.items() if k not in ("labels", "index")}
+        return {k: v for k, v in batch.items() if k not in ("labels", "index", "position")}
 
     def loss_terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weighted terms of the training loss by name, each a scalar."""

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from bitkd.config.load import load_config
-from bitkd.data.corpus import CorpusDataModule, read_documents
+from bitkd.data.corpus import CorpusDataModule
+from bitkd.data.documents import FileDocuments, read_documents
 from bitkd.data.hub import load_hub_dataset, load_tokenizer, resolve_pretrained
 from bitkd.data.metrics import build_metrics, primary_score
 from bitkd.data.task import TaskDataModule
@@ -103,7 +104,7 @@ def test_a_task_that_is_nowhere_says_so(tiny_tokenizer):
 
 
 def corpus(tokenizer, folder, **settings):
-    module = CorpusDataModule([str(folder / "corpus.txt")], tokenizer, **({"max_length": 32} | settings))
+    module = CorpusDataModule(FileDocuments([str(folder / "corpus.txt")]), tokenizer, **({"max_length": 32} | settings))
     module.setup("fit")
     return module
 
@@ -162,13 +163,13 @@ def test_documents_are_told_apart(content, documents, tmp_path):
 )
 def test_a_corpus_that_is_not_there_is_named(make, message, tiny_tokenizer, tmp_path):
     with pytest.raises(InputError, match=message):
-        CorpusDataModule(make(tmp_path), tiny_tokenizer)
+        CorpusDataModule(FileDocuments(make(tmp_path)), tiny_tokenizer)
 
 
 def test_an_empty_corpus_is_refused(tiny_tokenizer, tmp_path):
     (tmp_path / "x.txt").write_text("\n\n")
     with pytest.raises(InputError, match="holds 0 documents"):
-        CorpusDataModule([str(tmp_path)], tiny_tokenizer).setup("fit")
+        CorpusDataModule(FileDocuments([str(tmp_path)]), tiny_tokenizer).setup("fit")
 
 
 def test_a_byte_of_a_corpus_that_is_not_utf8_is_named_by_line(tmp_path):

@@ -294,3 +294,33 @@ def test_a_run_folder_that_cannot_be_written_is_bad_input(settings, console, tmp
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"is not writable .*run\.dir="):
         run(load_config(settings(tmp_path / "file" / "runs")), console)
+
+
+def test_general_kd_on_a_stream_resumes_at_the_same_document(settings, tiny_task, console, tmp_path, monkeypatch):
+    monkeypatch.setattr("bitkd.data.corpus.HELD_OUT", 10)
+    monkeypatch.setattr("bitkd.data.corpus.STREAM_BLOCK", 8)
+    stream = ["data.streaming=true", f"stages.general.max_tokens={12 * 8 * 32}", "checkpoint.every_steps=1"]
+    original = StudentModule.training_step
+
+    def cut(self, batch, batch_idx):
+        if "position" in batch and batch_idx == 7:
+            raise RuntimeError("cut")
+        return original(self, batch, batch_idx)
+
+    whole, cut_short = (
+        settings(tmp_path / "whole", "multistage", *stream),
+        settings(tmp_path / "cut", "multistage", *stream),
+    )
+    run(load_config(whole), console)
+    assert make_plan(load_config(whole))["general"].total_steps == 12
+    monkeypatch.setattr(StudentModule, "training_step", cut)
+    with pytest.raises(StageFailedError, match="stage general failed: RuntimeError: cut"):
+        run(load_config(cut_short), console)
+    monkeypatch.setattr(StudentModule, "training_step", original)
+    run(load_config(cut_short), console)
+    assert read_weights(tmp_path / "cut", "multistage") == read_weights(tmp_path / "whole", "multistage")
+
+
+def test_a_stream_has_no_epochs(settings, tmp_path):
+    with pytest.raises(InputError, match=r"give stages\.general\.max_steps= or \.max_tokens="):
+        make_plan(load_config(settings(tmp_path, "multistage", "data.streaming=true", "train.max_steps=null")))
