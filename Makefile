@@ -3,17 +3,19 @@ PYTHON ?= python3
 TASK ?= mnli
 DEVICES ?= 1
 RUNS ?= runs
+SUITE ?= data
 ARGS ?=
 BIN := .venv/bin
 SETTINGS = task=$(TASK) run.dir=$(RUNS) trainer.devices=$(DEVICES) $(ARGS)
 
-.PHONY: help setup demo test check multistage singlestage compare clean
+.PHONY: help setup demo test check multistage singlestage compare bench clean
 
 help:
 	@echo "make setup                          virtual environment with pinned packages"
 	@echo "make demo                           both pipelines on the embedded task, then the comparison"
 	@echo "make multistage|singlestage TASK=mnli DEVICES=1 RUNS=runs ARGS=\"key=value …\""
 	@echo "make compare TASK=mnli RUNS=runs    the two pipelines' runs side by side"
+	@echo "make bench SUITE=data               speed and memory, as ratios, into build/bench"
 	@echo "make test                           the test suite"
 	@echo "make check                          ruff and mypy"
 
@@ -34,6 +36,9 @@ multistage singlestage: setup
 
 compare: setup
 	$(BIN)/bitkd compare $(RUNS)/$(TASK)/multistage $(RUNS)/$(TASK)/singlestage --out $(RUNS)/reports/$(TASK)
+
+bench: setup
+	$(BIN)/python experiments/bench/$(SUITE).py
 
 test: setup
 	$(BIN)/pytest
