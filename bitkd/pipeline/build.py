@@ -15,7 +15,8 @@ from bitkd.data.metrics import build_metrics, primary_score
 from bitkd.models.artifact import load_classifier, load_encoder, load_student, new_classifier, permute_labels
 from bitkd.models.importance import estimate_importance
 from bitkd.models.student import add_head, build_student, remember, spec_of
-from bitkd.pipeline.plan import DISTILLATION, Plan, PlannedStage
+from bitkd.pipeline.kinds import DISTILLATION
+from bitkd.pipeline.plan import Plan, PlannedStage
 from bitkd.quant.prepare import QuantSpec, prepare
 from bitkd.stages import FineTune, OptimSpec, StudentModule
 

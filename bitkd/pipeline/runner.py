@@ -9,7 +9,8 @@ from bitkd.config.schema import Config
 from bitkd.pipeline.augmentation import augment
 from bitkd.pipeline.execute import execute
 from bitkd.pipeline.group import Group
-from bitkd.pipeline.plan import AUGMENT, Plan, PlannedStage, make_plan
+from bitkd.pipeline.kinds import AUGMENT
+from bitkd.pipeline.plan import Plan, PlannedStage, make_plan
 from bitkd.pipeline.tracking import close_loggers
 
 

@@ -1,0 +1,51 @@
+"""How commands speak: tables and lines for people, JSON for machines, and one voice among several processes."""
+
+import json
+import logging
+import warnings
+from typing import Any
+
+import transformers
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+
+
+def make_console(stderr: bool = False) -> Console:
+    """rich's console; where the output is no terminal, wide enough for a table's rows to stay lines."""
+    console = Console(stderr=stderr, soft_wrap=True, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, width=180, highlight=False)
+
+
+def print_json(content: Any) -> None:
+    print(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def is_other_rank() -> bool:
+    """Whether this is one of the processes that work but neither write nor speak."""
+    return rank_zero_only.rank != 0  # type: ignore[attr-defined]
+
+
+def quieten() -> None:
+    """Keep the libraries' routine remarks off the screen; errors and our own lines stay."""
+    transformers.utils.logging.disable_progress_bar()
+    # The project's own remarks: counts of truncated or empty rows, where candidates come from.
+    own = logging.getLogger("bitkd")
+    if not own.handlers and not is_other_rank():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("note: %(message)s"))
+        own.addHandler(handler)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in _REMARKS:
+        warnings.filterwarnings("ignore", message=message)
+
+
+_REMARKS = (
+    ".*does not have many workers.*",
+    ".*smaller than the logging interval.*",
+    ".*dataloader is not resumable.*",  # ours is: ResumeCheckpoint tells the sampler where to start
+    ".*recommended to use `self.log.*sync_dist.*",  # torchmetrics has synchronized the value already
+    ".*broadcast_buffers.*deprecated.*",
+    ".*LeafSpec.*deprecated.*",
+    ".*Trying to infer the `batch_size`.*",
+)

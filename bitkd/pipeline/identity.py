@@ -1,0 +1,80 @@
+"""What a node's fingerprint is made of, besides what it descends from."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitkd.config.schema import Config
+from bitkd.pipeline.kinds import AUGMENT, DISTILLATION
+from bitkd.pipeline.sources import Sources, folder_hash
+from bitkd.pipeline.store import checksum, read_artifact
+
+if TYPE_CHECKING:
+    from bitkd.pipeline.plan import PlannedStage
+
+FORMAT = 2
+"""Version of what artifacts hold; a change makes every older one stale."""
+
+
+def identity_of(stage: "PlannedStage", config: Config, sources: Sources) -> dict[str, Any]:
+    """What changes a stage's numbers, besides what it descends from; never paths, loggers, worker counts."""
+    spec = stage.spec
+    identity: dict[str, Any] = {"format": FORMAT, "kind": spec.kind}
+    if spec.kind == AUGMENT:
+        return identity | _task_identity(config, sources) | _augmentation_identity(config, sources)
+    identity |= {"quant": asdict(spec.quant), "precision": config.trainer.precision}
+    if stage.checkpoint is not None:
+        return identity | {
+            "checkpoint": folder_hash(stage.checkpoint),
+            "labels": spec.labels,
+            **_task_identity(config, sources),
+        }
+    if spec.kind == "general":
+        identity |= {"data": sources.corpus_data.fingerprint(), "segments": config.data.segments}
+        identity |= {"masking": config.data.masking, "streaming": config.data.streaming}
+        if config.data.streaming:  # how it is dealt out to readers decides the order of its sequences
+            identity |= {"readers": max(1, config.data.num_workers)}
+        identity |= {"max_length": config.data.max_length}
+    else:
+        identity |= _task_identity(config, sources)
+    if spec.kind in ("general", "init"):
+        identity |= {"shape": asdict(config.student), "seed": stage.seed}
+        if config.student.width < 1:
+            identity |= {"importance_rows": config.data.importance_rows}
+    if stage.trains:
+        settings = asdict(stage.train)
+        del settings["max_tokens"]
+        if "data" not in stage.upstream:
+            for name in ("epochs", "max_steps", "eval_every"):
+                del settings[name]
+            settings |= {"total_steps": stage.total_steps, "eval_every": stage.eval_every}
+        if stage.augmented is not None:
+            identity["augmented"] = read_artifact(stage.augmented).stage["checksums"]
+        identity |= {
+            "train": settings,
+            "select": spec.select,
+            "seed": stage.seed,
+            "world_size": config.trainer.devices * config.trainer.num_nodes,
+            "accumulate": config.trainer.accumulate_grad_batches,
+        }
+    if spec.kind in DISTILLATION:
+        unread = {"logits", "hidden", "attention"} - set(DISTILLATION[spec.kind].terms)
+        identity["loss"] = {name: value for name, value in asdict(spec.loss).items() if name not in unread}
+    return identity
+
+
+def _task_identity(config: Config, sources: Sources) -> dict[str, Any]:
+    return {"data": sources.task_data.fingerprint(), "max_length": config.data.max_length}
+
+
+def _augmentation_identity(config: Config, sources: Sources) -> dict[str, Any]:
+    spec = asdict(config.task.augmentation)
+    vectors = spec["vectors"]
+    for name in ("enabled", "path", "model", "vectors"):
+        del spec[name]
+    return {
+        "spec": spec,
+        "model": folder_hash(sources.augmentation_model),
+        "vectors": checksum(Path(vectors).expanduser()) if vectors else None,
+        "tokenizer": sources.tokenizer_hash,
+    }
