@@ -115,8 +115,8 @@ def augment_command(arguments: argparse.Namespace) -> int:
     for row in examples:
         for name in ("text_a", "text_b"):
             if name in row and row[name] != originals[name][row["index"]]:
-                console.print(f"row {row['index']}: {originals[name][row['index']]}\n    -> {row[name]}")
-    console.print(f"{facts['rows']} rows of {facts['sources']}: {folder}")
+                print(f"row {row['index']}: {originals[name][row['index']]}\n    -> {row[name]}")
+    print(f"{facts['rows']} rows of {facts['sources']}: {folder}")
     return 0
 
 
