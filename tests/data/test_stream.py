@@ -1,4 +1,5 @@
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from bitkd.data import corpus
 from bitkd.data.corpus import Position, Stream, StreamDataModule, is_held_out
-from bitkd.data.documents import FileDocuments
+from bitkd.data.documents import FileDocuments, HubCorpusSpec, HubDocuments
 from bitkd.data.packing import Packer
 from bitkd.errors import InputError
 from tests.conftest import WORDS
@@ -92,6 +93,21 @@ def test_held_out_documents_validate(documents, tiny_tokenizer):
 
 def test_files_are_not_held_in_memory_and_are_read_from_any_document_on(documents):
     assert list(documents.read(290)) == list(documents.read())[290:]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_dataset_of_the_hub_is_read_from_any_row_on(tmp_path, monkeypatch, streaming):
+    # A folder of files stands in for a repository: datasets loads both alike.
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"body": f"row {i}"}) + "\n" for i in range(20)))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("bitkd.data.hub.hub_problem", lambda: None)
+    documents = HubDocuments(HubCorpusSpec(str(tmp_path), text="body"), streaming)
+    assert list(documents.read(17)) == ["row 17", "row 18", "row 19"]
+    assert len(list(documents.read())) == 20
+    with pytest.raises(InputError, match=r"has no column text; it has \['body'\]"):
+        list(HubDocuments(HubCorpusSpec(str(tmp_path)), streaming).read())
+    with pytest.raises(InputError, match="has no split test; it has train"):
+        list(HubDocuments(HubCorpusSpec(str(tmp_path), split="test", text="body"), streaming).read())
 
 
 def test_masking_is_that_of_pretraining(tiny_tokenizer):

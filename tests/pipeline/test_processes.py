@@ -38,6 +38,34 @@ def test_two_processes_run_the_whole_graph_and_agree(settings, tmp_path):
     assert len(json.loads(alone[alone.index("{") :])["stages"]) == 4
 
 
+def test_two_processes_augment_to_the_rows_of_one(settings, tmp_path):
+    script = tmp_path / "small_shards.py"
+    script.write_text(
+        "import sys\n"
+        "from bitkd.data import augment\n"
+        "augment.BLOCK, augment.SHARD_ROWS = 8, 16\n"
+        "from bitkd.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    made = []
+    for name, launcher, more in (("two", torchrun, ["trainer.devices=2"]), ("one", [sys.executable], [])):
+        arguments = ["augment", *settings(tmp_path / name, "singlestage", *more)[1:]]
+        done = subprocess.run(
+            [*launcher, str(script), *arguments],
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        shards = sorted((tmp_path / name / "store").glob("augment-*/shard-*.arrow"))
+        made.append([(shard.parent.name, shard.name, shard.read_bytes()) for shard in shards])
+    assert len(made[0]) == 96 // 16
+    assert made[0] == made[1]
+
+
 def test_what_one_rank_died_of_is_told(settings, tmp_path):
     script = tmp_path / "broken.py"
     script.write_text(
