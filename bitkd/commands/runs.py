@@ -80,7 +80,14 @@ def plan_command(arguments: argparse.Namespace) -> int:
         for number, row in enumerate(stages, start=1):
             inputs = row["inputs"]
             steps = "?" if row["steps"] is None else row["steps"]
-            cells = (row["name"], row["kind"], inputs["student"], inputs.get("teacher", ""), steps, row["state"])
+            cells = (
+                row["name"],
+                row["kind"],
+                inputs.get("student", ""),
+                inputs.get("teacher", ""),
+                steps,
+                row["state"],
+            )
             table.add_row(str(number), *map(str, cells))
         console = make_console()
         console.print(table)
@@ -92,6 +99,8 @@ def augment_command(arguments: argparse.Namespace) -> int:
     quieten()
     console = make_console(stderr=arguments.json)
     config = load_config([*arguments.settings, "task.augmentation.enabled=true"], require=("task",))
+    if config.task.augmentation.path:
+        raise InputError("task.augmentation.path= names rows that are made already; leave it out")
     config.stages, config.run.name = {}, config.run.name or "augment"
     try:
         plan = run(config, console)

@@ -41,11 +41,12 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class Augmented:
-    """What a folder of augmented rows says of itself.  sources: rows that it was made of.  tokenizer: hash of the
-    tokenizer's state.
+    """What a folder of augmented rows says of itself.  source: hash of the rows that it was made of, without those held
+    out.  sources: how many they were.  tokenizer: hash of the tokenizer's state.
     """
 
     task: str
+    source: str
     sources: int
     rows: int
     truncated: int
@@ -129,11 +130,11 @@ class Augmenter:
 def write_shard(augmenter: Augmenter, number: int, folder: Path) -> ShardRecord:
     """Write one shard and its record, unless both are there. A failing write (a full disk) leaves no part of either."""
     file, note = shard_file(folder, number), shard_file(folder, number).with_suffix(".json")
-    if file.is_file():
-        return ShardRecord(**json.loads(note.read_text()))
+    if file.is_file() and (known := _read_note(note)):
+        return known
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    temporary, temporary_note = (file.with_suffix(f".{os.getpid()}.{kind}") for kind in ("tmp", "note"))
     truncated = 0
     label = Value("float64" if isinstance(augmenter.rows["label"][0], float) else "int64")
     texts = {column: Value("string") for column in augmenter.columns}
@@ -151,13 +152,23 @@ def write_shard(augmenter: Augmenter, number: int, folder: Path) -> ShardRecord:
             writer.write_batch({**block, **{name: encoded[name] for name in tokens}})
         rows, _ = writer.finalize()
         record = ShardRecord(rows, truncated, round(time.monotonic() - began, 3))
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())
-        note.write_text(json.dumps(vars(record)))
+        temporary_note.write_text(json.dumps(vars(record)))
+        for written in (temporary_note, temporary):
+            with open(written, "rb") as stream:
+                os.fsync(stream.fileno())
+        os.replace(temporary_note, note)
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
+        temporary_note.unlink(missing_ok=True)
     return record
+
+
+def _read_note(file: Path) -> ShardRecord | None:
+    try:
+        return ShardRecord(**json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError):  # lost in a power cut: the shard is made again
+        return None
 
 
 def shard_file(folder: Path, number: int) -> Path:
@@ -193,11 +204,15 @@ def check_augmentation(spec: AugmentSpec) -> None:
         raise InputError(f"{where}.path={spec.path}: there is no such folder; name one that `bitkd augment` made")
 
 
-def check_augmented(folder: Path, facts: Augmented, task: str, max_length: int, tokenizer: str) -> None:
-    """InputError where augmented rows were made for another task, length or tokenizer."""
+def check_augmented(folder: Path, facts: Augmented, task: str, source: str, max_length: int, tokenizer: str) -> None:
+    """InputError where augmented rows were made for another task, of other rows, or with another length or tokenizer."""
     where = f"task.augmentation.path={folder}"
     if facts.task != task:
         raise InputError(f"{where} was made for task {facts.task}, this is {task}; augment this task")
+    if facts.source != source:
+        raise InputError(
+            f"{where} was made of other training rows (the files, the labels, or data.selection differ); augment these"
+        )
     if facts.max_length != max_length:
         raise InputError(f"{where} was made with data.max_length={facts.max_length}; use that, or augment again")
     if facts.tokenizer != tokenizer:

@@ -103,7 +103,11 @@ class VectorCandidates:
         names = list(vectors)
         for start in range(0, len(names), VECTOR_CHUNK):
             chunk = names[start : start + VECTOR_CHUNK]
-            queries = torch.nn.functional.normalize(torch.stack([vectors[word] for word in chunk]).float(), dim=1)
+            # Always as many rows: rounding follows the shape, and what is known already depends on the past.
+            queries = torch.zeros(VECTOR_CHUNK, self._unit.shape[1])
+            queries[: len(chunk)] = torch.nn.functional.normalize(
+                torch.stack([vectors[word] for word in chunk]).float(), dim=1
+            )
             near = (queries @ self._unit.T).topk(min(self.count + 1, len(self.words)), dim=1).indices.tolist()
             for word, places in zip(chunk, near):
                 others = [self.words[place] for place in places if self.words[place] != word]

@@ -177,10 +177,10 @@ class Stream(IterableDataset):
             for block, texts in blocks(self.documents, first):
                 if block % readers != reader:
                     continue
-                empty = False
                 random = np.random.default_rng([self.seed, epoch, block])
                 encoded = [ids for ids in self.packer.encode(texts) if ids]
                 rows = list(self.packer.pack(encoded, random))
+                empty = empty and not rows
                 for place, choice in enumerate(random.permutation(len(rows)).tolist()):
                     if block == resumed.block and place <= resumed.sequence:
                         continue

@@ -1,8 +1,12 @@
 """Documents of a text corpus, one after another: from text files, or from a dataset on the hub."""
 
+import hashlib
+import itertools
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +32,9 @@ class HubCorpusSpec:
 
     text: str = "text"
     """Column of the text; a row is a document."""
+
+
+READ_ROWS = 100
 
 
 class Documents(Protocol):
@@ -67,9 +74,9 @@ class HubDocuments:
         self._rows: Any = None
 
     def read(self, start: int = 0) -> Iterator[str]:
-        rows = self._open()
-        for row in rows.skip(start):
-            text = row[self.spec.text]
+        # `iter`, not iteration: that would deal the rows out to loader processes, which their reader does itself.
+        batches = self._open().skip(start).iter(batch_size=READ_ROWS)
+        for text in itertools.chain.from_iterable(batch[self.spec.text] for batch in batches):
             if not isinstance(text, str):
                 found = type(text).__name__
                 raise InputError(
@@ -78,12 +85,17 @@ class HubDocuments:
             yield text
 
     def fingerprint(self) -> str:
+        spec = self.spec
+        return hashlib.sha256(json.dumps([self._revision, spec.name, spec.split, spec.text]).encode()).hexdigest()
+
+    @cached_property
+    def _revision(self) -> str:
         return hub_revision(self.spec.path)
 
     def _open(self) -> Any:
         if self._rows is None:
             spec = self.spec
-            found = load_hub_dataset(spec.path, spec.name, self.streaming, setting="data.corpus=")
+            found = load_hub_dataset(spec.path, spec.name, self.streaming, self._revision, setting="data.corpus=")
             if spec.split not in found:
                 raise InputError(f"{spec.path} has no split {spec.split}; it has {', '.join(found)}")
             rows = found[spec.split]

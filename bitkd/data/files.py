@@ -20,8 +20,15 @@ SHOWN_FAULTS = 3
 log = logging.getLogger(__name__)
 
 
-class _Malformed(ValueError):
+class Malformed(ValueError):
     """One row that cannot be read; the message says where and why."""
+
+
+Record = tuple[str, list[Any] | Malformed]
+"""Where a row stands, and its fields in the order of the wanted columns, or what is wrong with it."""
+
+ReadLabel = Callable[[Any, str], int | float]
+"""A label out of a field and the row's place; raises Malformed."""
 
 
 def find_file(task: TaskSpec, name: str, data_dir: Path | str) -> Path:
@@ -54,43 +61,49 @@ def read_rows(task: TaskSpec, file: Path, labelled: bool = True) -> Rows:
         texts = task.files.test_text or texts
     columns = [*texts, *([task.files.label] if labelled else [])]
     records = _reader(file)(file, columns, task.files.header if labelled else None)
-    values: list[list[Any]] = [[] for _ in columns]
+    read_label = (lambda value, place: _label(task, value, place)) if labelled else None
+    # Submissions count the rows of a test set: none may be left out.
+    return collect_rows(records, texts, read_label, str(file), skip=task.files.skip_malformed and labelled)
+
+
+def collect_rows(
+    records: Iterable[Record], texts: list[str], read_label: ReadLabel | None, source: str, skip: bool
+) -> Rows:
+    """Rows out of records of the columns `texts` and, where `read_label` is given, a label; see `read_rows` for faults."""
+    width = len(texts) + (read_label is not None)
+    values: list[list[Any]] = [[] for _ in range(width)]
     faults: list[str] = []
     empty = 0
     for place, fields in records:
         try:
-            if isinstance(fields, _Malformed):
+            if isinstance(fields, Malformed):
                 raise fields
             row: list[Any] = [_text(field, name, place) for field, name in zip(fields, texts)]
             empty += any(not text.strip() for text in row)
-            if labelled:
-                row.append(_label(task, fields[-1], place))
-        except _Malformed as fault:
+            if read_label is not None:
+                row.append(read_label(fields[-1], place))
+        except Malformed as fault:
             faults.append(str(fault))
             continue
         for column, value in zip(values, row):
             column.append(value)
-    _report(task, file, faults, empty)
+    _report(source, faults, empty, skip)
     if not values[0]:
-        raise InputError(f"{file} has no rows; a split must not be empty")
-    names = ["text_a", "text_b"][: len(texts)] + (["label"] if labelled else [])
+        raise InputError(f"{source} has no rows; a split must not be empty")
+    names = ["text_a", "text_b"][: len(texts)] + (["label"] if read_label else [])
     return dict(zip(names, values))
 
 
-def _report(task: TaskSpec, file: Path, faults: list[str], empty: int) -> None:
+def _report(source: str, faults: list[str], empty: int, skip: bool) -> None:
     if empty:
-        log.warning("%s: %d rows have an empty text; they are kept", file, empty)
+        log.warning("%s: %d rows have an empty text; they are kept", source, empty)
     if not faults:
         return
     shown = "; ".join(faults[:SHOWN_FAULTS]) + (f"; and {len(faults) - SHOWN_FAULTS} more" if faults[3:] else "")
-    count = f"{len(faults)} row{'s' if len(faults) > 1 else ''} of {file.name} cannot be read"
-    if not task.files.skip_malformed:
+    count = f"{len(faults)} row{'s' if len(faults) > 1 else ''} of {Path(source).name} cannot be read"
+    if not skip:
         raise InputError(f"{count}: {shown}. Mend the file, or leave them out with task.files.skip_malformed=true")
     log.warning("%s and left out: %s", count, shown)
-
-
-Record = tuple[str, list[Any] | _Malformed]
-"""Where a row stands, and its fields in the order of the wanted columns, or what is wrong with it."""
 
 
 def _reader(file: Path) -> Callable[[Path, list[str], list[str] | None], Iterator[Record]]:
@@ -105,16 +118,16 @@ def _reader(file: Path) -> Callable[[Path, list[str], list[str] | None], Iterato
 
 def _read_tsv(file: Path, columns: list[str], header: list[str] | None) -> Iterator[Record]:
     lines = _lines(file)
-    rows = ((number, line if isinstance(line, _Malformed) else line.split("\t")) for number, line in lines)
+    rows = ((number, line if isinstance(line, Malformed) else line.split("\t")) for number, line in lines)
     return _split_fields(file, columns, header, rows, "tab")
 
 
 def _read_csv(file: Path, columns: list[str], header: list[str] | None) -> Iterator[Record]:
-    bad: list[tuple[int, _Malformed]] = []
+    bad: list[tuple[int, Malformed]] = []
 
     def texts() -> Iterator[str]:
         for number, line in _lines(file, keep_end=True):
-            if isinstance(line, _Malformed):
+            if isinstance(line, Malformed):
                 bad.append((number, line))
                 line = "\n"
             yield line
@@ -128,7 +141,14 @@ def _read_csv(file: Path, columns: list[str], header: list[str] | None) -> Itera
             except StopIteration:
                 return
             except csv.Error as error:
-                fields = _Malformed(f"{file}:{first}: {error}")  # type: ignore[assignment]
+                if bad:
+                    raise InputError(f"{bad[0][1]}; save the file as UTF-8") from error
+                if reader.line_num > first:
+                    raise InputError(
+                        f"{file}:{first}: a quote is opened here and not closed as it should be until line "
+                        f"{reader.line_num} ({error}); mend the file: how many rows stand between cannot be told"
+                    ) from error
+                fields = Malformed(f"{file}:{first}: {error}")  # type: ignore[assignment]
             if bad:  # the row that this line stood in, or was
                 yield from bad
                 bad.clear()
@@ -146,7 +166,7 @@ def _split_fields(
         number, header = next(rows, (1, None))
         if header is None:
             raise InputError(f"{file} is empty; it needs a line of column names, and rows")
-        if isinstance(header, _Malformed):
+        if isinstance(header, Malformed):
             raise InputError(str(header))
     missing = [column for column in columns if column not in header]
     if missing:
@@ -156,12 +176,12 @@ def _split_fields(
     places = [header.index(column) for column in columns]
     for number, fields in rows:
         where = f"{file}:{number}"
-        if isinstance(fields, _Malformed):
+        if isinstance(fields, Malformed):
             yield where, fields
         elif len(fields) != len(header):
             yield (
                 where,
-                _Malformed(f"{where}: {len(fields)} {kind}-separated fields where the header has {len(header)}"),
+                Malformed(f"{where}: {len(fields)} {kind}-separated fields where the header has {len(header)}"),
             )
         else:
             yield where, [fields[place] for place in places]
@@ -170,7 +190,7 @@ def _split_fields(
 def _read_jsonl(file: Path, columns: list[str], header: list[str] | None) -> Iterator[Record]:
     for number, line in _lines(file):
         where = f"{file}:{number}"
-        if isinstance(line, _Malformed):
+        if isinstance(line, Malformed):
             yield where, line
             continue
         if not line.strip():
@@ -178,12 +198,12 @@ def _read_jsonl(file: Path, columns: list[str], header: list[str] | None) -> Ite
         try:
             row = json.loads(line)
         except ValueError as error:
-            yield where, _Malformed(f"{where}: no JSON ({error})")
+            yield where, Malformed(f"{where}: no JSON ({error})")
             continue
         missing = [column for column in columns if not isinstance(row, dict) or column not in row]
         if missing:
             found = list(row) if isinstance(row, dict) else type(row).__name__
-            yield where, _Malformed(f"{where}: {missing[0]} is missing; the row has {found}")
+            yield where, Malformed(f"{where}: {missing[0]} is missing; the row has {found}")
         else:
             yield where, [row[column] for column in columns]
 
@@ -200,10 +220,13 @@ def _read_parquet(file: Path, columns: list[str], header: list[str] | None) -> I
     if missing:
         raise InputError(f"{file}: column {missing[0]} is missing; the columns are {table.schema_arrow.names}")
     number = 0
-    for batch in table.iter_batches(columns=columns):
-        for row in batch.to_pylist():
-            yield f"{file}, row {number}", [row[column] for column in columns]
-            number += 1
+    try:
+        for batch in table.iter_batches(columns=columns):
+            for row in batch.to_pylist():
+                yield f"{file}, row {number}", [row[column] for column in columns]
+                number += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{file} is damaged behind row {number} ({str(error).splitlines()[0]})") from error
 
 
 def _lines(file: Path, keep_end: bool = False) -> Iterator[tuple[int, Any]]:
@@ -214,14 +237,14 @@ def _lines(file: Path, keep_end: bool = False) -> Iterator[tuple[int, Any]]:
                 text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 byte = error.object[error.start]  # of what follows a byte-order mark
-                yield number, _Malformed(f"{file}:{number}: byte {error.start} is not UTF-8 (0x{byte:02x})")
+                yield number, Malformed(f"{file}:{number}: byte {error.start} is not UTF-8 (0x{byte:02x})")
                 continue
             yield number, text if keep_end else text.rstrip("\n").removesuffix("\r")
 
 
 def _text(value: Any, column: str, place: str) -> str:
     if not isinstance(value, str):
-        raise _Malformed(f"{place}: {column} is {type(value).__name__} {value!r}, not a text")
+        raise Malformed(f"{place}: {column} is {type(value).__name__} {value!r}, not a text")
     return value
 
 
@@ -240,7 +263,7 @@ def _label(task: TaskSpec, value: Any, place: str) -> int | float:
         if math.isfinite(score):
             return score
     allowed = {"names": names, "index": [str(i) for i in range(len(names or []))], "number": "a number (finite)"}[kind]
-    raise _Malformed(f"{place}: label {text!r} is outside the task's set; allowed: {allowed}")
+    raise Malformed(f"{place}: label {text!r} is outside the task's set; allowed: {allowed}")
 
 
 def content_hash(files: list[Path]) -> str:

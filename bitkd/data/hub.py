@@ -97,7 +97,11 @@ def tokenizer_state(tokenizer: Any) -> str:
 
 
 def load_hub_dataset(
-    path: str, name: str | None, streaming: bool = False, setting: str = "the task's files with data.dir="
+    path: str,
+    name: str | None,
+    streaming: bool = False,
+    revision: str | None = None,
+    setting: str = "the task's files with data.dir=",
 ) -> Any:
     """A datasets.DatasetDict from the local cache or the hub; an IterableDatasetDict where it is to be streamed.
 
@@ -110,7 +114,7 @@ def load_hub_dataset(
     offline = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = offline or problem is not None
     try:
-        return datasets.load_dataset(path, name, streaming=streaming)
+        return datasets.load_dataset(path, name, streaming=streaming, revision=revision)
     except Exception as error:  # datasets raises many types for "not there"
         reason = (
             f"the hub cannot be reached ({problem}) and the local cache has no copy" if problem else _first_line(error)

@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset
 
 from bitkd.data.base import TokenizedDataModule, encode_texts
-from bitkd.data.files import Rows, content_hash, find_file, read_rows
+from bitkd.data.files import Malformed, Rows, collect_rows, content_hash, find_file, read_rows
 from bitkd.data.hub import load_hub_dataset, tokenizer_state
 from bitkd.data.metrics import check_metrics
 from bitkd.data.tasks import TaskSpec, check_task
@@ -62,6 +62,7 @@ class TaskDataModule(TokenizedDataModule):
         self.selection_seed = selection_seed
         self.truncated = 0
         self._hash = ""
+        self._source_hash: str | None = None
 
     def setup(self, stage: str) -> None:
         if self.train_rows is not None:
@@ -114,6 +115,13 @@ class TaskDataModule(TokenizedDataModule):
         _, kept = self._divide(rows["label"])
         return {name: [column[i] for i in kept] for name, column in rows.items()}
 
+    def source_hash(self) -> str:
+        """Hash of the training rows (without those held out) and of the labels' order."""
+        if self._source_hash is None:
+            content = json.dumps([self.task.labels, self.train_texts()], sort_keys=True)
+            self._source_hash = hashlib.sha256(content.encode()).hexdigest()
+        return self._source_hash
+
     def test_rows(self, name: str) -> Dataset:
         """A test set's rows, tokenized, in their order; InputError where the task has no such set."""
         sets = self._sources("test")
@@ -164,32 +172,19 @@ class TaskDataModule(TokenizedDataModule):
 
     def _hub_rows(self, rows: Dataset, split: str, labelled: bool = True) -> Rows:
         hub, task = self.task.hub, self.task
-        columns = [*(hub.text or task.text), *([hub.label] if labelled else [])]
+        texts = hub.text or task.text
+        columns = [*texts, *([hub.label] if labelled else [])]
         missing = [column for column in columns if column not in rows.column_names]
         if missing:
             raise InputError(f"{hub.path} {split}: column {missing[0]} is missing; it has {rows.column_names}")
-        if not len(rows):
-            raise InputError(f"{hub.path} {split} has no rows; a split must not be empty")
-        texts = dict(zip(("text_a", "text_b"), (rows[column][:] for column in columns[: len(task.text)])))
-        if not labelled:
-            return texts
-        labels: list[Any] = rows[hub.label][:]
-        if task.labels is None:
-            for number, label in enumerate(labels):
-                if not isinstance(label, int | float) or not math.isfinite(label):
-                    raise InputError(f"{hub.path} {split}, row {number}: label {label!r} is not a finite number")
-            labels = [float(label) for label in labels]
-        else:
-            names = getattr(rows.features[hub.label], "names", None) or task.labels
-            named = {label: _name_of(label, names) for label in set(labels)}
-            outside = [label for label, name in named.items() if name not in task.labels]
-            if outside:
-                raise InputError(
-                    f"{hub.path} {split}: label {outside[0]!r} is outside the task's set {task.labels} (its names: {names})"
-                )
-            places = {label: task.labels.index(str(name)) for label, name in named.items()}
-            labels = [places[label] for label in labels]
-        return texts | {"label": labels}
+        names = getattr(rows.features[hub.label], "names", None) if labelled else None
+        source = f"{hub.path} {split}"
+        records = (
+            (f"{source}, row {number}", list(fields))
+            for number, fields in enumerate(zip(*(rows[column][:] for column in columns)))
+        )
+        read_label = (lambda value, place: _hub_label(task, value, names, place)) if labelled else None
+        return collect_rows(records, texts, read_label, source, skip=task.files.skip_malformed and labelled)
 
     def _tokenize(self, rows: Rows, split: str) -> Dataset:
         columns = ["text_a", "text_b"] if "text_b" in rows else ["text_a"]
@@ -219,11 +214,17 @@ class TaskDataModule(TokenizedDataModule):
         return tokenized.remove_columns("truncated")
 
 
-def _name_of(label: Any, names: list[str]) -> str | None:
-    """The name of a hub label, which is a name itself or a number that counts `names`; null for any other."""
-    if isinstance(label, str):
-        return label
-    return names[label] if isinstance(label, int) and 0 <= label < len(names) else None
+def _hub_label(task: TaskSpec, value: Any, names: list[str] | None, place: str) -> int | float:
+    """A label by its name, which is the value itself or the one that a number counts among `names`; or a number."""
+    if task.labels is None:
+        if isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+        raise Malformed(f"{place}: label {value!r} is not a finite number")
+    names = names or task.labels
+    name = names[value] if isinstance(value, int) and 0 <= value < len(names) else value
+    if name not in task.labels:
+        raise Malformed(f"{place}: label {value!r} is outside the task's set {task.labels} (its names: {names})")
+    return task.labels.index(name)
 
 
 datasets.disable_progress_bars()

@@ -149,6 +149,17 @@ def check_task(task: TaskSpec) -> None:
     for place, columns in (("files.text", task.files.text), ("hub.text", task.hub.text)):
         if columns is not None and len(columns) != len(task.text):
             raise InputError(f"{where}: {place}={columns} must name as many columns as text={task.text}")
+    if task.files.test_text is not None and len(task.files.test_text) != len(task.text):
+        raise InputError(
+            f"{where}: files.test_text={task.files.test_text} must name as many columns as text={task.text}"
+        )
+    for place, sets in (("files", task.files), ("hub", task.hub)):
+        names = [*sets.dev, *sets.test]
+        wrong = sorted({name for name in names if names.count(name) > 1 or name in ("train", "holdout")})
+        if wrong:
+            raise InputError(
+                f"{where}: {place}.dev and {place}.test use the name {wrong[0]}, which is taken; choose another"
+            )
     if task.labels is not None and len(set(task.labels)) != len(task.labels):
         raise InputError(f"{where}: labels {task.labels} repeat a name")
     if task.labels is not None and len(task.labels) < 2:

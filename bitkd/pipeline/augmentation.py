@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,14 @@ from bitkd.pipeline.stage_record import stage_record
 POLL_SECONDS = 0.5
 
 
+class OtherRankError(RuntimeError):
+    """Another process of the group failed or is gone."""
+
+
 def augment(plan: Plan, stage: PlannedStage, group: Group, console: Any) -> None:
-    """Write the missing shards and publish all of them. A stage that was cut goes on at the next shard."""
+    """Write the missing shards and publish all of them. A stage that was cut goes on at the next shard; one that another
+    run finishes meanwhile is finished.
+    """
     spec, sources = plan.config.task.augmentation, plan.sources
     model = sources.augmentation_model
     candidates = make_candidates(
@@ -27,36 +34,57 @@ def augment(plan: Plan, stage: PlannedStage, group: Group, console: Any) -> None
         sources.task_data.train_texts(), sources.tokenizer, candidates, spec, plan.config.data.max_length
     )
     folder = plan.store.work(stage.key)
-    records = {}
-    for number in range(group.rank, augmenter.shards, group.world_size):
-        records[number] = write_shard(augmenter, number, folder)
-        if group.is_global_zero and augmenter.shards > 1:
-            console.print(f"{stage.name}: shard {number + 1} of {augmenter.shards}")
+    marker = f"failed-{group.broadcast(uuid.uuid4().hex)}"
+    parent = os.getppid()
+    try:
+        for number in range(group.rank, augmenter.shards, group.world_size):
+            if plan.store.finished(stage.key):
+                break
+            write_shard(augmenter, number, folder)
+            if group.is_global_zero and augmenter.shards > 1:
+                console.print(f"{stage.name}: shard {number + 1} of {augmenter.shards}")
+    except FileNotFoundError:  # another run has published, and deleted the work folder
+        if not plan.store.finished(stage.key):
+            raise
+    except BaseException:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{marker}.{group.rank}").touch()
+        raise
     # Ranks need not finish together, and a collective would run into its timeout: wait for the files.
-    while not all(shard_file(folder, number).is_file() for number in range(augmenter.shards)):
+    while not plan.store.finished(stage.key) and not all(
+        shard_file(folder, number).is_file() for number in range(augmenter.shards)
+    ):
+        if failed := sorted(folder.glob(f"{marker}.*")):
+            raise OtherRankError(f"rank {failed[0].suffix[1:]} failed; its own message says why")
+        if os.getppid() != parent:
+            raise OtherRankError("the process that started this one is gone")
         time.sleep(POLL_SECONDS)
+    if not group.broadcast(plan.store.finished(stage.key)) and group.is_global_zero:
+        _publish(plan, stage, augmenter, folder, console)
     group.barrier()
-    if group.is_global_zero:
-        made = [write_shard(augmenter, number, folder) for number in range(augmenter.shards)]
-        truncated = sum(record.truncated for record in made)
-        facts = Augmented(
-            task=plan.config.task.name,
-            sources=len(augmenter.rows["label"]),
-            rows=sum(record.rows for record in made),
-            truncated=truncated,
-            max_length=plan.config.data.max_length,
-            tokenizer=sources.tokenizer_hash,
-        )
-        if truncated:
-            console.print(f"{stage.name}: {truncated} rows are longer than {facts.max_length} tokens and are cut")
-        record = stage_record(plan, stage, sum(record.seconds for record in made)) | {"augmented": vars(facts)}
 
-        def write(target: Path) -> None:
-            for file in sorted(folder.glob("shard-*.arrow")):
-                try:
-                    os.link(file, target / file.name)
-                except OSError:  # a file system without links
-                    shutil.copyfile(file, target / file.name)
 
-        plan.store.publish(stage.key, write, record, {"score": None})
-    group.barrier()
+def _publish(plan: Plan, stage: PlannedStage, augmenter: Augmenter, folder: Path, console: Any) -> None:
+    made = [write_shard(augmenter, number, folder) for number in range(augmenter.shards)]
+    facts = Augmented(
+        task=plan.config.task.name,
+        source=plan.sources.task_data.source_hash(),
+        sources=len(augmenter.rows["label"]),
+        rows=sum(record.rows for record in made),
+        truncated=sum(record.truncated for record in made),
+        max_length=plan.config.data.max_length,
+        tokenizer=plan.sources.tokenizer_hash,
+    )
+    if facts.truncated:
+        console.print(f"{stage.name}: {facts.truncated} rows are longer than {facts.max_length} tokens and are cut")
+    record = stage_record(plan, stage, sum(record.seconds for record in made)) | {"augmented": vars(facts)}
+
+    def write(target: Path) -> None:
+        for number in range(augmenter.shards):
+            file = shard_file(folder, number)
+            try:
+                os.link(file, target / file.name)
+            except OSError:  # a file system without links
+                shutil.copyfile(file, target / file.name)
+
+    plan.store.publish(stage.key, write, record, {"score": None})

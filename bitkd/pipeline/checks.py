@@ -23,6 +23,7 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 def check_graph(config: Config) -> None:
     """Kinds, teachers, heads, precisions: what each node says must fit what it comes from."""
     stages = config.stages
+    kinds = {stage.kind for stage in stages.values()}
     for name, stage in stages.items():
         if stage.kind not in KINDS:
             raise InputError(f"stages.{name}.kind={stage.kind} is unknown; {nearest(stage.kind, KINDS)}")
@@ -49,6 +50,10 @@ def check_graph(config: Config) -> None:
                 )
         if stage.kind == AUGMENT and stage.student != PRETRAINED:
             raise InputError(f"stages.{name}.student={stage.student}: an {AUGMENT} stage has none; remove it")
+        if stage.augmented and not config.task.augmentation.enabled and AUGMENT not in kinds:
+            raise InputError(
+                f"stages.{name}.augmented=true, but nothing is augmented; set task.augmentation.enabled=true"
+            )
         if stage.augmented and (stage.kind not in TRAINED or stage.kind == "general"):
             raise InputError(
                 f"stages.{name}.augmented=true: a {stage.kind} stage does not train on the task; remove it"

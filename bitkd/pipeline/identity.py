@@ -21,7 +21,7 @@ def identity_of(stage: "PlannedStage", config: Config, sources: Sources) -> dict
     spec = stage.spec
     identity: dict[str, Any] = {"format": FORMAT, "kind": spec.kind}
     if spec.kind == AUGMENT:
-        return identity | _task_identity(config, sources) | _augmentation_identity(config, sources)
+        return identity | _augmentation_identity(config, sources)
     identity |= {"quant": asdict(spec.quant), "precision": config.trainer.precision}
     if stage.checkpoint is not None:
         return identity | {
@@ -74,6 +74,8 @@ def _augmentation_identity(config: Config, sources: Sources) -> dict[str, Any]:
         del spec[name]
     return {
         "spec": spec,
+        "rows": sources.task_data.source_hash(),
+        "max_length": config.data.max_length,
         "model": folder_hash(sources.augmentation_model),
         "vectors": checksum(Path(vectors).expanduser()) if vectors else None,
         "tokenizer": sources.tokenizer_hash,

@@ -29,6 +29,8 @@ def wants_augmented(stage: StageSpec) -> bool:
 
 def upstream_of(stage: StageSpec, config: Config) -> dict[str, str]:
     """Role (student, teacher, data) -> the node or source that plays it."""
+    if stage.kind == AUGMENT:  # it reads a model's files, which its identity names
+        return {}
     upstream = {"student": stage.student} | ({"teacher": stage.teacher} if stage.teacher else {})
     node = next((name for name, other in config.stages.items() if other.kind == AUGMENT), None)
     return upstream | ({"data": node} if node and wants_augmented(stage) else {})

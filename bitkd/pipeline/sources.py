@@ -19,7 +19,7 @@ from bitkd.data.task import TaskDataModule
 from bitkd.errors import InputError
 from bitkd.models.artifact import load_config
 from bitkd.pipeline.graph import digest
-from bitkd.pipeline.store import checksum, read_artifact
+from bitkd.pipeline.store import Store, checksum, read_artifact
 
 DEMO = "demo"
 SAFETENSORS = ("model*.safetensors", "model.safetensors.index.json")
@@ -71,14 +71,17 @@ class Sources:
     @cached_property
     def given_rows(self) -> Path:
         """Folder of the augmented rows that were made before; InputError where they do not fit this run."""
-        folder = Path(self.config.task.augmentation.path or "").expanduser()
+        folder = Path(self.config.task.augmentation.path or "").expanduser().resolve()
         record = read_artifact(folder).stage
         if "augmented" not in record:
             raise InputError(
                 f"task.augmentation.path={folder} holds no augmented rows; name a folder that `bitkd augment` made"
             )
+        if damage := Store(folder.parent).damage(folder.name):
+            raise InputError(f"task.augmentation.path: {damage}; augment again")
+        task, length = self.config.task.name, self.config.data.max_length
         facts = Augmented(**record["augmented"])
-        check_augmented(folder, facts, self.config.task.name, self.config.data.max_length, self.tokenizer_hash)
+        check_augmented(folder, facts, task, self.task_data.source_hash(), length, self.tokenizer_hash)
         return folder
 
     @cached_property

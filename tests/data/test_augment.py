@@ -194,12 +194,28 @@ def test_settings_that_do_not_fit_are_refused(spec, message):
     [
         ({"task": "rte"}, "was made for task rte, this is mrpc"),
         ({"max_length": 64}, r"data\.max_length=64"),
+        ({"source": "y"}, "other training rows"),
         ({"tokenizer": "b"}, "another tokenizer"),
     ],
 )
 def test_rows_made_for_another_run_are_refused(tmp_path, change, message):
-    facts = Augmented(
-        **{"task": "mrpc", "sources": 1, "rows": 1, "truncated": 0, "max_length": 128, "tokenizer": "a"} | change
-    )
+    facts = {
+        "task": "mrpc",
+        "source": "x",
+        "sources": 1,
+        "rows": 1,
+        "truncated": 0,
+        "max_length": 128,
+        "tokenizer": "a",
+    }
     with pytest.raises(InputError, match=message):
-        check_augmented(tmp_path, facts, "mrpc", 128, "a")
+        check_augmented(tmp_path, Augmented(**(facts | change)), "mrpc", "x", 128, "a")
+
+
+def test_a_shard_whose_note_was_lost_is_made_again(tiny_tokenizer, tmp_path):
+    maker = augmenter(tiny_tokenizer, rows_of(8))
+    first = write_shard(maker, 0, tmp_path)
+    content = shard_file(tmp_path, 0).read_bytes()
+    shard_file(tmp_path, 0).with_suffix(".json").write_text("")
+    assert write_shard(maker, 0, tmp_path).rows == first.rows
+    assert shard_file(tmp_path, 0).read_bytes() == content

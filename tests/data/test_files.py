@@ -147,6 +147,9 @@ def test_the_hash_is_of_the_content(tmp_path):
         ({"metric": "pearson", "metrics": ["pearson"]}, "pearson is unknown or not for labels"),
         ({"labels": ["a", "b", "c"], "metrics": ["accuracy", "f1"]}, "f1 is for two labels"),
         ({"files": FilesSpec()}, "has no dev set"),
+        ({"files": FilesSpec(dev={"a": "d"}, test={"a": "t"})}, r"files\.dev and files\.test use the name a"),
+        ({"files": FilesSpec(dev={"train": "d"})}, "use the name train"),
+        ({"files": FilesSpec(dev={"dev": "d"}, test_text=["a", "b"])}, r"files\.test_text=.* must name as many"),
         ({"files": FilesSpec(dev={"dev": "d"}, labels_as="letters")}, "labels_as=letters is unknown"),
     ],
 )
@@ -186,7 +189,12 @@ def test_other_formats_hold_the_same_rows(tmp_path, suffix, caplog):
         ("r.csv", b"premise,label\na,yes\n", r"r\.csv:1: column hypothesis is missing"),
         ("r.csv", b"premise,hypothesis,label\na,b\n", r"1 row of r\.csv cannot be read: .*r\.csv:2: 2 comma-separated"),
         ("r.csv", b'premise,hypothesis,label\na,"b"c,yes\n', r"r\.csv:2: .*expected after"),
-        ("r.csv", b'premise,hypothesis,label\na,"b\n\xff",yes\nc,d,no\n', r"1 row .*r\.csv:3: byte 0 is not UTF-8"),
+        (
+            "r.csv",
+            b'premise,hypothesis,label\n"a,b,yes\nc,d,no\ne,"f",no\n',
+            r"r\.csv:2: a quote is opened here .* line 4",
+        ),
+        ("r.csv", b'premise,hypothesis,label\na,"b\n\xff",yes\nc,d,no\n', r"r\.csv:3: byte 0 is not UTF-8"),
         ("r.jsonl", b'{"premise": "a"}\n', r"r\.jsonl:1: hypothesis is missing; the row has \['premise'\]"),
         ("r.jsonl", b"[1]\n", r"r\.jsonl:1: premise is missing; the row has list"),
         ("r.jsonl", b"{\n", r"r\.jsonl:1: no JSON"),
@@ -216,3 +224,8 @@ def test_rows_that_cannot_be_read_are_counted_and_left_out_only_where_asked(tmp_
 def test_a_test_file_has_texts_alone(tmp_path):
     (tmp_path / "test.tsv").write_text("index\tsentence\n0\ta dog\n")
     assert read_rows(task_of("cola"), tmp_path / "test.tsv", labelled=False) == {"text_a": ["a dog"]}
+    (tmp_path / "test.tsv").write_text("id\tquestion1\tquestion2\n0\ta\n1\tb\tc\n")
+    with pytest.raises(
+        InputError, match=r"test\.tsv:2: 2 tab-separated fields"
+    ):  # its rows are counted: none is left out
+        read_rows(task_of("qqp"), tmp_path / "test.tsv", labelled=False)

@@ -101,13 +101,35 @@ def test_a_dataset_of_the_hub_is_read_from_any_row_on(tmp_path, monkeypatch, str
     (tmp_path / "train.jsonl").write_text("".join(json.dumps({"body": f"row {i}"}) + "\n" for i in range(20)))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("bitkd.data.hub.hub_problem", lambda: None)
+    monkeypatch.setattr("bitkd.data.documents.hub_revision", lambda path: None)
     documents = HubDocuments(HubCorpusSpec(str(tmp_path), text="body"), streaming)
     assert list(documents.read(17)) == ["row 17", "row 18", "row 19"]
     assert len(list(documents.read())) == 20
+    assert (
+        documents.fingerprint()
+        != HubDocuments(HubCorpusSpec(str(tmp_path), "other", text="body"), streaming).fingerprint()
+    )
     with pytest.raises(InputError, match=r"has no column text; it has \['body'\]"):
         list(HubDocuments(HubCorpusSpec(str(tmp_path)), streaming).read())
     with pytest.raises(InputError, match="has no split test; it has train"):
         list(HubDocuments(HubCorpusSpec(str(tmp_path), split="test", text="body"), streaming).read())
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_loader_processes_share_a_streamed_dataset_of_the_hub(tmp_path, packer, monkeypatch, files):
+    monkeypatch.setattr(corpus, "STREAM_BLOCK", 8)
+    for k in range(files):
+        lines = [
+            json.dumps({"text": " ".join(WORDS[(i // 20**p) % 20] for p in range(3))})
+            for i in range(64 * k, 64 * k + 64)
+        ]
+        (tmp_path / f"train-{k}.jsonl").write_text("\n".join(lines) + "\n")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("bitkd.data.hub.hub_problem", lambda: None)
+    monkeypatch.setattr("bitkd.data.documents.hub_revision", lambda path: None)
+    documents = HubDocuments(HubCorpusSpec(str(tmp_path)), streaming=True)
+    rows = first_pass(Stream(documents, packer, 0, 0, 1, 2), 2)
+    assert len(rows) == len({tuple(row) for row in rows}) == 64 * files - sum(is_held_out(i) for i in range(64 * files))
 
 
 def test_masking_is_that_of_pretraining(tiny_tokenizer):

@@ -5,6 +5,7 @@ import pytest
 from bitkd.cli import main
 from bitkd.config.load import load_config
 from bitkd.errors import InputError
+from bitkd.pipeline.group import Group
 from bitkd.pipeline.plan import make_plan
 from bitkd.pipeline.runner import StageFailedError, run
 
@@ -81,6 +82,41 @@ def test_a_cut_augmentation_goes_on_and_its_rows_can_be_given(settings, console,
         plan_of(settings(alone, "singlestage", *AUGMENTED, f"task.augmentation.path={artifact}"))
 
 
+def test_rows_made_with_held_out_ones_are_not_given_to_a_holdout(settings, console, tmp_path, capsys):
+    assert main(["augment", *settings(tmp_path, "singlestage", *AUGMENTED)[1:], "--json"]) == 0
+    given = f"task.augmentation.path={json.loads(capsys.readouterr().out)['folder']}"
+    plan_of(settings(tmp_path, "singlestage", *AUGMENTED, given))
+    with pytest.raises(InputError, match="was made of other training rows"):
+        plan_of(settings(tmp_path, "singlestage", *AUGMENTED, given, "data.selection=holdout"))
+
+
+@pytest.mark.parametrize("change", ["task.metrics=[accuracy,F1Score]", "trainer.precision=bf16-mixed", "seed=3"])
+def test_what_changes_no_row_augments_nothing_anew(settings, tmp_path, change):
+    before, after = (
+        plan_of(settings(tmp_path, "singlestage", *AUGMENTED, *more))["augment"].key for more in ([], [change])
+    )
+    assert before == after
+
+
+def test_an_augmentation_that_another_run_finishes_is_finished(settings, console, tmp_path, monkeypatch):
+    from bitkd.pipeline import augmentation
+
+    overrides = settings(tmp_path, "singlestage", *AUGMENTED)
+    original = augmentation.write_shard
+
+    def overtaken(augmenter, number, folder):
+        monkeypatch.setattr(augmentation, "write_shard", original)
+        other = plan_of(overrides)
+        augmentation.augment(
+            other, other["augment"], Group(other.config.trainer), console
+        )  # publishes, drops the work folder
+        raise FileNotFoundError(folder)
+
+    monkeypatch.setattr(augmentation, "write_shard", overtaken)
+    run(load_config(overrides), console)
+    assert any("augment (Data augmentation) finished" in line for line in console.lines)
+
+
 def read_weights_of(runs):
     manifest = json.loads((runs / "rte" / "singlestage" / "manifest.json").read_text())
     return {
@@ -117,6 +153,7 @@ def label_counts(overrides):
         (["task.augmentation.variants=0"], "variants=0 is too small"),
         (["data.selection=test"], "use dev or holdout"),
         (["stages.init.augmented=true"], "does not train on the task"),
+        (["stages.teacher.augmented=true", "task.augmentation.enabled=false"], "but nothing is augmented"),
     ],
 )
 def test_augmentation_that_cannot_be_is_refused_before_any_work(settings, console, tmp_path, more, message):

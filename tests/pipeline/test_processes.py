@@ -66,6 +66,30 @@ def test_two_processes_augment_to_the_rows_of_one(settings, tmp_path):
     assert made[0] == made[1]
 
 
+def test_a_rank_that_cannot_augment_brings_the_other_down(settings, tmp_path):
+    script = tmp_path / "full.py"
+    script.write_text(
+        "import os, sys\n"
+        "from bitkd.pipeline import augmentation\n"
+        "def full(*_):\n"
+        "    raise OSError('No space left on device')\n"
+        "if os.environ.get('LOCAL_RANK', '0') == '0': augmentation.write_shard = full\n"
+        "from bitkd.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    arguments = ["augment", *settings(tmp_path, "singlestage", "trainer.devices=2")[1:]]
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1  # and both have gone: their pipes are closed
+    assert "stage augment failed: OSError: No space left on device" in done.stderr
+
+
 def test_what_one_rank_died_of_is_told(settings, tmp_path):
     script = tmp_path / "broken.py"
     script.write_text(
