@@ -1,6 +1,7 @@
 """Commands on checkpoints, bitkd's own and plain ones: evaluate, predict."""
 
 import argparse
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,16 @@ from bitkd.pipeline.store import STAGE_FILE, Store, read_artifact
 from bitkd.stages import StudentModule
 from bitkd.stages.base import SCORE
 
+log = logging.getLogger(__name__)
+
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
     quieten()
     config = load_config(arguments.settings, require=("task",))
     folder, model = _open_classifier(arguments)
     permute_labels(model, config.task.labels, _labels(arguments))
+    if (folder / STAGE_FILE).is_file() and (own := read_artifact(folder).stage["task"]) != config.task.name:
+        log.warning("the checkpoint was made for task %s, its metrics are those of task %s", own, config.task.name)
     config.model.pretrained = str(folder)
     data = open_sources(config).task_module(TrainSpec(), total_batches=1, accumulate=1, seed=0)
     data.setup("validate")

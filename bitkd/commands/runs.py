@@ -65,7 +65,7 @@ def plan_command(arguments: argparse.Namespace) -> int:
                 "title": stage.title,
                 "inputs": stage.upstream,
                 "bits": stage.spec.quant.weight_bits,
-                "steps": stage.total_steps if stage.settled else None,
+                "steps": stage.total_steps if stage.settled or stage.train.max_steps else None,
                 "fingerprint": stage.fingerprint,
                 "state": plan.state(stage),
                 "artifact": str(path) if plan.store.finished(stage.key) else None,

@@ -41,8 +41,11 @@ def find_file(task: TaskSpec, name: str, data_dir: Path | str) -> Path:
         if file.is_file():
             return file
     looked = " and ".join(str(file) for file in candidates)
+    others = sorted({other.name for file in candidates for other in file.parent.glob(f"{file.stem}.*")})
+    hint = f"; there is {', '.join(others)}: name the files under task.files" if others else ""
+    wanted = Path(task.files.folder) / name
     raise InputError(
-        f"task {task.name} has no {name}: looked at {looked}; point data.dir= at a folder with {task.files.folder}/{name}"
+        f"task {task.name} has no {name}: looked at {looked}; point data.dir= at a folder with {wanted}{hint}"
     )
 
 
@@ -87,20 +90,22 @@ def collect_rows(
             continue
         for column, value in zip(values, row):
             column.append(value)
-    _report(source, faults, empty, skip)
+    _report(source, faults, empty, skip, all_of_them=not values[0])
     if not values[0]:
         raise InputError(f"{source} has no rows; a split must not be empty")
     names = ["text_a", "text_b"][: len(texts)] + (["label"] if read_label else [])
     return dict(zip(names, values))
 
 
-def _report(source: str, faults: list[str], empty: int, skip: bool) -> None:
+def _report(source: str, faults: list[str], empty: int, skip: bool, all_of_them: bool) -> None:
     if empty:
         log.warning("%s: %d rows have an empty text; they are kept", source, empty)
     if not faults:
         return
     shown = "; ".join(faults[:SHOWN_FAULTS]) + (f"; and {len(faults) - SHOWN_FAULTS} more" if faults[3:] else "")
     count = f"{len(faults)} row{'s' if len(faults) > 1 else ''} of {Path(source).name} cannot be read"
+    if all_of_them:
+        raise InputError(f"{count}, and no other is there: {shown}")
     if not skip:
         raise InputError(f"{count}: {shown}. Mend the file, or leave them out with task.files.skip_malformed=true")
     log.warning("%s and left out: %s", count, shown)
@@ -170,8 +175,10 @@ def _split_fields(
             raise InputError(str(header))
     missing = [column for column in columns if column not in header]
     if missing:
+        commas = len(header) == 1 and "," in header[0]
+        hint = "; its fields seem to be separated by commas: name it .csv" if commas else ""
         raise InputError(
-            f"{file}:1: column {missing[0]} is missing; the columns are {header}, the task needs {columns}"
+            f"{file}:1: column {missing[0]} is missing; the columns are {header}, the task needs {columns}{hint}"
         )
     places = [header.index(column) for column in columns]
     for number, fields in rows:

@@ -44,8 +44,13 @@ def resolve_pretrained(name: str, setting: str = "model.pretrained=") -> Path:
         pass  # not in the cache: ask the hub
     if problem := hub_problem():
         folders = f"a local folder with {setting}FOLDER" if setting.endswith("=") else "a local folder"
+        near = (
+            f" (the folder {folder.parent} has no {folder.name})"
+            if len(folder.parts) == 2 and folder.parent.is_dir()
+            else ""
+        )
         raise InputError(
-            f"{setting}{name} is no local folder, is not in the local cache, and the hub cannot be reached ({problem}); "
+            f"{setting}{name} is no local folder{near}, is not in the local cache, and the hub cannot be reached ({problem}); "
             f"give {folders}, or try again with a connection"
         )
     try:

@@ -60,7 +60,7 @@ class TaskDataModule(TokenizedDataModule):
         self.cache_dir = cache_dir
         self.selection = selection
         self.selection_seed = selection_seed
-        self.truncated = 0
+        self.truncated: dict[str, int] = {}
         self._hash = ""
         self._source_hash: str | None = None
 
@@ -76,12 +76,10 @@ class TaskDataModule(TokenizedDataModule):
             held, kept = self._divide(splits["train"]["label"])
             self.dev_rows = {HOLDOUT: self.train_rows.select(held), **tokenized}
             self.train_rows = self.train_rows.select(kept)
-        if self.truncated:
+        cut = ", ".join(f"{count} of {name}" for name, count in self.truncated.items() if count)
+        if cut:
             log.warning(
-                "%s: %d rows are longer than data.max_length=%d tokens and are cut",
-                self.task.name,
-                self.truncated,
-                self.max_length,
+                "%s: rows longer than data.max_length=%d tokens are cut: %s", self.task.name, self.max_length, cut
             )
 
     @property
@@ -127,6 +125,8 @@ class TaskDataModule(TokenizedDataModule):
         sets = self._sources("test")
         if name not in sets:
             known = f"it has {', '.join(sets)}" if sets else "name one under task.files.test or task.hub.test"
+            if name in ("train", *self._sources("dev")):
+                known = f"{name} has labels: `bitkd evaluate` reads it"
             raise InputError(f"task {self.task.name} has no test set {name}; {known}")
         return self._tokenize(self._read(name), name)
 
@@ -210,7 +210,7 @@ class TaskDataModule(TokenizedDataModule):
             cache_file_name=file,
             new_fingerprint=key,
         )
-        self.truncated += sum(tokenized["truncated"][:])
+        self.truncated[split] = sum(tokenized["truncated"][:])
         return tokenized.remove_columns("truncated")
 
 

@@ -76,7 +76,9 @@ def _publish(plan: Plan, stage: PlannedStage, augmenter: Augmenter, folder: Path
         tokenizer=plan.sources.tokenizer_hash,
     )
     if facts.truncated:
-        console.print(f"{stage.name}: {facts.truncated} rows are longer than {facts.max_length} tokens and are cut")
+        console.print(
+            f"{stage.name}: {facts.truncated} of the augmented rows are longer than {facts.max_length} tokens and are cut"
+        )
     record = stage_record(plan, stage, sum(record.seconds for record in made)) | {"augmented": vars(facts)}
 
     def write(target: Path) -> None:

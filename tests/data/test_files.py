@@ -187,7 +187,11 @@ def test_other_formats_hold_the_same_rows(tmp_path, suffix, caplog):
     ("name", "content", "message"),
     [
         ("r.csv", b"premise,label\na,yes\n", r"r\.csv:1: column hypothesis is missing"),
-        ("r.csv", b"premise,hypothesis,label\na,b\n", r"1 row of r\.csv cannot be read: .*r\.csv:2: 2 comma-separated"),
+        (
+            "r.csv",
+            b"premise,hypothesis,label\na,b\n",
+            r"1 row of r\.csv cannot be read, and no other is there: .*r\.csv:2: 2 comma-separated",
+        ),
         ("r.csv", b'premise,hypothesis,label\na,"b"c,yes\n', r"r\.csv:2: .*expected after"),
         (
             "r.csv",
