@@ -10,8 +10,11 @@ from bitkd.pipeline.augmentation import augment
 from bitkd.pipeline.execute import execute
 from bitkd.pipeline.group import Group
 from bitkd.pipeline.kinds import AUGMENT
+from bitkd.pipeline.lock import Lock
 from bitkd.pipeline.plan import Plan, PlannedStage, make_plan
 from bitkd.pipeline.tracking import close_loggers
+
+WAIT_SECONDS = 60.0
 
 
 @dataclass
@@ -54,27 +57,48 @@ def run(config: Config, console: Any, progress_bar: bool = False) -> Plan:
         label = f"stage {position} of {len(names)}: {stage.name}"
         if stage.title != stage.name:
             label += f" ({stage.title})"
-        if group.is_global_zero:
-            _drop_damaged(plan, stage, console)
-        finished = group.broadcast(plan.store.finished(stage.key))
-        if finished:
-            _say(group, console, f"{label} is done already")
-        else:
-            _say(group, console, label)
-            try:
+        lock = plan.store.lock(stage.key)
+        try:
+            finished = not _take(plan, stage, group, lock, label, console)
+            if finished:
+                _say(group, console, f"{label} is done already")
+            else:
+                _say(group, console, label)
                 if stage.spec.kind == AUGMENT:
                     augment(plan, stage, group, console)
                 else:
                     execute(plan, stage, group, label, progress_bar)
-            except Exception as error:
-                raise _failure(plan, stage, group, error, names[position:]) from error
-            finally:
-                close_loggers(plan.config.logger)
+        except Exception as error:
+            raise _failure(plan, stage, group, error, names[position:]) from error
+        finally:
+            lock.release()
+            close_loggers(plan.config.logger)
         if group.is_global_zero:
             plan.record.finish(stage.name, stage.key, plan.store.path(stage.key), names)
             if not finished:
                 _say(group, console, f"{label} finished: {_summary(plan, stage)}")
     return plan
+
+
+def _take(plan: Plan, stage: PlannedStage, group: Group, lock: Lock, label: str, console: Any) -> bool:
+    """Whether the stage is ours to compute: False when it is finished, be it by another run that we waited for.
+
+    Rank zero decides. While it waits it tells the others now and then: a collective has a timeout.
+    """
+    told = False
+    while True:
+        state = ""
+        if group.is_global_zero:
+            _drop_damaged(plan, stage, console)
+            state = lock.wait(WAIT_SECONDS if told else 0, done=lambda: plan.store.finished(stage.key))
+            if state == "done":  # killed between publishing and clearing up
+                plan.store.drop_work(stage.key)
+            if state == "waiting" and not told:
+                told = True
+                console.print(f"{label} waits for {lock.holder()}, which computes it")
+        state = group.broadcast(state)
+        if state != "waiting":
+            return state == "held"
 
 
 def _say(group: Group, console: Any, text: str) -> None:
@@ -89,8 +113,6 @@ def _drop_damaged(plan: Plan, stage: PlannedStage, console: Any) -> None:
     if damage:
         console.print(f"{damage}: it is recomputed")
         plan.store.remove(stage.key)
-    else:
-        plan.store.drop_work(stage.key)
 
 
 def _failure(plan: Plan, stage: PlannedStage, group: Group, error: Exception, rest: list[str]) -> StageFailedError:

@@ -1,5 +1,6 @@
 """The content-addressed artifact store: a folder per fingerprint, complete or absent, never torn."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bitkd.errors import InputError
+from bitkd.pipeline.lock import Lock, is_alive
 
 STAGE_FILE = "stage.json"
 METRICS_FILE = "metrics.json"
@@ -56,6 +58,10 @@ class Store:
     def work(self, key: str) -> Path:
         """Folder of the checkpoints of a stage that is not finished."""
         return self.root / ".work" / key
+
+    def lock(self, key: str) -> Lock:
+        """The right to compute the artifact of `key`; whoever has it may use its work folder."""
+        return Lock(self.root, key)
 
     def finished(self, key: str) -> bool:
         """Whether an artifact stands there; its checksum is `verify`'s business."""
@@ -109,13 +115,14 @@ class Store:
         """Take a damaged artifact out of sight, then delete it."""
         grave = self._temporary / f"removed-{key}.{socket.gethostname()}.{os.getpid()}"
         shutil.rmtree(grave, ignore_errors=True)
-        os.rename(self.path(key), grave)
-        shutil.rmtree(grave)
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            os.rename(self.path(key), grave)
+            shutil.rmtree(grave)
 
     def _sweep(self) -> None:
         for folder in self._temporary.iterdir():
             name, _, pid = folder.name.rpartition(".")
-            if name.endswith(f".{socket.gethostname()}") and pid.isdigit() and not _alive(int(pid)):
+            if name.endswith(f".{socket.gethostname()}") and pid.isdigit() and not is_alive(int(pid)):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -151,13 +158,3 @@ def _sync(folder: Path) -> None:
     for file in folder.iterdir():
         with open(file, "rb") as stream:
             os.fsync(stream.fileno())
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

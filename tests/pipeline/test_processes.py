@@ -113,6 +113,15 @@ def test_what_one_rank_died_of_is_told(settings, tmp_path):
     assert "cable" in (tmp_path / "rte" / "singlestage" / "teacher.error.rank1.txt").read_text()
 
 
+def test_two_runs_at_once_compute_each_stage_once(settings, finished, tmp_path):
+    runs = [start(["run", *settings(tmp_path, "singlestage", f"run.name={name}")]) for name in ("singlestage", "other")]
+    outputs = [finish(process) for process in runs]
+    done = [line.split()[4] for output in outputs for line in output.splitlines() if " finished: " in line]
+    assert sorted(done) == ["init", "single", "single_binary", "teacher"]
+    assert read_weights(tmp_path) == read_weights(finished)
+    assert not any((tmp_path / "store" / ".locks").iterdir())
+
+
 @pytest.mark.parametrize("moment", ["stage 2 of 4: init", "stage 3 of 4: single ", "stage 4 of 4: single_binary"])
 def test_sigkill_at_any_stage_ends_in_the_same_bytes(settings, finished, tmp_path, moment):
     arguments = ["run", *settings(tmp_path, "singlestage", "checkpoint.every_steps=1")]

@@ -1,0 +1,141 @@
+"""One process group computes an artifact, others wait for it, and take over when it is dead.
+
+It works on network file systems and does not trust clocks: a lock is a file created exclusively, its holder changes a second file
+every few seconds, and who waits for it measures by its own monotonic clock how long that file has stayed as it is.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+HEARTBEAT_SECONDS = 5.0
+SILENT_SECONDS = 60.0
+"""A holder on another machine that has been silent for so long is dead; on this machine its process id tells at once."""
+
+POLL_SECONDS = 0.5
+
+
+class Lock:
+    """The right to compute the artifact `key` of the store in `root`."""
+
+    def __init__(self, root: Path, key: str) -> None:
+        self.file = root / ".locks" / key
+        self.beat = self.file.with_name(f"{key}.beat")
+        self.id = uuid.uuid4().hex
+        self.held = False
+        self._stop = threading.Event()
+        self._seen: tuple[str, float] | None = None
+
+    def wait(self, seconds: float, done: Callable[[], bool] = lambda: False) -> str:
+        """Try for so long: `held` when the lock is ours, `done` when `done()` holds first, else `waiting`."""
+        until = time.monotonic() + seconds
+        while True:
+            if done():
+                return "done"
+            if self._try():
+                return "held"
+            if self._holder_is_dead():
+                self._take_away()
+            elif time.monotonic() >= until:
+                return "waiting"
+            else:
+                time.sleep(POLL_SECONDS)
+
+    def release(self) -> None:
+        """Give the lock back, if we hold it."""
+        if not self.held:
+            return
+        self.held = False
+        self._stop.set()
+        with contextlib.suppress(OSError):  # the store may be gone; a dead holder's lock is taken over anyway
+            if self._holder().get("id") == self.id:
+                self.file.unlink()
+            self.beat.unlink(missing_ok=True)
+
+    def holder(self) -> str:
+        """Who holds the lock, for people."""
+        found = self._holder()
+        return f"process {found['pid']} on {found['host']}" if found else "nobody"
+
+    def _try(self) -> bool:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        content = json.dumps({"id": self.id, "host": socket.gethostname(), "pid": os.getpid()})
+        # Written beside and linked into place: a lock that can be seen says whose it is.
+        mine = self.file.with_name(f".{self.id}")
+        mine.write_text(content)
+        try:
+            os.link(mine, self.file)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            try:
+                with open(self.file, "x") as stream:
+                    stream.write(content)
+            except FileExistsError:
+                return False
+        finally:
+            mine.unlink(missing_ok=True)
+        self.held = True
+        self._stop.clear()
+        self._change_beat(0)
+        threading.Thread(target=self._keep_beating, daemon=True).start()
+        return True
+
+    def _keep_beating(self) -> None:
+        count = 0
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            count += 1
+            with contextlib.suppress(OSError):
+                self._change_beat(count)
+
+    def _change_beat(self, count: int) -> None:
+        self.beat.write_text(f"{self.id} {count}")
+
+    def _holder(self) -> dict:
+        try:
+            return json.loads(self.file.read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def _holder_is_dead(self) -> bool:
+        found = self._holder()
+        if found.get("host") == socket.gethostname() and not is_alive(int(found["pid"])):
+            self._seen = (found["id"], 0.0)
+            return True
+        try:
+            beat = f"{found.get('id')} {self.beat.read_text()}"
+        except OSError:
+            beat = str(found.get("id"))
+        now = time.monotonic()
+        if self._seen is None or self._seen[0] != beat:
+            self._seen = (beat, now)
+        return now - self._seen[1] >= SILENT_SECONDS
+
+    def _take_away(self) -> None:
+        """Remove the lock of a dead holder; of several who try, one succeeds."""
+        assert self._seen
+        judged = self._seen[0].split()[0]
+        if self._holder().get("id", "None") != judged:
+            return
+        grave = self.file.with_name(f".dead-{uuid.uuid4().hex}")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self.file, grave)
+            grave.unlink()
+        self._seen = None
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine is there."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
