@@ -19,7 +19,8 @@ settings are key=value, in any order:
   trainer.devices=2 trainer.precision=bf16-mixed logger=wandb seed=1 run.dir=runs run.name=NAME
 `bitkd config task=NAME pipeline=NAME` prints every key with its value.
 
-exit codes: 0 done, 1 a failure while working, 2 bad input (nothing was started), 143 stopped by SIGTERM.
+exit codes: 0 done, 1 a failure while working, 2 bad input (nothing was started), 75 stopped
+by SIGTERM or SIGUSR1, after saving: run the same command again.
 """
 
 PLAN_HELP = """

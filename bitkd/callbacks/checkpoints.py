@@ -3,6 +3,7 @@
 import os
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,14 @@ class BestCheckpoint(Checkpoint):
             save_checkpoint(trainer, self.file, weights_only=True)
 
 
+STOP_STEPS = 5
+"""Steps between two questions to all ranks whether one was asked to stop: a question waits for the device."""
+
+
+class StoppedError(Exception):
+    """A fit was asked to stop, and has saved where it is."""
+
+
 class ResumeCheckpoint(Checkpoint):
     """Saves `folder/step-N.ckpt` after each validation and every `every_minutes`, and keeps the last two.
 
@@ -56,14 +65,24 @@ class ResumeCheckpoint(Checkpoint):
     must be one Lightning epoch over a sampler that can start at a given batch (bitkd.data.sampler).
 
     seed: starts the training's own randomness (dropout) of each rank, apart from what building the model consumed.
+    asked_to_stop: asked at the end of each step; where it holds on any rank, all of them save and raise StoppedError.
     """
 
-    def __init__(self, folder: Path, seed: int, every_minutes: float = 5.0, every_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        every_minutes: float = 5.0,
+        every_steps: int | None = None,
+        asked_to_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.folder = Path(folder)
         self.seed = seed
         self.every_minutes = every_minutes
         self.every_steps = every_steps
+        self.asked_to_stop = asked_to_stop
         self.seconds = 0.0
+        self._stop = False
         self._clock = self._saved_at = time.monotonic()
         self._random_states: list[dict[str, Any]] | None = None
         self._positions: dict[int, list[int]] = {}
@@ -124,13 +143,33 @@ class ResumeCheckpoint(Checkpoint):
             return
         accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
         validates = (batch_idx + 1) % int(trainer.val_check_batch or 1) == 0
-        if not accumulating and not validates and self._due(trainer):
+        if accumulating:
+            return
+        self._stop = self._asked_anywhere(trainer)
+        if validates:  # and saves and stops behind it
+            return
+        if self._stop or self._due(trainer):
             self._save(trainer)
+        self._leave_if_asked()
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._save(trainer)
+            self._leave_if_asked()
+
+    def _asked_anywhere(self, trainer: pl.Trainer) -> bool:
+        if trainer.world_size == 1:
+            return self.asked_to_stop()
+        if trainer.global_step % STOP_STEPS:
+            return False
+        asked = torch.tensor(int(self.asked_to_stop()), device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+        return bool(asked)
+
+    def _leave_if_asked(self) -> None:
+        if self._stop:
+            raise StoppedError("asked to stop; the step was finished and saved")
 
     def _due(self, trainer: pl.Trainer) -> bool:
         if self.every_steps and trainer.global_step % self.every_steps == 0:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.table import Table
 
+from bitkd.callbacks.checkpoints import StoppedError
 from bitkd.commands.output import is_other_rank, make_console, print_json, quieten
 from bitkd.config.load import load_config, to_yaml
 from bitkd.data.augment import load_shards
@@ -23,8 +23,8 @@ from bitkd.report.mermaid import draw_graph
 
 EXAMPLES = 10
 
-STOPPED = 143
-"""Exit code of a run that SIGTERM stopped."""
+STOPPED = 75
+"""Exit code of a run that SIGTERM or SIGUSR1 stopped (sysexits' EX_TEMPFAIL: try again)."""
 
 
 def run_command(arguments: argparse.Namespace) -> int:
@@ -37,9 +37,9 @@ def run_command(arguments: argparse.Namespace) -> int:
         rank = rank_zero_only.rank  # type: ignore[attr-defined]
         print(f"bitkd: {f'rank {rank}: ' if rank else ''}{failure}", file=sys.stderr, flush=True)
         return 1
-    except SIGTERMException:
+    except StoppedError as stop:
         if not is_other_rank():
-            print("bitkd: stopped by SIGTERM; run the same command again to go on", file=sys.stderr)
+            print(f"bitkd: {stop}", file=sys.stderr, flush=True)
         return STOPPED
     if is_other_rank():
         return 0
@@ -107,6 +107,9 @@ def augment_command(arguments: argparse.Namespace) -> int:
     except StageFailedError as failure:
         print(f"bitkd: {failure}", file=sys.stderr, flush=True)
         return 1
+    except StoppedError as stop:
+        print(f"bitkd: {stop}", file=sys.stderr, flush=True)
+        return STOPPED
     if is_other_rank():
         return 0
     folder = plan.store.path(plan.stages[0].key)

@@ -7,12 +7,14 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from bitkd.callbacks.checkpoints import StoppedError
 from bitkd.data.augment import Augmented, Augmenter, shard_file, write_shard
 from bitkd.data.candidates import make_candidates
 from bitkd.data.hub import load_tokenizer
 from bitkd.pipeline.group import Group
 from bitkd.pipeline.plan import Plan, PlannedStage
 from bitkd.pipeline.stage_record import stage_record
+from bitkd.pipeline.stopping import Stopping
 
 POLL_SECONDS = 0.5
 
@@ -21,7 +23,7 @@ class OtherRankError(RuntimeError):
     """Another process of the group failed or is gone."""
 
 
-def augment(plan: Plan, stage: PlannedStage, group: Group, console: Any) -> None:
+def augment(plan: Plan, stage: PlannedStage, group: Group, stopping: Stopping, console: Any) -> None:
     """Write the missing shards and publish all of them. A stage that was cut goes on at the next shard; one that another
     run finishes meanwhile is finished.
     """
@@ -35,29 +37,28 @@ def augment(plan: Plan, stage: PlannedStage, group: Group, console: Any) -> None
     )
     folder = plan.store.work(stage.key)
     marker = f"failed-{group.broadcast(uuid.uuid4().hex)}"
-    parent = os.getppid()
     try:
         for number in range(group.rank, augmenter.shards, group.world_size):
             if plan.store.finished(stage.key):
                 break
+            stopping.check()
             write_shard(augmenter, number, folder)
             if group.is_global_zero and augmenter.shards > 1:
                 console.print(f"{stage.name}: shard {number + 1} of {augmenter.shards}")
     except FileNotFoundError:  # another run has published, and deleted the work folder
         if not plan.store.finished(stage.key):
             raise
-    except BaseException:
+    except BaseException as error:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{marker}.{group.rank}").touch()
+        (folder / f"{marker}.{group.rank}").write_text(type(error).__name__)
         raise
     # Ranks need not finish together, and a collective would run into its timeout: wait for the files.
     while not plan.store.finished(stage.key) and not all(
         shard_file(folder, number).is_file() for number in range(augmenter.shards)
     ):
         if failed := sorted(folder.glob(f"{marker}.*")):
+            stopping.check(failed[0].read_text() == StoppedError.__name__ or stopping.requested)
             raise OtherRankError(f"rank {failed[0].suffix[1:]} failed; its own message says why")
-        if os.getppid() != parent:
-            raise OtherRankError("the process that started this one is gone")
         time.sleep(POLL_SECONDS)
     if not group.broadcast(plan.store.finished(stage.key)) and group.is_global_zero:
         _publish(plan, stage, augmenter, folder, console)

@@ -20,20 +20,25 @@ from bitkd.pipeline.build import BuiltStage, build_stage, finish_student, load_w
 from bitkd.pipeline.group import Group, make_trainer
 from bitkd.pipeline.plan import Plan, PlannedStage
 from bitkd.pipeline.stage_record import stage_record
+from bitkd.pipeline.stopping import Stopping
 from bitkd.pipeline.tracking import make_loggers
 from bitkd.stages.base import SCORE
 
 
-def execute(plan: Plan, stage: PlannedStage, group: Group, position: str, progress_bar: bool) -> None:
+def execute(
+    plan: Plan, stage: PlannedStage, group: Group, stopping: Stopping, position: str, progress_bar: bool
+) -> None:
     """Run one stage to its artifact, on all ranks. `position`: "stage 2 of 8: Stage-I KD"."""
     plan.settle(stage)
     built = build_stage(plan, stage)
     work = plan.store.work(stage.key)
     loggers = make_loggers(plan, stage) if group.is_global_zero else []
     best = BestCheckpoint(work, SCORE)
+    intervals = plan.config.checkpoint
     resume = ResumeCheckpoint(
-        work, stage.seed, plan.config.checkpoint.every_minutes, plan.config.checkpoint.every_steps
+        work, stage.seed, intervals.every_minutes, intervals.every_steps, lambda: stopping.requested
     )
+    built.callbacks.append(KeepSignals(stopping))
     if built.fit:
         trainer = _fit(plan, stage, group, built, best, resume, loggers, position, progress_bar)
         if built.select == "best" and best.score is not None:
@@ -63,6 +68,19 @@ def execute(plan: Plan, stage: PlannedStage, group: Group, position: str, progre
             logger.log_metrics({f"final/{name}": value for name, value in values.items()}, step=stage.total_steps)
             logger.finalize("success")
     group.barrier()
+
+
+class KeepSignals(pl.Callback):
+    """Takes the signals back from Lightning, which puts its own handlers there before it trains or validates."""
+
+    def __init__(self, stopping: Stopping) -> None:
+        self.stopping = stopping
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.stopping.install()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.stopping.install()
 
 
 def _fit(

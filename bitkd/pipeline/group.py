@@ -1,5 +1,6 @@
 """The processes of a run: started before the first stage, reused to the last."""
 
+import os
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
@@ -7,6 +8,7 @@ from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 
 from bitkd.config.schema import TrainerSpec
 from bitkd.errors import InputError
+from bitkd.pipeline.stopping import follow_parent
 
 T = TypeVar("T")
 
@@ -48,6 +50,9 @@ class Group:
             if self._strategy.launcher is not None:
                 self._strategy.launcher.launch(lambda: None)
             self._strategy.setup_environment()
+        # Lightning's launcher is rank zero itself; torchrun's is a process of its own.
+        if self.world_size > 1 and (self.rank or "TORCHELASTIC_RUN_ID" in os.environ):
+            follow_parent(self.rank)
 
     @property
     def is_global_zero(self) -> bool:
@@ -65,6 +70,10 @@ class Group:
     def device(self) -> str:
         """This rank's device."""
         return str(self._strategy.root_device)
+
+    def any(self, value: bool) -> bool:
+        """Whether `value` holds on any rank."""
+        return bool(self._strategy.reduce_boolean_decision(value, all=False))
 
     def broadcast(self, value: T) -> T:
         """Rank zero's `value`, on every rank."""

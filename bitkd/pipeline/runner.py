@@ -4,6 +4,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
+from bitkd.callbacks.checkpoints import StoppedError
 from bitkd.config.load import to_yaml
 from bitkd.config.schema import Config
 from bitkd.pipeline.augmentation import augment
@@ -12,6 +13,7 @@ from bitkd.pipeline.group import Group
 from bitkd.pipeline.kinds import AUGMENT
 from bitkd.pipeline.lock import Lock
 from bitkd.pipeline.plan import Plan, PlannedStage, make_plan
+from bitkd.pipeline.stopping import Stopping
 from bitkd.pipeline.tracking import close_loggers
 
 WAIT_SECONDS = 60.0
@@ -38,7 +40,7 @@ def run(config: Config, console: Any, progress_bar: bool = False) -> Plan:
     """Run the configured graph to its end.
 
     console: has `print`; one plain line at each stage's start and one at its end.
-    Raises InputError before any work starts, StageFailedError while working.
+    Raises InputError before any work starts, StageFailedError while working, StoppedError where SIGTERM or SIGUSR1 came.
     """
     plan = make_plan(config)
     plan.store.prepare()
@@ -53,21 +55,28 @@ def run(config: Config, console: Any, progress_bar: bool = False) -> Plan:
     info |= {"planned": {stage.name: stage.key for stage in plan.stages}}
     plan.record.begin(info, to_yaml(plan.config), names)
     group = Group(plan.config.trainer)
+    stopping = Stopping()
+    stopping.install()
     for position, stage in enumerate(plan.stages, start=1):
         label = f"stage {position} of {len(names)}: {stage.name}"
         if stage.title != stage.name:
             label += f" ({stage.title})"
         lock = plan.store.lock(stage.key)
         try:
+            stopping.check(group.any(stopping.requested))
             finished = not _take(plan, stage, group, lock, label, console)
             if finished:
                 _say(group, console, f"{label} is done already")
             else:
                 _say(group, console, label)
                 if stage.spec.kind == AUGMENT:
-                    augment(plan, stage, group, console)
+                    augment(plan, stage, group, stopping, console)
                 else:
-                    execute(plan, stage, group, label, progress_bar)
+                    execute(plan, stage, group, stopping, label, progress_bar)
+        except StoppedError as error:
+            raise StoppedError(
+                f"stopped in stage {stage.name} as asked; run the same command again to go on"
+            ) from error
         except Exception as error:
             raise _failure(plan, stage, group, error, names[position:]) from error
         finally:

@@ -8,6 +8,7 @@ from bitkd.errors import InputError
 from bitkd.pipeline.group import Group
 from bitkd.pipeline.plan import make_plan
 from bitkd.pipeline.runner import StageFailedError, run
+from bitkd.pipeline.stopping import Stopping
 
 AUGMENTED = ["task.augmentation.enabled=true", "task.augmentation.variants=2", "task.augmentation.candidates=3"]
 
@@ -108,7 +109,7 @@ def test_an_augmentation_that_another_run_finishes_is_finished(settings, console
         monkeypatch.setattr(augmentation, "write_shard", original)
         other = plan_of(overrides)
         augmentation.augment(
-            other, other["augment"], Group(other.config.trainer), console
+            other, other["augment"], Group(other.config.trainer), Stopping(), console
         )  # publishes, drops the work folder
         raise FileNotFoundError(folder)
 

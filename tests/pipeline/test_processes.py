@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -135,3 +136,54 @@ def test_sigkill_at_any_stage_ends_in_the_same_bytes(settings, finished, tmp_pat
     finish(start(arguments))
     assert read_weights(tmp_path) == read_weights(finished)
     assert not any((tmp_path / "store" / ".tmp").iterdir())
+
+
+def children_of(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_run_that_is_asked_to_stop_saves_and_says_so(settings, finished, tmp_path, number):
+    slow = ["checkpoint.every_minutes=100", "train.eval_every=100"]
+    arguments = ["run", *settings(tmp_path, "singlestage", "train.max_steps=400", *slow)]
+    process = start(arguments)
+    for line in process.stdout:
+        if line.startswith("stage 3 of 4: single "):
+            break
+    time.sleep(1.0)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert "stopped in stage single as asked; run the same command again" in output
+    assert any((tmp_path / "store" / ".work").glob("single_stage-*/step-*.ckpt"))
+
+
+def test_one_rank_that_is_asked_stops_all(settings, tmp_path):
+    arguments = [
+        "run",
+        *settings(tmp_path, "singlestage", "trainer.devices=2", "train.max_steps=2000", "train.eval_every=2000"),
+    ]
+    process = start(arguments)
+    for line in process.stdout:
+        if line.startswith("stage 1 of 4: teacher"):
+            break
+    time.sleep(3.0)
+    os.kill(children_of(process.pid)[0], signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert "stopped in stage teacher as asked" in output
+
+
+def test_ranks_follow_a_launcher_that_was_killed(settings, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    steps = ["trainer.devices=2", "train.max_steps=100000", "train.eval_every=100000"]
+    process = start(["run", *settings(tmp_path, "singlestage", *steps)], torchrun)
+    for line in process.stdout:
+        if line.startswith("stage 1 of 4: teacher"):
+            break
+    ranks = children_of(process.pid)
+    process.kill()
+    process.communicate(timeout=30)  # ends when the ranks have closed their side of the pipe
+    assert len(ranks) == 2
+    states = [Path(f"/proc/{rank}/stat") for rank in ranks]
+    assert all(not state.exists() or state.read_text().split()[2] == "Z" for state in states)
