@@ -12,7 +12,8 @@ from bitkd.data.augment import Augmented, Augmenter, shard_file, write_shard
 from bitkd.data.candidates import make_candidates
 from bitkd.data.hub import load_tokenizer
 from bitkd.pipeline.group import Group
-from bitkd.pipeline.plan import Plan, PlannedStage
+from bitkd.pipeline.plan import Plan
+from bitkd.pipeline.planned import PlannedStage
 from bitkd.pipeline.stage_record import stage_record
 from bitkd.pipeline.stopping import Stopping
 

@@ -16,7 +16,8 @@ from bitkd.models.artifact import load_classifier, load_encoder, load_student, n
 from bitkd.models.importance import estimate_importance
 from bitkd.models.student import add_head, build_student, remember, spec_of
 from bitkd.pipeline.kinds import DISTILLATION
-from bitkd.pipeline.plan import Plan, PlannedStage
+from bitkd.pipeline.plan import Plan
+from bitkd.pipeline.planned import PlannedStage
 from bitkd.quant.prepare import QuantSpec, prepare
 from bitkd.stages import FineTune, OptimSpec, StudentModule
 

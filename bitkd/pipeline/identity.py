@@ -2,21 +2,19 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bitkd.config.schema import Config
 from bitkd.pipeline.kinds import AUGMENT, DISTILLATION
+from bitkd.pipeline.planned import PlannedStage
 from bitkd.pipeline.sources import Sources, folder_hash
 from bitkd.pipeline.store import checksum, read_artifact
-
-if TYPE_CHECKING:
-    from bitkd.pipeline.plan import PlannedStage
 
 FORMAT = 2
 """Version of what artifacts hold; a change makes every older one stale."""
 
 
-def identity_of(stage: "PlannedStage", config: Config, sources: Sources) -> dict[str, Any]:
+def identity_of(stage: PlannedStage, config: Config, sources: Sources) -> dict[str, Any]:
     """What changes a stage's numbers, besides what it descends from; never paths, loggers, worker counts."""
     spec = stage.spec
     identity: dict[str, Any] = {"format": FORMAT, "kind": spec.kind}

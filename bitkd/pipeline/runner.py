@@ -12,7 +12,8 @@ from bitkd.pipeline.execute import execute
 from bitkd.pipeline.group import Group
 from bitkd.pipeline.kinds import AUGMENT
 from bitkd.pipeline.lock import Lock
-from bitkd.pipeline.plan import Plan, PlannedStage, make_plan
+from bitkd.pipeline.plan import Plan, make_plan
+from bitkd.pipeline.planned import PlannedStage
 from bitkd.pipeline.stopping import Stopping
 from bitkd.pipeline.tracking import close_loggers
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from bitkd.config.schema import PRETRAINED
-from bitkd.pipeline.plan import Plan, PlannedStage
+from bitkd.pipeline.plan import Plan
+from bitkd.pipeline.planned import PlannedStage
 
 
 def stage_record(plan: Plan, stage: PlannedStage, seconds: float) -> dict[str, Any]:

@@ -4,7 +4,8 @@ import os
 
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
-from bitkd.pipeline.plan import Plan, PlannedStage
+from bitkd.pipeline.plan import Plan
+from bitkd.pipeline.planned import PlannedStage
 
 
 def make_loggers(plan: Plan, stage: PlannedStage) -> list[Logger]:
