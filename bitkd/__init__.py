@@ -12,14 +12,14 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "InputError": "bitkd.errors",
-    "QuantSpec": "bitkd.quant.prepare",
+    "QuantSpec": "bitkd.quant.spec",
     "WeightSplitting": "bitkd.callbacks",
     "binarize": "bitkd.quant.functional",
-    "build_student": "bitkd.models",
-    "load_config": "bitkd.config",
-    "load_student": "bitkd.models",
+    "build_student": "bitkd.models.student",
+    "load_config": "bitkd.config.load",
+    "load_student": "bitkd.models.artifact",
     "prepare": "bitkd.quant.prepare",
-    "save_student": "bitkd.models",
+    "save_student": "bitkd.models.artifact",
     "split_ternary": "bitkd.quant.splitting",
     "ternarize": "bitkd.quant.functional",
 }

@@ -127,9 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        from bitkd import commands
+        from bitkd.commands import find_command
 
-        return commands.COMMANDS[arguments.command](arguments)
+        return find_command(arguments.command)(arguments)
     except InputError as error:
         print(f"bitkd: {error}", file=sys.stderr)
         return 2

@@ -2,16 +2,20 @@
 
 import argparse
 from collections.abc import Callable
+from importlib import import_module
 
-from bitkd.commands.checkpoints import evaluate_command, predict_command
-from bitkd.commands.runs import augment_command, compare_command, config_command, plan_command, run_command
-
-COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "run": run_command,
-    "plan": plan_command,
-    "augment": augment_command,
-    "evaluate": evaluate_command,
-    "predict": predict_command,
-    "compare": compare_command,
-    "config": config_command,
+_MODULES = {
+    "run": "run",
+    "augment": "run",
+    "plan": "plan",
+    "config": "plan",
+    "evaluate": "checkpoints",
+    "predict": "checkpoints",
+    "compare": "compare",
+    "store": "store",
 }
+
+
+def find_command(name: str) -> Callable[[argparse.Namespace], int]:
+    """The function of a command; only its own module is imported, so that light commands answer at once."""
+    return getattr(import_module(f"bitkd.commands.{_MODULES[name]}"), f"{name}_command")

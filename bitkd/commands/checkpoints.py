@@ -20,8 +20,7 @@ from bitkd.models.artifact import load_classifier, permute_labels
 from bitkd.pipeline.record import MANIFEST, RunRecord
 from bitkd.pipeline.sources import open_sources
 from bitkd.pipeline.store import STAGE_FILE, Store, read_artifact
-from bitkd.stages import StudentModule
-from bitkd.stages.base import SCORE
+from bitkd.stages.base import SCORE, StudentModule
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,6 @@ import logging
 import warnings
 from typing import Any
 
-import transformers
-from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 
@@ -22,11 +20,15 @@ def print_json(content: Any) -> None:
 
 def is_other_rank() -> bool:
     """Whether this is one of the processes that work but neither write nor speak."""
+    from lightning.pytorch.utilities import rank_zero_only
+
     return rank_zero_only.rank != 0  # type: ignore[attr-defined]
 
 
 def quieten() -> None:
     """Keep the libraries' routine remarks off the screen; errors and our own lines stay."""
+    import transformers
+
     transformers.utils.logging.disable_progress_bar()
     # The project's own remarks: counts of truncated or empty rows, where candidates come from.
     own = logging.getLogger("bitkd")

@@ -7,13 +7,15 @@ from omegaconf import MISSING
 
 from bitkd.data.documents import HubCorpusSpec
 from bitkd.data.tasks import TaskSpec
-from bitkd.models.student import ShapeSpec
-from bitkd.quant.prepare import QuantSpec
-from bitkd.stages.base import OptimSpec
-from bitkd.stages.distillation import LossSpec
+from bitkd.models.spec import ShapeSpec
+from bitkd.quant.spec import QuantSpec
+from bitkd.stages.spec import LossSpec, OptimSpec
 
 PRETRAINED = "pretrained"
 """The source that stands for `model.pretrained` where a node names its student or teacher."""
+
+DEMO = "demo"
+"""In place of a folder: the task, corpus or model that bitkd makes itself."""
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from bitkd.distill.layer_map import hidden_map, uniform_map
-from bitkd.models.student import StudentSpec
+from bitkd.models.spec import StudentSpec
 
 
 @dataclass

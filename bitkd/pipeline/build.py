@@ -18,8 +18,11 @@ from bitkd.models.student import add_head, build_student, remember, spec_of
 from bitkd.pipeline.kinds import DISTILLATION
 from bitkd.pipeline.plan import Plan
 from bitkd.pipeline.planned import PlannedStage
-from bitkd.quant.prepare import QuantSpec, prepare
-from bitkd.stages import FineTune, OptimSpec, StudentModule
+from bitkd.quant.prepare import prepare
+from bitkd.quant.spec import QuantSpec
+from bitkd.stages.base import StudentModule
+from bitkd.stages.finetune import FineTune
+from bitkd.stages.spec import OptimSpec
 
 Upstream = Callable[[str], PreTrainedModel]
 """Loads a finished stage's student by the stage's name, or the pre-trained encoder."""

@@ -1,14 +1,12 @@
 """The kinds of nodes, and what a node of each kind reads."""
 
 from bitkd.config.schema import Config, StageSpec
-from bitkd.stages import (
-    DistillationModule,
-    FineTune,
-    GeneralDistillation,
-    IntermediateDistillation,
-    PredictionDistillation,
-    SingleStageDistillation,
-)
+from bitkd.stages.distillation import DistillationModule
+from bitkd.stages.finetune import FineTune
+from bitkd.stages.general import GeneralDistillation
+from bitkd.stages.intermediate import IntermediateDistillation
+from bitkd.stages.prediction import PredictionDistillation
+from bitkd.stages.single_stage import SingleStageDistillation
 
 DISTILLATION: dict[str, type[DistillationModule]] = {
     "general": GeneralDistillation,

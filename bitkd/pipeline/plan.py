@@ -4,6 +4,7 @@ import math
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, settings_of
 from bitkd.data.augment import check_augmentation
@@ -22,9 +23,9 @@ from bitkd.pipeline.graph import Node, fingerprints, order
 from bitkd.pipeline.identity import identity_of
 from bitkd.pipeline.kinds import AUGMENT, TRAINED, upstream_of, wants_augmented
 from bitkd.pipeline.planned import PlannedStage
-from bitkd.pipeline.record import RunRecord
-from bitkd.pipeline.sources import Sources, open_sources, store_root
-from bitkd.pipeline.store import Store, read_artifact
+from bitkd.pipeline.record import RunRecord, state_of
+from bitkd.pipeline.sources import Sources, open_sources
+from bitkd.pipeline.store import Store, read_artifact, store_root
 
 
 @dataclass
@@ -53,14 +54,24 @@ class Plan:
             rows = read_artifact(folder).stage["augmented"]["rows"]
             _count_steps(stage, max(1, rows // stage.train.batch_size))
 
+    def rows(self) -> list[dict[str, Any]]:
+        """The stages as plain data, for `bitkd plan`. steps: null where they are not known yet."""
+        return [
+            {
+                "name": stage.name,
+                "kind": stage.spec.kind,
+                "title": stage.title,
+                "inputs": stage.upstream,
+                "bits": stage.spec.quant.weight_bits,
+                "steps": stage.total_steps if stage.settled or stage.train.max_steps else None,
+                "fingerprint": stage.fingerprint,
+            }
+            for stage in self.stages
+        ]
+
     def state(self, stage: PlannedStage) -> str:
-        """`done`, `partial` (cut inside), `stale` (finished once with other settings), or `todo`."""
-        if self.store.finished(stage.key):
-            return "done"
-        work = self.store.work(stage.key)
-        if any(work.glob("step-*.ckpt")) or any(work.glob("shard-*.arrow")):
-            return "partial"
-        return "stale" if stage.name in self.record.stages else "todo"
+        """State of a stage, see `state_of`."""
+        return state_of(self.store, self.record, stage.name, stage.key)
 
 
 def make_plan(config: Config) -> Plan:

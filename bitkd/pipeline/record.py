@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bitkd.errors import InputError
-from bitkd.pipeline.store import Artifact, read_artifact, write_json
+from bitkd.pipeline.store import Artifact, Store, read_artifact, write_json
 
 MANIFEST = "manifest.json"
 
@@ -76,3 +76,12 @@ class RunRecord:
 
     def _write(self) -> None:
         write_json(self.folder / MANIFEST, self.info | {"artifacts": self.stages})
+
+
+def state_of(store: Store, record: RunRecord, stage: str, key: str) -> str:
+    """`done`, `partial` (cut inside), `stale` (finished once with other settings), or `todo`."""
+    if store.finished(key):
+        return "done"
+    if store.begun(key):
+        return "partial"
+    return "stale" if stage in record.stages else "todo"

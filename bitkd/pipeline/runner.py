@@ -12,6 +12,7 @@ from bitkd.pipeline.execute import execute
 from bitkd.pipeline.group import Group
 from bitkd.pipeline.kinds import AUGMENT
 from bitkd.pipeline.lock import Lock
+from bitkd.pipeline.memo import keep_plan
 from bitkd.pipeline.plan import Plan, make_plan
 from bitkd.pipeline.planned import PlannedStage
 from bitkd.pipeline.stopping import Stopping
@@ -56,6 +57,8 @@ def run(config: Config, console: Any, progress_bar: bool = False) -> Plan:
     info |= {"planned": {stage.name: stage.key for stage in plan.stages}}
     plan.record.begin(info, to_yaml(plan.config), names)
     group = Group(plan.config.trainer)
+    if group.is_global_zero:
+        keep_plan(config, plan.rows())
     stopping = Stopping()
     stopping.install()
     for position, stage in enumerate(plan.stages, start=1):

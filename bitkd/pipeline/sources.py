@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from bitkd.config.schema import Config, TrainSpec
+from bitkd.config.schema import DEMO, Config, TrainSpec
 from bitkd.data.augment import Augmented, check_augmented, load_shards
 from bitkd.data.corpus import CorpusDataModule, StreamDataModule
 from bitkd.data.demo import ensure_demo
@@ -19,9 +19,8 @@ from bitkd.data.task import TaskDataModule
 from bitkd.errors import InputError
 from bitkd.models.artifact import load_config
 from bitkd.pipeline.graph import digest
-from bitkd.pipeline.store import Store, checksum, read_artifact
+from bitkd.pipeline.store import Store, checksum, read_artifact, store_root
 
-DEMO = "demo"
 SAFETENSORS = ("model*.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 OTHER_MODEL_FILES = (
@@ -192,11 +191,6 @@ def _writable(folder: Path) -> Iterator[None]:
         raise InputError(
             f"{folder} is not writable ({error.strerror or error}); choose another folder with run.dir= or run.store="
         ) from error
-
-
-def store_root(config: Config) -> Path:
-    """Folder of the artifact store of a run."""
-    return Path(config.run.store or Path(config.run.dir) / "store").expanduser().resolve()
 
 
 def folder_hash(folder: Path) -> str:

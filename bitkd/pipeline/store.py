@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bitkd.config.schema import Config
 from bitkd.errors import InputError
 from bitkd.pipeline.lock import Lock, is_alive
 
@@ -66,6 +67,10 @@ class Store:
     def finished(self, key: str) -> bool:
         """Whether an artifact stands there; its checksum is `verify`'s business."""
         return (self.path(key) / STAGE_FILE).is_file()
+
+    def begun(self, key: str) -> bool:
+        """Whether something is kept of a stage that was cut inside."""
+        return any(any(self.work(key).glob(pattern)) for pattern in ("step-*.ckpt", "shard-*.arrow"))
 
     def damage(self, key: str) -> str | None:
         """What is wrong with a finished artifact: null when its files can be read and its checksum holds."""
@@ -126,6 +131,11 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+def store_root(config: Config) -> Path:
+    """Folder of the artifact store of a run."""
+    return Path(config.run.store or Path(config.run.dir) / "store").expanduser().resolve()
+
+
 def read_artifact(path: Path | str) -> Artifact:
     """The records of the artifact in a folder; InputError where it is none or is damaged."""
     path = Path(path)
@@ -138,6 +148,14 @@ def read_artifact(path: Path | str) -> Artifact:
         except ValueError as error:
             raise InputError(f"{path / name} is damaged ({error}); run the stage again") from error
     return Artifact(path, *records)
+
+
+def read_json(file: Path) -> Any:
+    """What a file of plain data holds; null where there is none or it is damaged."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def write_json(file: Path, content: Any) -> None:

@@ -1,6 +1,5 @@
 """What all stages share: a student that is validated on the task, and the optimizer that trains it."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,6 +9,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from transformers import PreTrainedModel, get_scheduler
 
 from bitkd.errors import InputError
+from bitkd.stages.spec import OptimSpec
 
 SCORE = "dev/score"
 """What checkpoints are selected by: the task's primary metric on its first dev set, larger is better."""
@@ -17,23 +17,6 @@ SCORE = "dev/score"
 
 class NonFiniteLossError(RuntimeError):
     """A loss became NaN or infinite; the message names the term and the batch."""
-
-
-@dataclass
-class OptimSpec:
-    """How one stage's student is trained."""
-
-    lr: float = 5e-5
-    """Peak learning rate."""
-
-    warmup_ratio: float = 0.1
-    """Share of all optimizer steps spent in linear warm-up."""
-
-    schedule: str = "linear"
-    """After warm-up: `linear` decay to zero, or `constant`."""
-
-    weight_decay: float = 0.01
-    """AdamW's decay of weight matrices; biases and LayerNorm have none."""
 
 
 class StudentModule(pl.LightningModule):

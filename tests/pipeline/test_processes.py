@@ -95,7 +95,7 @@ def test_what_one_rank_died_of_is_told(settings, tmp_path):
     script = tmp_path / "broken.py"
     script.write_text(
         "import os, sys\n"
-        "from bitkd.stages import StudentModule\n"
+        "from bitkd.stages.base import StudentModule\n"
         "step = StudentModule.training_step\n"
         "def broken(self, batch, index):\n"
         "    if os.environ['RANK'] == '1' and index == 1: raise RuntimeError('the cable is loose')\n"

@@ -12,7 +12,8 @@ from bitkd.models.artifact import load_classifier, load_student, save_student
 from bitkd.models.student import spec_of
 from bitkd.pipeline.plan import make_plan
 from bitkd.pipeline.runner import StageFailedError, run
-from bitkd.stages import IntermediateDistillation, StudentModule
+from bitkd.stages.base import StudentModule
+from bitkd.stages.intermediate import IntermediateDistillation
 from tests.conftest import read_weights
 
 

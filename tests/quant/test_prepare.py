@@ -17,7 +17,8 @@ from transformers import (
 
 from bitkd.errors import InputError
 from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
-from bitkd.quant.prepare import QuantSpec, prepare, unquantized_activations
+from bitkd.quant.prepare import prepare, unquantized_activations
+from bitkd.quant.spec import QuantSpec
 from bitkd.quant.splitting import split_ternary_
 
 SHAPE = {

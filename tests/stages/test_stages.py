@@ -5,20 +5,18 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 from bitkd.distill.losses import attention_score_mse, hidden_mse, soft_cross_entropy
 from bitkd.errors import InputError
 from bitkd.models.attention import ATTENTION
-from bitkd.models.student import Importance, ShapeSpec, build_student, encoder_layers
-from bitkd.quant.prepare import QuantSpec, prepare
-from bitkd.stages import (
-    DistillationModule,
-    FineTune,
-    GeneralDistillation,
-    IntermediateDistillation,
-    LossSpec,
-    OptimSpec,
-    PredictionDistillation,
-    SingleStageDistillation,
-    StudentModule,
-)
-from bitkd.stages.base import NonFiniteLossError
+from bitkd.models.spec import ShapeSpec
+from bitkd.models.student import Importance, build_student, encoder_layers
+from bitkd.quant.prepare import prepare
+from bitkd.quant.spec import QuantSpec
+from bitkd.stages.base import NonFiniteLossError, StudentModule
+from bitkd.stages.distillation import DistillationModule
+from bitkd.stages.finetune import FineTune
+from bitkd.stages.general import GeneralDistillation
+from bitkd.stages.intermediate import IntermediateDistillation
+from bitkd.stages.prediction import PredictionDistillation
+from bitkd.stages.single_stage import SingleStageDistillation
+from bitkd.stages.spec import LossSpec, OptimSpec
 
 KINDS = [GeneralDistillation, IntermediateDistillation, PredictionDistillation, SingleStageDistillation]
 

@@ -1,0 +1,84 @@
+"""Commands that work through a graph: run, augment."""
+
+import argparse
+import sys
+from dataclasses import asdict
+
+from lightning.pytorch.utilities import rank_zero_only
+
+from bitkd.callbacks.checkpoints import StoppedError
+from bitkd.commands.compare import run_data
+from bitkd.commands.output import is_other_rank, make_console, print_json, quieten
+from bitkd.config.load import load_config
+from bitkd.data.augment import load_shards
+from bitkd.errors import InputError
+from bitkd.pipeline.runner import StageFailedError, run
+from bitkd.pipeline.store import read_artifact
+from bitkd.report.comparison import compare_rows, render
+
+EXAMPLES = 10
+
+STOPPED = 75
+"""Exit code of a run that SIGTERM or SIGUSR1 stopped (sysexits' EX_TEMPFAIL: try again)."""
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    quieten()
+    console = make_console(stderr=arguments.json)
+    config = load_config(arguments.settings)
+    try:
+        plan = run(config, console, progress_bar=console.is_terminal)
+    except StageFailedError as failure:
+        rank = rank_zero_only.rank  # type: ignore[attr-defined]
+        print(f"bitkd: {f'rank {rank}: ' if rank else ''}{failure}", file=sys.stderr, flush=True)
+        return 1
+    except StoppedError as stop:
+        if not is_other_rank():
+            print(f"bitkd: {stop}", file=sys.stderr, flush=True)
+        return STOPPED
+    if is_other_rank():
+        return 0
+    rows = compare_rows([run_data(plan.record.folder)])
+    if arguments.json:
+        print_json({"run": str(plan.record.folder), "stages": [asdict(row) for row in rows]})
+    else:
+        console.print(render(rows))
+        console.print(f"run: {plan.record.folder}")
+    return 0
+
+
+def augment_command(arguments: argparse.Namespace) -> int:
+    quieten()
+    console = make_console(stderr=arguments.json)
+    config = load_config([*arguments.settings, "task.augmentation.enabled=true"], require=("task",))
+    if config.task.augmentation.path:
+        raise InputError("task.augmentation.path= names rows that are made already; leave it out")
+    config.stages, config.run.name = {}, config.run.name or "augment"
+    try:
+        plan = run(config, console)
+    except StageFailedError as failure:
+        print(f"bitkd: {failure}", file=sys.stderr, flush=True)
+        return 1
+    except StoppedError as stop:
+        print(f"bitkd: {stop}", file=sys.stderr, flush=True)
+        return STOPPED
+    if is_other_rank():
+        return 0
+    folder = plan.store.path(plan.stages[0].key)
+    facts = read_artifact(folder).stage["augmented"]
+    rows = load_shards(folder)
+    varied = [i for i in range(min(len(rows), 20 * EXAMPLES)) if i and rows[i]["index"] == rows[i - 1]["index"]]
+    examples = [rows[i] for i in varied[:: max(1, len(varied) // EXAMPLES)][:EXAMPLES]]
+    if arguments.json:
+        shown = [
+            {name: row[name] for name in ("text_a", "text_b", "label", "index") if name in row} for row in examples
+        ]
+        print_json({"folder": str(folder), **facts, "examples": shown})
+        return 0
+    originals = plan.sources.task_data.train_texts()
+    for row in examples:
+        for name in ("text_a", "text_b"):
+            if name in row and row[name] != originals[name][row["index"]]:
+                print(f"row {row['index']}: {originals[name][row['index']]}\n    -> {row[name]}")
+    print(f"{facts['rows']} rows of {facts['sources']}: {folder}")
+    return 0
