@@ -34,6 +34,12 @@ AUGMENT_HELP = """
 The rows go into the artifact store, where `bitkd run … task.augmentation.enabled=true` with the same settings finds them.
 """
 
+STORE_HELP = """
+
+gc removes artifacts and checkpoints that no run needs: a run needs every stage of its present configuration, and what its
+links name; one whose folder was deleted needs nothing. What a living process works on stays.
+"""
+
 EVALUATE_SETTINGS_HELP = """\
 settings:
   task=NAME                  required: whose dev sets and metrics
@@ -101,6 +107,18 @@ def _parser() -> argparse.ArgumentParser:
     compare = add("compare", "finished runs side by side, one row per stage", epilog=None)
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run folder: <run.dir>/<task>/<run.name>")
     compare.add_argument("--out", metavar="DIR", help="also write report.md, comparison.csv and comparison.json there")
+
+    store = add(
+        "store", "what is in the artifact store: list it, verify its checksums, remove what no run needs", STORE_HELP
+    )
+    store.add_argument("action", choices=["list", "verify", "gc"])
+    store.add_argument("settings", **(settings | {"help": "run.dir=FOLDER, or run.store=FOLDER (default: runs/store)"}))
+    store.add_argument("--older-than", type=float, metavar="DAYS", help="gc: only what was not written for so long")
+    store.add_argument(
+        "--max-size", type=float, metavar="GB", help="gc: the oldest first, only until the store is as small"
+    )
+    store.add_argument("--needed", action="store_true", help="gc: also what runs need (they would compute it again)")
+    store.add_argument("--dry-run", action="store_true", help="gc: only show what would be removed")
 
     add("config", "print the resolved configuration").add_argument("settings", **settings)
     return parser

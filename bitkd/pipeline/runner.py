@@ -59,6 +59,7 @@ def run(config: Config, console: Any, progress_bar: bool = False) -> Plan:
     group = Group(plan.config.trainer)
     if group.is_global_zero:
         keep_plan(config, plan.rows())
+        plan.store.register(plan.record.folder)
     stopping = Stopping()
     stopping.install()
     for position, stage in enumerate(plan.stages, start=1):

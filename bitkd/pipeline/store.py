@@ -64,6 +64,10 @@ class Store:
         """The right to compute the artifact of `key`; whoever has it may use its work folder."""
         return Lock(self.root, key)
 
+    def locked(self) -> list[str]:
+        """Keys whose locks are there; a lock that a dead process left counts until somebody takes it over."""
+        return [file.name for file in (self.root / ".locks").glob("[!.]*") if file.suffix != ".beat"]
+
     def finished(self, key: str) -> bool:
         """Whether an artifact stands there; its checksum is `verify`'s business."""
         return (self.path(key) / STAGE_FILE).is_file()
@@ -111,6 +115,21 @@ class Store:
             shutil.rmtree(folder)
         self.drop_work(key)
         return self.load(key)
+
+    def register(self, run: Path) -> None:
+        """Remember a run that uses this store, wherever its folder is, so that `gc` leaves what it needs."""
+        file = self._runs / hashlib.sha256(str(run).encode()).hexdigest()[:20]
+        file.parent.mkdir(exist_ok=True)
+        write_json(file, str(run))
+
+    def known_runs(self) -> list[str]:
+        """The folders of the runs that were registered; some may be deleted since."""
+        found = (read_json(file) for file in self._runs.glob("[!.]*"))
+        return sorted(folder for folder in found if folder)
+
+    @property
+    def _runs(self) -> Path:
+        return self.root / ".runs"
 
     def drop_work(self, key: str) -> None:
         """Delete what is left of a finished stage's way there."""

@@ -1,0 +1,68 @@
+"""The command on the artifact store: list, verify, gc."""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.filesize import decimal
+from rich.table import Table
+
+from bitkd.commands.output import make_console, print_json
+from bitkd.config.load import load_config
+from bitkd.pipeline.store import Store, store_root
+from bitkd.pipeline.upkeep import Entry, Inventory, prune, take_inventory
+
+
+def store_command(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.settings, require=())
+    store = Store(store_root(config))
+    inventory = take_inventory(store, Path(config.run.dir).expanduser().resolve())
+    return {"list": _list, "verify": _verify, "gc": _collect}[arguments.action](arguments, store, inventory)
+
+
+def _list(arguments: argparse.Namespace, store: Store, inventory: Inventory) -> int:
+    if arguments.json:
+        print_json({"store": str(store.root), "entries": [asdict(entry) for entry in inventory.entries]})
+        return 0
+    make_console().print(_table(inventory.entries))
+    print(f"{len(inventory.entries)} entries, {decimal(inventory.size)}: {store.root}")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace, store: Store, inventory: Inventory) -> int:
+    artifacts = [entry.key for entry in inventory.entries if entry.finished]
+    damaged = {key: damage for key in artifacts if (damage := store.damage(key))}
+    if arguments.json:
+        print_json({"store": str(store.root), "artifacts": len(artifacts), "damaged": damaged})
+    else:
+        for damage in damaged.values():
+            print(damage)
+        print(f"{len(artifacts) - len(damaged)} of {len(artifacts)} artifacts are whole")
+        if damaged:
+            print("run their pipelines again: what is damaged is recomputed")
+    return 1 if damaged else 0
+
+
+def _collect(arguments: argparse.Namespace, store: Store, inventory: Inventory) -> int:
+    size = None if arguments.max_size is None else int(arguments.max_size * 1e9)
+    removed, busy = prune(store, inventory, arguments.older_than, size, arguments.needed, arguments.dry_run)
+    if arguments.json:
+        names = {"removed": removed, "in_use": busy}
+        print_json({"store": str(store.root), **{name: [asdict(e) for e in some] for name, some in names.items()}})
+        return 0
+    if removed:
+        make_console().print(_table(removed))
+    for entry in busy:
+        print(f"{entry.key} is in use and stays")
+    verb = "would be removed" if arguments.dry_run else "removed"
+    print(f"{len(removed)} of {len(inventory.entries)} entries {verb}, {decimal(sum(entry.size for entry in removed))}")
+    return 0
+
+
+def _table(found: list[Entry]) -> Table:
+    table = Table("key", "stage", "task", "score", "size", "days", "runs", box=None)
+    for entry in found:
+        score = "" if entry.score is None else f"{entry.score:.4f}"
+        runs = ", ".join(entry.runs) or "none"
+        table.add_row(entry.key, entry.title, entry.task, score, decimal(entry.size), f"{entry.age:.1f}", runs)
+    return table

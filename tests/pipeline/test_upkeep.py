@@ -1,0 +1,124 @@
+"""`bitkd store`: what is listed, what is found damaged, and that nothing goes which a run needs or works on."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from bitkd.cli import main
+from bitkd.pipeline.store import Store
+
+DAY = 86400
+
+
+@pytest.fixture
+def runs(runs):
+    """A copy that does not know of the runs that it was copied from."""
+    shutil.rmtree(runs / "store" / ".runs")
+    return runs
+
+
+@pytest.fixture
+def store(runs):
+    return Store(runs / "store")
+
+
+@pytest.fixture
+def tell(runs, capsys):
+    def command(*arguments, code=0):
+        assert main(["store", *arguments, f"run.dir={runs}", "--json"]) == code
+        return json.loads(capsys.readouterr().out)
+
+    return command
+
+
+def keys(found):
+    return {entry["key"] for entry in found}
+
+
+def test_list_says_who_needs_what(tell, runs):
+    found = {entry["key"]: entry for entry in tell("list")["entries"]}
+    manifest = json.loads((runs / "rte" / "multistage" / "manifest.json").read_text())["artifacts"]
+    assert found[manifest["teacher"]]["runs"] == ["rte/multistage", "rte/singlestage"]
+    assert found[manifest["split"]]["runs"] == ["rte/multistage"]
+    assert found[manifest["split"]]["size"] == sum(
+        file.stat().st_size for file in (runs / "store" / manifest["split"]).iterdir()
+    )
+    assert len(found) == 11
+
+
+def test_verify_names_the_flipped_byte(tell, runs, store):
+    assert tell("verify")["damaged"] == {}
+    file = (runs / "rte" / "multistage" / "general").resolve() / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    damaged = tell("verify", code=1)["damaged"]
+    assert list(damaged) == [file.parent.name]
+    assert "model.safetensors" in damaged[file.parent.name]
+
+
+def test_gc_takes_what_a_deleted_run_alone_needed(tell, runs):
+    shutil.rmtree(runs / "rte" / "multistage")
+    would = keys(tell("gc", "--dry-run")["removed"])
+    assert len(would) == 7
+    assert len(tell("list")["entries"]) == 11
+    assert keys(tell("gc")["removed"]) == would
+    assert {entry["runs"][0] for entry in tell("list")["entries"]} == {"rte/singlestage"}
+    assert tell("gc")["removed"] == []
+
+
+def test_gc_knows_runs_in_other_folders(tell, runs, store, tmp_path):
+    moved = tmp_path / "elsewhere" / "rte" / "multistage"
+    shutil.copytree(runs / "rte" / "multistage", moved, symlinks=True)
+    shutil.rmtree(runs / "rte" / "multistage")
+    store.register(moved)
+    assert tell("gc")["removed"] == []
+
+
+def test_gc_by_age_and_size(tell, runs):
+    shutil.rmtree(runs / "rte")
+    old = sorted(keys(tell("list")["entries"]))[:3]
+    for key in old:
+        for file in (runs / "store" / key, *(runs / "store" / key).iterdir()):
+            os.utime(file, (file.stat().st_atime, file.stat().st_mtime - 40 * DAY))
+    assert keys(tell("gc", "--older-than", "30", "--dry-run")["removed"]) == set(old)
+    total = sum(entry["size"] for entry in tell("list")["entries"])
+    assert len(tell("gc", "--max-size", str((total - 1) / 1e9), "--dry-run")["removed"]) == 1
+    assert tell("gc", "--max-size", str(total / 1e9))["removed"] == []
+    assert len(tell("gc")["removed"]) == 11
+
+
+def test_gc_leaves_what_a_living_process_works_on(tell, runs, store):
+    manifest = json.loads((runs / "rte" / "multistage" / "manifest.json").read_text())["artifacts"]
+    lock = store.lock(manifest["stage2"])
+    assert lock.wait(0) == "held"
+    try:
+        told = tell("gc", "--needed")
+    finally:
+        lock.release()
+    assert keys(told["in_use"]) == set(manifest.values())  # all that the working run needs
+    assert "rte/multistage" not in str(told["removed"])
+    shutil.rmtree(runs / "rte")
+    work = store.work("general-0123")
+    work.mkdir(parents=True)
+    (work / "step-7.ckpt").write_text("")
+    lock = store.lock("general-0123")
+    assert lock.wait(0) == "held"
+    try:
+        assert keys(tell("gc")["in_use"]) == {"general-0123"}
+    finally:
+        lock.release()
+    assert keys(tell("gc")["removed"]) == {"general-0123"}
+    assert not work.exists()
+
+
+def test_a_pruned_run_computes_again_what_is_missing(tell, runs, settings):
+    tell("gc", "--needed")
+    assert main(["run", "--json", *settings(runs, "singlestage")]) == 0
+
+
+def test_there_is_no_store(tmp_path, capsys):
+    assert main(["store", "list", f"run.dir={tmp_path / 'nowhere'}"]) == 2
+    assert "is no store" in capsys.readouterr().err
