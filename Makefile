@@ -8,7 +8,7 @@ ARGS ?=
 BIN := .venv/bin
 SETTINGS = task=$(TASK) run.dir=$(RUNS) trainer.devices=$(DEVICES) $(ARGS)
 
-.PHONY: help setup demo test check multistage singlestage compare bench clean
+.PHONY: help setup demo test check multistage singlestage compare bench chaos clean
 
 help:
 	@echo "make setup                          virtual environment with pinned packages"
@@ -16,6 +16,7 @@ help:
 	@echo "make multistage|singlestage TASK=mnli DEVICES=1 RUNS=runs ARGS=\"key=value …\""
 	@echo "make compare TASK=mnli RUNS=runs    the two pipelines' runs side by side"
 	@echo "make bench SUITE=data               speed and memory, as ratios, into build/bench"
+	@echo "make chaos                          both demo pipelines in two processes, killed 25 times; into build/chaos"
 	@echo "make test                           the test suite"
 	@echo "make check                          ruff and mypy"
 
@@ -39,6 +40,9 @@ compare: setup
 
 bench: setup
 	$(BIN)/python experiments/bench/$(SUITE).py
+
+chaos: setup
+	$(BIN)/python experiments/chaos/chaos.py --out build/chaos $(ARGS)
 
 test: setup
 	$(BIN)/pytest

@@ -19,8 +19,8 @@ settings are key=value, in any order:
   trainer.devices=2 trainer.precision=bf16-mixed logger=wandb seed=1 run.dir=runs run.name=NAME
 `bitkd config task=NAME pipeline=NAME` prints every key with its value.
 
-exit codes: 0 done, 1 a failure while working, 2 bad input (nothing was started), 75 stopped
-by SIGTERM or SIGUSR1, after saving: run the same command again.
+exit codes: 0 done, 1 a failure while working, 2 bad input (nothing was started), 75 stopped by SIGTERM or SIGUSR1, or 130
+by Ctrl-C, after saving: run the same command again.
 """
 
 PLAN_HELP = """
@@ -135,6 +135,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def _take_care_of_processes() -> None:
+    """Before anything heavy is imported: what asks this process to leave, or kills its launcher, may come at any moment."""
+    from bitkd.pipeline.stopping import follow_parent, leave_when_asked
+
+    leave_when_asked()
+    if "LOCAL_RANK" in os.environ:  # set by torchrun, and by Lightning for the processes that it starts
+        follow_parent()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 a failure while working, 2 bad input."""
     arguments = _parse(argv)
@@ -145,12 +154,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
+        if arguments.command in ("run", "augment"):
+            _take_care_of_processes()
         from bitkd.commands import find_command
 
         return find_command(arguments.command)(arguments)
     except InputError as error:
         print(f"bitkd: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 1

@@ -1,4 +1,4 @@
-"""The one error that means "the input is wrong", as opposed to "the work failed"."""
+"""What ends a command early, other than a failure of the work itself."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,14 @@ class InputError(ValueError):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class StoppedError(Exception):
+    """The process was asked to leave (SIGTERM, SIGUSR1, Ctrl-C), and has saved where it is.
+
+    code: what the command line exits with, 75 (sysexits' EX_TEMPFAIL: try again), or 130 after Ctrl-C.
+    """
+
+    def __init__(self, message: str, code: int = 75) -> None:
+        super().__init__(message)
+        self.code = code

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from bitkd.data.corpus import Position
+from bitkd.errors import StoppedError
 
 
 class BestCheckpoint(Checkpoint):
@@ -50,15 +52,13 @@ class BestCheckpoint(Checkpoint):
 
 
 STOP_STEPS = 5
-"""Steps between two questions to all ranks whether one was asked to stop: a question waits for the device."""
-
-
-class StoppedError(Exception):
-    """A fit was asked to stop, and has saved where it is."""
+"""Steps between two questions to all ranks, whether one was asked to stop and whether it is time to save: a question waits for
+the device."""
 
 
 class ResumeCheckpoint(Checkpoint):
-    """Saves `folder/step-N.ckpt` after each validation and every `every_minutes`, and keeps the last two.
+    """Saves `folder/step-N.ckpt` every `every_minutes` and every `every_steps`, and keeps the last two. A validation does not
+    save: a short stage validates every few seconds, and repeats a validation exactly.
 
     Lightning restores step, optimizer and schedule; this callback adds the position in the data, every random state
     of every rank, and the seconds spent, so that a resumed fit ends with the weights of an uninterrupted one. The fit
@@ -82,7 +82,7 @@ class ResumeCheckpoint(Checkpoint):
         self.every_steps = every_steps
         self.asked_to_stop = asked_to_stop
         self.seconds = 0.0
-        self._stop = False
+        self._stop = self._due = False
         self._clock = self._saved_at = time.monotonic()
         self._random_states: list[dict[str, Any]] | None = None
         self._positions: dict[int, list[int]] = {}
@@ -137,6 +137,7 @@ class ResumeCheckpoint(Checkpoint):
         if isinstance(batch, dict) and "position" in batch:  # of a stream: which of its readers stands where
             reader, *place = batch["position"].tolist()
             self._positions[reader] = place
+        self._due = bool(self.every_steps and trainer.global_step % self.every_steps == 0)
         if trainer.global_step >= trainer.max_steps:
             # Validates the last step too, however the number of steps divides by the validation interval.
             trainer.should_stop = True
@@ -145,37 +146,33 @@ class ResumeCheckpoint(Checkpoint):
         validates = (batch_idx + 1) % int(trainer.val_check_batch or 1) == 0
         if accumulating:
             return
-        self._stop = self._asked_anywhere(trainer)
-        if validates:  # and saves and stops behind it
-            return
-        if self._stop or self._due(trainer):
-            self._save(trainer)
-        self._leave_if_asked()
+        self._stop, late = self._ask(trainer)
+        self._due = self._due or late
+        if not validates:  # else behind the validation, whose score belongs into the checkpoint
+            self._save_if_due(trainer)
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._save(trainer)
-            self._leave_if_asked()
+            self._save_if_due(trainer)
 
-    def _asked_anywhere(self, trainer: pl.Trainer) -> bool:
+    def _ask(self, trainer: pl.Trainer) -> tuple[bool, bool]:
+        """Whether any rank was asked to stop, and whether any finds that it is time to save."""
+        own = self.asked_to_stop(), time.monotonic() - self._saved_at >= 60 * self.every_minutes
         if trainer.world_size == 1:
-            return self.asked_to_stop()
+            return own
         if trainer.global_step % STOP_STEPS:
-            return False
-        asked = torch.tensor(int(self.asked_to_stop()), device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-        return bool(asked)
+            return False, False
+        answers = torch.tensor(own, dtype=torch.int32, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(answers, torch.distributed.ReduceOp.MAX)
+        stop, late = answers.tolist()
+        return bool(stop), bool(late)
 
-    def _leave_if_asked(self) -> None:
+    def _save_if_due(self, trainer: pl.Trainer) -> None:
+        if self._due or self._stop:
+            self._save(trainer)
         if self._stop:
             raise StoppedError("asked to stop; the step was finished and saved")
-
-    def _due(self, trainer: pl.Trainer) -> bool:
-        if self.every_steps and trainer.global_step % self.every_steps == 0:
-            return True
-        late = time.monotonic() - self._saved_at >= 60 * self.every_minutes
-        return bool(trainer.strategy.broadcast(late)) if trainer.world_size > 1 else late
 
     def _save(self, trainer: pl.Trainer) -> None:
         save_checkpoint(trainer, self.folder / f"step-{trainer.global_step:09d}.ckpt")
@@ -193,11 +190,16 @@ class ResumeCheckpoint(Checkpoint):
 def save_checkpoint(trainer: pl.Trainer, file: Path, weights_only: bool = False) -> None:
     """Write a Lightning checkpoint beside `file`, then rename it: a torn file is never visible under its name."""
     temporary = file.with_suffix(".tmp")
-    trainer.save_checkpoint(temporary, weights_only=weights_only)
-    if trainer.is_global_zero:
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
+    try:
+        trainer.save_checkpoint(temporary, weights_only=weights_only)
+        if trainer.is_global_zero:
+            with open(temporary, "rb") as stream:
+                os.fsync(stream.fileno())
+            os.replace(temporary, file)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        free = shutil.disk_usage(file.parent).free / 1e9
+        raise OSError(f"{file} cannot be written ({error.strerror or error}; {free:.1f} GB are free)") from error
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

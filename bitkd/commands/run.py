@@ -6,20 +6,16 @@ from dataclasses import asdict
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from bitkd.callbacks.checkpoints import StoppedError
 from bitkd.commands.compare import run_data
 from bitkd.commands.output import is_other_rank, make_console, print_json, quieten
 from bitkd.config.load import load_config
 from bitkd.data.augment import load_shards
-from bitkd.errors import InputError
+from bitkd.errors import InputError, StoppedError
 from bitkd.pipeline.runner import StageFailedError, run
 from bitkd.pipeline.store import read_artifact
 from bitkd.report.comparison import compare_rows, render
 
 EXAMPLES = 10
-
-STOPPED = 75
-"""Exit code of a run that SIGTERM or SIGUSR1 stopped (sysexits' EX_TEMPFAIL: try again)."""
 
 
 def run_command(arguments: argparse.Namespace) -> int:
@@ -35,7 +31,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     except StoppedError as stop:
         if not is_other_rank():
             print(f"bitkd: {stop}", file=sys.stderr, flush=True)
-        return STOPPED
+        return stop.code
     if is_other_rank():
         return 0
     rows = compare_rows([run_data(plan.record.folder)])
@@ -61,7 +57,7 @@ def augment_command(arguments: argparse.Namespace) -> int:
         return 1
     except StoppedError as stop:
         print(f"bitkd: {stop}", file=sys.stderr, flush=True)
-        return STOPPED
+        return stop.code
     if is_other_rank():
         return 0
     folder = plan.store.path(plan.stages[0].key)

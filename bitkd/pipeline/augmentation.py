@@ -7,10 +7,10 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from bitkd.callbacks.checkpoints import StoppedError
 from bitkd.data.augment import Augmented, Augmenter, shard_file, write_shard
 from bitkd.data.candidates import make_candidates
 from bitkd.data.hub import load_tokenizer
+from bitkd.errors import StoppedError
 from bitkd.pipeline.group import Group
 from bitkd.pipeline.plan import Plan
 from bitkd.pipeline.planned import PlannedStage

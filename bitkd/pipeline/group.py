@@ -1,6 +1,11 @@
 """The processes of a run: started before the first stage, reused to the last."""
 
 import os
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
@@ -8,9 +13,12 @@ from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 
 from bitkd.config.schema import TrainerSpec
 from bitkd.errors import InputError
-from bitkd.pipeline.stopping import follow_parent
+from bitkd.pipeline.stopping import INTERRUPTED, STOPPED
 
 T = TypeVar("T")
+
+GRACE_SECONDS = 10.0
+"""For rank zero to tell what happened, after a process that it started has died."""
 
 
 def make_trainer(spec: TrainerSpec, find_unused_parameters: bool = False, **settings: Any) -> pl.Trainer:
@@ -49,10 +57,8 @@ class Group:
         if isinstance(self._strategy, ParallelStrategy):
             if self._strategy.launcher is not None:
                 self._strategy.launcher.launch(lambda: None)
+                _take_over_observer()
             self._strategy.setup_environment()
-        # Lightning's launcher is rank zero itself; torchrun's is a process of its own.
-        if self.world_size > 1 and (self.rank or "TORCHELASTIC_RUN_ID" in os.environ):
-            follow_parent(self.rank)
 
     @property
     def is_global_zero(self) -> bool:
@@ -82,3 +88,27 @@ class Group:
     def barrier(self) -> None:
         """Wait for all ranks."""
         self._strategy.barrier()
+
+
+def _take_over_observer() -> None:
+    """Lightning watches the processes that it started, and kills this one too when one of them dies: in silence, and maybe
+    before the work has failed with a message of its own.
+    """
+    for thread in threading.enumerate():
+        if thread.name == "child-process-observer":
+            thread._terminate_all = partial(_bring_down, thread._child_processes)  # type: ignore[attr-defined]
+
+
+def _bring_down(processes: list[subprocess.Popen]) -> None:
+    rank, code = next((rank, p.returncode) for rank, p in enumerate(processes, start=1) if p.returncode)
+    stopped = code in (STOPPED, INTERRUPTED)
+    if not stopped:
+        print(
+            f"bitkd: rank {rank} died (code {code}); all processes leave, run the same command again to go on",
+            file=sys.stderr,
+            flush=True,
+        )
+    time.sleep(GRACE_SECONDS)
+    for process in processes:
+        process.kill()
+    os._exit(code if stopped else 1)

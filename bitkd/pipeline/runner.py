@@ -4,9 +4,11 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
-from bitkd.callbacks.checkpoints import StoppedError
+import torch
+
 from bitkd.config.load import to_yaml
 from bitkd.config.schema import Config
+from bitkd.errors import StoppedError
 from bitkd.pipeline.augmentation import augment
 from bitkd.pipeline.execute import execute
 from bitkd.pipeline.group import Group
@@ -33,16 +35,23 @@ class StageFailedError(RuntimeError):
     def __str__(self) -> str:
         rest = f"not run: {', '.join(self.not_run)}" if self.not_run else "it was the last stage"
         return (
-            f"stage {self.stage} failed: {type(self.cause).__name__}: {self.cause}\n"
+            f"stage {self.stage} failed: {type(self.cause).__name__}: {self.cause}{_advice(self.cause)}\n"
             f"{rest}. Finished stages are kept; run the same command again to go on from here. Traceback: {self.log}"
         )
+
+
+def _advice(cause: BaseException) -> str:
+    memory = isinstance(cause, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(cause)
+    if not memory:
+        return ""
+    return "; use more trainer.accumulate_grad_batches (the same batch in smaller parts), or a smaller train.batch_size"
 
 
 def run(config: Config, console: Any, progress_bar: bool = False) -> Plan:
     """Run the configured graph to its end.
 
     console: has `print`; one plain line at each stage's start and one at its end.
-    Raises InputError before any work starts, StageFailedError while working, StoppedError where SIGTERM or SIGUSR1 came.
+    Raises InputError before any work starts, StageFailedError while working, StoppedError where it was asked to stop.
     """
     plan = make_plan(config)
     plan.store.prepare()
@@ -79,9 +88,8 @@ def run(config: Config, console: Any, progress_bar: bool = False) -> Plan:
                 else:
                     execute(plan, stage, group, stopping, label, progress_bar)
         except StoppedError as error:
-            raise StoppedError(
-                f"stopped in stage {stage.name} as asked; run the same command again to go on"
-            ) from error
+            told = f"stopped in stage {stage.name} as asked; run the same command again to go on"
+            raise StoppedError(told, stopping.code) from error
         except Exception as error:
             raise _failure(plan, stage, group, error, names[position:]) from error
         finally:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,14 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.conftest import read_weights
+from bitkd.models.artifact import load_student
+from tests.conftest import make_settings, read_weights
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def start(arguments, launcher=()):
-    command = [*(launcher or [sys.executable, "-m"]), "bitkd", *arguments]
+def start(arguments, launcher=(), module=True):
+    command = [*(launcher or [sys.executable, "-m"]), *(["bitkd"] if module else []), *arguments]
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -26,17 +29,24 @@ def finish(process):
     return output
 
 
-def test_two_processes_run_the_whole_graph_and_agree(settings, tmp_path):
-    both = ["trainer.devices=2", "train.eval_every=4"]
-    output = finish(start(["run", *settings(tmp_path, "multistage", *both)]))
-    assert [
-        line.split(":")[0] for line in output.splitlines() if line.startswith("stage ") and "finished" not in line
-    ] == [f"stage {k} of 8" for k in range(1, 9)]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    again = finish(start(["run", *settings(tmp_path, "multistage", *both)], torchrun))
-    assert again.count("is done already") == 8
-    alone = finish(start(["run", "--json", *settings(tmp_path, "singlestage", *both)], torchrun))
-    assert len(json.loads(alone[alone.index("{") :])["stages"]) == 4
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def test_both_launchers_run_both_pipelines_on_the_demo_to_the_same_bytes(tmp_path):
+    weights = []
+    for name, launcher in (("lightning", [sys.executable, "-m"]), ("torchrun", [*TORCHRUN, "-m"])):
+        runs = tmp_path / name
+        if weights:
+            shutil.copytree(tmp_path / "lightning" / "demo", runs / "demo", ignore=shutil.ignore_patterns("*stage"))
+        for pipeline, stages in (("multistage", 8), ("singlestage", 4)):
+            steps = ["train.max_steps=2", "train.eval_every=2", "trainer.devices=2", "trainer.accelerator=cpu"]
+            output = finish(start(["run", "task=demo", f"pipeline={pipeline}", f"run.dir={runs}", *steps], launcher))
+            begun = [line.split(":")[0] for line in output.splitlines() if line.startswith("stage ")]
+            assert list(dict.fromkeys(begun)) == [f"stage {k} of {stages}" for k in range(1, stages + 1)]
+            assert len([line for line in output.splitlines() if line.startswith("run: ")]) == 1  # one rank speaks
+        weights.append({f.parent.name: f.read_bytes() for f in runs.glob("store/*/model.safetensors")})
+    assert len(weights[0]) == 11
+    assert weights[0] == weights[1]
 
 
 def test_two_processes_augment_to_the_rows_of_one(settings, tmp_path):
@@ -48,9 +58,8 @@ def test_two_processes_augment_to_the_rows_of_one(settings, tmp_path):
         "from bitkd.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     made = []
-    for name, launcher, more in (("two", torchrun, ["trainer.devices=2"]), ("one", [sys.executable], [])):
+    for name, launcher, more in (("two", TORCHRUN, ["trainer.devices=2"]), ("one", [sys.executable], [])):
         arguments = ["augment", *settings(tmp_path / name, "singlestage", *more)[1:]]
         done = subprocess.run(
             [*launcher, str(script), *arguments],
@@ -104,10 +113,9 @@ def test_what_one_rank_died_of_is_told(settings, tmp_path):
         "from bitkd.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     arguments = ["run", *settings(tmp_path, "singlestage", "trainer.devices=2")]
     process = subprocess.run(
-        [*torchrun, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False
+        [*TORCHRUN, str(script), *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False
     )
     assert process.returncode != 0
     assert "rank 1: stage teacher failed: RuntimeError: the cable is loose" in process.stderr
@@ -136,6 +144,40 @@ def test_sigkill_at_any_stage_ends_in_the_same_bytes(settings, finished, tmp_pat
     finish(start(arguments))
     assert read_weights(tmp_path) == read_weights(finished)
     assert not any((tmp_path / "store" / ".tmp").iterdir())
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_with_half_the_batch_train_like_one(settings, finished, tmp_path, accumulate):
+    script = tmp_path / "counting.py"
+    script.write_text(
+        "import contextlib, sys\n"
+        "from torch.nn.parallel import DistributedDataParallel as DDP\n"
+        "no_sync, skipped = DDP.no_sync, []\n"
+        "def counted(self):\n"
+        "    skipped.append(1)\n"
+        "    return no_sync(self)\n"
+        "DDP.no_sync = counted\n"
+        "from bitkd.cli import main\n"
+        "code = main(sys.argv[1:])\n"
+        "print(f'gradients were not synchronized {len(skipped)} times')\n"
+        "sys.exit(code)\n"
+    )
+    pipeline = tmp_path / "one_stage.yaml"
+    pipeline.write_text(
+        "pipeline: {name: one_stage}\n"
+        "student: {layers: [1, 3], dropout: 0.0}\n"
+        "stages:\n"
+        f"  teacher: {{kind: finetune, checkpoint: {finished / 'rte' / 'singlestage' / 'teacher'}}}\n"
+        "  init: {kind: init, student: teacher}\n"
+        "  single: {kind: single_stage, student: init, teacher: teacher, select: last, max_steps: 20}\n"
+    )
+    weights = []
+    for name, more in (("one", []), ("two", ["trainer.devices=2", f"trainer.accumulate_grad_batches={accumulate}"])):
+        arguments = settings(tmp_path / name, str(pipeline), "train.lr=1e-3", "train.eval_every=20", *more)
+        output = finish(start(arguments, [sys.executable, str(script), "run"], module=False))
+        weights.append(load_student(tmp_path / name / "rte" / "one_stage" / "single").state_dict())
+    assert f"not synchronized {20 * (accumulate - 1)} times" in output
+    torch.testing.assert_close(weights[0], weights[1], atol=1e-5, rtol=0)
 
 
 def children_of(pid):
@@ -175,9 +217,8 @@ def test_one_rank_that_is_asked_stops_all(settings, tmp_path):
 
 
 def test_ranks_follow_a_launcher_that_was_killed(settings, tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     steps = ["trainer.devices=2", "train.max_steps=100000", "train.eval_every=100000"]
-    process = start(["run", *settings(tmp_path, "singlestage", *steps)], torchrun)
+    process = start(["run", *settings(tmp_path, "singlestage", *steps)], [*TORCHRUN, "-m"])
     for line in process.stdout:
         if line.startswith("stage 1 of 4: teacher"):
             break
@@ -187,3 +228,17 @@ def test_ranks_follow_a_launcher_that_was_killed(settings, tmp_path):
     assert len(ranks) == 2
     states = [Path(f"/proc/{rank}/stat") for rank in ranks]
     assert all(not state.exists() or state.read_text().split()[2] == "Z" for state in states)
+
+
+def test_chaos_in_short(tmp_path, tiny_bert, tiny_task):
+    """`make chaos` with two kills, one of them while the run starts."""
+    script = Path(__file__).parents[2] / "experiments" / "chaos" / "chaos.py"
+    settings = make_settings(tiny_bert, tiny_task, tmp_path / "unused", "singlestage", "checkpoint.every_steps=1")
+    words = [word for word in settings if not word.startswith(("pipeline=", "run.dir="))]
+    options = ["--out", str(tmp_path / "chaos"), "--kills", "2", "--pipelines", "singlestage"]
+    command = [sys.executable, str(script), *options, "--", *words]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads((tmp_path / "chaos" / "record.json").read_text())
+    assert len(record["kills"]) == 2
+    assert record["artifacts"] == 4
