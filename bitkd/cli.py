@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bitkd import __version__
@@ -19,8 +19,8 @@ settings are key=value, in any order:
   trainer.devices=2 trainer.precision=bf16-mixed logger=wandb seed=1 run.dir=runs run.name=NAME
 `bitkd config task=NAME pipeline=NAME` prints every key with its value.
 
-exit codes: 0 done, 1 a failure while working, 2 bad input (nothing was started), 75 stopped by SIGTERM or SIGUSR1, or 130
-by Ctrl-C, after saving: run the same command again.
+exit codes: 0 done, 1 a failure while working, 2 bad input (nothing was started). A run that is asked to stop saves first, and
+leaves with 75 (SIGTERM, SIGUSR1) or 130 (Ctrl-C): run the same command again.
 """
 
 PLAN_HELP = """
@@ -36,8 +36,8 @@ The rows go into the artifact store, where `bitkd run … task.augmentation.enab
 
 STORE_HELP = """
 
-gc removes artifacts and checkpoints that no run needs: a run needs every stage of its present configuration, and what its
-links name; one whose folder was deleted needs nothing. What a living process works on stays.
+gc removes artifacts and checkpoints that no run needs: a run needs every stage of its present configuration, what its links
+name, and artifacts that its settings name; one whose folder was deleted needs nothing. What a living run needs stays.
 """
 
 EVALUATE_SETTINGS_HELP = """\
@@ -135,17 +135,21 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _take_care_of_processes() -> None:
-    """Before anything heavy is imported: what asks this process to leave, or kills its launcher, may come at any moment."""
+def _take_care_of_processes() -> Callable[[], None]:
+    """Before anything heavy is imported: what asks this process to leave, or kills its launcher, may come at any moment.
+
+    Returns a function that gives the signals back.
+    """
     from bitkd.pipeline.stopping import follow_parent, leave_when_asked
 
-    leave_when_asked()
+    give_back = leave_when_asked()
     if "LOCAL_RANK" in os.environ:  # set by torchrun, and by Lightning for the processes that it starts
         follow_parent()
+    return give_back
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 a failure while working, 2 bad input."""
+    """Run one command; returns the exit code: 0 done, 1 a failure while working, 2 bad input, 75 or 130 asked to stop."""
     arguments = _parse(argv)
     # Libraries read these when they are imported.
     # Waiting threads sleep instead of spinning: where another process wants a core, small models run ten times faster.
@@ -153,9 +157,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    give_back = _take_care_of_processes() if arguments.command in ("run", "augment") else None
     try:
-        if arguments.command in ("run", "augment"):
-            _take_care_of_processes()
         from bitkd.commands import find_command
 
         return find_command(arguments.command)(arguments)
@@ -167,3 +170,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    finally:
+        if give_back:
+            give_back()

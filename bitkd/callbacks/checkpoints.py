@@ -2,7 +2,6 @@
 
 import os
 import random
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,28 +17,43 @@ from typing_extensions import override
 from bitkd.data.corpus import Position
 from bitkd.errors import StoppedError
 
+KEPT = 2
+"""Resume checkpoints that are kept: the last one, and the one before in case it is damaged."""
+
 
 class BestCheckpoint(Checkpoint):
     """Keeps the module's weights of the best validation so far, by the metric `monitor` (larger is better), in
-    `folder/best.ckpt`.
+    `folder/best-N.ckpt`.
 
-    Lightning's ModelCheckpoint forgets its best score where its folder has moved; here the score travels with the
-    resume checkpoint and the file's name never changes, so a moved run folder resumes rightly.
+    Lightning's ModelCheckpoint forgets its best score where its folder has moved; here score and step travel with the
+    resume checkpoint, so a moved run folder resumes rightly. Files that resume checkpoints still name are kept: a fit that
+    goes on from one need not come by the same scores again where its sums are not exactly repeatable.
     """
 
     def __init__(self, folder: Path, monitor: str) -> None:
-        self.file = Path(folder) / "best.ckpt"
+        self.folder = Path(folder)
         self.monitor = monitor
         self.score: float | None = None
         self.step = 0
+        self._named: list[int] = []
+
+    @property
+    def file(self) -> Path:
+        """Where the best weights are."""
+        return self.folder / f"best-{self.step:09d}.ckpt"
+
+    @override
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
+        self._named = [*self._named, self.step][-KEPT - 1 :]
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"score": self.score, "step": self.step}
+        return {"score": self.score, "step": self.step, "named": self._named}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.score, self.step = state_dict["score"], state_dict["step"]
+        self._named = [*state_dict["named"], self.step]
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -49,6 +63,10 @@ class BestCheckpoint(Checkpoint):
         if self.score is None or score > self.score:
             self.score, self.step = score, trainer.global_step
             save_checkpoint(trainer, self.file, weights_only=True)
+            if trainer.is_global_zero:
+                needed = {self.folder / f"best-{step:09d}.ckpt" for step in (*self._named, self.step)}
+                for old in {*self.folder.glob("best-*.ckpt")} - needed:
+                    old.unlink()
 
 
 STOP_STEPS = 5
@@ -154,14 +172,20 @@ class ResumeCheckpoint(Checkpoint):
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            stop, late = self._ask(trainer, now=True)  # the validation itself may have been long
+            self._stop, self._due = self._stop or stop, self._due or late
             self._save_if_due(trainer)
 
-    def _ask(self, trainer: pl.Trainer) -> tuple[bool, bool]:
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._count_seconds()
+
+    def _ask(self, trainer: pl.Trainer, now: bool = False) -> tuple[bool, bool]:
         """Whether any rank was asked to stop, and whether any finds that it is time to save."""
         own = self.asked_to_stop(), time.monotonic() - self._saved_at >= 60 * self.every_minutes
         if trainer.world_size == 1:
             return own
-        if trainer.global_step % STOP_STEPS:
+        if trainer.global_step % STOP_STEPS and not now:
             return False, False
         answers = torch.tensor(own, dtype=torch.int32, device=trainer.strategy.root_device)
         torch.distributed.all_reduce(answers, torch.distributed.ReduceOp.MAX)
@@ -178,7 +202,7 @@ class ResumeCheckpoint(Checkpoint):
         save_checkpoint(trainer, self.folder / f"step-{trainer.global_step:09d}.ckpt")
         self._saved_at = time.monotonic()
         if trainer.is_global_zero:
-            for old in sorted(self.folder.glob("step-*.ckpt"))[:-2]:
+            for old in sorted(self.folder.glob("step-*.ckpt"))[:-KEPT]:
                 old.unlink()
 
     def _count_seconds(self) -> None:
@@ -198,8 +222,7 @@ def save_checkpoint(trainer: pl.Trainer, file: Path, weights_only: bool = False)
             os.replace(temporary, file)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        free = shutil.disk_usage(file.parent).free / 1e9
-        raise OSError(f"{file} cannot be written ({error.strerror or error}; {free:.1f} GB are free)") from error
+        raise OSError(f"{file} cannot be written ({error.strerror or error})") from error
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

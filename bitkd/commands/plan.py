@@ -10,7 +10,7 @@ from rich.table import Table
 from bitkd.commands.output import make_console, print_json, quieten
 from bitkd.config.load import load_config, to_yaml
 from bitkd.config.schema import Config
-from bitkd.pipeline.memo import keep_plan, recall_plan
+from bitkd.pipeline.memo import inputs_of, keep_plan, recall_plan
 from bitkd.pipeline.record import RunRecord, state_of
 from bitkd.pipeline.store import Store, store_root
 from bitkd.report.mermaid import draw_graph
@@ -54,8 +54,9 @@ def _make_rows(config: Config) -> list[dict[str, Any]]:
     from bitkd.pipeline.plan import make_plan
 
     quieten()
+    read = inputs_of(config)
     rows = make_plan(config).rows()
-    keep_plan(config, rows)
+    keep_plan(config, rows, read)
     return rows
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from bitkd.commands.output import make_console, print_json
 from bitkd.config.load import load_config
+from bitkd.errors import InputError
 from bitkd.pipeline.store import Store, store_root
 from bitkd.pipeline.upkeep import Entry, Inventory, prune, take_inventory
 
@@ -16,8 +17,13 @@ from bitkd.pipeline.upkeep import Entry, Inventory, prune, take_inventory
 def store_command(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.settings, require=())
     store = Store(store_root(config))
-    inventory = take_inventory(store, Path(config.run.dir).expanduser().resolve())
-    return {"list": _list, "verify": _verify, "gc": _collect}[arguments.action](arguments, store, inventory)
+    runs = Path(config.run.dir).expanduser().resolve()
+    inventory = take_inventory(store, runs)
+    if arguments.action == "gc":
+        return _collect(arguments, store, inventory, runs)
+    if arguments.older_than or arguments.max_size or arguments.needed or arguments.dry_run:
+        raise InputError(f"--older-than, --max-size, --needed and --dry-run are for gc, this is {arguments.action}")
+    return {"list": _list, "verify": _verify}[arguments.action](arguments, store, inventory)
 
 
 def _list(arguments: argparse.Namespace, store: Store, inventory: Inventory) -> int:
@@ -43,9 +49,11 @@ def _verify(arguments: argparse.Namespace, store: Store, inventory: Inventory) -
     return 1 if damaged else 0
 
 
-def _collect(arguments: argparse.Namespace, store: Store, inventory: Inventory) -> int:
+def _collect(arguments: argparse.Namespace, store: Store, inventory: Inventory, runs: Path) -> int:
+    if not arguments.dry_run:
+        store.prepare()
     size = None if arguments.max_size is None else int(arguments.max_size * 1e9)
-    removed, busy = prune(store, inventory, arguments.older_than, size, arguments.needed, arguments.dry_run)
+    removed, busy = prune(store, inventory, runs, arguments.older_than, size, arguments.needed, arguments.dry_run)
     if arguments.json:
         names = {"removed": removed, "in_use": busy}
         print_json({"store": str(store.root), **{name: [asdict(e) for e in some] for name, some in names.items()}})
@@ -63,6 +71,6 @@ def _table(found: list[Entry]) -> Table:
     table = Table("key", "stage", "task", "score", "size", "days", "runs", box=None)
     for entry in found:
         score = "" if entry.score is None else f"{entry.score:.4f}"
-        runs = ", ".join(entry.runs) or "none"
+        runs = ", ".join("/".join(Path(run).parts[-2:]) for run in entry.runs) or "none"
         table.add_row(entry.key, entry.title, entry.task, score, decimal(entry.size), f"{entry.age:.1f}", runs)
     return table

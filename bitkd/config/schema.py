@@ -208,7 +208,7 @@ class CheckpointSpec:
     """Checkpoints inside a stage; they change no result."""
 
     every_minutes: float = 5.0
-    """At most this much work is lost to a kill."""
+    """At most this much work is lost to a kill, and the step or validation under way."""
 
     every_steps: int | None = None
     """Also every so many optimizer steps."""

@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 
 from bitkd.config.schema import TrainerSpec
 from bitkd.errors import InputError
-from bitkd.pipeline.stopping import INTERRUPTED, STOPPED
+from bitkd.pipeline.stopping import INTERRUPTED, LAUNCHER, STOPPED
 
 T = TypeVar("T")
 
@@ -56,7 +56,9 @@ class Group:
         ).strategy
         if isinstance(self._strategy, ParallelStrategy):
             if self._strategy.launcher is not None:
+                os.environ[LAUNCHER] = str(os.getpid())
                 self._strategy.launcher.launch(lambda: None)
+                del os.environ[LAUNCHER]
                 _take_over_observer()
             self._strategy.setup_environment()
 

@@ -15,13 +15,13 @@ from bitkd.pipeline.graph import digest
 from bitkd.pipeline.store import Store, read_json, store_root, write_json
 
 PACKAGE = Path(__file__).resolve().parent.parent
-LIBRARIES = ("torch", "transformers", "tokenizers", "datasets")
+LIBRARIES = ("numpy", "torch", "transformers", "tokenizers", "datasets")
 
 
 def recall_plan(config: Config) -> list[dict[str, Any]] | None:
     """The stages of an equal plan; null where none was made, or anything has changed since."""
     found = read_json(_file(config))
-    if found is None or found["inputs"] != _inputs(config):
+    if found is None or found["inputs"] != inputs_of(config):
         return None
     store = Store(store_root(config))
     keys = {row["name"]: f"{row['kind']}-{row['fingerprint']}" for row in found["stages"]}
@@ -32,9 +32,9 @@ def recall_plan(config: Config) -> list[dict[str, Any]] | None:
     return found["stages"]
 
 
-def keep_plan(config: Config, stages: list[dict[str, Any]]) -> None:
-    """Note a plan for `recall_plan`; one that reads the hub is not kept, because it may change there."""
-    if (inputs := _inputs(config)) is not None:
+def keep_plan(config: Config, stages: list[dict[str, Any]], inputs: str | None) -> None:
+    """Note a plan for `recall_plan`.  inputs: `inputs_of` the configuration, from before the plan was made."""
+    if inputs is not None:
         file = _file(config)
         with contextlib.suppress(OSError):  # a store that can only be read
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -45,11 +45,15 @@ def _file(config: Config) -> Path:
     return store_root(config).parent / "cache" / "plans" / f"{digest(asdict(config))}.json"
 
 
-def _inputs(config: Config) -> str | None:
-    """Changes with the code, the libraries, and size or time of any file that a plan reads; null where the hub is read."""
-    files: list[Path] = [*PACKAGE.rglob("*.py")]
+def inputs_of(config: Config) -> str | None:
+    """Changes with the code, the libraries, and size or time of any file that a plan reads; null where the hub is read, whose
+    content may change without a sign here.
+    """
+    files: list[Path] = [*PACKAGE.rglob("*.py")]  # the demo's files are made by them
+    if not Path(config.model.pretrained).expanduser().is_dir() and config.model.pretrained != DEMO:
+        return None
     for name in _folders(config):
-        path = store_root(config).parent / DEMO if name == DEMO else Path(name).expanduser()
+        path = Path(name).expanduser()
         if not path.exists():
             return None
         files += path.rglob("*") if path.is_dir() else [path]
@@ -61,7 +65,9 @@ def _inputs(config: Config) -> str | None:
         return None
     if config.data.hub_corpus.path:
         return None
-    return digest([[str(file), *_state(file)] for file in sorted(files)] + [_version(name) for name in LIBRARIES])
+    return digest(
+        [[str(file.absolute()), *_state(file)] for file in sorted(files)] + [_version(name) for name in LIBRARIES]
+    )
 
 
 def _folders(config: Config) -> Iterator[str]:
@@ -69,10 +75,8 @@ def _folders(config: Config) -> Iterator[str]:
     spec = config.task.augmentation
     given = [stage.checkpoint for stage in config.stages.values()]
     for name in (config.model.pretrained, *config.data.corpus, *given, spec.model, spec.vectors, spec.path):
-        if name:
+        if name and name != DEMO:
             yield name
-    if config.data.dir == DEMO:
-        yield DEMO
 
 
 def _state(file: Path) -> tuple[int, int]:

@@ -54,6 +54,14 @@ class Plan:
             rows = read_artifact(folder).stage["augmented"]["rows"]
             _count_steps(stage, max(1, rows // stage.train.batch_size))
 
+    def given_keys(self) -> list[str]:
+        """Artifacts of the store that the settings name by their folders: a teacher, augmented rows, a model."""
+        given = [stage.checkpoint or stage.augmented for stage in self.stages] + [self.sources.model]
+        if self.config.task.augmentation.model:
+            given.append(self.sources.augmentation_model)
+        resolved = [path.resolve() for path in given if path is not None]
+        return [path.name for path in resolved if path.parent == self.store.root]
+
     def rows(self) -> list[dict[str, Any]]:
         """The stages as plain data, for `bitkd plan`. steps: null where they are not known yet."""
         return [

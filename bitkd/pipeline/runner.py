@@ -14,7 +14,7 @@ from bitkd.pipeline.execute import execute
 from bitkd.pipeline.group import Group
 from bitkd.pipeline.kinds import AUGMENT
 from bitkd.pipeline.lock import Lock
-from bitkd.pipeline.memo import keep_plan
+from bitkd.pipeline.memo import inputs_of, keep_plan
 from bitkd.pipeline.plan import Plan, make_plan
 from bitkd.pipeline.planned import PlannedStage
 from bitkd.pipeline.stopping import Stopping
@@ -53,53 +53,83 @@ def run(config: Config, console: Any, progress_bar: bool = False) -> Plan:
     console: has `print`; one plain line at each stage's start and one at its end.
     Raises InputError before any work starts, StageFailedError while working, StoppedError where it was asked to stop.
     """
+    read = inputs_of(config)
     plan = make_plan(config)
     plan.store.prepare()
     names = [stage.name for stage in plan.stages]
-    info: dict[str, Any] = {
-        "task": plan.config.task.name,
-        "pipeline": plan.config.pipeline.name,
-        "title": plan.config.pipeline.title,
-    }
-    info |= {"seed": plan.config.seed, "metric": plan.config.task.metric}
-    info |= {"titles": {stage.name: stage.title for stage in plan.stages}}
-    info |= {"planned": {stage.name: stage.key for stage in plan.stages}}
-    plan.record.begin(info, to_yaml(plan.config), names)
     group = Group(plan.config.trainer)
+    living = None
     if group.is_global_zero:
-        keep_plan(config, plan.rows())
-        plan.store.register(plan.record.folder)
+        living = _begin(plan, console)
+        keep_plan(config, plan.rows(), read)
     stopping = Stopping()
     stopping.install()
-    for position, stage in enumerate(plan.stages, start=1):
-        label = f"stage {position} of {len(names)}: {stage.name}"
-        if stage.title != stage.name:
-            label += f" ({stage.title})"
-        lock = plan.store.lock(stage.key)
-        try:
-            stopping.check(group.any(stopping.requested))
-            finished = not _take(plan, stage, group, lock, label, console)
-            if finished:
-                _say(group, console, f"{label} is done already")
+    try:
+        for position, stage in enumerate(plan.stages, start=1):
+            label = f"stage {position} of {len(names)}: {stage.name}"
+            if stage.title != stage.name:
+                label += f" ({stage.title})"
+            _run_stage(plan, stage, group, stopping, label, console, progress_bar)
+    finally:
+        stopping.restore()
+        if living:
+            living.release()
+    return plan
+
+
+def _run_stage(
+    plan: Plan, stage: PlannedStage, group: Group, stopping: Stopping, label: str, console: Any, progress_bar: bool
+) -> None:
+    names = [other.name for other in plan.stages]
+    lock = plan.store.lock(stage.key)
+    try:
+        stopping.check(group.any(stopping.requested))
+        finished = not _take(plan, stage, group, lock, label, console)
+        if finished:
+            _say(group, console, f"{label} is done already")
+        else:
+            _say(group, console, label)
+            if stage.spec.kind == AUGMENT:
+                augment(plan, stage, group, stopping, console)
             else:
-                _say(group, console, label)
-                if stage.spec.kind == AUGMENT:
-                    augment(plan, stage, group, stopping, console)
-                else:
-                    execute(plan, stage, group, stopping, label, progress_bar)
-        except StoppedError as error:
-            told = f"stopped in stage {stage.name} as asked; run the same command again to go on"
-            raise StoppedError(told, stopping.code) from error
-        except Exception as error:
-            raise _failure(plan, stage, group, error, names[position:]) from error
-        finally:
-            lock.release()
-            close_loggers(plan.config.logger)
+                execute(plan, stage, group, stopping, label, progress_bar)
         if group.is_global_zero:
             plan.record.finish(stage.name, stage.key, plan.store.path(stage.key), names)
             if not finished:
                 _say(group, console, f"{label} finished: {_summary(plan, stage)}")
-    return plan
+    except StoppedError as error:
+        told = f"stopped in stage {stage.name} as asked; run the same command again to go on"
+        raise StoppedError(told, stopping.code) from error
+    except Exception as error:
+        raise _failure(plan, stage, group, error, names[names.index(stage.name) + 1 :]) from error
+    finally:
+        lock.release()
+        close_loggers(plan.config.logger)
+
+
+def _begin(plan: Plan, console: Any) -> Lock:
+    """Note what this run is, and say where it goes on in another way than it began. Returns a lock for as long as it lives."""
+    config = plan.config
+    processes = config.trainer.devices * config.trainer.num_nodes
+    before = plan.record.info.get("processes", processes)
+    info: dict[str, Any] = {
+        "task": config.task.name,
+        "pipeline": config.pipeline.name,
+        "title": config.pipeline.title,
+        "seed": config.seed,
+        "metric": config.task.metric,
+        "processes": processes,
+        "titles": {stage.name: stage.title for stage in plan.stages},
+        "planned": {stage.name: stage.key for stage in plan.stages},
+    }
+    plan.record.begin(info, to_yaml(config), list(info["titles"]))
+    living = plan.store.register(plan.record.folder, [*info["planned"].values(), *plan.given_keys()])
+    if before != processes:
+        console.print(
+            f"this run had {before} processes until now and has {processes}: stages that train are computed anew, because "
+            "sums are rounded in another order"
+        )
+    return living
 
 
 def _take(plan: Plan, stage: PlannedStage, group: Group, lock: Lock, label: str, console: Any) -> bool:

@@ -18,6 +18,8 @@ from bitkd.pipeline.lock import Lock, is_alive
 STAGE_FILE = "stage.json"
 METRICS_FILE = "metrics.json"
 
+_RUN = "run-"
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -65,8 +67,9 @@ class Store:
         return Lock(self.root, key)
 
     def locked(self) -> list[str]:
-        """Keys whose locks are there; a lock that a dead process left counts until somebody takes it over."""
-        return [file.name for file in (self.root / ".locks").glob("[!.]*") if file.suffix != ".beat"]
+        """Keys whose locks are held; one of another machine counts as held until somebody takes it over."""
+        locks = (Lock(self.root, file.name) for file in (self.root / ".locks").glob("[!.]*") if file.suffix != ".beat")
+        return [lock.file.name for lock in locks if lock.is_held()]
 
     def finished(self, key: str) -> bool:
         """Whether an artifact stands there; its checksum is `verify`'s business."""
@@ -116,16 +119,31 @@ class Store:
         self.drop_work(key)
         return self.load(key)
 
-    def register(self, run: Path) -> None:
-        """Remember a run that uses this store, wherever its folder is, so that `gc` leaves what it needs."""
-        file = self._runs / hashlib.sha256(str(run).encode()).hexdigest()[:20]
-        file.parent.mkdir(exist_ok=True)
-        write_json(file, str(run))
+    def register(self, run: Path, keys: list[str]) -> Lock:
+        """Remember a run that uses this store, wherever its folder is, and what it needs, so that `gc` leaves that.
 
-    def known_runs(self) -> list[str]:
-        """The folders of the runs that were registered; some may be deleted since."""
-        found = (read_json(file) for file in self._runs.glob("[!.]*"))
-        return sorted(folder for folder in found if folder)
+        Returns a lock that is held while the run lives.
+        """
+        name = hashlib.sha256(str(run).encode()).hexdigest()[:20]
+        self._runs.mkdir(exist_ok=True)
+        write_json(self._runs / name, {"folder": str(run), "host": socket.gethostname(), "keys": keys})
+        living = Lock(self.root, f"{_RUN}{name}-{uuid.uuid4().hex}")
+        living.wait(0)
+        return living
+
+    def registered(self) -> list[tuple[str, str, list[str]]]:
+        """Folder, machine and keys of each run that was registered; some may be deleted since."""
+        found = (read_json(file) for file in sorted(self._runs.glob("[!.]*")))
+        return [(run["folder"], run["host"], run["keys"]) for run in found if run]
+
+    def living_runs(self) -> list[str]:
+        """Folders of the runs that some process works on."""
+        names = {key.removeprefix(_RUN)[:20] for key in self.locked() if key.startswith(_RUN)}
+        return [run["folder"] for name in names if (run := read_json(self._runs / name))]
+
+    def exists(self) -> bool:
+        """Whether the folder is a store, and not just any."""
+        return self._temporary.is_dir()
 
     @property
     def _runs(self) -> Path:
@@ -136,7 +154,8 @@ class Store:
         shutil.rmtree(self.work(key), ignore_errors=True)
 
     def remove(self, key: str) -> None:
-        """Take a damaged artifact out of sight, then delete it."""
+        """Take an artifact out of sight, then delete it."""
+        self._temporary.mkdir(parents=True, exist_ok=True)
         grave = self._temporary / f"removed-{key}.{socket.gethostname()}.{os.getpid()}"
         shutil.rmtree(grave, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):  # another process was faster
@@ -144,6 +163,10 @@ class Store:
             shutil.rmtree(grave)
 
     def _sweep(self) -> None:
+        for file in (self.root / ".locks").glob(f"{_RUN}*"):
+            if file.suffix != ".beat" and not Lock(self.root, file.name).is_held():
+                file.unlink(missing_ok=True)
+                file.with_name(f"{file.name}.beat").unlink(missing_ok=True)
         for folder in self._temporary.iterdir():
             name, _, pid = folder.name.rpartition(".")
             if name.endswith(f".{socket.gethostname()}") and pid.isdigit() and not is_alive(int(pid)):

@@ -23,10 +23,13 @@ from pathlib import Path
 
 STARTED = re.compile(r"^stage \d+ of \d+: (\w+)(?: \(.*\))?$")
 FINISHED = re.compile(r"^stage \d+ of \d+: (\w+)(?: \(.*\))? finished: ")
+LONGEST = 1800.0
+"""Seconds after which a run that was not killed is taken for one that hangs."""
+
 GONE_WITHIN = 30.0
 """Seconds within which all processes must be gone after any of them was killed."""
 
-STARTING = "(starting)"
+STARTING, ENDED = "(starting)", "(ended before)"
 STARTING_SECONDS = 10.0
 
 
@@ -80,27 +83,37 @@ class Run:
     def wait_for(self, stages: list[str]) -> None:
         """Until one of the stages has begun, or the run has ended."""
         with self._changed:
-            self._changed.wait_for(lambda: self.stage in stages or self.process.poll() is not None)
+            self._changed.wait_for(lambda: self.stage in stages or self.process.poll() is not None, LONGEST)
 
-    def send(self, number: int, target: str) -> None:
-        """To the process that was started (rank zero), to the one that it started (rank one), or to both."""
+    def work_for(self, seconds: float) -> None:
+        """Until so much time has gone, but no longer than to the end of the present stage."""
+        stage = self.stage
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self.finished[stage] or self.stage != stage or self.process.poll() is not None, seconds
+            )
+
+    def send(self, number: int, target: str) -> str:
+        """To the process that was started (rank 0), to the one that it starts (rank 1), or to all; returns to whom."""
         if target == "all":
             os.killpg(self.process.pid, number)
         elif target == "rank 1" and (ranks := self._children()):
             os.kill(ranks[0], number)
-        else:
+        else:  # rank 1 may not be there yet
             os.kill(self.process.pid, number)
+            return "rank 0"
+        return target
 
     def _children(self) -> list[int]:
         file = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(child) for child in file.read_text().split()]
 
-    def wait_until_gone(self, seconds: float | None = None) -> int:
+    def wait_until_gone(self, seconds: float = LONGEST) -> int:
         """The exit code; TimeoutError where any process of the run is still there after so long."""
         self._reader.join(seconds)  # it ends when the last process has closed its side
         if self._reader.is_alive():
             os.killpg(self.process.pid, signal.SIGKILL)
-            raise TimeoutError(f"some process was still there {seconds} s after the kill")
+            raise TimeoutError(f"some process was still there after {seconds} s")
         return self.process.wait()
 
 
@@ -135,11 +148,12 @@ def disturb(
             run = Run(words, log)
             # An earlier kill may have come too late and let this stage end: then the next one is hit.
             run.wait_for(stages[pipeline][stages[pipeline].index(kill.stage) :])
-            time.sleep(kill.moment * seconds[kill.stage])
+            run.work_for(kill.moment * seconds[kill.stage])
             sent = time.monotonic()
-            kill.hit = run.stage
+            kill.hit = ENDED
             if run.process.poll() is None:
-                run.send(signal.Signals[kill.signal], kill.target)
+                kill.hit = run.stage
+                kill.target = run.send(signal.Signals[kill.signal], kill.target)
             kill.code = run.wait_until_gone(GONE_WITHIN)
             kill.seconds = round(time.monotonic() - sent, 1)
             finished += run.finished
@@ -162,7 +176,9 @@ def results_of(runs: Path, pipelines: list[str]) -> dict[str, dict]:
             found[f"{pipeline}/{stage}"] = {
                 "weights": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
                 "metrics": json.loads((folder / "metrics.json").read_text()),
-                "numbers": {name: record[name] for name in ("steps", "examples", "size", "selected")},
+                "numbers": {
+                    name: record.get(name) for name in ("steps", "examples", "size", "selected", "selected_step")
+                },
             }
     return found
 
@@ -198,7 +214,7 @@ def write_results(record: dict, file: Path) -> None:
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += [
         "",
-        "Exit codes: 75 asked to stop and saved, 1 a rank lost its partner, negative: the signal that ended it.",
+        "Exit codes: 75 asked to stop (and saved, if work had begun), 1 a rank lost its partner, negative: the signal.",
         "",
     ]
     file.write_text("\n".join(lines), encoding="utf-8")
@@ -238,7 +254,7 @@ def main() -> int:
     kills = plan_kills(arguments.kills, stages, arguments.seed)
     finished = disturb(kills, settings("killed"), stages, seconds, arguments.out / "killed.log")
     killed = results_of(arguments.out / "killed", arguments.pipelines)
-    hit = {kill.hit for kill in kills} - {STARTING}
+    hit = {kill.hit for kill in kills} - {STARTING, ENDED}
     record = {
         "seed": arguments.seed,
         "processes": 2,
@@ -247,6 +263,7 @@ def main() -> int:
         "stages": [stage for stage in seconds if stage != STARTING],
         "hit": sorted(hit),
         "missed": sorted({kill.stage for kill in kills} - hit - {STARTING}),
+        "unsent": sum(kill.hit == ENDED for kill in kills),
         "lost": sorted(stage for stage, count in finished.items() if count > 1),
         "artifacts": len(whole),
         "different_weights": sorted(n for n in whole if whole[n]["weights"] != killed.get(n, {}).get("weights")),
@@ -257,7 +274,8 @@ def main() -> int:
     for folder in [arguments.out, *([arguments.results] if arguments.results else [])]:
         (folder / "record.json").write_text(json.dumps(record, indent=1) + "\n")
         write_results(record, folder / "RESULTS.md")
-    bad = {name: record[name] for name in ("missed", "lost", "different_weights", "different_numbers") if record[name]}
+    wrong = ("missed", "unsent", "lost", "different_weights", "different_numbers")
+    bad = {name: record[name] for name in wrong if record[name]}
     print(
         f"failed: {bad}" if bad else f"{len(kills)} kills, nothing lost, nothing different: {arguments.out}/RESULTS.md"
     )

@@ -87,7 +87,7 @@ def fit(folder, stop_at=None, steps=12, accumulate=1, every_steps=1, interval=4)
 
 
 def best_weights(folder):
-    return torch.load(folder / "best.ckpt", weights_only=True)["state_dict"]
+    return torch.load(max(folder.glob("best-*.ckpt")), weights_only=True)["state_dict"]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -147,3 +147,23 @@ def test_two_checkpoints_are_kept_and_seconds_add_up(tmp_path):
     assert [file.name for file in files] == ["step-000000008.ckpt", "step-000000009.ckpt"]
     states = torch.load(files[-1], weights_only=True)["callbacks"]
     assert states["ResumeCheckpoint"]["seconds"] > 0
+
+
+def test_time_is_counted_to_the_end_though_nothing_is_saved(tmp_path):
+    module, _ = fit(tmp_path, every_steps=None)
+    resume = next(callback for callback in module.trainer.callbacks if isinstance(callback, ResumeCheckpoint))
+    assert resume.seconds > 0
+    assert not [*tmp_path.glob("step-*.ckpt")]
+
+
+def test_a_best_that_a_checkpoint_names_outlives_a_better_one(tmp_path, monkeypatch):
+    """Where a repeated step ends otherwise than it did (on a GPU), the weights of the lost way must not be handed on."""
+    scores = iter([0.5, 0.9])
+    monkeypatch.setattr(Noisy, "validation_step", lambda self, *_: self.log(SCORE, torch.tensor(next(scores))))
+    monkeypatch.setattr(Rows, "val_dataloader", lambda self: DataLoader(self.rows[:4], batch_size=4))
+    fit(tmp_path, stop_at=9, every_steps=5)  # saved at step 5, with the best of step 4; at step 8 a better one came
+    assert [file.name for file in sorted(tmp_path.glob("best-*"))] == ["best-000000004.ckpt", "best-000000008.ckpt"]
+    scores = iter([0.4, 0.3])
+    _, best = fit(tmp_path, every_steps=5)
+    assert (best.score, best.step) == (0.5, 4)
+    assert best.file.is_file()

@@ -1,4 +1,5 @@
 import json
+import os
 import socket
 import subprocess
 import threading
@@ -81,3 +82,17 @@ def leave(root, host, pid):
     (root / ".locks").mkdir()
     (root / ".locks" / "k").write_text(json.dumps({"id": "x", "host": host, "pid": pid}))
     (root / ".locks" / "k.beat").write_text("x 3")
+
+
+def test_held_is_told_without_trying(tmp_path):
+    lock = Lock(tmp_path, "k")
+    assert not Lock(tmp_path, "k").is_held()
+    lock.wait(0)
+    assert Lock(tmp_path, "k").is_held()
+    lock.release()
+    foreign = {"id": "x", "host": "another", "pid": 1}
+    lock.file.write_text(json.dumps(foreign))
+    lock.beat.write_text("x 1")
+    assert Lock(tmp_path, "k").is_held()
+    os.utime(lock.beat, (0, 0))
+    assert not Lock(tmp_path, "k").is_held()

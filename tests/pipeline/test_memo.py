@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 from bitkd.cli import main
 from bitkd.config.load import load_config
 from bitkd.pipeline import plan as planning
-from bitkd.pipeline.memo import recall_plan
+from bitkd.pipeline.memo import inputs_of, recall_plan
 
 
 @pytest.fixture
@@ -56,9 +57,24 @@ def test_a_changed_file_is_planned_anew(planned, tiny_bert, monkeypatch):
     before = file.stat()
     monkeypatch.setattr(planning, "make_plan", lambda config: pytest.fail("nothing has changed yet"))
     planned()
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
     try:
         with pytest.raises(pytest.fail.Exception, match="nothing has changed"):
             planned()
     finally:
         os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_changed_row_is_planned_anew(planned, tiny_task, tmp_path):
+    data = shutil.copytree(tiny_task, tmp_path / "glue")
+    first = planned(f"data.dir={data}")
+    with open(data / "RTE" / "dev.tsv", "a") as file:
+        file.write("99\ta dog runs\ta cat\tentailment\n")
+    assert planned(f"data.dir={data}")[0]["fingerprint"] != first[0]["fingerprint"]
+
+
+def test_what_the_hub_holds_is_not_remembered(settings, tmp_path):
+    local = load_config(settings(tmp_path, "singlestage"))
+    assert inputs_of(local)
+    for more in ("data.dir=null", "model.pretrained=bert-base-uncased", "data.hub_corpus.path=wikitext"):
+        assert inputs_of(load_config([*settings(tmp_path, "singlestage"), more])) is None

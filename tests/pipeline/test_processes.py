@@ -214,6 +214,12 @@ def test_one_rank_that_is_asked_stops_all(settings, tmp_path):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output
     assert "stopped in stage teacher as asked" in output
+    alone = start(["run", *settings(tmp_path)])
+    assert alone.stdout.readline().startswith(
+        "this run had 2 processes until now and has 1: stages that train are computed"
+    )
+    alone.kill()
+    alone.communicate()
 
 
 def test_ranks_follow_a_launcher_that_was_killed(settings, tmp_path):
@@ -231,14 +237,17 @@ def test_ranks_follow_a_launcher_that_was_killed(settings, tmp_path):
 
 
 def test_chaos_in_short(tmp_path, tiny_bert, tiny_task):
-    """`make chaos` with two kills, one of them while the run starts."""
+    """`make chaos` with two kills and few steps: one process is killed, then asked to stop."""
     script = Path(__file__).parents[2] / "experiments" / "chaos" / "chaos.py"
-    settings = make_settings(tiny_bert, tiny_task, tmp_path / "unused", "singlestage", "checkpoint.every_steps=1")
+    settings = make_settings(
+        tiny_bert, tiny_task, tmp_path / "unused", "singlestage", "checkpoint.every_steps=1", "train.max_steps=40"
+    )
     words = [word for word in settings if not word.startswith(("pipeline=", "run.dir="))]
-    options = ["--out", str(tmp_path / "chaos"), "--kills", "2", "--pipelines", "singlestage"]
+    options = ["--out", str(tmp_path / "chaos"), "--kills", "2", "--seed", "154", "--pipelines", "singlestage"]
     command = [sys.executable, str(script), *options, "--", *words]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((tmp_path / "chaos" / "record.json").read_text())
-    assert len(record["kills"]) == 2
+    assert [kill["signal"] for kill in record["kills"]] == ["SIGKILL", "SIGTERM"]
+    assert all(kill["code"] != 0 for kill in record["kills"])
     assert record["artifacts"] == 4

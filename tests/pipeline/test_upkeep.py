@@ -7,7 +7,10 @@ import shutil
 import pytest
 
 from bitkd.cli import main
+from bitkd.config.load import load_config
+from bitkd.pipeline.runner import run
 from bitkd.pipeline.store import Store
+from tests.conftest import Lines
 
 DAY = 86400
 
@@ -40,8 +43,9 @@ def keys(found):
 def test_list_says_who_needs_what(tell, runs):
     found = {entry["key"]: entry for entry in tell("list")["entries"]}
     manifest = json.loads((runs / "rte" / "multistage" / "manifest.json").read_text())["artifacts"]
-    assert found[manifest["teacher"]]["runs"] == ["rte/multistage", "rte/singlestage"]
-    assert found[manifest["split"]]["runs"] == ["rte/multistage"]
+    both = [str(runs / "rte" / name) for name in ("multistage", "singlestage")]
+    assert sorted(found[manifest["teacher"]]["runs"]) == both
+    assert found[manifest["split"]]["runs"] == both[:1]
     assert found[manifest["split"]]["size"] == sum(
         file.stat().st_size for file in (runs / "store" / manifest["split"]).iterdir()
     )
@@ -65,7 +69,7 @@ def test_gc_takes_what_a_deleted_run_alone_needed(tell, runs):
     assert len(would) == 7
     assert len(tell("list")["entries"]) == 11
     assert keys(tell("gc")["removed"]) == would
-    assert {entry["runs"][0] for entry in tell("list")["entries"]} == {"rte/singlestage"}
+    assert {entry["runs"][0] for entry in tell("list")["entries"]} == {str(runs / "rte" / "singlestage")}
     assert tell("gc")["removed"] == []
 
 
@@ -73,8 +77,39 @@ def test_gc_knows_runs_in_other_folders(tell, runs, store, tmp_path):
     moved = tmp_path / "elsewhere" / "rte" / "multistage"
     shutil.copytree(runs / "rte" / "multistage", moved, symlinks=True)
     shutil.rmtree(runs / "rte" / "multistage")
-    store.register(moved)
+    store.register(moved, []).release()
     assert tell("gc")["removed"] == []
+
+
+@pytest.mark.parametrize("where", ["another machine", "a disk that is not there"])
+def test_gc_leaves_what_a_run_out_of_sight_needs(tell, runs, store, tmp_path, where):
+    shutil.rmtree(runs / "rte" / "multistage")
+    keys_of_all = [entry["key"] for entry in tell("list")["entries"]]
+    folder = runs if where == "another machine" else tmp_path / "not mounted"
+    store.register(folder / "rte" / "multistage", keys_of_all).release()
+    if where == "another machine":
+        (file,) = (runs / "store" / ".runs").iterdir()
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"host": "another"}))
+    assert tell("gc")["removed"] == []
+    assert len(tell("gc", "--needed")["removed"]) == 11
+
+
+def test_gc_leaves_what_a_run_names_by_its_folder(tell, runs, settings):
+    teacher = (runs / "rte" / "singlestage" / "teacher").resolve()
+    given = [f"stages.teacher.checkpoint={teacher}", "run.name=given"]
+    run(load_config(settings(runs, "singlestage", *given)), Lines())
+    for name in ("singlestage", "multistage"):
+        shutil.rmtree(runs / "rte" / name)
+    assert len(tell("gc")["removed"]) == 10
+    assert teacher.is_dir()
+
+
+def test_gc_leaves_folders_that_are_none_of_its_own(tell, runs):
+    shutil.rmtree(runs / "rte")
+    mine = runs / "store" / "my-notes"
+    mine.mkdir()
+    assert len(tell("gc")["removed"]) == 11
+    assert mine.is_dir()
 
 
 def test_gc_by_age_and_size(tell, runs):
@@ -90,28 +125,31 @@ def test_gc_by_age_and_size(tell, runs):
     assert len(tell("gc")["removed"]) == 11
 
 
-def test_gc_leaves_what_a_living_process_works_on(tell, runs, store):
-    manifest = json.loads((runs / "rte" / "multistage" / "manifest.json").read_text())["artifacts"]
-    lock = store.lock(manifest["stage2"])
-    assert lock.wait(0) == "held"
+def test_gc_leaves_what_a_living_run_needs(tell, runs, store):
+    run = runs / "rte" / "multistage"
+    manifest = json.loads((run / "manifest.json").read_text())["artifacts"]
+    living = store.register(run, [])
     try:
         told = tell("gc", "--needed")
     finally:
-        lock.release()
-    assert keys(told["in_use"]) == set(manifest.values())  # all that the working run needs
-    assert "rte/multistage" not in str(told["removed"])
+        living.release()
+    assert keys(told["in_use"]) == set(manifest.values())
+    assert all(entry["runs"] == [str(runs / "rte" / "singlestage")] for entry in told["removed"])
+
+
+def test_gc_leaves_a_stage_that_is_being_computed(tell, runs, store):
     shutil.rmtree(runs / "rte")
-    work = store.work("general-0123")
-    work.mkdir(parents=True)
-    (work / "step-7.ckpt").write_text("")
-    lock = store.lock("general-0123")
+    key = "general-0123456789abcdef0123"
+    store.work(key).mkdir(parents=True)
+    (store.work(key) / "step-7.ckpt").write_text("")
+    lock = store.lock(key)
     assert lock.wait(0) == "held"
     try:
-        assert keys(tell("gc")["in_use"]) == {"general-0123"}
+        assert keys(tell("gc")["in_use"]) == {key}
     finally:
         lock.release()
-    assert keys(tell("gc")["removed"]) == {"general-0123"}
-    assert not work.exists()
+    assert keys(tell("gc")["removed"]) == {key}
+    assert not store.work(key).exists()
 
 
 def test_a_pruned_run_computes_again_what_is_missing(tell, runs, settings):
@@ -122,3 +160,8 @@ def test_a_pruned_run_computes_again_what_is_missing(tell, runs, settings):
 def test_there_is_no_store(tmp_path, capsys):
     assert main(["store", "list", f"run.dir={tmp_path / 'nowhere'}"]) == 2
     assert "is no store" in capsys.readouterr().err
+
+
+def test_options_of_gc_are_for_gc(runs, capsys):
+    assert main(["store", "list", "--dry-run", f"run.dir={runs}"]) == 2
+    assert "are for gc, this is list" in capsys.readouterr().err
