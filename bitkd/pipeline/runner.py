@@ -129,6 +129,11 @@ def _begin(plan: Plan, console: Any) -> Lock:
             f"this run had {before} processes until now and has {processes}: stages that train are computed anew, because "
             "sums are rounded in another order"
         )
+    parts = config.trainer.accumulate_grad_batches
+    if processes * parts > 1:
+        sizes = sorted({stage.train.batch_size for stage in plan.stages if stage.trains})
+        shares = ", ".join(f"{size} rows = {processes} x {parts} x {size // (processes * parts)}" for size in sizes)
+        console.print(f"each optimizer step (processes x accumulated batches x rows): {shares}")
     return living
 
 

@@ -177,6 +177,7 @@ def test_two_processes_with_half_the_batch_train_like_one(settings, finished, tm
         output = finish(start(arguments, [sys.executable, str(script), "run"], module=False))
         weights.append(load_student(tmp_path / name / "rte" / "one_stage" / "single").state_dict())
     assert f"not synchronized {20 * (accumulate - 1)} times" in output
+    assert f": 8 rows = 2 x {accumulate} x {4 // accumulate}\n" in output
     torch.testing.assert_close(weights[0], weights[1], atol=1e-5, rtol=0)
 
 
