@@ -15,6 +15,7 @@ FLOORS = [
     {"stages", "callbacks"},
     {"report"},
     {"config"},
+    {"store"},
     {"pipeline"},
     {"commands"},
     {"cli"},

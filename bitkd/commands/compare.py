@@ -6,8 +6,8 @@ from pathlib import Path
 
 from bitkd.commands.output import make_console, print_json
 from bitkd.errors import InputError
-from bitkd.pipeline.record import RunRecord
 from bitkd.report.comparison import RunData, compare_rows, render, write_report
+from bitkd.store.record import RunRecord
 
 
 def compare_command(arguments: argparse.Namespace) -> int:

@@ -11,9 +11,9 @@ from bitkd.commands.output import make_console, print_json, quieten
 from bitkd.config.load import load_config, to_yaml
 from bitkd.config.schema import Config
 from bitkd.pipeline.memo import inputs_of, keep_plan, recall_plan
-from bitkd.pipeline.record import RunRecord, state_of
-from bitkd.pipeline.store import Store, store_root
 from bitkd.report.mermaid import draw_graph
+from bitkd.store.artifacts import Store, store_root
+from bitkd.store.record import RunRecord, state_of
 
 
 def plan_command(arguments: argparse.Namespace) -> int:

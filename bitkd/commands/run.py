@@ -12,8 +12,8 @@ from bitkd.config.load import load_config
 from bitkd.data.augment import load_shards
 from bitkd.errors import InputError, StoppedError
 from bitkd.pipeline.runner import StageFailedError, run
-from bitkd.pipeline.store import read_artifact
 from bitkd.report.comparison import compare_rows, render
+from bitkd.store.artifacts import read_artifact
 
 EXAMPLES = 10
 

@@ -10,8 +10,8 @@ from rich.table import Table
 from bitkd.commands.output import make_console, print_json
 from bitkd.config.load import load_config
 from bitkd.errors import InputError
-from bitkd.pipeline.store import Store, store_root
-from bitkd.pipeline.upkeep import Entry, Inventory, prune, take_inventory
+from bitkd.store.artifacts import Store, store_root
+from bitkd.store.upkeep import Entry, Inventory, prune, take_inventory
 
 
 def store_command(arguments: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from bitkd.config.schema import Config
 from bitkd.pipeline.kinds import AUGMENT, DISTILLATION
 from bitkd.pipeline.planned import PlannedStage
 from bitkd.pipeline.sources import Sources, folder_hash
-from bitkd.pipeline.store import checksum, read_artifact
+from bitkd.store.artifacts import checksum, read_artifact
 
 FORMAT = 2
 """Version of what artifacts hold; a change makes every older one stale."""

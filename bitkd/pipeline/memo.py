@@ -12,7 +12,7 @@ from typing import Any
 
 from bitkd.config.schema import DEMO, Config
 from bitkd.pipeline.graph import digest
-from bitkd.pipeline.store import Store, read_json, store_root, write_json
+from bitkd.store.artifacts import Store, read_json, store_root, write_json
 
 PACKAGE = Path(__file__).resolve().parent.parent
 LIBRARIES = ("numpy", "torch", "transformers", "tokenizers", "datasets")

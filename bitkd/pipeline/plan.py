@@ -23,9 +23,9 @@ from bitkd.pipeline.graph import Node, fingerprints, order
 from bitkd.pipeline.identity import identity_of
 from bitkd.pipeline.kinds import AUGMENT, TRAINED, upstream_of, wants_augmented
 from bitkd.pipeline.planned import PlannedStage
-from bitkd.pipeline.record import RunRecord, state_of
 from bitkd.pipeline.sources import Sources, open_sources
-from bitkd.pipeline.store import Store, read_artifact, store_root
+from bitkd.store.artifacts import Store, read_artifact, store_root
+from bitkd.store.record import RunRecord, state_of
 
 
 @dataclass

@@ -13,12 +13,12 @@ from bitkd.pipeline.augmentation import augment
 from bitkd.pipeline.execute import execute
 from bitkd.pipeline.group import Group
 from bitkd.pipeline.kinds import AUGMENT
-from bitkd.pipeline.lock import Lock
 from bitkd.pipeline.memo import inputs_of, keep_plan
 from bitkd.pipeline.plan import Plan, make_plan
 from bitkd.pipeline.planned import PlannedStage
 from bitkd.pipeline.stopping import Stopping
 from bitkd.pipeline.tracking import close_loggers
+from bitkd.store.lock import Lock
 
 WAIT_SECONDS = 60.0
 

@@ -19,7 +19,7 @@ from bitkd.data.task import TaskDataModule
 from bitkd.errors import InputError
 from bitkd.models.artifact import load_config
 from bitkd.pipeline.graph import digest
-from bitkd.pipeline.store import Store, checksum, read_artifact, store_root
+from bitkd.store.artifacts import Store, checksum, read_artifact, store_root
 
 SAFETENSORS = ("model*.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from bitkd.errors import InputError
-from bitkd.pipeline.store import Store
+from bitkd.store.artifacts import Store
 
 
 def publish(store, key="kind-abc", content=b"weights"):

@@ -13,7 +13,7 @@ from typing import Any
 
 from bitkd.config.schema import Config
 from bitkd.errors import InputError
-from bitkd.pipeline.lock import Lock, is_alive
+from bitkd.store.lock import Lock, is_alive
 
 STAGE_FILE = "stage.json"
 METRICS_FILE = "metrics.json"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bitkd.errors import InputError
-from bitkd.pipeline.store import Artifact, Store, read_artifact, write_json
+from bitkd.store.artifacts import Artifact, Store, read_artifact, write_json
 
 MANIFEST = "manifest.json"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from stat import S_ISREG
 
 from bitkd.errors import InputError
-from bitkd.pipeline.record import MANIFEST, RunRecord
-from bitkd.pipeline.store import METRICS_FILE, STAGE_FILE, Store, read_json
+from bitkd.store.artifacts import METRICS_FILE, STAGE_FILE, Store, read_json
+from bitkd.store.record import MANIFEST, RunRecord
 
 DAY = 86400
 

@@ -9,7 +9,7 @@ import pytest
 from bitkd.cli import main
 from bitkd.config.load import load_config
 from bitkd.pipeline.runner import run
-from bitkd.pipeline.store import Store
+from bitkd.store.artifacts import Store
 from tests.conftest import Lines
 
 DAY = 86400

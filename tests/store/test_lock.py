@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from bitkd.pipeline import lock
-from bitkd.pipeline.lock import Lock
+from bitkd.store import lock
+from bitkd.store.lock import Lock
 
 
 @pytest.fixture(autouse=True)
