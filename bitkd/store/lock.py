@@ -61,8 +61,10 @@ class Lock:
     def is_held(self) -> bool:
         """Whether the lock is held by somebody who may be alive, without trying for it."""
         found = self._holder()
-        if not found or found["host"] == socket.gethostname():
-            return bool(found) and is_alive(int(found["pid"]))
+        if not found:  # not there, or just being written
+            return self.file.exists()
+        if found["host"] == socket.gethostname():
+            return is_alive(int(found["pid"]))
         probe = self.file.with_name(f".{self.id}")
         try:  # the file server's clock against itself
             probe.touch()

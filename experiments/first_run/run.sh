@@ -19,6 +19,6 @@ both() { # layers, task, epochs of a KD stage, settings
 }
 
 both 1,3,5 mrpc 3 stages.teacher.epochs=3
-both 1,3,5 rte 2 stages.teacher.epochs=4
+both 1,3,5 rte 3 stages.teacher.epochs=4
 both 0,1,2,3,4,5 mrpc 2 stages.teacher.epochs=3
-both 0,1,2,3,4,5 rte 1 stages.teacher.epochs=4
+both 0,1,2,3,4,5 rte 3 stages.teacher.epochs=4
