@@ -45,7 +45,7 @@ chaos: setup
 	$(BIN)/python experiments/chaos/chaos.py --out build/chaos $(ARGS)
 
 test: setup
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 check: setup
 	$(BIN)/ruff check .

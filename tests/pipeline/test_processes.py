@@ -39,7 +39,7 @@ def test_both_launchers_run_both_pipelines_on_the_demo_to_the_same_bytes(tmp_pat
         if weights:
             shutil.copytree(tmp_path / "lightning" / "demo", runs / "demo", ignore=shutil.ignore_patterns("*stage"))
         for pipeline, stages in (("multistage", 8), ("singlestage", 4)):
-            steps = ["train.max_steps=2", "train.eval_every=2", "trainer.devices=2", "trainer.accelerator=cpu"]
+            steps = ["train.max_steps=2", "stages.teacher.max_steps=2", "trainer.devices=2", "trainer.accelerator=cpu"]
             output = finish(start(["run", "task=demo", f"pipeline={pipeline}", f"run.dir={runs}", *steps], launcher))
             begun = [line.split(":")[0] for line in output.splitlines() if line.startswith("stage ")]
             assert list(dict.fromkeys(begun)) == [f"stage {k} of {stages}" for k in range(1, stages + 1)]
