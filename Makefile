@@ -15,7 +15,7 @@ help:
 	@echo "make demo                           both pipelines on the embedded task, then the comparison"
 	@echo "make multistage|singlestage TASK=mnli DEVICES=1 RUNS=runs ARGS=\"key=value …\""
 	@echo "make compare TASK=mnli RUNS=runs    the two pipelines' runs side by side"
-	@echo "make bench SUITE=data               speed and memory, as ratios, into build/bench"
+	@echo "make bench SUITE=data|overhead      speed and memory, as ratios, into build/bench"
 	@echo "make chaos                          both demo pipelines in two processes, killed 25 times; into build/chaos"
 	@echo "make test                           the test suite"
 	@echo "make check                          ruff and mypy"

@@ -20,7 +20,7 @@ from bitkd.pipeline.runner import StageFailedError, run
 from bitkd.stages.base import StudentModule
 from bitkd.stages.single_stage import SingleStageDistillation
 from tests.conftest import read_weights
-from tests.pipeline.test_processes import ENVIRONMENT, finish, start
+from tests.pipeline.test_processes import ENVIRONMENT, start
 
 
 def run_under(settings, prepare, command="run"):
@@ -36,7 +36,7 @@ def largest_file(size):
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-def test_a_disk_that_is_full_at_a_checkpoint(settings, finished, tmp_path):
+def test_a_disk_that_is_full_at_a_checkpoint(settings, finished, console, tmp_path):
     weights = (finished / "rte" / "singlestage" / "teacher" / "model.safetensors").stat().st_size
     overrides = settings(tmp_path, "singlestage", "checkpoint.every_steps=1")
     failed = run_under(overrides, largest_file(weights * 2))  # a checkpoint has the optimizer's moments too
@@ -45,11 +45,11 @@ def test_a_disk_that_is_full_at_a_checkpoint(settings, finished, tmp_path):
     assert ".ckpt cannot be written (File too large)" in failed.stderr
     assert "not run: init, single, single_binary" in failed.stderr
     assert not [*tmp_path.glob("store/.work/*/*.tmp")]
-    finish(start(["run", *overrides]))
+    run(load_config(overrides), console)
     assert read_weights(tmp_path) == read_weights(finished)
 
 
-def test_a_disk_that_is_full_at_an_artifact(settings, finished, tmp_path):
+def test_a_disk_that_is_full_at_an_artifact(settings, finished, console, tmp_path):
     (teacher,) = (finished / "store").glob("finetune-*")
     shutil.copytree(teacher, tmp_path / "store" / teacher.name)
     overrides = settings(tmp_path)
@@ -59,7 +59,7 @@ def test_a_disk_that_is_full_at_an_artifact(settings, finished, tmp_path):
     assert "File too large" in failed.stderr
     assert "not run: single, single_binary" in failed.stderr
     assert [folder.name for folder in (tmp_path / "store").glob("[!.]*")] == [teacher.name]  # nothing torn is visible
-    finish(start(["run", *overrides]))
+    run(load_config(overrides), console)
     assert read_weights(tmp_path) == read_weights(finished)
     assert not any((tmp_path / "store" / ".tmp").iterdir())
 
@@ -142,7 +142,7 @@ def endless_step(tmp_path):
     return script
 
 
-def test_ctrl_c_twice_leaves_at_once(settings, finished, tmp_path, endless_step):
+def test_ctrl_c_twice_leaves_at_once(settings, finished, console, tmp_path, endless_step):
     arguments = ["run", *settings(tmp_path, "singlestage", "checkpoint.every_steps=1")]
     command = [sys.executable, str(endless_step), *arguments]
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -153,7 +153,7 @@ def test_ctrl_c_twice_leaves_at_once(settings, finished, tmp_path, endless_step)
     assert process.returncode == 130
     assert "interrupted twice; run the same command again" in output
     assert "Traceback" not in output
-    finish(start(arguments))
+    run(load_config(arguments[1:]), console)
     assert read_weights(tmp_path) == read_weights(finished)
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from bitkd.config.load import load_config
 from bitkd.models.artifact import load_student
+from bitkd.pipeline.runner import run
 from tests.conftest import make_settings, read_weights
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -132,7 +134,7 @@ def test_two_runs_at_once_compute_each_stage_once(settings, finished, tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["stage 2 of 4: init", "stage 3 of 4: single ", "stage 4 of 4: single_binary"])
-def test_sigkill_at_any_stage_ends_in_the_same_bytes(settings, finished, tmp_path, moment):
+def test_sigkill_at_any_stage_ends_in_the_same_bytes(settings, finished, console, tmp_path, moment):
     arguments = ["run", *settings(tmp_path, "singlestage", "checkpoint.every_steps=1")]
     process = start(arguments)
     for line in process.stdout:
@@ -141,13 +143,13 @@ def test_sigkill_at_any_stage_ends_in_the_same_bytes(settings, finished, tmp_pat
     time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    finish(start(arguments))
+    run(load_config(arguments[1:]), console)
     assert read_weights(tmp_path) == read_weights(finished)
     assert not any((tmp_path / "store" / ".tmp").iterdir())
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_processes_with_half_the_batch_train_like_one(settings, finished, tmp_path, accumulate):
+def test_two_processes_with_half_the_batch_train_like_one(settings, finished, console, tmp_path, accumulate):
     script = tmp_path / "counting.py"
     script.write_text(
         "import contextlib, sys\n"
@@ -174,7 +176,10 @@ def test_two_processes_with_half_the_batch_train_like_one(settings, finished, tm
     weights = []
     for name, more in (("one", []), ("two", ["trainer.devices=2", f"trainer.accumulate_grad_batches={accumulate}"])):
         arguments = settings(tmp_path / name, str(pipeline), "train.lr=1e-3", "train.eval_every=20", *more)
-        output = finish(start(arguments, [sys.executable, str(script), "run"], module=False))
+        if more:
+            output = finish(start(arguments, [sys.executable, str(script), "run"], module=False))
+        else:
+            run(load_config(arguments), console)
         weights.append(load_student(tmp_path / name / "rte" / "one_stage" / "single").state_dict())
     assert f"not synchronized {20 * (accumulate - 1)} times" in output
     assert f": 8 rows = 2 x {accumulate} x {4 // accumulate}\n" in output
