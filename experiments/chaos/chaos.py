@@ -215,8 +215,7 @@ def write_results(record: dict, file: Path) -> None:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for number, kill in enumerate(kills, start=1):
-        aim = f"{kill.stage}, {kill.moment:.0%}"
-        cells = (number, kill.pipeline, aim, kill.hit, kill.signal, kill.target, kill.code, kill.seconds)
+        cells = (number, kill.pipeline, kill.stage, kill.hit, kill.signal, kill.target, kill.code, kill.seconds)
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += [
         "",
