@@ -22,7 +22,7 @@ def plan_command(arguments: argparse.Namespace) -> int:
     store = Store(store_root(config))
     stages = recall_plan(config) or _make_rows(config)
     for stage in stages:
-        key = f"{stage['kind']}-{stage['fingerprint']}"
+        key = stage["key"]
         stage["state"] = state_of(store, record, stage["name"], key)
         stage["artifact"] = str(store.path(key)) if store.finished(key) else None
     if arguments.json:

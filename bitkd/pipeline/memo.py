@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def recall_plan(config: Config) -> list[dict[str, Any]] | None:
     if found is None or found["inputs"] != inputs_of(config):
         return None
     store = Store(store_root(config))
-    keys = {row["name"]: f"{row['kind']}-{row['fingerprint']}" for row in found["stages"]}
+    keys = {row["name"]: row["key"] for row in found["stages"]}
     for row in found["stages"]:
         # The steps of a stage on augmented rows are known when the rows are there.
         if row["steps"] is None and store.finished(keys[row["inputs"]["data"]]):
@@ -66,7 +66,7 @@ def inputs_of(config: Config) -> str | None:
     if config.data.hub_corpus.path:
         return None
     return digest(
-        [[str(file.absolute()), *_state(file)] for file in sorted(files)] + [_version(name) for name in LIBRARIES]
+        [[str(file.absolute()), *_state(file)] for file in sorted(files)] + [version(name) for name in LIBRARIES]
     )
 
 
@@ -85,10 +85,3 @@ def _state(file: Path) -> tuple[int, int]:
     except OSError:
         return (-1, -1)
     return (found.st_size, found.st_mtime_ns)
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""

@@ -73,6 +73,7 @@ class Plan:
                 "bits": stage.spec.quant.weight_bits,
                 "steps": stage.total_steps if stage.settled or stage.train.max_steps else None,
                 "fingerprint": stage.fingerprint,
+                "key": stage.key,
             }
             for stage in self.stages
         ]
