@@ -146,6 +146,13 @@ def runs(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "runs", symlinks=True)
 
 
+def read_record(runs, pipeline, stage):
+    """What an artifact remembers of its training, times aside: cost, scores on the way, and every row's prediction."""
+    folder = runs / "rte" / pipeline / stage
+    record = json.loads((folder / "stage.json").read_text())
+    return [record["flops"], record["curve"], record["checksums"].get("predictions.safetensors")]
+
+
 def read_weights(runs, pipeline="singlestage"):
     """The bytes of every stage's weights in a finished run."""
     folder = runs / "rte" / pipeline

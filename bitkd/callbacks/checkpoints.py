@@ -23,7 +23,7 @@ KEPT = 2
 
 class BestCheckpoint(Checkpoint):
     """Keeps the module's weights of the best validation so far, by the metric `monitor` (larger is better), in
-    `folder/best-N.ckpt`.
+    `folder/best-N.ckpt`.  curve: [step, score] of every validation.
 
     Lightning's ModelCheckpoint forgets its best score where its folder has moved; here score and step travel with the
     resume checkpoint, so a moved run folder resumes rightly. Files that resume checkpoints still name are kept: a fit that
@@ -35,6 +35,7 @@ class BestCheckpoint(Checkpoint):
         self.monitor = monitor
         self.score: float | None = None
         self.step = 0
+        self.curve: list[list[float]] = []
         self._named: list[int] = []
 
     @property
@@ -48,11 +49,11 @@ class BestCheckpoint(Checkpoint):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"score": self.score, "step": self.step, "named": self._named}
+        return {"score": self.score, "step": self.step, "named": self._named, "curve": self.curve}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.score, self.step = state_dict["score"], state_dict["step"]
+        self.score, self.step, self.curve = state_dict["score"], state_dict["step"], state_dict["curve"]
         self._named = [*state_dict["named"], self.step]
 
     @override
@@ -60,6 +61,7 @@ class BestCheckpoint(Checkpoint):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         score = float(trainer.callback_metrics[self.monitor])
+        self.curve = [*self.curve, [trainer.global_step, score]]
         if self.score is None or score > self.score:
             self.score, self.step = score, trainer.global_step
             save_checkpoint(trainer, self.file, weights_only=True)

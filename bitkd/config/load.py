@@ -7,7 +7,7 @@ the whole configuration, laid over the one before: config.yaml, model, trainer, 
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -70,11 +70,23 @@ def load_config(overrides: Sequence[str] = (), require: Iterable[str] = ("task",
             where = f"stages.{name}: "
             OmegaConf.to_object(stage)
         where = ""
-        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+        config: Config = OmegaConf.to_object(merged)  # type: ignore[assignment]
     except InputError as error:
         raise InputError(f"{where}{error}") from error
     except OmegaConfBaseException as error:
         raise InputError(f"configuration is incomplete: {_first_line(error)}") from error
+    if config.embedding_bits is not None:
+        _set_embedding_bits(config, config.embedding_bits)
+    return config
+
+
+def _set_embedding_bits(config: Config, bits: int) -> None:
+    try:
+        for stage in config.stages.values():
+            if stage.quant.weight_bits < 32 and stage.quant.embedding_bits is None:
+                stage.quant = replace(stage.quant, embedding_bits=bits)
+    except InputError as error:
+        raise InputError(f"embedding_bits={bits}: {error}") from error
 
 
 def to_yaml(config: Config) -> str:

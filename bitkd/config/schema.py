@@ -1,6 +1,6 @@
 """Every knob of bitkd, typed; the meaning of each stands under it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 from omegaconf import MISSING
@@ -237,6 +237,29 @@ class PipelineSpec:
 
 
 @dataclass
+class BudgetSpec:
+    """One total for a whole pipeline, so that two pipelines train at the same cost. The teacher is counted apart."""
+
+    steps: int | None = None
+    """Optimizer steps of all stages together."""
+
+    examples: int | None = None
+    """Training rows of all stages together, counted as often as they are seen."""
+
+    flops: float | None = None
+    """Floating-point operations of all stages together, the teacher's forwards included."""
+
+    shares: dict[str, float | None] = field(default_factory=dict)
+    """Share of the total that each stage gets, as its pipeline's file says; they add up to 1."""
+
+    @property
+    def total(self) -> tuple[str, float] | None:
+        """The unit that is given, and its total; null where none is."""
+        given = [(unit, getattr(self, unit)) for unit in ("steps", "examples", "flops")]
+        return next(((unit, total) for unit, total in given if total is not None), None)
+
+
+@dataclass
 class Config:
     """The whole configuration of a run."""
 
@@ -246,15 +269,42 @@ class Config:
     student: ShapeSpec = field(default_factory=ShapeSpec)
     data: DataSpec = field(default_factory=DataSpec)
     train: TrainSpec = field(default_factory=TrainSpec)
+    budget: BudgetSpec = field(default_factory=BudgetSpec)
     trainer: TrainerSpec = field(default_factory=TrainerSpec)
     run: RunSpec = field(default_factory=RunSpec)
     checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
     wandb: WandbSpec = field(default_factory=WandbSpec)
     stages: dict[str, StageSpec] = field(default_factory=dict)
+    embedding_bits: int | None = None
+    """Bits of the word embeddings in every stage that quantizes weights and says nothing else itself: 32 keeps them FP32; null
+    takes the weights' bits."""
     logger: str = "csv"
     """csv, or wandb (which writes the CSV files too)."""
     seed: int = 42
     """Seed of the run; every stage derives its own from it and from its name."""
+
+
+NOT_TUNED = ("kind", "title", "student", "teacher", "augmented", "checkpoint", "labels", "seed")
+"""What a stage is, in distinction to how it is trained and quantized."""
+
+
+def hyperparameters(config: Config) -> int:
+    """How many hyper-parameters a configuration sets: values of `student`, `train` and of every stage but the teacher that differ
+    from their defaults, and the shares of a budget (the last follows from the others) with its total.
+    """
+    stages = [stage for stage in config.stages.values() if stage.kind != "finetune"]
+    count = _differing(config.student, ShapeSpec()) + _differing(config.train, TrainSpec())
+    count += sum(_differing(stage, StageSpec(), NOT_TUNED) for stage in stages)
+    return count + (len(config.budget.shares) if config.budget.total else 0)
+
+
+def _differing(spec: Any, default: Any, skipped: tuple[str, ...] = ()) -> int:
+    count = 0
+    for name in spec.__dataclass_fields__:
+        if name not in skipped:
+            value, usual = getattr(spec, name), getattr(default, name)
+            count += _differing(value, usual) if is_dataclass(value) else value != usual
+    return count
 
 
 def settings_of(stage: StageSpec, train: TrainSpec) -> dict[str, Any]:

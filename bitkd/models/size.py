@@ -18,6 +18,7 @@ class Size:
     file_mib: quantized matrices at their bits with FP32 scales, FP32 ones at 32, the rest in fp16, as a packed
     file would hold it (models without a quantized matrix: everything at 32 bits).
     encoder_bits: bits of the encoder's matrices alone, what multistage and singlestage are made equal in.
+    word_tables: 2 where the word embedding is split.
     """
 
     parameters: int
@@ -25,6 +26,7 @@ class Size:
     paper_mib: float
     file_mib: float
     encoder_bits: int
+    word_tables: int
 
 
 def measure(model: PreTrainedModel) -> Size:
@@ -34,7 +36,8 @@ def measure(model: PreTrainedModel) -> Size:
     matrices = [m for m in model.modules() if isinstance(m, QuantLinear | QuantEmbedding) and m.weight_bits < 32]
     quantized = sum(m.weight.numel() for m in matrices)
     stored_bits = sum(m.weight.numel() * m.weight_bits + 32 * _scales(m) for m in matrices)
-    words = sum(p.numel() for p in model.get_input_embeddings().parameters())
+    tables = list(model.get_input_embeddings().parameters())
+    words = sum(table.numel() for table in tables)
     paper_bits = (parameters - words) * quant.weight_bits + words * quant.word_bits
     encoder = [m for layer in encoder_layers(model) for m in layer.modules() if isinstance(m, nn.Linear)]
     full = sum(m.weight.numel() for m in encoder) if quant.weight_bits == 32 else 0
@@ -45,6 +48,7 @@ def measure(model: PreTrainedModel) -> Size:
         paper_mib=paper_bits / 8 / MIB,
         file_mib=(stored_bits + full * 32 + (parameters - quantized - full) * rest_bits) / 8 / MIB,
         encoder_bits=sum(m.weight.numel() * getattr(m, "weight_bits", 32) for m in encoder),
+        word_tables=len(tables),
     )
 
 

@@ -10,6 +10,8 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from bitkd.callbacks.checkpoints import BestCheckpoint, ResumeCheckpoint, latest_checkpoint
+from bitkd.callbacks.cost import TrainingFlops
+from bitkd.callbacks.predictions import Predictions
 from bitkd.callbacks.progress import StageProgressBar
 from bitkd.callbacks.throughput import Throughput
 from bitkd.data.metrics import primary_score
@@ -40,31 +42,39 @@ def execute(
         work, stage.seed, intervals.every_minutes, intervals.every_steps, lambda: stopping.requested
     )
     built.callbacks.append(KeepSignals(stopping))
+    flops = TrainingFlops()
     if built.fit:
-        trainer = _fit(plan, stage, group, built, best, resume, loggers, position, progress_bar)
+        trainer = _fit(plan, stage, group, built, [flops, best, resume], loggers, position, progress_bar)
         if built.select == "best" and best.score is not None:
             load_weights(built.module, best.file)
     # The artifact's own metrics come from the very weights that it holds, not from a log of the way there.
+    has_head = stage.spec.kind != "general"
+    predictions = Predictions(built.module.dev_names)
     checker = make_trainer(
         plan.config.trainer,
         logger=False,
-        callbacks=built.callbacks,
+        callbacks=[*built.callbacks, predictions] if has_head else built.callbacks,
         enable_checkpointing=False,
         enable_progress_bar=False,
     )
     checker.validate(built.module, datamodule=built.data, verbose=False)
     values = {name: float(value) for name, value in checker.callback_metrics.items() if "/" in name}
     student = finish_student(stage, built.module)
-    metrics: dict[str, Any] = {"score": None if stage.spec.kind == "general" else _dev_score(plan, built, values)}
+    metrics: dict[str, Any] = {"score": _dev_score(plan, built, values) if has_head else None}
     metrics |= {name: _section(values, name) for name in built.module.dev_names}
     record = stage_record(plan, stage, resume.seconds if built.fit else 0.0)
-    record |= {"size": asdict(measure(student)), "selected": built.select if built.fit else None}
+    record |= {"size": asdict(measure(student)), "selected": built.select if built.fit else None, "curve": best.curve}
+    record["flops"] = {"student": flops.student, "teacher": flops.teacher}
     if built.fit:
         record |= {"selected_step": best.step if built.select == "best" else trainer.global_step}
     if group.is_global_zero:
-        plan.store.publish(
-            stage.key, lambda folder: save_student(student, folder, plan.sources.tokenizer), record, metrics
-        )
+
+        def write(folder: Path) -> None:
+            save_student(student, folder, plan.sources.tokenizer)
+            if has_head:
+                predictions.save(folder)
+
+        plan.store.publish(stage.key, write, record, metrics)
         for logger in loggers:
             logger.log_metrics({f"final/{name}": value for name, value in values.items()}, step=stage.total_steps)
             logger.finalize("success")
@@ -89,8 +99,7 @@ def _fit(
     stage: PlannedStage,
     group: Group,
     built: BuiltStage,
-    best: BestCheckpoint,
-    resume: ResumeCheckpoint,
+    kept: list[pl.Callback],
     loggers: list[Logger],
     position: str,
     progress_bar: bool,
@@ -98,8 +107,9 @@ def _fit(
     spec = plan.config.trainer
     checkpoint: Path | None = None
     if group.is_global_zero:
-        resume.folder.mkdir(parents=True, exist_ok=True)
-        checkpoint = latest_checkpoint(resume.folder)
+        work = plan.store.work(stage.key)
+        work.mkdir(parents=True, exist_ok=True)
+        checkpoint = latest_checkpoint(work)
     checkpoint = group.broadcast(checkpoint)
     callbacks: list[pl.Callback] = [Throughput()]
     if loggers or not group.is_global_zero:
@@ -110,7 +120,7 @@ def _fit(
         spec,
         find_unused_parameters=min(vars(stage.spec.loss)[term] for term in ("logits", "hidden", "attention")) <= 0,
         logger=loggers or group_logger(plan),
-        callbacks=[*callbacks, *built.callbacks, best, resume],
+        callbacks=[*callbacks, *built.callbacks, *kept],
         enable_progress_bar=progress_bar,
         max_steps=stage.total_steps,
         max_epochs=1,

@@ -10,7 +10,7 @@ from bitkd.pipeline.planned import PlannedStage
 from bitkd.pipeline.sources import Sources, folder_hash
 from bitkd.store.artifacts import checksum, read_artifact
 
-FORMAT = 2
+FORMAT = 3
 """Version of what artifacts hold; a change makes every older one stale."""
 
 

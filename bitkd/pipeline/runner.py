@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from bitkd.config.load import to_yaml
-from bitkd.config.schema import Config
+from bitkd.config.schema import Config, hyperparameters
 from bitkd.errors import StoppedError
 from bitkd.pipeline.augmentation import augment
 from bitkd.pipeline.execute import execute
@@ -118,8 +118,14 @@ def _begin(plan: Plan, console: Any) -> Lock:
         "title": config.pipeline.title,
         "seed": config.seed,
         "metric": config.task.metric,
+        "metrics": config.task.metrics,
+        "labels": config.task.labels,
         "processes": processes,
+        "hyperparameters": hyperparameters(config),
+        "budget": _budget(config),
         "titles": {stage.name: stage.title for stage in plan.stages},
+        "kinds": {stage.name: stage.spec.kind for stage in plan.stages},
+        "upstream": {stage.name: stage.upstream for stage in plan.stages},
         "planned": {stage.name: stage.key for stage in plan.stages},
     }
     plan.record.begin(info, to_yaml(config), list(info["titles"]))
@@ -135,6 +141,13 @@ def _begin(plan: Plan, console: Any) -> Lock:
         shares = ", ".join(f"{size} rows = {processes} x {parts} x {size // (processes * parts)}" for size in sizes)
         console.print(f"each optimizer step (processes x accumulated batches x rows): {shares}")
     return living
+
+
+def _budget(config: Config) -> dict[str, Any] | None:
+    if config.budget.total is None:
+        return None
+    unit, total = config.budget.total
+    return {"unit": unit, "total": total, "shares": config.budget.shares}
 
 
 def _take(plan: Plan, stage: PlannedStage, group: Group, lock: Lock, label: str, console: Any) -> bool:

@@ -71,8 +71,9 @@ class StudentModule(pl.LightningModule):
             self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
         return total
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        rows = len(batch["input_ids"])
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
+        """Returns the logits, (batch, outputs); null for a corpus."""
+        rows, logits = len(batch["input_ids"]), None
         if self.metrics is None:
             loss = torch.stack(list(self.loss_terms(batch).values())).sum()
         else:
@@ -86,6 +87,7 @@ class StudentModule(pl.LightningModule):
                 loss = nn.functional.cross_entropy(logits, labels)
             self.metrics[dataloader_idx].update(predictions, labels)
         self.dev_losses[dataloader_idx].update(loss.detach(), rows)
+        return logits
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
         """Row numbers (batch,) and logits (batch, outputs)."""

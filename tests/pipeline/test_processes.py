@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from bitkd.config.load import load_config
 from bitkd.models.artifact import load_student
@@ -173,17 +174,23 @@ def test_two_processes_with_half_the_batch_train_like_one(settings, finished, co
         "  init: {kind: init, student: teacher}\n"
         "  single: {kind: single_stage, student: init, teacher: teacher, select: last, max_steps: 20}\n"
     )
-    weights = []
+    weights, kept, flops = [], [], []
     for name, more in (("one", []), ("two", ["trainer.devices=2", f"trainer.accumulate_grad_batches={accumulate}"])):
         arguments = settings(tmp_path / name, str(pipeline), "train.lr=1e-3", "train.eval_every=20", *more)
         if more:
             output = finish(start(arguments, [sys.executable, str(script), "run"], module=False))
         else:
             run(load_config(arguments), console)
-        weights.append(load_student(tmp_path / name / "rte" / "one_stage" / "single").state_dict())
+        folder = tmp_path / name / "rte" / "one_stage" / "single"
+        weights.append(load_student(folder).state_dict())
+        kept.append(load_file(folder / "predictions.safetensors"))
+        flops.append(json.loads((folder / "stage.json").read_text())["flops"]["student"])
     assert f"not synchronized {20 * (accumulate - 1)} times" in output
     assert f": 8 rows = 2 x {accumulate} x {4 // accumulate}\n" in output
     torch.testing.assert_close(weights[0], weights[1], atol=1e-5, rtol=0)
+    assert kept[0]["dev.labels"].tolist() == kept[1]["dev.labels"].tolist()  # uneven shares, in the rows' order
+    torch.testing.assert_close(kept[0]["dev.logits"], kept[1]["dev.logits"], atol=1e-4, rtol=0)
+    assert 0.7 * flops[0] < flops[1] <= flops[0]  # each part is padded to its own length
 
 
 def children_of(pid):

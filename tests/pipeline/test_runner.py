@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers.normalizers import BertNormalizer
 
 from bitkd.config.load import load_config
@@ -14,7 +15,7 @@ from bitkd.pipeline.plan import make_plan
 from bitkd.pipeline.runner import StageFailedError, run
 from bitkd.stages.base import StudentModule
 from bitkd.stages.intermediate import IntermediateDistillation
-from tests.conftest import read_weights
+from tests.conftest import read_record, read_weights
 
 
 def states(overrides):
@@ -103,6 +104,7 @@ def test_a_cut_stage_resumes_to_the_same_bytes(finished, settings, console, tmp_
     monkeypatch.undo()
     run(load_config(overrides), console)
     assert read_weights(tmp_path, "multistage") == read_weights(finished, "multistage")
+    assert read_record(tmp_path, "multistage", "stage1") == read_record(finished, "multistage", "stage1")
     assert not any((tmp_path / "store" / ".work").iterdir())
 
 
@@ -148,6 +150,29 @@ def test_every_artifact_says_what_it_is(finished):
     single = [spec_of(load_student(finished / "rte" / "singlestage" / name)) for name in ("single", "single_binary")]
     assert [spec.quant.weight_bits for spec in single] == [32, 1]
     assert (folder / "logs" / "stage1" / "version_0" / "metrics.csv").read_text().count("train/attention") == 1
+
+
+@pytest.mark.parametrize("stage", ["teacher", "init", "single_binary"])
+def test_metrics_are_those_of_the_predictions_that_are_kept(finished, tiny_task, stage):
+    folder = finished / "rte" / "singlestage" / stage
+    kept = load_file(folder / "predictions.safetensors")
+    assert kept["dev.logits"].shape == (33, 2)
+    rows = (tiny_task / "RTE" / "dev.tsv").read_text().splitlines()[1:]
+    assert kept["dev.labels"].tolist() == [int(row.endswith("not_entailment")) for row in rows]  # in the file's order
+    right = (kept["dev.logits"].argmax(1) == kept["dev.labels"]).float().mean()
+    assert right == pytest.approx(json.loads((folder / "metrics.json").read_text())["dev"]["accuracy"])
+
+
+def test_a_task_agnostic_student_predicts_nothing(finished):
+    assert not (finished / "rte" / "multistage" / "general" / "predictions.safetensors").exists()
+
+
+def test_a_stages_record_holds_cost_and_scores_on_the_way(finished):
+    flops, curve, _ = read_record(finished, "singlestage", "single")
+    assert flops["student"] > 2.9 * flops["teacher"] > 0  # forward and backward of all layers, against a forward
+    assert [step for step, _ in curve] == [2, 4]
+    assert read_record(finished, "singlestage", "init")[:2] == [{"student": 0, "teacher": 0}, []]
+    assert read_record(finished, "multistage", "teacher")[0]["teacher"] == 0
 
 
 def test_a_given_teacher_is_used_instead_of_training_one(finished, settings, console, tmp_path):

@@ -1,0 +1,57 @@
+"""Every row's prediction, kept beside the metrics that are computed from it."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from typing_extensions import override
+
+PREDICTIONS = "predictions.safetensors"
+
+
+class Predictions(pl.Callback):
+    """Collects logits and labels of a validation, from all ranks, each row once, in the rows' order.
+
+    sets: name of each dev set -> {"logits": (rows, outputs) FP32, "labels": (rows,)}.
+    """
+
+    def __init__(self, names: list[str]) -> None:
+        self.sets: dict[str, dict[str, Tensor]] = {}
+        self._names = names
+        self._batches: list[list[tuple[Tensor, Tensor, Tensor]]] = []
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._batches = [[] for _ in self._names]
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: dict[str, Tensor],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._batches[dataloader_idx].append((batch["index"].cpu(), outputs.cpu(), batch["labels"].cpu()))
+
+    @override
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        gathered: list[Any] = [self._batches]
+        if trainer.world_size > 1:
+            gathered = [None] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, self._batches)
+        for position, name in enumerate(self._names):
+            batches = [batch for rank in gathered for batch in rank[position]]
+            index, logits, labels = (torch.cat(column) for column in zip(*batches))
+            order = index.argsort()
+            self.sets[name] = {"logits": logits[order].contiguous(), "labels": labels[order].contiguous()}
+
+    def save(self, folder: Path) -> None:
+        """Write `predictions.safetensors` with the tensors `<dev set>.logits` and `<dev set>.labels`."""
+        tensors = {f"{name}.{part}": tensor for name, parts in self.sets.items() for part, tensor in parts.items()}
+        save_file(tensors, folder / PREDICTIONS)

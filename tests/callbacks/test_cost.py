@@ -1,0 +1,74 @@
+import random
+
+import pytest
+import torch
+
+from bitkd.callbacks.cost import row_flops
+from bitkd.models.spec import ShapeSpec
+from bitkd.models.student import Importance, build_student
+from bitkd.quant.prepare import prepare
+from bitkd.quant.spec import QuantSpec
+from bitkd.quant.splitting import split_ternary_
+from bitkd.stages.finetune import FineTune
+from bitkd.stages.general import GeneralDistillation
+from bitkd.stages.prediction import PredictionDistillation
+from bitkd.stages.single_stage import SingleStageDistillation
+from tests.stages.test_stages import batch, classifier
+
+HIDDEN, NEURONS, LABELS = 32, 64, 3
+
+
+def forward_flops(layers, width=1.0, head=True):
+    """By hand: 2 for each multiplication and addition. Of a row of length L, as (constant, · L, · L²)."""
+    attention, neurons = HIDDEN * width, NEURONS * width
+    linear = 2 * (4 * HIDDEN * attention + 2 * HIDDEN * neurons)  # query, key, value, output; in, out
+    products = 2 * 2 * attention  # scores, and their sum over values
+    pooled = 2 * (HIDDEN * HIDDEN + HIDDEN * LABELS)
+    return (pooled if head else 0, layers * linear, layers * products)
+
+
+def times(factor, flops):
+    return tuple(factor * value for value in flops)
+
+
+def test_flops_of_fine_tuning_are_three_forwards():
+    student, teacher = row_flops(FineTune(classifier()), batch())
+    assert student == times(3, forward_flops(4))  # the backward multiplies twice: for inputs and for weights
+    assert teacher == (0, 0, 0)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 32])
+def test_quantized_students_cost_the_products_of_full_ones(bits):
+    teacher = classifier()
+    student = prepare(build_student(teacher, ShapeSpec(layers=[0, 3])), QuantSpec(weight_bits=bits, activation_bits=8))
+    of_student, of_teacher = row_flops(SingleStageDistillation(student, teacher), batch())
+    assert of_student == times(3, forward_flops(2))
+    assert of_teacher == forward_flops(4)
+
+
+def test_half_the_width_costs_half_split_or_not():
+    teacher = classifier()
+    importance = Importance(torch.rand(4, 4), torch.rand(4, 64))
+    module = PredictionDistillation(build_student(teacher, ShapeSpec(width=0.5), importance), teacher)
+    half = times(3, forward_flops(4, width=0.5))
+    assert row_flops(module, batch())[0] == half
+    prepare(module.student, QuantSpec(weight_bits=2))
+    split_ternary_(module)
+    assert row_flops(module, batch())[0] == half  # halves on one input are added before they are multiplied
+
+
+def test_a_task_agnostic_student_has_no_head_to_pay_for():
+    teacher = classifier()
+    module = GeneralDistillation(build_student(teacher, ShapeSpec()).base_model, teacher.base_model)
+    (constant, linear, _), (of_pooler, _, _) = row_flops(module, batch())
+    assert linear == 3 * forward_flops(4)[1]
+    assert constant == of_pooler == 2 * HIDDEN * HIDDEN  # computed, and not learned from
+
+
+def test_counting_leaves_no_trace():
+    module, rows = FineTune(classifier().train()), batch()
+    before, state = torch.get_rng_state(), random.getstate()
+    row_flops(module, rows)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert random.getstate() == state
+    assert all(parameter.grad is None for parameter in module.parameters())
