@@ -10,10 +10,8 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from bitkd.data.batches import MULTIPLE
 from bitkd.data.sampler import EvalBatchSampler, TrainBatchSampler
-
-MULTIPLE = 8
-"""Batches are padded to a multiple of this many tokens, which tensor cores like."""
 
 
 class TokenizedDataModule(pl.LightningDataModule):

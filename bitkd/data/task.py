@@ -14,8 +14,7 @@ from datasets import Dataset
 from bitkd.data.base import TokenizedDataModule, encode_texts
 from bitkd.data.files import Malformed, Rows, collect_rows, content_hash, find_file, read_rows
 from bitkd.data.hub import load_hub_dataset, tokenizer_state
-from bitkd.data.metrics import check_metrics
-from bitkd.data.tasks import TaskSpec, check_task
+from bitkd.data.tasks import TaskSpec, check_metrics, check_task
 from bitkd.errors import InputError
 
 HOLDOUT = "holdout"

@@ -7,7 +7,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from bitkd.data.augment import Augmented, Augmenter, shard_file, write_shard
+from bitkd.data.augment import Augmenter, shard_file, write_shard
+from bitkd.data.augmented import Augmented
 from bitkd.data.candidates import make_candidates
 from bitkd.data.hub import load_tokenizer
 from bitkd.errors import StoppedError

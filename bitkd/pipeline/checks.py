@@ -5,13 +5,13 @@ from pathlib import Path
 
 from bitkd.config.load import nearest
 from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, settings_of
-from bitkd.data.base import MULTIPLE
+from bitkd.data.batches import MULTIPLE, fitting_batch
 from bitkd.data.candidates import load_masked_lm
 from bitkd.data.hub import has_tokenizer, load_tokenizer, resolve_pretrained, same_tokens
-from bitkd.data.sampler import fitting_batch
 from bitkd.errors import InputError
 from bitkd.models.artifact import is_artifact, load_classifier, load_config, permute_labels
-from bitkd.models.student import check_shape, spec_of
+from bitkd.models.spec import check_shape
+from bitkd.models.student import spec_of
 from bitkd.pipeline.graph import Node, order
 from bitkd.pipeline.kinds import AUGMENT, DISTILLATION, KINDS, TRAINED, upstream_of
 from bitkd.pipeline.sources import Sources
@@ -37,7 +37,7 @@ def check_graph(config: Config) -> None:
             raise InputError(f"stages.{name}.select={stage.select} is unknown; use auto, best or last")
     for name, stage in stages.items():
         if stage.kind in DISTILLATION:
-            terms = DISTILLATION[stage.kind].terms
+            terms = DISTILLATION[stage.kind]
             if not any(getattr(stage.loss, term) > 0 for term in terms):
                 raise InputError(
                     f"stages.{name}.loss has no term left; give one of {', '.join(terms)} a positive weight"

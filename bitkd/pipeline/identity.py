@@ -56,7 +56,7 @@ def identity_of(stage: PlannedStage, config: Config, sources: Sources) -> dict[s
             "accumulate": config.trainer.accumulate_grad_batches,
         }
     if spec.kind in DISTILLATION:
-        unread = {"logits", "hidden", "attention"} - set(DISTILLATION[spec.kind].terms)
+        unread = {"logits", "hidden", "attention"} - set(DISTILLATION[spec.kind])
         identity["loss"] = {name: value for name, value in asdict(spec.loss).items() if name not in unread}
     return identity
 

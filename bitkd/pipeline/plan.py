@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, settings_of
-from bitkd.data.augment import check_augmentation
+from bitkd.data.augmented import check_augmentation
 from bitkd.data.hub import resolve_pretrained
 from bitkd.errors import InputError
 from bitkd.pipeline.checks import (

@@ -10,7 +10,8 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from bitkd.config.schema import DEMO, Config, TrainSpec
-from bitkd.data.augment import Augmented, check_augmented, load_shards
+from bitkd.data.augment import load_shards
+from bitkd.data.augmented import Augmented, check_augmented
 from bitkd.data.corpus import CorpusDataModule, StreamDataModule
 from bitkd.data.demo import ensure_demo
 from bitkd.data.documents import Documents, FileDocuments, HubDocuments
