@@ -67,10 +67,6 @@ class TokenizedDataModule(pl.LightningDataModule):
             raise RuntimeError("call setup() first")
         return self.train_rows
 
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Optimizer steps of one pass over the training rows."""
-        return max(1, len(self._train) // batch_size)
-
     def train_dataloader(self) -> DataLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sampler = TrainBatchSampler(

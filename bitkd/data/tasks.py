@@ -1,6 +1,9 @@
 """What a task is: its texts, its labels, its metrics, and where its rows come from. All of it is data (conf/task)."""
 
+import hashlib
+import json
 from dataclasses import dataclass, field
+from typing import Any
 
 from bitkd.errors import InputError
 
@@ -19,6 +22,9 @@ OF_NUMBERS = (
 
 GLUE_OF_LABELS = ("accuracy", "f1", "matthews")
 GLUE_OF_NUMBERS = ("pearson", "spearman", "pearson_spearman")
+
+HOLDOUT = "holdout"
+"""Name of the training rows that are held out to choose checkpoints by."""
 
 
 @dataclass
@@ -171,7 +177,7 @@ def check_task(task: TaskSpec) -> None:
         )
     for place, sets in (("files", task.files), ("hub", task.hub)):
         names = [*sets.dev, *sets.test]
-        wrong = sorted({name for name in names if names.count(name) > 1 or name in ("train", "holdout")})
+        wrong = sorted({name for name in names if names.count(name) > 1 or name in ("train", HOLDOUT)})
         if wrong:
             raise InputError(
                 f"{where}: {place}.dev and {place}.test use the name {wrong[0]}, which is taken; choose another"
@@ -204,3 +210,20 @@ def check_metrics(task: TaskSpec) -> None:
         raise InputError(f"{where}: its metric {task.metric} is not among its metrics {task.metrics}; add {absent[0]}")
     if "f1" in task.metrics and len(task.labels or []) != 2:
         raise InputError(f"{where}: f1 is for two labels; it has {task.labels} (F1Score averages over any number)")
+
+
+def task_fingerprint(task: TaskSpec, rows: str, local: bool, dev_names: list[str], selection_seed: int) -> str:
+    """Hash of a task's rows and of how it reads them; names and paths of files do not count.
+
+    rows: hash of their content.  local: whether they are files, or on the hub.
+    """
+    files, hub = task.files, task.hub
+    source = (
+        [files.header, files.text, files.label, files.labels_as, files.skip_malformed]
+        if local
+        else [hub.path, hub.text, hub.label]
+    )
+    meaning: list[Any] = [task.text, task.labels, task.metric, task.metrics, source, dev_names]
+    if HOLDOUT in dev_names:
+        meaning.append(selection_seed)
+    return hashlib.sha256(json.dumps([rows, meaning]).encode()).hexdigest()

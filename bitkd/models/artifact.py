@@ -171,9 +171,9 @@ def permute_labels(model: Any, task_labels: list[str] | None, names: list[str] |
     model.config.label2id = {name: i for i, name in enumerate(task_labels)}
 
 
-def label_names(config: PretrainedConfig) -> list[str]:
+def label_names(config: Any) -> list[str]:
     """A classifier's own label names, in the order of its outputs."""
-    return [config.id2label[i] for i in range(config.num_labels)]  # type: ignore[index]
+    return [config.id2label[i] for i in range(config.num_labels)]
 
 
 def _output_layer(model: Any) -> torch.nn.Linear:
