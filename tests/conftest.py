@@ -7,6 +7,7 @@ from functools import partial
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as bitkd.cli does
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import pytest
 import torch

@@ -25,14 +25,14 @@ def is_other_rank() -> bool:
     return rank_zero_only.rank != 0  # type: ignore[attr-defined]
 
 
-def quieten() -> None:
-    """Keep the libraries' routine remarks off the screen; errors and our own lines stay."""
-    import transformers
+def quieten(speaks: bool = True) -> None:
+    """Keep the libraries' routine remarks off the screen; errors stay, and where it `speaks`, our own lines.
 
-    transformers.utils.logging.disable_progress_bar()
+    Their progress bars are kept off by the environment, see `bitkd.cli`.
+    """
     # The project's own remarks: counts of truncated or empty rows, where candidates come from.
     own = logging.getLogger("bitkd")
-    if not own.handlers and not is_other_rank():
+    if speaks and not own.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("note: %(message)s"))
         own.addHandler(handler)

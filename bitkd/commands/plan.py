@@ -2,29 +2,29 @@
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from bitkd.commands.output import make_console, print_json, quieten
 from bitkd.config.load import load_config, to_yaml
-from bitkd.config.schema import Config
-from bitkd.pipeline.memo import inputs_of, keep_plan, recall_plan
+from bitkd.pipeline.memo import open_memo
+from bitkd.pipeline.plan import make_plan
 from bitkd.report.mermaid import draw_graph
-from bitkd.store.artifacts import Store, store_root
-from bitkd.store.record import RunRecord, state_of
 
 
 def plan_command(arguments: argparse.Namespace) -> int:
+    quieten()
     config = load_config(arguments.settings)
-    record = RunRecord.open(Path(config.run.dir), config.task.name, config.run.name or config.pipeline.name)
-    store = Store(store_root(config))
-    stages = recall_plan(config) or _make_rows(config)
-    for stage in stages:
-        key = stage["key"]
-        stage["state"] = state_of(store, record, stage["name"], key)
-        stage["artifact"] = str(store.path(key)) if store.finished(key) else None
+    memo = open_memo(config, recall=True)
+    try:
+        plan = make_plan(config, memo)
+    finally:
+        memo.keep()
+    record, store = plan.record, plan.store
+    stages = plan.rows()
+    for stage, row in zip(plan.stages, stages):
+        row["state"] = plan.state(stage)
+        row["artifact"] = str(store.path(stage.key)) if store.finished(stage.key) else None
     if arguments.json:
         print_json({"run": str(record.folder), "store": str(store.root), "stages": stages})
     elif arguments.mermaid:
@@ -47,17 +47,6 @@ def plan_command(arguments: argparse.Namespace) -> int:
         console.print(table)
         console.print(f"run: {record.folder}\nstore: {store.root}")
     return 0
-
-
-def _make_rows(config: Config) -> list[dict[str, Any]]:
-    """The rows of a new plan, checked and kept."""
-    from bitkd.pipeline.plan import make_plan
-
-    quieten()
-    read = inputs_of(config)
-    rows = make_plan(config).rows()
-    keep_plan(config, rows, read)
-    return rows
 
 
 def config_command(arguments: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ EXAMPLES = 10
 
 
 def run_command(arguments: argparse.Namespace) -> int:
-    quieten()
+    quieten(speaks=not is_other_rank())
     console = make_console(stderr=arguments.json)
     config = load_config(arguments.settings)
     try:
@@ -44,7 +44,7 @@ def run_command(arguments: argparse.Namespace) -> int:
 
 
 def augment_command(arguments: argparse.Namespace) -> int:
-    quieten()
+    quieten(speaks=not is_other_rank())
     console = make_console(stderr=arguments.json)
     config = load_config([*arguments.settings, "task.augmentation.enabled=true"], require=("task",))
     if config.task.augmentation.path:

@@ -10,10 +10,8 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from bitkd.data.batches import MULTIPLE
 from bitkd.data.sampler import EvalBatchSampler, TrainBatchSampler
-
-MULTIPLE = 8
-"""Batches are padded to a multiple of this many tokens, which tensor cores like."""
 
 
 class TokenizedDataModule(pl.LightningDataModule):
@@ -68,10 +66,6 @@ class TokenizedDataModule(pl.LightningDataModule):
         if self.train_rows is None:
             raise RuntimeError("call setup() first")
         return self.train_rows
-
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Optimizer steps of one pass over the training rows."""
-        return max(1, len(self._train) // batch_size)
 
     def train_dataloader(self) -> DataLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

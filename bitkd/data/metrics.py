@@ -7,42 +7,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, MulticlassMatthewsCorrCoef
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 
-from bitkd.data.tasks import TaskSpec
-from bitkd.errors import InputError
-
-OF_LABELS = ("Accuracy", "CohenKappa", "F1Score", "JaccardIndex", "Precision", "Recall", "Specificity")
-"""torchmetrics' own names that read predicted labels; averaged over classes (macro) where they are averaged."""
-
-OF_NUMBERS = (
-    "ConcordanceCorrCoef",
-    "ExplainedVariance",
-    "KendallRankCorrCoef",
-    "MeanAbsoluteError",
-    "MeanSquaredError",
-    "R2Score",
-)
-"""torchmetrics' own names for regressions."""
-
-GLUE_OF_LABELS = ("accuracy", "f1", "matthews")
-GLUE_OF_NUMBERS = ("pearson", "spearman", "pearson_spearman")
-
-
-def check_metrics(task: TaskSpec) -> None:
-    """InputError where a task's metrics are unknown or do not fit its labels."""
-    where = f"task {task.name}"
-    allowed = (*GLUE_OF_NUMBERS, *OF_NUMBERS) if task.labels is None else (*GLUE_OF_LABELS, *OF_LABELS)
-    for metric in dict.fromkeys([task.metric, *task.metrics]):
-        if metric not in allowed:
-            kind = "a regression" if task.labels is None else "labels"
-            raise InputError(f"{where}: metric {metric} is unknown or not for {kind}; use one of {', '.join(allowed)}")
-    if "pearson_spearman" in task.metrics:
-        raise InputError(f"{where}: pearson_spearman is a primary metric; list pearson and spearman under metrics")
-    wanted = ("pearson", "spearman") if task.metric == "pearson_spearman" else (task.metric,)
-    absent = [metric for metric in wanted if metric not in task.metrics]
-    if absent:
-        raise InputError(f"{where}: its metric {task.metric} is not among its metrics {task.metrics}; add {absent[0]}")
-    if "f1" in task.metrics and len(task.labels or []) != 2:
-        raise InputError(f"{where}: f1 is for two labels; it has {task.labels} (F1Score averages over any number)")
+from bitkd.data.tasks import GLUE_OF_NUMBERS, OF_LABELS, TaskSpec
 
 
 def build_metrics(task: TaskSpec) -> MetricCollection:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from bitkd.errors import InputError
+from bitkd.data.batches import fitting_batch
 
 POOL = 50
 """Batches that are sorted by length together: more waste less padding and mix rows less."""
@@ -76,19 +76,6 @@ class TrainBatchSampler(torch.utils.data.Sampler[list[int]]):
         rows = np.delete(rows, random.choice(len(rows), left_out, replace=False))
         batches = rows.reshape(self.steps_per_epoch, self.batch_size)
         return list(batches[random.permutation(len(batches))])
-
-
-def fitting_batch(rows: int, batch_size: int, parts: int) -> int:
-    """Rows of a step: batch_size, or all rows where there are fewer, in `parts` equal parts."""
-    if batch_size % parts:
-        raise InputError(
-            f"batch_size={batch_size} does not divide into {parts} equal parts (processes · accumulated batches); "
-            f"use a multiple of {parts}"
-        )
-    fitting = min(batch_size, rows // parts * parts)
-    if fitting < 1:
-        raise InputError(f"{rows} rows cannot be divided among {parts} processes and accumulated batches; use fewer")
-    return fitting
 
 
 class EvalBatchSampler(torch.utils.data.Sampler[list[int]]):

@@ -14,11 +14,9 @@ from datasets import Dataset
 from bitkd.data.base import TokenizedDataModule, encode_texts
 from bitkd.data.files import Malformed, Rows, collect_rows, content_hash, find_file, read_rows
 from bitkd.data.hub import load_hub_dataset, tokenizer_state
-from bitkd.data.metrics import check_metrics
-from bitkd.data.tasks import TaskSpec, check_task
+from bitkd.data.tasks import HOLDOUT, TaskSpec, check_metrics, check_task, task_fingerprint
 from bitkd.errors import InputError
 
-HOLDOUT = "holdout"
 HOLDOUT_SHARE = 0.1
 
 log = logging.getLogger(__name__)
@@ -28,6 +26,7 @@ class TaskDataModule(TokenizedDataModule):
     """Training rows and dev sets of a task, from files under `data_dir` or from the hub.
 
     cache_dir: folder where tokenized rows are kept as Arrow and memory-mapped from; null keeps them in memory.
+    rows_hash: hash of the content of all rows, once they are read.
     selection: `dev` validates a fit on the dev sets, as published; `holdout` on a stratified tenth of the training
     rows, which is then left out of training; the dev sets are looked at by `validate` alone.
     """
@@ -61,14 +60,14 @@ class TaskDataModule(TokenizedDataModule):
         self.selection = selection
         self.selection_seed = selection_seed
         self.truncated: dict[str, int] = {}
-        self._hash = ""
+        self.rows_hash = ""
         self._source_hash: str | None = None
 
     def setup(self, stage: str) -> None:
         if self.train_rows is not None:
             return
         splits = {name: self._read(name) for name in ("train", *self._sources("dev"))}
-        self._hash = self._content_hash(splits)
+        self.rows_hash = self._content_hash(splits)
         tokenized = {name: self._tokenize(rows, name) for name, rows in splits.items()}
         self.train_rows = tokenized.pop("train")
         self.dev_rows = tokenized
@@ -89,20 +88,13 @@ class TaskDataModule(TokenizedDataModule):
     def fingerprint(self) -> str:
         """Hash of the rows' content and of how the task reads it; names and paths of files do not count."""
         self.setup("fit")
-        task, files, hub = self.task, self.task.files, self.task.hub
-        source = (
-            [files.header, files.text, files.label, files.labels_as, files.skip_malformed]
-            if self.data_dir
-            else [hub.path, hub.text, hub.label]
+        return task_fingerprint(
+            self.task, self.rows_hash, self.data_dir is not None, self.dev_names, self.selection_seed
         )
-        meaning: list[Any] = [task.text, task.labels, task.metric, task.metrics, source, list(self.dev_rows)]
-        if self.selection == HOLDOUT:
-            meaning.append(self.selection_seed)
-        return hashlib.sha256(json.dumps([self._hash, meaning]).encode()).hexdigest()
 
     def share(self, other: "TaskDataModule") -> "TaskDataModule":
         """Use the rows that `other` has loaded already."""
-        self.train_rows, self.dev_rows, self._hash = other.train_rows, other.dev_rows, other._hash
+        self.train_rows, self.dev_rows, self.rows_hash = other.train_rows, other.dev_rows, other.rows_hash
         return self
 
     def train_texts(self) -> Rows:

@@ -1,8 +1,30 @@
 """What a task is: its texts, its labels, its metrics, and where its rows come from. All of it is data (conf/task)."""
 
+import hashlib
+import json
 from dataclasses import dataclass, field
+from typing import Any
 
 from bitkd.errors import InputError
+
+OF_LABELS = ("Accuracy", "CohenKappa", "F1Score", "JaccardIndex", "Precision", "Recall", "Specificity")
+"""torchmetrics' own names that read predicted labels; averaged over classes (macro) where they are averaged."""
+
+OF_NUMBERS = (
+    "ConcordanceCorrCoef",
+    "ExplainedVariance",
+    "KendallRankCorrCoef",
+    "MeanAbsoluteError",
+    "MeanSquaredError",
+    "R2Score",
+)
+"""torchmetrics' own names for regressions."""
+
+GLUE_OF_LABELS = ("accuracy", "f1", "matthews")
+GLUE_OF_NUMBERS = ("pearson", "spearman", "pearson_spearman")
+
+HOLDOUT = "holdout"
+"""Name of the training rows that are held out to choose checkpoints by."""
 
 
 @dataclass
@@ -155,7 +177,7 @@ def check_task(task: TaskSpec) -> None:
         )
     for place, sets in (("files", task.files), ("hub", task.hub)):
         names = [*sets.dev, *sets.test]
-        wrong = sorted({name for name in names if names.count(name) > 1 or name in ("train", "holdout")})
+        wrong = sorted({name for name in names if names.count(name) > 1 or name in ("train", HOLDOUT)})
         if wrong:
             raise InputError(
                 f"{where}: {place}.dev and {place}.test use the name {wrong[0]}, which is taken; choose another"
@@ -170,3 +192,38 @@ def check_task(task: TaskSpec) -> None:
         raise InputError(f"{where}: files.labels_as={task.files.labels_as} is unknown; use names, index or number")
     if (task.labels is None) != (task.files.labels_as == "number"):
         raise InputError(f"{where}: labels_as={task.files.labels_as} does not fit labels={task.labels}")
+
+
+def check_metrics(task: TaskSpec) -> None:
+    """InputError where a task's metrics are unknown or do not fit its labels."""
+    where = f"task {task.name}"
+    allowed = (*GLUE_OF_NUMBERS, *OF_NUMBERS) if task.labels is None else (*GLUE_OF_LABELS, *OF_LABELS)
+    for metric in dict.fromkeys([task.metric, *task.metrics]):
+        if metric not in allowed:
+            kind = "a regression" if task.labels is None else "labels"
+            raise InputError(f"{where}: metric {metric} is unknown or not for {kind}; use one of {', '.join(allowed)}")
+    if "pearson_spearman" in task.metrics:
+        raise InputError(f"{where}: pearson_spearman is a primary metric; list pearson and spearman under metrics")
+    wanted = ("pearson", "spearman") if task.metric == "pearson_spearman" else (task.metric,)
+    absent = [metric for metric in wanted if metric not in task.metrics]
+    if absent:
+        raise InputError(f"{where}: its metric {task.metric} is not among its metrics {task.metrics}; add {absent[0]}")
+    if "f1" in task.metrics and len(task.labels or []) != 2:
+        raise InputError(f"{where}: f1 is for two labels; it has {task.labels} (F1Score averages over any number)")
+
+
+def task_fingerprint(task: TaskSpec, rows: str, local: bool, dev_names: list[str], selection_seed: int) -> str:
+    """Hash of a task's rows and of how it reads them; names and paths of files do not count.
+
+    rows: hash of their content.  local: whether they are files, or on the hub.
+    """
+    files, hub = task.files, task.hub
+    source = (
+        [files.header, files.text, files.label, files.labels_as, files.skip_malformed]
+        if local
+        else [hub.path, hub.text, hub.label]
+    )
+    meaning: list[Any] = [task.text, task.labels, task.metric, task.metrics, source, dev_names]
+    if HOLDOUT in dev_names:
+        meaning.append(selection_seed)
+    return hashlib.sha256(json.dumps([rows, meaning]).encode()).hexdigest()

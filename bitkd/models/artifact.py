@@ -17,6 +17,7 @@ from transformers import (
 
 from bitkd.errors import InputError
 from bitkd.models.attention import ATTENTION
+from bitkd.models.labels import label_order
 from bitkd.models.student import build_blank, encoder_layers, remember, spec_of
 
 WEIGHTS = "model.safetensors"
@@ -155,31 +156,13 @@ def load_classifier(folder: Path | str) -> PreTrainedModel:
 
 
 def permute_labels(model: Any, task_labels: list[str] | None, names: list[str] | None = None) -> None:
-    """Bring the outputs of `model` into the task's label order, by name, in place.
+    """Bring the outputs of `model` into the task's label order, by name, in place; see `label_order`.
 
     names: the checkpoint's own label names in its order, where its config has none ("LABEL_0", …).
-    Raises InputError where counts differ or names cannot be mapped: label order differs between sources, so a
-    position says nothing.
     """
-    found = names or [model.config.id2label[i] for i in range(model.config.num_labels)]
+    order = label_order(label_names(model.config), task_labels, names)
     if task_labels is None:
-        if len(found) != 1:
-            raise InputError(
-                f"the checkpoint has {len(found)} labels {found}; the task is a regression with one output"
-            )
         return
-    if len(found) != len(task_labels) or model.config.num_labels != len(task_labels):
-        raise InputError(
-            f"the checkpoint has {model.config.num_labels} labels {found}; the task has {len(task_labels)}: "
-            f"{task_labels}; use a checkpoint of this task"
-        )
-    position = {_normal(name): i for i, name in enumerate(found)}
-    if set(position) != {_normal(name) for name in task_labels}:
-        raise InputError(
-            f"the checkpoint's labels {found} cannot be mapped to the task's {task_labels} by name; name them in the "
-            "checkpoint's order (stages.teacher.labels=[…] in a run, --labels in evaluate and predict)"
-        )
-    order = [position[_normal(name)] for name in task_labels]
     output = _output_layer(model)
     with torch.no_grad():
         output.weight.copy_(output.weight[order].clone())
@@ -188,8 +171,9 @@ def permute_labels(model: Any, task_labels: list[str] | None, names: list[str] |
     model.config.label2id = {name: i for i, name in enumerate(task_labels)}
 
 
-def _normal(name: str) -> str:
-    return name.strip().lower().replace("-", "_").replace(" ", "_")
+def label_names(config: Any) -> list[str]:
+    """A classifier's own label names, in the order of its outputs."""
+    return [config.id2label[i] for i in range(config.num_labels)]
 
 
 def _output_layer(model: Any) -> torch.nn.Linear:

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, Pretrain
 
 from bitkd.errors import InputError
 from bitkd.models.attention import ATTENTION
-from bitkd.models.spec import ShapeSpec, StudentSpec
+from bitkd.models.spec import ShapeSpec, StudentSpec, check_shape
 from bitkd.quant.prepare import prepare
 from bitkd.quant.spec import QuantSpec
 
@@ -55,40 +55,6 @@ def encoder_layers(model: PreTrainedModel) -> Sequence[Any]:
             f"{type(model).__name__} has no encoder.layer; use a BERT-shaped encoder (BERT, RoBERTa, ELECTRA)"
         )
     return encoder.layer
-
-
-def check_shape(shape: ShapeSpec, source: StudentSpec, source_layers: int) -> None:
-    """Raise InputError where `shape` cannot be cut from a model of `source_layers` layers."""
-    if shape.init not in ("copy", "random"):
-        raise InputError(f"student.init={shape.init} is unknown; use copy or random")
-    if shape.layers is not None:
-        outside = [i for i in shape.layers if not 0 <= i < source_layers]
-        if outside or not shape.layers:
-            raise InputError(
-                f"student.layers={shape.layers} does not fit: layer {outside[0] if outside else 'list is empty'}; "
-                f"the source has {source_layers} layers, use numbers from 0 to {source_layers - 1}"
-            )
-        if sorted(set(shape.layers)) != list(shape.layers):
-            raise InputError(
-                f"student.layers={shape.layers} repeats a layer or is out of order; name each layer once, ascending"
-            )
-    heads = source.heads * shape.width
-    if not 0 < shape.width <= 1 or heads < 1 or abs(heads - round(heads)) > 1e-6:
-        allowed = ", ".join(f"{k / source.heads:.4g}" for k in range(1, source.heads + 1))
-        raise InputError(
-            f"student.width={shape.width} leaves {heads:.4g} of {source.heads} heads; "
-            f"it must leave a whole number of heads: use one of {allowed}"
-        )
-    if not 0 <= shape.dropout < 1:
-        raise InputError(f"student.dropout={shape.dropout} is not in [0, 1)")
-    if shape.hidden_size is not None:
-        if shape.init != "random":
-            raise InputError("student.hidden_size needs student.init=random: weights of another width cannot be copied")
-        if shape.hidden_size < 1 or shape.hidden_size % source.head_size:
-            raise InputError(
-                f"student.hidden_size={shape.hidden_size} leaves no whole head; "
-                f"use a multiple of the head size {source.head_size}"
-            )
 
 
 def build_blank(config: PretrainedConfig, classification: bool) -> PreTrainedModel:

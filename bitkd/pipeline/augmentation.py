@@ -7,7 +7,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from bitkd.data.augment import Augmented, Augmenter, shard_file, write_shard
+from bitkd.data.augment import Augmenter, shard_file, write_shard
+from bitkd.data.augmented import Augmented
 from bitkd.data.candidates import make_candidates
 from bitkd.data.hub import load_tokenizer
 from bitkd.errors import StoppedError
@@ -29,7 +30,7 @@ def augment(plan: Plan, stage: PlannedStage, group: Group, stopping: Stopping, c
     run finishes meanwhile is finished.
     """
     spec, sources = plan.config.task.augmentation, plan.sources
-    model = sources.augmentation_model
+    model = plan.facts.augmentation_model
     candidates = make_candidates(
         model, load_tokenizer(model), spec.source, spec.candidates, spec.vectors, spec.precision, group.device
     )
@@ -75,7 +76,7 @@ def _publish(plan: Plan, stage: PlannedStage, augmenter: Augmenter, folder: Path
         rows=sum(record.rows for record in made),
         truncated=sum(record.truncated for record in made),
         max_length=plan.config.data.max_length,
-        tokenizer=plan.sources.tokenizer_hash,
+        tokenizer=plan.facts.tokenizer.hash,
     )
     if facts.truncated:
         console.print(

@@ -21,8 +21,20 @@ from bitkd.pipeline.planned import PlannedStage
 from bitkd.quant.prepare import prepare
 from bitkd.quant.spec import QuantSpec
 from bitkd.stages.base import StudentModule
+from bitkd.stages.distillation import DistillationModule
 from bitkd.stages.finetune import FineTune
+from bitkd.stages.general import GeneralDistillation
+from bitkd.stages.intermediate import IntermediateDistillation
+from bitkd.stages.prediction import PredictionDistillation
+from bitkd.stages.single_stage import SingleStageDistillation
 from bitkd.stages.spec import OptimSpec
+
+MODULES: dict[str, type[DistillationModule]] = {
+    "general": GeneralDistillation,
+    "intermediate": IntermediateDistillation,
+    "prediction": PredictionDistillation,
+    "single_stage": SingleStageDistillation,
+}
 
 Upstream = Callable[[str], PreTrainedModel]
 """Loads a finished stage's student by the stage's name, or the pre-trained encoder."""
@@ -82,7 +94,7 @@ def build_stage(plan: Plan, stage: PlannedStage) -> BuiltStage:
         settings["score"] = lambda values: primary_score(task, values)
     if spec.kind in DISTILLATION:
         assert teacher is not None
-        module: StudentModule = DISTILLATION[spec.kind](student, teacher, spec.loss, **settings)
+        module: StudentModule = MODULES[spec.kind](student, teacher, spec.loss, **settings)
     elif stage.trains:
         module = FineTune(student, **settings)
     else:

@@ -5,16 +5,14 @@ from pathlib import Path
 
 from bitkd.config.load import nearest
 from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, settings_of
-from bitkd.data.base import MULTIPLE
-from bitkd.data.candidates import load_masked_lm
-from bitkd.data.hub import has_tokenizer, load_tokenizer, resolve_pretrained, same_tokens
-from bitkd.data.sampler import fitting_batch
+from bitkd.data.batches import MULTIPLE, fitting_batch
+from bitkd.data.hub import has_tokenizer, resolve_pretrained
 from bitkd.errors import InputError
-from bitkd.models.artifact import is_artifact, load_classifier, load_config, permute_labels
-from bitkd.models.student import check_shape, spec_of
+from bitkd.models.labels import label_order
+from bitkd.models.spec import check_shape
+from bitkd.pipeline.facts import SourceFacts
 from bitkd.pipeline.graph import Node, order
 from bitkd.pipeline.kinds import AUGMENT, DISTILLATION, KINDS, TRAINED, upstream_of
-from bitkd.pipeline.sources import Sources
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 """Others would hold the latent weights themselves in half precision, or train what artifacts cannot hold."""
@@ -37,7 +35,7 @@ def check_graph(config: Config) -> None:
             raise InputError(f"stages.{name}.select={stage.select} is unknown; use auto, best or last")
     for name, stage in stages.items():
         if stage.kind in DISTILLATION:
-            terms = DISTILLATION[stage.kind].terms
+            terms = DISTILLATION[stage.kind]
             if not any(getattr(stage.loss, term) > 0 for term in terms):
                 raise InputError(
                     f"stages.{name}.loss has no term left; give one of {', '.join(terms)} a positive weight"
@@ -170,7 +168,7 @@ def _check_stage_training(name: str, stage: StageSpec, train: TrainSpec, parts: 
         refuse("schedule", "is unknown; use linear or constant")
 
 
-def check_shapes(config: Config, sources: Sources) -> None:
+def check_shapes(config: Config, sources: SourceFacts) -> None:
     """The student's shape must fit what it is cut from: the pre-trained model, or a given teacher."""
     for name, stage in config.stages.items():
         if stage.kind not in ("general", "init"):
@@ -178,21 +176,22 @@ def check_shapes(config: Config, sources: Sources) -> None:
         source = config.stages.get(stage.student)
         given = source.checkpoint if source else None
         folder = resolve_pretrained(given, f"stages.{stage.student}.checkpoint=") if given else sources.model
-        model = load_config(folder)
+        source_shape = sources.shape_of(folder)
         try:
-            check_shape(config.student, spec_of(model), model.num_hidden_layers)
+            check_shape(config.student, *source_shape)
         except InputError as error:
             raise InputError(f"stages.{name}: {error}") from error
 
 
-def check_model(config: Config, sources: Sources) -> None:
+def check_model(config: Config, sources: SourceFacts) -> None:
     """The pre-trained model must be a plain one, and read rows of data.max_length."""
-    if is_artifact(sources.model_config):
+    model = sources.model_of(sources.model)
+    if model.artifact:
         raise InputError(
             f"model.pretrained={config.model.pretrained} is a bitkd artifact; name a plain pre-trained encoder (a fine-tuned "
             "teacher goes into stages.teacher.checkpoint=)"
         )
-    longest = min(sources.model_config.max_position_embeddings, sources.tokenizer.model_max_length)
+    longest = min(model.positions, sources.tokenizer.longest)
     padded = math.ceil(config.data.max_length / MULTIPLE) * MULTIPLE
     if config.data.max_length < 8 or padded > longest:
         raise InputError(
@@ -201,14 +200,14 @@ def check_model(config: Config, sources: Sources) -> None:
         )
 
 
-def check_candidates(config: Config, sources: Sources) -> None:
+def check_candidates(config: Config, sources: SourceFacts) -> None:
     """A masked language model that is asked for by name must have a trained head; what is missing would be random."""
     spec = config.task.augmentation
     if any(stage.kind == AUGMENT for stage in config.stages.values()):
         model = sources.augmentation_model
-        load_tokenizer(model)
+        sources.tokenizer_of(model)
         if spec.source == "masked_lm":
-            load_masked_lm(model)
+            sources.check_masked_lm(model)
 
 
 def check_rows(name: str, rows: dict[str, int], batch_size: int, config: Config) -> None:
@@ -223,18 +222,18 @@ def check_rows(name: str, rows: dict[str, int], batch_size: int, config: Config)
             )
 
 
-def check_checkpoint(folder: Path, config: Config, sources: Sources, where: str, names: list[str] | None) -> None:
+def check_checkpoint(folder: Path, config: Config, sources: SourceFacts, where: str, names: list[str] | None) -> None:
     """InputError where the checkpoint in `folder` has no trained head for this task, or reads other tokens."""
-    found = load_config(folder)
-    permute_labels(load_classifier(folder), config.task.labels, names)
+    label_order(sources.labels_of(folder), config.task.labels, names)
+    found = sources.model_of(folder)
     advice = "set model.pretrained= to the model that it was fine-tuned from"
-    if found.vocab_size < len(sources.tokenizer):
+    if found.vocabulary < sources.tokenizer.size:
         raise InputError(
-            f"{where} has {found.vocab_size} tokens, {config.model.pretrained}'s tokenizer {len(sources.tokenizer)}; {advice}"
+            f"{where} has {found.vocabulary} tokens, {config.model.pretrained}'s tokenizer {sources.tokenizer.size}; {advice}"
         )
-    if found.max_position_embeddings < config.data.max_length:
+    if found.positions < config.data.max_length:
         raise InputError(
-            f"{where} reads at most {found.max_position_embeddings} tokens; lower data.max_length={config.data.max_length}"
+            f"{where} reads at most {found.positions} tokens; lower data.max_length={config.data.max_length}"
         )
-    if has_tokenizer(folder) and not same_tokens(load_tokenizer(folder), sources.tokenizer):
+    if has_tokenizer(folder) and not sources.reads_alike(folder):
         raise InputError(f"{where} has another tokenizer than {config.model.pretrained}; {advice}")

@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from bitkd.config.schema import Config
+from bitkd.pipeline.facts import SourceFacts
 from bitkd.pipeline.kinds import AUGMENT, DISTILLATION
 from bitkd.pipeline.planned import PlannedStage
-from bitkd.pipeline.sources import Sources, folder_hash
-from bitkd.store.artifacts import checksum, read_artifact
+from bitkd.store.artifacts import read_artifact
 
 FORMAT = 3
 """Version of what artifacts hold; a change makes every older one stale."""
 
 
-def identity_of(stage: PlannedStage, config: Config, sources: Sources) -> dict[str, Any]:
+def identity_of(stage: PlannedStage, config: Config, sources: SourceFacts) -> dict[str, Any]:
     """What changes a stage's numbers, besides what it descends from; never paths, loggers, worker counts."""
     spec = stage.spec
     identity: dict[str, Any] = {"format": FORMAT, "kind": spec.kind}
@@ -23,12 +23,12 @@ def identity_of(stage: PlannedStage, config: Config, sources: Sources) -> dict[s
     identity |= {"quant": asdict(spec.quant), "precision": config.trainer.precision}
     if stage.checkpoint is not None:
         return identity | {
-            "checkpoint": folder_hash(stage.checkpoint),
+            "checkpoint": sources.hash_of(stage.checkpoint),
             "labels": spec.labels,
             **_task_identity(config, sources),
         }
     if spec.kind == "general":
-        identity |= {"data": sources.corpus_data.fingerprint(), "segments": config.data.segments}
+        identity |= {"data": sources.corpus.hash, "segments": config.data.segments}
         identity |= {"masking": config.data.masking, "streaming": config.data.streaming}
         if config.data.streaming:  # how it is dealt out to readers decides the order of its sequences
             identity |= {"readers": max(1, config.data.num_workers)}
@@ -56,25 +56,25 @@ def identity_of(stage: PlannedStage, config: Config, sources: Sources) -> dict[s
             "accumulate": config.trainer.accumulate_grad_batches,
         }
     if spec.kind in DISTILLATION:
-        unread = {"logits", "hidden", "attention"} - set(DISTILLATION[spec.kind].terms)
+        unread = {"logits", "hidden", "attention"} - set(DISTILLATION[spec.kind])
         identity["loss"] = {name: value for name, value in asdict(spec.loss).items() if name not in unread}
     return identity
 
 
-def _task_identity(config: Config, sources: Sources) -> dict[str, Any]:
-    return {"data": sources.task_data.fingerprint(), "max_length": config.data.max_length}
+def _task_identity(config: Config, sources: SourceFacts) -> dict[str, Any]:
+    return {"data": sources.task_fingerprint, "max_length": config.data.max_length}
 
 
-def _augmentation_identity(config: Config, sources: Sources) -> dict[str, Any]:
+def _augmentation_identity(config: Config, sources: SourceFacts) -> dict[str, Any]:
     spec = asdict(config.task.augmentation)
     vectors = spec["vectors"]
     for name in ("enabled", "path", "model", "vectors"):
         del spec[name]
     return {
         "spec": spec,
-        "rows": sources.task_data.source_hash(),
+        "rows": sources.training_rows_hash,
         "max_length": config.data.max_length,
-        "model": folder_hash(sources.augmentation_model),
-        "vectors": checksum(Path(vectors).expanduser()) if vectors else None,
-        "tokenizer": sources.tokenizer_hash,
+        "model": sources.hash_of(sources.augmentation_model),
+        "vectors": sources.checksum_of(Path(vectors).expanduser()) if vectors else None,
+        "tokenizer": sources.tokenizer.hash,
     }

@@ -1,20 +1,16 @@
-"""The kinds of nodes, and what a node of each kind reads."""
+"""The kinds of nodes, and what a node of each kind reads. `build` knows the module of each."""
 
 from bitkd.config.schema import Config, StageSpec
-from bitkd.stages.distillation import DistillationModule
-from bitkd.stages.finetune import FineTune
-from bitkd.stages.general import GeneralDistillation
-from bitkd.stages.intermediate import IntermediateDistillation
-from bitkd.stages.prediction import PredictionDistillation
-from bitkd.stages.single_stage import SingleStageDistillation
 
-DISTILLATION: dict[str, type[DistillationModule]] = {
-    "general": GeneralDistillation,
-    "intermediate": IntermediateDistillation,
-    "prediction": PredictionDistillation,
-    "single_stage": SingleStageDistillation,
+DISTILLATION: dict[str, tuple[str, ...]] = {
+    "general": ("hidden", "attention"),
+    "intermediate": ("hidden", "attention"),
+    "prediction": ("logits",),
+    "single_stage": ("logits", "hidden", "attention"),
 }
-TRAINED = {"finetune": FineTune, **DISTILLATION}
+"""The loss terms of each kind that distils."""
+
+TRAINED = ("finetune", *DISTILLATION)
 AUGMENT = "augment"
 KINDS = (*TRAINED, "init", "split", AUGMENT)
 

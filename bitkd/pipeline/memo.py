@@ -1,82 +1,70 @@
-"""Plans that were made before: until something changes that a plan was made from, `bitkd plan` needs no model, no rows and
-none of the libraries that take seconds to load.
-"""
+"""What was found in files before: until they change nobody needs to look again, nor to load the libraries that looking takes."""
 
 import contextlib
 import os
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bitkd.config.schema import DEMO, Config
+from bitkd.config.schema import Config
+from bitkd.errors import InputError
 from bitkd.pipeline.graph import digest
-from bitkd.store.artifacts import Store, read_json, store_root, write_json
+from bitkd.store.artifacts import read_json, store_root, write_json
 
 PACKAGE = Path(__file__).resolve().parent.parent
 LIBRARIES = ("numpy", "torch", "transformers", "tokenizers", "datasets")
 
 
-def recall_plan(config: Config) -> list[dict[str, Any]] | None:
-    """The stages of an equal plan; null where none was made, or anything has changed since."""
-    found = read_json(_file(config))
-    if found is None or found["inputs"] != inputs_of(config):
-        return None
-    store = Store(store_root(config))
-    keys = {row["name"]: row["key"] for row in found["stages"]}
-    for row in found["stages"]:
-        # The steps of a stage on augmented rows are known when the rows are there.
-        if row["steps"] is None and store.finished(keys[row["inputs"]["data"]]):
-            return None
-    return found["stages"]
+class Memo:
+    """Facts of files, kept under `folder`.
 
-
-def keep_plan(config: Config, stages: list[dict[str, Any]], inputs: str | None) -> None:
-    """Note a plan for `recall_plan`.  inputs: `inputs_of` the configuration, from before the plan was made."""
-    if inputs is not None:
-        file = _file(config)
-        with contextlib.suppress(OSError):  # a store that can only be read
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, {"inputs": inputs, "stages": stages})
-
-
-def _file(config: Config) -> Path:
-    return store_root(config).parent / "cache" / "plans" / f"{digest(asdict(config))}.json"
-
-
-def inputs_of(config: Config) -> str | None:
-    """Changes with the code, the libraries, and size or time of any file that a plan reads; null where the hub is read, whose
-    content may change without a sign here.
+    recall: whether earlier looks count. They go by size and time of the files, so a run, whose artifacts last, looks itself.
     """
-    files: list[Path] = [*PACKAGE.rglob("*.py")]  # the demo's files are made by them
-    if not Path(config.model.pretrained).expanduser().is_dir() and config.model.pretrained != DEMO:
-        return None
-    for name in _folders(config):
-        path = Path(name).expanduser()
-        if not path.exists():
-            return None
-        files += path.rglob("*") if path.is_dir() else [path]
-    if config.data.dir and config.data.dir != DEMO:
-        names = [config.task.files.train, *config.task.files.dev.values()]
-        root = Path(config.data.dir).expanduser()
-        files += [folder / name for folder in (root, root / config.task.files.folder) for name in names]
-    elif not config.data.dir and config.task.name:
-        return None
-    if config.data.hub_corpus.path:
-        return None
-    return digest(
-        [[str(file.absolute()), *_state(file)] for file in sorted(files)] + [version(name) for name in LIBRARIES]
-    )
+
+    def __init__(self, folder: Path, recall: bool) -> None:
+        self.folder = folder
+        self.recall = recall
+        self._found: dict[Path, dict[str, Any]] = {}
+
+    def fact(self, name: str, settings: Any, files: Iterable[Path] | None, look: Callable[[], Any]) -> Any:
+        """What `look` finds, as plain data; where it finds an InputError, that is a fact too.
+
+        settings: what decides how it looks.  files: all that it reads; null where that may change without a sign here, as
+        on the hub: then nothing is recalled or kept.
+        """
+        if files is None:
+            return look()
+        file = self.folder / f"{name}-{digest([settings, _states(files), _code()])}.json"
+        found = self._found.get(file) or (read_json(file) if self.recall else None)
+        if found is None:
+            try:
+                found = {"fact": look()}
+            except InputError as error:
+                if type(error) is InputError:  # others speak of more than the files
+                    self._found[file] = {"refused": str(error)}
+                raise
+            self._found[file] = found
+        if "refused" in found:
+            raise InputError(found["refused"])
+        return found["fact"]
+
+    def keep(self) -> None:
+        """Write down what was found, for later processes."""
+        with contextlib.suppress(OSError):  # a store that can only be read
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for file, found in self._found.items():
+                write_json(file, found)
 
 
-def _folders(config: Config) -> Iterator[str]:
-    """Folders and files that are read whole, as the configuration names them."""
-    spec = config.task.augmentation
-    given = [stage.checkpoint for stage in config.stages.values()]
-    for name in (config.model.pretrained, *config.data.corpus, *given, spec.model, spec.vectors, spec.path):
-        if name and name != DEMO:
-            yield name
+def open_memo(config: Config, recall: bool) -> Memo:
+    """The facts that runs with one store share."""
+    return Memo(store_root(config).parent / "cache" / "facts", recall)
+
+
+def _states(files: Iterable[Path]) -> list[list[Any]]:
+    return [[str(file.absolute()), *_state(file)] for file in sorted(set(files))]
 
 
 def _state(file: Path) -> tuple[int, int]:
@@ -85,3 +73,9 @@ def _state(file: Path) -> tuple[int, int]:
     except OSError:
         return (-1, -1)
     return (found.st_size, found.st_mtime_ns)
+
+
+@cache
+def _code() -> str:
+    """Changes with the code and the libraries that look."""
+    return digest([_states(PACKAGE.rglob("*.py")), [version(name) for name in LIBRARIES]])

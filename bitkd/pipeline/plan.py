@@ -4,10 +4,10 @@ import math
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, settings_of
-from bitkd.data.augment import check_augmentation
+from bitkd.data.augmented import check_augmentation
 from bitkd.data.hub import resolve_pretrained
 from bitkd.errors import InputError
 from bitkd.pipeline.checks import (
@@ -19,24 +19,33 @@ from bitkd.pipeline.checks import (
     check_shapes,
     check_training,
 )
+from bitkd.pipeline.facts import SourceFacts, open_facts
 from bitkd.pipeline.graph import Node, fingerprints, order
 from bitkd.pipeline.identity import identity_of
 from bitkd.pipeline.kinds import AUGMENT, TRAINED, upstream_of, wants_augmented
+from bitkd.pipeline.memo import Memo, open_memo
 from bitkd.pipeline.planned import PlannedStage
-from bitkd.pipeline.sources import Sources, open_sources
 from bitkd.store.artifacts import Store, read_artifact, store_root
 from bitkd.store.record import RunRecord, state_of
+
+if TYPE_CHECKING:
+    from bitkd.pipeline.sources import Sources
 
 
 @dataclass
 class Plan:
-    """A checked run: stages in order, their sources, the store, the record of earlier runs."""
+    """A checked run: stages in order, facts of their sources, the store, the record of earlier runs."""
 
     config: Config
-    sources: Sources
+    facts: SourceFacts
     stages: list[PlannedStage]
     store: Store
     record: RunRecord
+
+    @property
+    def sources(self) -> "Sources":
+        """The sources themselves; they are loaded now, unless planning had to look at them."""
+        return self.facts.loaded
 
     def __getitem__(self, name: str) -> PlannedStage:
         return next(stage for stage in self.stages if stage.name == name)
@@ -56,9 +65,9 @@ class Plan:
 
     def given_keys(self) -> list[str]:
         """Artifacts of the store that the settings name by their folders: a teacher, augmented rows, a model."""
-        given = [stage.checkpoint or stage.augmented for stage in self.stages] + [self.sources.model]
+        given = [stage.checkpoint or stage.augmented for stage in self.stages] + [self.facts.model]
         if self.config.task.augmentation.model:
-            given.append(self.sources.augmentation_model)
+            given.append(self.facts.augmentation_model)
         resolved = [path.resolve() for path in given if path is not None]
         return [path.name for path in resolved if path.parent == self.store.root]
 
@@ -83,26 +92,29 @@ class Plan:
         return state_of(self.store, self.record, stage.name, stage.key)
 
 
-def make_plan(config: Config) -> Plan:
-    """Check everything that can be checked before work starts; InputError says what is wrong."""
+def make_plan(config: Config, memo: Memo | None = None) -> Plan:
+    """Check everything that can be checked before work starts; InputError says what is wrong.
+
+    memo: facts of the sources that may be taken from earlier looks; null looks at all of them now.
+    """
     record = RunRecord.open(Path(config.run.dir), config.task.name, config.run.name or config.pipeline.name)
     config = _with_augmentation(config)
     if not config.stages:
         raise InputError("the pipeline has no stages; give them under `stages:` in its YAML file")
     check_graph(config)
     check_training(config)
-    sources = open_sources(config)
+    sources = open_facts(config, memo or open_memo(config, recall=False))
     config = sources.config
     uses_corpus = any(stage.kind == "general" for stage in config.stages.values())
     check_model(config, sources)
     check_shapes(config, sources)
     check_candidates(config, sources)
-    _ = sources.task_data
+    _ = sources.task
     if uses_corpus:
-        _ = sources.corpus_data
+        _ = sources.corpus
     stages = [_plan_stage(name, config, sources) for name in config.stages]
     nodes = {stage.name: Node(stage.name, stage.upstream, identity_of(stage, config, sources)) for stage in stages}
-    hashes = fingerprints(nodes, {PRETRAINED: sources.model_hash})
+    hashes = fingerprints(nodes, {PRETRAINED: sources.hash_of(sources.model)})
     for stage in stages:
         stage.fingerprint = hashes[stage.name]
     ordered = order(nodes, {PRETRAINED})
@@ -132,7 +144,7 @@ def _with_augmentation(config: Config) -> Config:
     return replace(config, stages=stages or {AUGMENT: node})
 
 
-def _plan_stage(name: str, config: Config, sources: Sources) -> PlannedStage:
+def _plan_stage(name: str, config: Config, sources: SourceFacts) -> PlannedStage:
     spec = config.stages[name]
     train = TrainSpec(**settings_of(spec, config.train))
     seed = spec.seed if spec.seed is not None else zlib.crc32(f"{config.seed}/{name}".encode())
@@ -148,8 +160,8 @@ def _plan_stage(name: str, config: Config, sources: Sources) -> PlannedStage:
         stage.augmented = sources.given_rows
         _count_steps(stage, max(1, read_artifact(stage.augmented).stage["augmented"]["rows"] // train.batch_size))
     elif spec.kind in TRAINED:
-        data = sources.corpus_data if spec.kind == "general" else sources.task_data
-        check_rows(name, data.num_rows, train.batch_size, config)
+        data = sources.corpus if spec.kind == "general" else sources.task
+        check_rows(name, data.rows, train.batch_size, config)
         if train.max_tokens and spec.kind == "general":
             train.max_steps = max(1, train.max_tokens // (train.batch_size * config.data.max_length))
         if spec.kind == "general" and config.data.streaming:

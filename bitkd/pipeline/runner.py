@@ -13,7 +13,6 @@ from bitkd.pipeline.augmentation import augment
 from bitkd.pipeline.execute import execute
 from bitkd.pipeline.group import Group
 from bitkd.pipeline.kinds import AUGMENT
-from bitkd.pipeline.memo import inputs_of, keep_plan
 from bitkd.pipeline.plan import Plan, make_plan
 from bitkd.pipeline.planned import PlannedStage
 from bitkd.pipeline.stopping import Stopping
@@ -53,7 +52,6 @@ def run(config: Config, console: Any, progress_bar: bool = False) -> Plan:
     console: has `print`; one plain line at each stage's start and one at its end.
     Raises InputError before any work starts, StageFailedError while working, StoppedError where it was asked to stop.
     """
-    read = inputs_of(config)
     plan = make_plan(config)
     plan.store.prepare()
     names = [stage.name for stage in plan.stages]
@@ -61,7 +59,7 @@ def run(config: Config, console: Any, progress_bar: bool = False) -> Plan:
     living = None
     if group.is_global_zero:
         living = _begin(plan, console)
-        keep_plan(config, plan.rows(), read)
+        plan.facts.memo.keep()
     stopping = Stopping()
     stopping.install()
     try:

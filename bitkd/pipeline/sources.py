@@ -1,38 +1,22 @@
-"""What a run starts from, found and checked before any work: pre-trained model, tokenizer, task rows, corpus."""
+"""The sources of a run themselves: pre-trained model, tokenizer, task rows, corpus. `facts` is what a plan asks of them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import PretrainedConfig
-
-from bitkd.config.schema import DEMO, Config, TrainSpec
-from bitkd.data.augment import Augmented, check_augmented, load_shards
+from bitkd.config.schema import Config, TrainSpec
+from bitkd.data.augment import load_shards
+from bitkd.data.candidates import load_masked_lm
 from bitkd.data.corpus import CorpusDataModule, StreamDataModule
-from bitkd.data.demo import ensure_demo
-from bitkd.data.documents import Documents, FileDocuments, HubDocuments
-from bitkd.data.hub import load_tokenizer, resolve_pretrained, tokenizer_state
+from bitkd.data.documents import Documents
+from bitkd.data.hub import load_tokenizer, same_tokens, tokenizer_state
 from bitkd.data.task import TaskDataModule
-from bitkd.errors import InputError
-from bitkd.models.artifact import load_config
+from bitkd.models.artifact import is_artifact, label_names, load_classifier, load_config
+from bitkd.models.student import spec_of
+from bitkd.pipeline.facts import locate, make_documents, writable
 from bitkd.pipeline.graph import digest
-from bitkd.store.artifacts import Store, checksum, read_artifact, store_root
-
-SAFETENSORS = ("model*.safetensors", "model.safetensors.index.json")
-PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
-OTHER_MODEL_FILES = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-)
+from bitkd.store.artifacts import store_root
 
 
 @dataclass
@@ -50,44 +34,10 @@ class Sources:
         return load_tokenizer(str(self.model))
 
     @cached_property
-    def model_config(self) -> PretrainedConfig:
-        return load_config(self.model)
-
-    @cached_property
-    def model_hash(self) -> str:
-        return folder_hash(self.model)
-
-    @cached_property
-    def tokenizer_hash(self) -> str:
-        return digest(tokenizer_state(self.tokenizer))
-
-    @cached_property
-    def augmentation_model(self) -> Path:
-        """Folder of the model that augmentation takes its candidates from."""
-        name = self.config.task.augmentation.model
-        return resolve_pretrained(name, setting="task.augmentation.model=") if name else self.model
-
-    @cached_property
-    def given_rows(self) -> Path:
-        """Folder of the augmented rows that were made before; InputError where they do not fit this run."""
-        folder = Path(self.config.task.augmentation.path or "").expanduser().resolve()
-        record = read_artifact(folder).stage
-        if "augmented" not in record:
-            raise InputError(
-                f"task.augmentation.path={folder} holds no augmented rows; name a folder that `bitkd augment` made"
-            )
-        if damage := Store(folder.parent).damage(folder.name):
-            raise InputError(f"task.augmentation.path: {damage}; augment again")
-        task, length = self.config.task.name, self.config.data.max_length
-        facts = Augmented(**record["augmented"])
-        check_augmented(folder, facts, task, self.task_data.source_hash(), length, self.tokenizer_hash)
-        return folder
-
-    @cached_property
     def task_data(self) -> TaskDataModule:
         """The task's rows, loaded and tokenized; for counts, hashes and validation."""
         module = self.task_module_alone()
-        with _writable(self.cache):
+        with writable(self.cache):
             module.setup("fit")
         return module
 
@@ -152,49 +102,52 @@ class Sources:
 
     @cached_property
     def documents(self) -> Documents:
-        """The corpus of General KD; InputError where there is none, or two."""
-        data = self.config.data
-        if bool(data.corpus) == bool(data.hub_corpus.path):
-            what = "both data.corpus and data.hub_corpus.path are given" if data.corpus else "data.corpus is empty"
-            raise InputError(
-                f"General KD needs a text corpus and {what}; give text files or folders with data.corpus=[PATH,…], or a "
-                "dataset on the hub with data.hub_corpus.path=ID"
-            )
-        if data.hub_corpus.path:
-            return HubDocuments(data.hub_corpus, data.streaming)
-        return FileDocuments(data.corpus)
+        return make_documents(self.config)
+
+    def look_at_model(self, folder: Path) -> dict[str, Any]:
+        """`ModelFacts`, as all that follows as plain data."""
+        config = load_config(folder)
+        return {
+            "artifact": is_artifact(config),
+            "positions": config.max_position_embeddings,
+            "vocabulary": config.vocab_size,
+        }
+
+    def look_at_shape(self, folder: Path) -> tuple[dict[str, Any], int]:
+        """StudentSpec and number of layers."""
+        config = load_config(folder)
+        return asdict(spec_of(config)), config.num_hidden_layers
+
+    def look_at_labels(self, folder: Path) -> list[str]:
+        """Label names of a classifier; InputError where it has no trained head."""
+        return label_names(load_classifier(folder).config)
+
+    def look_for_masked_lm(self, folder: Path) -> None:
+        """InputError where the model has no trained masked-LM head."""
+        load_masked_lm(folder)
+
+    def look_at_tokenizer(self, folder: Path) -> dict[str, Any]:
+        """`TokenizerFacts`."""
+        tokenizer = self.tokenizer if folder == self.model else load_tokenizer(folder)
+        return {
+            "hash": digest(tokenizer_state(tokenizer)),
+            "size": len(tokenizer),
+            "longest": tokenizer.model_max_length,
+        }
+
+    def reads_alike(self, folder: Path) -> bool:
+        """Whether the tokenizer in a folder makes the same tokens as the run's."""
+        return same_tokens(load_tokenizer(folder), self.tokenizer)
+
+    def look_at_rows(self) -> dict[str, Any]:
+        """`RowFacts` of the task."""
+        return {"hash": self.task_data.rows_hash, "rows": self.task_data.num_rows}
+
+    def look_at_corpus(self) -> dict[str, Any]:
+        """`RowFacts` of the corpus."""
+        return {"hash": self.corpus_data.fingerprint(), "rows": self.corpus_data.num_rows}
 
 
 def open_sources(config: Config) -> Sources:
     """Resolve `demo`, local paths and hub ids; InputError where one is missing or the hub cannot be reached."""
-    store = store_root(config)
-    data, model = config.data, config.model
-    if DEMO in (data.dir, model.pretrained) or DEMO in data.corpus:
-        with _writable(store.parent):
-            demo = ensure_demo(store.parent / "demo")
-        data = replace(
-            data,
-            dir=str(demo.data) if data.dir == DEMO else data.dir,
-            corpus=[str(demo.corpus) if path == DEMO else path for path in data.corpus],
-        )
-        model = replace(model, pretrained=str(demo.model) if model.pretrained == DEMO else model.pretrained)
-    folder = resolve_pretrained(model.pretrained)
-    return Sources(replace(config, data=data, model=model), folder, store.parent / "cache")
-
-
-@contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    """Within this context a refused write means that the run's folder was badly chosen."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{folder} is not writable ({error.strerror or error}); choose another folder with run.dir= or run.store="
-        ) from error
-
-
-def folder_hash(folder: Path) -> str:
-    """Hash of a model's weights, configuration and tokenizer, whatever its path and what else lies in its folder."""
-    weights = SAFETENSORS if any(folder.glob(SAFETENSORS[0])) else PICKLES
-    files = sorted({file for pattern in (*weights, *OTHER_MODEL_FILES) for file in folder.glob(pattern)})
-    return digest({file.name: checksum(file) for file in files})
+    return Sources(*locate(config), store_root(config).parent / "cache")

@@ -7,14 +7,12 @@ from transformers import BertConfig, BertForMaskedLM
 
 from bitkd.data.augment import (
     SHARD_ROWS,
-    Augmented,
     Augmenter,
-    check_augmentation,
-    check_augmented,
     load_shards,
     shard_file,
     write_shard,
 )
+from bitkd.data.augmented import Augmented, check_augmentation, check_augmented
 from bitkd.data.candidates import MaskedLMCandidates, Sentence, VectorCandidates, make_candidates
 from bitkd.data.tasks import AugmentSpec
 from bitkd.errors import InputError

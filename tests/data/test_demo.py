@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from bitkd.data import demo
+from bitkd.data import demo, demo_model
 from bitkd.data.demo import ensure_demo
 from bitkd.data.demo_text import KIND_OF, LABELS, NOUNS, VERBS, documents, pairs, rivals
 
@@ -18,7 +18,7 @@ def rows():
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(demo, "PRETRAINING_STEPS", 20)
+    monkeypatch.setattr(demo_model, "PRETRAINING_STEPS", 20)
 
 
 def files(source):
@@ -91,16 +91,16 @@ def test_two_builds_have_the_same_bytes_and_load(tmp_path, quick):
 
 def test_a_finished_demo_is_not_made_again(tmp_path, quick, monkeypatch):
     first = ensure_demo(tmp_path)
-    monkeypatch.setattr(demo, "_write_model", None)
+    monkeypatch.setattr(demo_model, "write_model", None)
     assert ensure_demo(tmp_path) == first
 
 
 def test_a_killed_build_leaves_nothing_visible_and_is_swept(tmp_path, quick, monkeypatch):
-    def killed(folder):
+    def killed(*arguments):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(demo, "_write_model", killed)
+        patch.setattr(demo_model, "write_model", killed)
         with pytest.raises(KeyboardInterrupt):
             ensure_demo(tmp_path)
     assert not list(tmp_path.glob("demo-*"))

@@ -10,8 +10,8 @@ from bitkd.models.attention import ATTENTION
 from bitkd.models.importance import estimate_importance
 from bitkd.models.mapping import map_student
 from bitkd.models.size import measure
-from bitkd.models.spec import ShapeSpec
-from bitkd.models.student import Importance, add_head, build_student, check_shape, encoder_layers, spec_of
+from bitkd.models.spec import ShapeSpec, check_shape
+from bitkd.models.student import Importance, add_head, build_student, encoder_layers, spec_of
 from bitkd.quant.prepare import prepare
 from bitkd.quant.spec import QuantSpec
 from bitkd.quant.splitting import split_ternary_

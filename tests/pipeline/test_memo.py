@@ -1,4 +1,4 @@
-"""A plan is made once: `bitkd plan` then reads nothing but its note, until something changes that it was made from."""
+"""Sources are looked at once: `bitkd plan` then takes facts of them from notes, until a file changes that they were found in."""
 
 import json
 import os
@@ -10,8 +10,14 @@ import pytest
 
 from bitkd.cli import main
 from bitkd.config.load import load_config
-from bitkd.pipeline import plan as planning
-from bitkd.pipeline.memo import inputs_of, recall_plan
+from bitkd.errors import InputError, UnwritableError
+from bitkd.pipeline.facts import SourceFacts
+from bitkd.pipeline.memo import Memo, open_memo
+from bitkd.pipeline.plan import make_plan
+from bitkd.pipeline.sources import Sources
+
+AUGMENTED = ["task.augmentation.enabled=true", "task.augmentation.variants=2"]
+HEAVY = ["torch", "lightning", "torchmetrics", "transformers", "datasets"]
 
 
 @pytest.fixture
@@ -25,47 +31,76 @@ def planned(settings, tmp_path, capsys):
     return make
 
 
-def test_an_equal_plan_needs_no_heavy_library(planned, settings, tmp_path):
-    first = planned()
-    code = (
-        "import sys; from bitkd.cli import main; main(['plan', '--json', *sys.argv[1:]]); "
-        "heavy = {'torch', 'lightning', 'transformers', 'datasets', 'numpy'} & set(sys.modules); assert not heavy, heavy"
-    )
+@pytest.fixture
+def blind(monkeypatch):
+    """Calling it makes every look at a source fail."""
+
+    def close_eyes():
+        monkeypatch.setattr(SourceFacts, "loaded", property(lambda self: pytest.fail("a source is loaded")))
+
+    return close_eyes
+
+
+def test_new_settings_on_known_sources_need_no_heavy_library_and_give_the_same_plan(finished, settings, tmp_path):
+    teacher = f"stages.teacher.checkpoint={finished / 'rte' / 'singlestage' / 'teacher'}"
+    known = ([], AUGMENTED, [teacher], ["data.selection=holdout"])
+    new = (["seed=7", "train.lr=1e-3"], ["student.width=0.5", "task.metrics=[accuracy,f1]", "train.max_steps=null"])
+    pipelines = ("multistage", "singlestage")
+    for overrides in (settings(tmp_path, pipeline, *more) for pipeline in pipelines for more in known):
+        assert main(["plan", *overrides]) == 0
+    asked = [settings(tmp_path, pipeline, *more, *other) for pipeline in pipelines for more in known for other in new]
+    wrong = ["data.max_length=400", "student.layers=[9]", "task.metric=speed", "task.augmentation.variants=0"]
+    code = f"""
+import contextlib, io, json, sys
+from bitkd.cli import main
+asked, wrong = json.load(sys.stdin)
+assert [main(["plan", *overrides]) for overrides in wrong] == [2] * len(wrong)
+answers = []
+for overrides in asked:
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        assert main(["plan", "--json", *overrides]) == 0
+    answers.append(json.loads(told.getvalue())["stages"])
+heavy = set({HEAVY}) & set(sys.modules)
+assert not heavy, heavy
+print(json.dumps(answers))
+"""
     told = subprocess.run(
-        [sys.executable, "-c", code, *settings(tmp_path / "runs", "multistage")],
+        [sys.executable, "-c", code],
+        input=json.dumps([asked, [settings(tmp_path, "multistage", text) for text in wrong]]),
         capture_output=True,
         text=True,
-        check=True,
     )
-    assert json.loads(told.stdout)["stages"] == first
+    assert told.returncode == 0, told.stderr
+    for overrides, stages in zip(asked, json.loads(told.stdout)):
+        rows = make_plan(load_config(overrides)).rows()
+        assert [{name: stage[name] for name in rows[0]} for stage in stages] == rows
 
 
-def test_a_run_leaves_its_plan_behind(runs, settings):
-    config = load_config(settings(runs, "multistage"))
-    assert recall_plan(config) is None  # the copy is another folder than the one that was planned
-    assert main(["run", "--json", *settings(runs, "multistage")]) == 0
-    assert next(row["name"] for row in recall_plan(config)) == "teacher"
+@pytest.mark.parametrize("pipeline", ["multistage", "singlestage"])
+def test_a_run_leaves_its_facts_behind(runs, settings, blind, pipeline):
+    blind()
+    assert main(["plan", *settings(runs, pipeline, "seed=7")]) == 0
 
 
 def test_other_settings_are_another_plan(planned):
     assert planned()[-1]["fingerprint"] != planned("train.lr=2e-2")[-1]["fingerprint"]
 
 
-def test_a_changed_file_is_planned_anew(planned, tiny_bert, monkeypatch):
+def test_a_changed_file_is_looked_at_anew(planned, tiny_bert, blind):
     planned()
+    blind()
+    planned("seed=7")
     file = tiny_bert / "config.json"
     before = file.stat()
-    monkeypatch.setattr(planning, "make_plan", lambda config: pytest.fail("nothing has changed yet"))
-    planned()
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
     try:
-        with pytest.raises(pytest.fail.Exception, match="nothing has changed"):
+        with pytest.raises(pytest.fail.Exception, match="a source is loaded"):
             planned()
     finally:
         os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_a_changed_row_is_planned_anew(planned, tiny_task, tmp_path):
+def test_a_changed_row_changes_the_plan(planned, tiny_task, tmp_path):
     data = shutil.copytree(tiny_task, tmp_path / "glue")
     first = planned(f"data.dir={data}")
     with open(data / "RTE" / "dev.tsv", "a") as file:
@@ -73,8 +108,50 @@ def test_a_changed_row_is_planned_anew(planned, tiny_task, tmp_path):
     assert planned(f"data.dir={data}")[0]["fingerprint"] != first[0]["fingerprint"]
 
 
-def test_what_the_hub_holds_is_not_remembered(settings, tmp_path):
-    local = load_config(settings(tmp_path, "singlestage"))
-    assert inputs_of(local)
-    for more in ("data.dir=null", "model.pretrained=bert-base-uncased", "data.hub_corpus.path=wikitext"):
-        assert inputs_of(load_config([*settings(tmp_path, "singlestage"), more])) is None
+def test_a_run_is_not_deceived_by_times(planned, settings, tiny_task, tmp_path):
+    data = shutil.copytree(tiny_task, tmp_path / "glue")
+    first = planned(f"data.dir={data}")
+    file = data / "RTE" / "dev.tsv"
+    before = file.stat()
+    file.write_text(file.read_text().replace("dog", "cat"))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert planned(f"data.dir={data}") == first
+    looked = make_plan(load_config(settings(tmp_path / "runs", "multistage", f"data.dir={data}")))
+    assert looked["teacher"].fingerprint != first[0]["fingerprint"]
+
+
+def test_what_the_hub_holds_is_not_remembered(settings, tmp_path, monkeypatch):
+    looks = []
+    rows = {"hash": "content", "rows": {"train": 96, "dev": 33}}
+    monkeypatch.setattr(Sources, "look_at_rows", lambda self: looks.append("rows") or rows)
+    config = load_config(settings(tmp_path, "singlestage", "data.dir=null"))
+    for _ in range(2):
+        memo = open_memo(config, recall=True)
+        make_plan(config, memo)
+        memo.keep()
+    assert looks == ["rows", "rows"]
+
+
+def test_a_refusal_is_a_fact_unless_it_is_of_the_runs_own_folder(tmp_path):
+    source = tmp_path / "source"
+    source.touch()
+    for kind, looks in ((InputError, 1), (UnwritableError, 2)):
+        calls = []
+
+        def look(kind=kind, calls=calls):
+            calls.append(1)
+            raise kind("no good")
+
+        for _ in range(2):
+            memo = Memo(tmp_path / "facts", recall=True)
+            with pytest.raises(InputError, match="no good"):
+                memo.fact(kind.__name__, [], [source], look)
+            memo.keep()
+        assert len(calls) == looks
+
+
+def test_facts_that_cannot_be_kept_are_found_again(tmp_path):
+    (tmp_path / "file").touch()
+    memo = Memo(tmp_path / "file" / "facts", recall=True)
+    assert memo.fact("answer", [], [], lambda: 42) == 42
+    memo.keep()
