@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import override
 
 from bitkd.stages.base import StudentModule
+from bitkd.stages.distillation import DistillationModule
 
 PROBES = (2, 4, 6)
 """Lengths that a row's FLOPs are counted at: a polynomial of degree 2 in the length is known from three."""
@@ -86,7 +87,7 @@ def row_flops(module: StudentModule, batch: dict[str, Tensor]) -> tuple[Polynomi
                 # Not `backward`: it would leave gradients, and wake DDP.
                 torch.autograd.grad(loss, trained, allow_unused=True)
             with FlopCounterMode(display=False) as of_teacher, torch.no_grad():
-                if hasattr(module, "teacher"):
+                if isinstance(module, DistillationModule):
                     module.teacher(**module.inputs(row))
             teachers.append(of_teacher.get_total_flops())
             students.append(counter.get_total_flops() - teachers[-1])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from bitkd.config.schema import PRETRAINED
 from bitkd.data.metrics import build_metrics, primary_score
 from bitkd.models.artifact import load_classifier, load_encoder, load_student, new_classifier, permute_labels
 from bitkd.models.importance import estimate_importance
-from bitkd.models.student import add_head, build_student, remember, spec_of
+from bitkd.models.student import Importance, add_head, build_student, remember, spec_of
 from bitkd.pipeline.kinds import DISTILLATION
 from bitkd.pipeline.plan import Plan
 from bitkd.pipeline.planned import PlannedStage
@@ -65,18 +66,13 @@ def build_stage(plan: Plan, stage: PlannedStage) -> BuiltStage:
     """
     pl.seed_everything(stage.seed, verbose=False)
     spec, config, sources = stage.spec, plan.config, plan.sources
-    teacher = load_upstream(plan, spec.teacher) if spec.teacher else None
-    student = _student(plan, stage, teacher)
-    callbacks: list[pl.Callback] = []
-    if spec.kind == "split":
-        # The student is split where it is 2-bit; an FP32 one is made ternary first, without training.
-        words = spec.quant.embedding_bits
-        prepare(student, replace(spec.quant, weight_bits=2, embedding_bits=2 if words == 1 else words))
-        callbacks.append(WeightSplitting())
-    else:
-        prepare(student, spec.quant)
-    _remember_quant(student, spec.quant)
 
+    def importance(source: PreTrainedModel) -> Importance:
+        data = sources.corpus_data if spec.kind == "general" else sources.task_data
+        return estimate_importance(source, data.importance_batches(config.data.importance_rows))
+
+    module = build_module(plan, stage, partial(load_upstream, plan), importance)
+    callbacks: list[pl.Callback] = [WeightSplitting()] if spec.kind == "split" else []
     parts = config.trainer.accumulate_grad_batches
     shape = (stage.train, stage.total_steps * parts, parts, stage.seed)
     data: pl.LightningDataModule
@@ -84,22 +80,38 @@ def build_stage(plan: Plan, stage: PlannedStage) -> BuiltStage:
         data = sources.corpus_module(*shape)
     else:
         data = sources.task_module(*shape, augmented=plan.augmented_rows(stage))
+    return BuiltStage(module, data, callbacks, stage.trains, _selection(stage, module.student))
+
+
+def build_module(
+    plan: Plan, stage: PlannedStage, load: Upstream, importance: Callable[[PreTrainedModel], Importance]
+) -> StudentModule:
+    """The LightningModule of a stage.
+
+    load: gives its upstreams.  importance: of the heads and neurons of a model that is narrowed.
+    """
+    spec, sources = stage.spec, plan.sources
+    teacher = load(spec.teacher) if spec.teacher else None
+    student = _student(plan, stage, teacher, load, importance)
+    if spec.kind == "split":
+        # The student is split where it is 2-bit; an FP32 one is made ternary first, without training.
+        words = spec.quant.embedding_bits
+        prepare(student, replace(spec.quant, weight_bits=2, embedding_bits=2 if words == 1 else words))
+    else:
+        prepare(student, spec.quant)
+    _remember_quant(student, spec.quant)
     settings: dict[str, Any] = {
         "optim": OptimSpec(**{k: getattr(stage.train, k) for k in OptimSpec.__dataclass_fields__}),
         "total_steps": stage.total_steps,
     }
     if spec.kind != "general":
-        task = config.task
+        task = plan.config.task
         settings["metrics"] = {name: build_metrics(task) for name in sources.task_data.dev_names}
         settings["score"] = lambda values: primary_score(task, values)
     if spec.kind in DISTILLATION:
         assert teacher is not None
-        module: StudentModule = MODULES[spec.kind](student, teacher, spec.loss, **settings)
-    elif stage.trains:
-        module = FineTune(student, **settings)
-    else:
-        module = StudentModule(student, **settings)
-    return BuiltStage(module, data, callbacks, stage.trains, _selection(stage, student))
+        return MODULES[spec.kind](student, teacher, spec.loss, **settings)
+    return FineTune(student, **settings) if stage.trains else StudentModule(student, **settings)
 
 
 def finish_student(stage: PlannedStage, module: StudentModule) -> PreTrainedModel:
@@ -113,7 +125,13 @@ def finish_student(stage: PlannedStage, module: StudentModule) -> PreTrainedMode
     return student
 
 
-def _student(plan: Plan, stage: PlannedStage, teacher: PreTrainedModel | None) -> PreTrainedModel:
+def _student(
+    plan: Plan,
+    stage: PlannedStage,
+    teacher: PreTrainedModel | None,
+    load: Upstream,
+    importance: Callable[[PreTrainedModel], Importance],
+) -> PreTrainedModel:
     spec, config = stage.spec, plan.config
     if stage.checkpoint is not None:
         model = load_classifier(stage.checkpoint)
@@ -121,13 +139,10 @@ def _student(plan: Plan, stage: PlannedStage, teacher: PreTrainedModel | None) -
         return model
     if spec.kind == "finetune" and spec.student == PRETRAINED:
         return new_classifier(plan.sources.model, config.task.labels)
-    source = load_upstream(plan, spec.student)
+    source = load(spec.student)
     if spec.kind in ("general", "init"):
-        importance = None
-        if config.student.width < 1 and config.student.init == "copy":
-            data = plan.sources.corpus_data if spec.kind == "general" else plan.sources.task_data
-            importance = estimate_importance(source, data.importance_batches(config.data.importance_rows))
-        return build_student(source, config.student, importance)
+        narrowed = config.student.width < 1 and config.student.init == "copy"
+        return build_student(source, config.student, importance(source) if narrowed else None)
     if spec.kind in DISTILLATION and teacher is not None and not hasattr(source, "classifier"):
         return add_head(source, teacher)
     return source

@@ -41,8 +41,9 @@ def check_graph(config: Config) -> None:
                     f"stages.{name}.loss has no term left; give one of {', '.join(terms)} a positive weight"
                 )
         if stage.kind == "general" and config.data.streaming:
-            budget = settings_of(stage, config.train)
-            if not budget["max_steps"] and not budget["max_tokens"]:
+            settings = settings_of(stage, config.train)
+            shares = config.budget.total is not None and config.budget.shares.get(name)
+            if not settings["max_steps"] and not settings["max_tokens"] and not shares:
                 raise InputError(
                     f"stages.{name} reads a stream, which has no epochs; give stages.{name}.max_steps= or .max_tokens="
                 )

@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, settin
 from bitkd.data.augmented import check_augmentation
 from bitkd.data.hub import resolve_pretrained
 from bitkd.errors import InputError
+from bitkd.pipeline.budget import budget_steps, check_budget
 from bitkd.pipeline.checks import (
     check_candidates,
     check_checkpoint,
@@ -102,6 +103,7 @@ def make_plan(config: Config, memo: Memo | None = None) -> Plan:
     if not config.stages:
         raise InputError("the pipeline has no stages; give them under `stages:` in its YAML file")
     check_graph(config)
+    check_budget(config)
     check_training(config)
     sources = open_facts(config, memo or open_memo(config, recall=False))
     config = sources.config
@@ -112,14 +114,19 @@ def make_plan(config: Config, memo: Memo | None = None) -> Plan:
     _ = sources.task
     if uses_corpus:
         _ = sources.corpus
-    stages = [_plan_stage(name, config, sources) for name in config.stages]
+    names = order({name: Node(name, upstream_of(stage, config)) for name, stage in config.stages.items()}, {PRETRAINED})
+    store = Store(store_root(config))
+
+    def plan_stages(steps: dict[str, int]) -> Plan:
+        stages = [_plan_stage(name, config, sources, steps.get(name)) for name in names]
+        return Plan(config, sources, stages, store, record)
+
+    plan = plan_stages(budget_steps(config, lambda: _count_flops(plan_stages(dict.fromkeys(config.budget.shares, 1)))))
+    stages = plan.stages
     nodes = {stage.name: Node(stage.name, stage.upstream, identity_of(stage, config, sources)) for stage in stages}
     hashes = fingerprints(nodes, {PRETRAINED: sources.hash_of(sources.model)})
     for stage in stages:
         stage.fingerprint = hashes[stage.name]
-    ordered = order(nodes, {PRETRAINED})
-    stages.sort(key=lambda stage: ordered.index(stage.name))
-    plan = Plan(config, sources, stages, Store(store_root(config)), record)
     for stage in stages:
         if "data" in stage.upstream and plan.store.finished(plan[stage.upstream["data"]].key):
             plan.settle(stage)
@@ -144,9 +151,29 @@ def _with_augmentation(config: Config) -> Config:
     return replace(config, stages=stages or {AUGMENT: node})
 
 
-def _plan_stage(name: str, config: Config, sources: SourceFacts) -> PlannedStage:
+def _count_flops(plan: Plan) -> dict[str, float]:
+    """FLOPs of an optimizer step of each stage; counted once for models and rows of the same shapes."""
+    config, facts = plan.config, plan.facts
+    hashes = [facts.hash_of(facts.model), facts.task.hash, config.data.max_length]
+    if any(stage.kind == "general" for stage in config.stages.values()):
+        hashes.append(facts.corpus.hash)
+
+    def look() -> dict[str, float]:
+        # Here, not above: it builds every stage's model.
+        from bitkd.pipeline.flops import step_flops
+
+        return step_flops(plan)
+
+    stages = [[stage.name, asdict(stage.spec), stage.train.batch_size, stage.seed] for stage in plan.stages]
+    return facts.memo.fact("flops", [hashes, stages, asdict(config.student), config.task.labels], [], look)
+
+
+def _plan_stage(name: str, config: Config, sources: SourceFacts, steps: int | None) -> PlannedStage:
+    """steps: its share of the run's budget, where it has one."""
     spec = config.stages[name]
     train = TrainSpec(**settings_of(spec, config.train))
+    if steps is not None:
+        train.max_steps, train.max_tokens = steps, None
     seed = spec.seed if spec.seed is not None else zlib.crc32(f"{config.seed}/{name}".encode())
     stage = PlannedStage(name, spec, train, seed, upstream_of(spec, config))
     given = config.task.augmentation

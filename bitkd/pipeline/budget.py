@@ -1,0 +1,103 @@
+"""One total, distributed over a pipeline's stages by the shares in its file."""
+
+import math
+from collections.abc import Callable, Mapping
+
+from bitkd.config.load import nearest
+from bitkd.config.schema import BudgetSpec, Config, settings_of
+from bitkd.errors import InputError
+from bitkd.pipeline.kinds import DISTILLATION
+
+UNITS = ("steps", "examples", "flops")
+
+
+def budget_steps(config: Config, step_flops: Callable[[], Mapping[str, float]]) -> dict[str, int]:
+    """Optimizer steps of every stage that has a share of the run's budget; none where no budget is set.
+
+    step_flops: gives the FLOPs of one optimizer step of each stage; called for a budget in FLOPs alone.
+    Steps add up to the total exactly; examples and FLOPs are rounded down to whole steps of each stage.
+    """
+    budget = config.budget
+    if budget.total is None:
+        return {}
+    shares = check_budget(config)
+    unit, total = budget.total
+    if unit == "steps":
+        steps = _apportion(int(total), shares)
+    else:
+        cost = step_flops() if unit == "flops" else {name: batch_size(config, name) for name in shares}
+        steps = {name: int(share * total / cost[name]) for name, share in shares.items()}
+    if short := [name for name, count in steps.items() if count < 1]:
+        each = {name: 1.0 if unit == "steps" else cost[name] for name in shares}
+        least = max(each[name] / share for name, share in shares.items())
+        raise InputError(
+            f"budget.{unit}={total:g} leaves less than one step for {', '.join(short)}; use at least {math.ceil(least):.6g}, or "
+            "other budget.shares"
+        )
+    return steps
+
+
+def batch_size(config: Config, name: str) -> int:
+    """Rows of an optimizer step of a stage."""
+    return settings_of(config.stages[name], config.train)["batch_size"]
+
+
+def check_budget(config: Config) -> dict[str, float]:
+    """The shares of the stages; InputError where they, or the total, make no sense."""
+    budget, stages = config.budget, config.stages
+    given = [unit for unit in UNITS if getattr(budget, unit) is not None]
+    if len(given) > 1:
+        raise InputError(
+            f"{' and '.join(f'budget.{unit}' for unit in given)} are both given; a run has one total, use one"
+        )
+    if given and not 0 < getattr(budget, given[0]) < math.inf:
+        raise InputError(f"budget.{given[0]}={getattr(budget, given[0])} is no budget; use a positive number")
+    shares = {name: share for name, share in budget.shares.items() if share is not None}
+    trained = [name for name, stage in stages.items() if stage.kind in DISTILLATION]
+    for name, share in shares.items():
+        if name not in stages:
+            raise InputError(f"budget.shares.{name} is no stage of this pipeline; {nearest(name, stages)}")
+        if name not in trained:
+            raise InputError(
+                f"budget.shares.{name}: a {stages[name].kind} stage has no share; shares are for {', '.join(trained)}"
+            )
+        if not 0 < share <= 1:
+            raise InputError(f"budget.shares.{name}={share} is outside 0 to 1; use a positive share, or null for none")
+    if given:
+        _check_whole(budget, config, trained, shares)
+    return shares
+
+
+def _check_whole(budget: BudgetSpec, config: Config, trained: list[str], shares: dict[str, float]) -> None:
+    if not shares:
+        raise InputError(
+            f"this pipeline's file has no budget.shares; give each of {', '.join(trained)} its share, such as "
+            f"budget.shares.{trained[0]}={1 / len(trained):.2g}"
+            if trained
+            else "no stage of this pipeline distils, so there is nothing to spend a budget on; leave budget.* out"
+        )
+    # General KD may be counted apart: its student is for all tasks.
+    missing = [name for name in trained if name not in shares and config.stages[name].kind != "general"]
+    if missing:
+        raise InputError(f"budget.shares has none for {', '.join(missing)}; every KD stage but General KD needs one")
+    if abs(sum(shares.values()) - 1) > 1e-6:
+        raise InputError(
+            f"budget.shares add up to {sum(shares.values()):.6g} ({', '.join(f'{n} {s:g}' for n, s in shares.items())}); "
+            "they must add up to 1"
+        )
+    for name in shares:
+        stage = config.stages[name]
+        own = next((key for key in ("max_steps", "epochs", "max_tokens") if getattr(stage, key) is not None), None)
+        if own:
+            raise InputError(
+                f"stages.{name}.{own}={getattr(stage, own)} and a budget that gives {name} a share; leave one of them out"
+            )
+
+
+def _apportion(total: int, shares: Mapping[str, float]) -> dict[str, int]:
+    """Whole steps that add up to `total`: rounded down, the largest remainders up."""
+    steps = {name: int(share * total + 1e-9) for name, share in shares.items()}
+    rest = sorted(shares, key=lambda name: steps[name] - shares[name] * total)
+    for name in rest[: total - sum(steps.values())]:
+        steps[name] += 1
+    return steps

@@ -1,0 +1,112 @@
+import pytest
+
+from bitkd.config.load import load_config
+from bitkd.config.schema import hyperparameters
+from bitkd.errors import InputError
+from bitkd.pipeline.plan import make_plan
+from bitkd.pipeline.runner import run
+from tests.conftest import read_record
+
+ARMS = ["multistage", "singlestage", "progressive", "halfternary", "splitdirect"]
+
+
+def steps_of(overrides):
+    return {stage.name: stage.total_steps for stage in make_plan(load_config(overrides)).stages if stage.trains}
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_steps_add_up_to_the_total_and_the_teacher_is_apart(settings, tmp_path, arm):
+    for total in (100, 101, 103, 107):
+        steps = steps_of(settings(tmp_path, arm, f"budget.steps={total}"))
+        assert steps.pop("teacher") == 4
+        assert sum(steps.values()) == total
+
+
+def test_arms_share_the_stages_that_they_have_in_common(settings, tmp_path):
+    plans = {arm: make_plan(load_config(settings(tmp_path, arm, "budget.steps=100"))) for arm in ARMS}
+    keys = {arm: {stage.name: stage.key for stage in plan.stages} for arm, plan in plans.items()}
+    for arm in ("halfternary", "splitdirect"):
+        assert [keys[arm][name] == keys["multistage"][name] for name in ("general", "stage1", "stage2")] == [True] * 3
+    assert keys["progressive"]["single"] == keys["singlestage"]["single"]
+    assert len({key["teacher"] for key in keys.values()}) == 1
+
+
+def test_examples_are_counted_by_each_stages_batch(settings, tmp_path):
+    more = ["budget.examples=800", "stages.single_binary.batch_size=16"]
+    assert steps_of(settings(tmp_path, "singlestage", *more)) == {"teacher": 4, "single": 40, "single_binary": 30}
+
+
+def test_general_kd_may_be_counted_apart(settings, tmp_path):
+    more = ["budget.steps=10", "budget.shares.general=null", "budget.shares.ternary=0.4", "stages.general.max_steps=3"]
+    steps = steps_of(settings(tmp_path, "multistage", *more))
+    assert steps["general"] == 3
+    assert sum(steps.values()) == 4 + 3 + 10
+
+
+def test_two_pipelines_run_at_the_same_flops(settings, console, tmp_path):
+    total, spent = 8e8, {}
+    for arm in ("multistage", "singlestage"):
+        overrides = settings(tmp_path, arm, f"budget.flops={total}")
+        plan = run(load_config(overrides), console)
+        costs = {s.name: sum(read_record(tmp_path, arm, s.name)[0].values()) for s in plan.stages if s.trains}
+        del costs["teacher"]
+        spent[arm] = sum(costs.values())
+        # The cost that was planned is the one of the first pass; later batches are of other lengths.
+        for name, share in plan.config.budget.shares.items():
+            step = costs[name] / plan[name].total_steps
+            assert abs(costs[name] - total * share) < step + 0.1 * total * share
+    assert spent["multistage"] == pytest.approx(spent["singlestage"], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["budget.steps=2"],
+            r"budget.steps=2 leaves less than one step for .*; use at least 10, or other budget.shares",
+        ),
+        (["budget.examples=20"], "budget.examples=20 leaves less than one step"),
+        (["budget.steps=10", "budget.examples=80"], "budget.steps and budget.examples are both given"),
+        (["budget.steps=-1"], "budget.steps=-1 is no budget; use a positive number"),
+        (["budget.steps=100", "budget.shares.ternary=0.3"], "budget.shares add up to 1.1 "),
+        (["budget.shares.ternaryy=0.3"], "budget.shares.ternaryy is no stage of this pipeline; did you mean ternary?"),
+        (["budget.shares.split=0.3"], "budget.shares.split: a split stage has no share"),
+        (["budget.shares.teacher=0.3"], "budget.shares.teacher: a finetune stage has no share"),
+        (["budget.shares.ternary=-1"], "budget.shares.ternary=-1.0 is outside 0 to 1"),
+        (["budget.steps=100", "budget.shares.ternary=null"], "budget.shares has none for ternary"),
+        (["budget.steps=100", "stages.ternary.epochs=1"], "stages.ternary.epochs=1.0 and a budget that gives ternary"),
+    ],
+)
+def test_a_budget_that_makes_no_sense_is_refused(settings, tmp_path, more, message):
+    with pytest.raises(InputError, match=message):
+        make_plan(load_config(settings(tmp_path, "multistage", *more)))
+
+
+def test_a_pipeline_without_shares_takes_no_budget(settings, tmp_path):
+    pipeline = tmp_path / "own.yaml"
+    pipeline.write_text(
+        "pipeline: {name: own}\n"
+        "stages:\n"
+        "  teacher: {kind: finetune}\n"
+        "  init: {kind: init, student: teacher}\n"
+        "  single: {kind: single_stage, student: init, teacher: teacher}\n"
+    )
+    with pytest.raises(InputError, match=r"this pipeline's file has no budget.shares; give each of single its share"):
+        make_plan(load_config(settings(tmp_path, str(pipeline), "budget.steps=10")))
+
+
+def test_hyperparameters_are_the_values_that_are_set():
+    plain = load_config(["task=rte", "pipeline=singlestage"])
+    more = ["train.lr=1e-3", "stages.single.lr=1e-4", "stages.teacher.lr=1e-4", "student.layers=[1,3]", "seed=7"]
+    tuned = load_config(["task=rte", "pipeline=singlestage", *more])
+    assert hyperparameters(plain) == 2  # weight and activation bits of the 1-bit stage
+    assert hyperparameters(tuned) == 2 + 3
+    assert hyperparameters(load_config(["task=rte", "pipeline=singlestage", "budget.steps=10"])) == 2 + 2
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_embedding_bits_are_one_setting_of_every_arm(arm):
+    config = load_config(["task=rte", f"pipeline={arm}", "embedding_bits=32"])
+    low = [stage.quant for stage in config.stages.values() if stage.quant.weight_bits < 32]
+    assert low
+    assert {quant.word_bits for quant in low} == {32}
