@@ -4,7 +4,6 @@ Models have the shape of MiniLM-L6 (6 layers, hidden size 384) and random weight
 MRPC and SST-2: nothing is downloaded.
 """
 
-import json
 import multiprocessing
 import os
 import statistics
@@ -20,6 +19,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import numpy as np
 import torch
 from datasets import Dataset
+from figures import Result, report
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, PreTrainedTokenizerFast
 
@@ -44,21 +44,7 @@ WORDS = 28_000
 
 
 def main() -> int:
-    results = []
-    for measure in (augmentation_speed, bucketed_batches, waiting_for_data, million_rows):
-        for name, value, unit, target in measure():
-            ok = value >= target[1] if target[0] == ">=" else value <= target[1]
-            results.append(
-                {"name": name, "value": round(value, 4), "unit": unit, "target": f"{target[0]} {target[1]}", "ok": ok}
-            )
-            print(f"{'ok ' if ok else 'NOT'} {name}: {value:.4g} {unit} (target {target[0]} {target[1]})", flush=True)
-    folder = Path("build/bench")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "data.json").write_text(json.dumps(results, indent=2) + "\n")
-    return 0
-
-
-Result = tuple[str, float, str, tuple[str, float]]
+    return report("data", (augmentation_speed, bucketed_batches, waiting_for_data, million_rows))
 
 
 def augmentation_speed() -> Iterator[Result]:
