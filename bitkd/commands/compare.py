@@ -1,26 +1,37 @@
 """The command on finished runs: compare."""
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from rich import box
+from rich.table import Table
 
 from bitkd.commands.output import make_console, print_json
 from bitkd.errors import InputError
 from bitkd.report.comparison import compare_rows, render
 from bitkd.report.records import Run, check_complete, from_json, make_run
+from bitkd.report.report import RECORD, write_comparison
+from bitkd.report.summary import Comparison, TextTable, difference_table, headline
 from bitkd.store.record import RunRecord
-
-RECORD = "comparison.json"
 
 
 def compare_command(arguments: argparse.Namespace) -> int:
-    runs = [run for source in arguments.runs for run in read_runs(Path(source))]
-    rows = compare_rows(runs)
+    comparison = Comparison.of([run for source in arguments.runs for run in read_runs(Path(source))])
+    if arguments.out:
+        write_comparison(comparison, Path(arguments.out))
     if arguments.json:
-        print_json({"rows": [asdict(row) for row in rows]})
-    else:
-        make_console().print(render(rows))
+        print_json(comparison.as_data())
+        return 0
+    console = make_console()
+    for warning in comparison.warnings:
+        console.print(f"note: {warning}")
+    console.print(render(compare_rows(comparison.runs)))
+    for table in (headline(comparison), difference_table(comparison)):
+        if table.rows:
+            console.print(render_text(table))
+    if arguments.out:
+        print(f"report: {Path(arguments.out) / 'index.html'}")
     return 0
 
 
@@ -41,6 +52,14 @@ def read_runs(source: Path) -> list[Run]:
     info, stages = _records(source)
     check_complete(str(source), info, stages)
     return [make_run(source.name, info, stages)]
+
+
+def render_text(table: TextTable) -> Table:
+    """A table of text for a terminal."""
+    drawn = Table(*(name.replace(" ", "\n", 1) for name in table.header), box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in table.rows:
+        drawn.add_row(*row)
+    return drawn
 
 
 def run_data(folder: Path) -> Run:

@@ -13,7 +13,7 @@ from bitkd.errors import InputError
 
 FORMAT = 1
 HOLDOUT = "holdout"
-"""Rows of the training set that choose checkpoints (bitkd.data.task.HOLDOUT, which is slow to import): no dev set."""
+"""Rows of the training set that choose checkpoints (bitkd.data.task.HOLDOUT, which is slow to import); not the first dev set."""
 
 SHARED = ("finetune", "augment")
 """Kinds of stages that pipelines share and that are no part of a chain's own cost: the teacher, augmented rows."""
@@ -105,12 +105,12 @@ class Run:
     @property
     def dev_set(self) -> str:
         """Name of the first dev set, whose primary metric is the score."""
-        return next(iter(self.final.dev))
+        return next(name for name in self.final.dev if name != HOLDOUT)
 
 
 def check_complete(name: str, info: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> None:
     """InputError where a run lacks what a comparison needs. Arguments: see `make_run`."""
-    last = next(reversed(stages.values()))["stage"].get("kind") if stages else None
+    last = list(stages.values())[-1]["stage"].get("kind") if stages else None
     if last in (None, "augment", "general"):
         raise InputError(f"{name} ends in no student of the task (its last stage is of kind {last}); name another run")
     absent = [key for key in ("metrics", "kinds", "upstream", "hyperparameters") if key not in info]
@@ -177,7 +177,7 @@ def _make_stage(name: str, info: Mapping[str, Any], data: Mapping[str, Any], wit
         dev={
             dev: {metric: _finite(value) for metric, value in values.items()}
             for dev, values in metrics.items()
-            if dev not in ("score", HOLDOUT)
+            if dev != "score"
         },
         precision=size.get("precision", ""),
         parameters=size.get("parameters", 0),
@@ -245,7 +245,7 @@ def from_json(text: str, where: str) -> list[Run]:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{where} is damaged ({type(error).__name__}: {error}); {advice}") from error
-    if not runs or not all(run.stages and run.final.dev for run in runs):
+    if not runs or not all(run.stages and set(run.final.dev) - {HOLDOUT} for run in runs):
         raise InputError(f"{where} is damaged (runs without stages or dev sets); {advice}")
     return runs
 
