@@ -19,12 +19,17 @@ from bitkd.report.summary import (
 )
 
 CAPTIONS = {
-    "size": "Score against the size of the final student: packed (solid) and on paper (hollow).",
-    "cost": "Score against the training cost of the whole chain; hollow: without General KD.",
+    "size": "Score against the size of the final student: packed (solid) and on paper (hollow). Bars: ± standard deviation "
+    "over seeds.",
+    "cost": "Score against the training cost of the whole chain; hollow: without General KD. Bars: ± standard deviation over "
+    "seeds.",
     "curves": "Scores over the steps of the chain. A marker is the end of a stage, measured on dev; thin lines are seeds. "
     "Below: which stage each arm is in.",
     "pipelines": "The pipelines, each stage with its metric and cost.",
 }
+
+TEXTS = {"bits", "budget", "device", "drawn", "of", "what it says", "word tables"}
+"""Columns of words, not of numbers."""
 
 DARK = {
     "--ink": "#ececee",
@@ -53,7 +58,7 @@ STYLE = f"""
 """
 STYLE += """
 *{box-sizing:border-box}
-body{margin:0 auto;max-width:1120px;padding:1rem;background:var(--paper);color:var(--ink);
+body{margin:0 auto;max-width:1180px;padding:1rem;background:var(--paper);color:var(--ink);
 font:16px/1.5 system-ui,sans-serif;overflow-wrap:break-word}
 h1{font-size:1.5rem;line-height:1.25;margin:.5rem 0}h2{font-size:1.15rem;margin:2rem 0 .5rem}
 h3{font-size:1rem;margin:1.2rem 0 .3rem}
@@ -64,21 +69,23 @@ table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nu
 th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid var(--grid);white-space:nowrap}
 th{font-weight:600;vertical-align:bottom;white-space:normal;min-width:4.5rem}
 th:first-child,td:first-child,td.text,th.text{text-align:left}
-tbody th{font-weight:600;white-space:nowrap;text-align:left}
+tbody th{font-weight:600;white-space:nowrap;text-align:left;
+position:sticky;left:0;background:var(--paper)}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,330px),1fr));gap:1rem}
-figure{margin:0}figcaption{color:var(--muted);font-size:.85rem}
+figure{margin:0;max-width:520px}figcaption{color:var(--muted);font-size:.85rem}
 figure svg{display:block;width:100%;height:auto}
-.wide{max-width:820px}.wide svg{min-width:520px}
-.pipeline{display:flex;flex-wrap:wrap;gap:.5rem;margin:.3rem 0 1rem;padding:0;list-style:none}
-.pipeline li{display:flex;align-items:stretch;gap:.35rem}
+figure.wide{max-width:820px}.wide svg{min-width:520px}
+.pipeline{display:flex;flex-wrap:wrap;gap:.5rem .25rem;margin:.3rem 0 1rem;padding:0;list-style:none}
+.pipeline li{display:flex;align-items:stretch;gap:.25rem}
 .pipeline .arrow{align-self:flex-start;padding-top:.75rem;color:var(--muted)}
-.box{width:7.6rem;font-size:.8rem;line-height:1.3;text-align:center}
-.box b{display:flex;align-items:center;justify-content:center;min-height:3rem;padding:.25rem .4rem;border-radius:.4rem;color:#111;
-font-weight:600}
-.box strong{display:block;margin-top:.25rem}.box span{display:block;color:var(--muted)}
+.box{width:6.9rem;font-size:.78rem;line-height:1.3;text-align:center}
+.box b{display:flex;align-items:center;justify-content:center;min-height:3.5rem;padding:.15rem .3rem;border-radius:.4rem;
+color:#111;font-weight:600}
+.box em{font-style:normal}.box strong{font-size:.75rem;white-space:nowrap;display:block;margin-top:.25rem}.box span{display:block;color:var(--muted)}
 .legend{display:flex;flex-wrap:wrap;gap:.3rem 1rem;font-size:.85rem;color:var(--muted);padding:0;list-style:none}
 .legend i{display:inline-block;width:.9rem;height:.9rem;border-radius:.2rem;margin-right:.35rem;vertical-align:-.1rem}
 details{margin:.4rem 0;border-top:1px solid var(--grid);padding-top:.4rem}summary{cursor:pointer;font-weight:600}
+@media (max-width:600px){tbody th{white-space:normal;min-width:6.5rem}}
 dt{font-weight:600;margin-top:.5rem}dd{margin:0;max-width:75ch}
 """
 
@@ -134,9 +141,12 @@ def _differences(comparison: Comparison) -> list[str]:
 
 
 def _table(table: TextTable, name: str) -> str:
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.header)
+    kinds = [' class="text"' if cell in TEXTS else "" for cell in table.header]
+    head = "".join(f'<th scope="col"{kind}>{escape(cell)}</th>' for cell, kind in zip(table.header, kinds))
     rows = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:]) + "</tr>"
+        f'<tr><th scope="row">{escape(row[0])}</th>'
+        + "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(row[1:], kinds[1:]))
+        + "</tr>"
         for row in table.rows
     )
     content = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
@@ -165,10 +175,15 @@ def _pipeline(arm: Arm) -> str:
         arrow = '<span class="arrow" aria-hidden="true">→</span>' if box.follows else ""
         cost = "".join(f"<span>{escape(line)}</span>" for line in box.cost)
         items.append(
-            f'<li>{arrow}<div class="box"><b style="background:{box.colour}">{escape(box.title)}</b>'
+            f'<li>{arrow}<div class="box"><b style="background:{box.colour}">{_broken(box.title)}</b>'
             f"<strong>{escape(box.metric)}</strong>{cost}</div></li>"
         )
     return f'<h3>{escape(arm.label)}</h3><ul class="pipeline">{"".join(items)}</ul>'
+
+
+def _broken(title: str) -> str:
+    """What stands in brackets, such as the bits, on a line of its own."""
+    return f"<em>{escape(title).replace(' (', '<br>(')}</em>"
 
 
 def _about(arm: Arm) -> str:

@@ -107,7 +107,7 @@ def _spread(values: list[float]) -> bool:
 
 
 def _scale(axes: Axes, values: list[float], text: Callable[[float], str]) -> None:
-    """A linear axis from 0, or a logarithmic one where the values' range needs it."""
+    """A linear axis, from 0 unless the values are close to each other, or a logarithmic one where their range needs it."""
     formatter = FuncFormatter(lambda value, _: text(value))
     if _spread(values):
         axes.set_xscale("log")
@@ -116,7 +116,9 @@ def _scale(axes: Axes, values: list[float], text: Callable[[float], str]) -> Non
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlim(min(values) / 1.6, max(values) * 1.6)
     else:
-        axes.set_xlim(0, 1.12 * max(values, default=1) or 1)
+        low, high = min(values, default=0), max(values, default=1)
+        margin = 0.12 * max(high - low, 0.2 * high)
+        axes.set_xlim(low - margin if low > high / 2 else 0, high + margin)
         axes.locator_params(axis="x", nbins=6)
     axes.xaxis.set_major_formatter(formatter)
 
@@ -143,23 +145,25 @@ def _scatter(
     text: Callable[[float], str],
 ) -> tuple[Figure, Axes]:
     """Final scores over `pairs` of x values for each arm: a solid marker, and a hollow one where there is a second."""
-    figure = Figure(figsize=(5.2, 4.2), layout="constrained")
+    figure = Figure(figsize=(4.6, 4.1), layout="constrained")
     axes = figure.add_subplot()
     handles = []
     for position, (arm, (x, second)) in enumerate(zip(comparison.arms, pairs)):
         colour, marker, final = _colour(position), _marker(position), arm.final
+        # Of points at one place, those below stay visible.
+        size = 7.5 + 3 * (1 - (position + 1) / len(comparison.arms))
         if final.mean is None:
             continue
         if second is not None and second != x:
             axes.plot([second, x], [final.mean] * 2, color=colour, linewidth=1, zorder=2)
-            axes.plot(second, final.mean, marker, color=colour, markerfacecolor=PAPER, markersize=7, zorder=3)
+            axes.plot(second, final.mean, marker, color=colour, markerfacecolor=PAPER, markersize=size - 1, zorder=3)
         axes.errorbar(
             x,
             final.mean,
             yerr=final.deviation,
             fmt=marker,
             color=colour,
-            markersize=8,
+            markersize=size,
             capsize=4,
             elinewidth=1.3,
             zorder=4,
@@ -201,7 +205,8 @@ def draw_curves(comparison: Comparison) -> Figure:
     top, strip = figure.subplots(2, sharex=True, height_ratios=[3.2, 0.32 * len(arms) + 0.1])
     handles = []
     for position, arm in enumerate(arms):
-        _curve(top, arm, _colour(position), _marker(position))
+        # Arms share stages: what lies below stays visible as a border.
+        _curve(top, arm, _colour(position), _marker(position), 1 + (len(arms) - 1 - position) / len(arms))
         handles.append(
             Line2D(
                 [], [], color=_colour(position), marker=_marker(position), linestyle="-", label=arm.label, markersize=6
@@ -237,7 +242,7 @@ def draw_curves(comparison: Comparison) -> Figure:
     return figure
 
 
-def _curve(axes: Axes, arm: Arm, colour: str, marker: str) -> None:
+def _curve(axes: Axes, arm: Arm, colour: str, marker: str, weight: float) -> None:
     """One arm: each seed thin, their mean thick where they were validated at the same steps; a marker ends each stage."""
     ends: list[tuple[float, float]] = []
     offset = 0.0
@@ -257,11 +262,11 @@ def _curve(axes: Axes, arm: Arm, colour: str, marker: str) -> None:
                 )
             if all([step for step, _ in curve] == [step for step, _ in curves[0]] for curve in curves):
                 middle = [statistics.fmean(score for _, score in scores) for scores in zip(*curves)]
-                axes.plot(steps, middle, color=colour, linewidth=1.7)
+                axes.plot(steps, middle, color=colour, linewidth=1.6 * weight)
             ends.append((offset + stage.steps, mean.mean))
         offset += stage.steps
-    axes.plot(*zip(*ends), color=colour, linestyle=":", linewidth=1, marker=marker, markersize=6.5, markeredgecolor=PAPER,
-              markeredgewidth=0.8, zorder=4)  # fmt: skip
+    axes.plot(*zip(*ends), color=colour, linestyle=":", linewidth=1, zorder=3)
+    axes.plot(*zip(*ends), marker, color=colour, markersize=5.5 * weight, markeredgecolor=PAPER, mew=0.8, zorder=4)
 
 
 def _strip(axes: Axes, arm: Arm, row: int, total: float) -> set[str]:
@@ -340,12 +345,13 @@ def draw_pipelines(comparison: Comparison) -> Figure:
 
 
 def _wrapped(title: str) -> str:
-    """At most three short lines."""
+    """Short lines, at most three; what stands in brackets, such as the bits, on a line of its own."""
     lines: list[str] = []
-    for word in title.replace("-", "-\u200b").replace("\u200b", " ").split():
-        joint = "" if lines and lines[-1].endswith("-") else " "
-        if lines and len(lines[-1]) + len(joint) + len(word) <= 14:
-            lines[-1] += joint + word
+    for word in title.split():
+        if len(word) > 14:
+            lines += word.replace("-", "-\n").split("\n")
+        elif lines and not word.startswith("(") and len(lines[-1]) + 1 + len(word) <= 14:
+            lines[-1] += f" {word}"
         else:
             lines.append(word)
     return "\n".join(lines[:3])

@@ -107,19 +107,26 @@ class TextTable:
 def headline(comparison: Comparison) -> TextTable:
     """The answer: a row for each arm."""
     budgets = any(arm.first.budget for arm in comparison.arms)
-    header = ["arm", "seeds", comparison.metric, "share of teacher kept", "student / teacher", "bits", "MiB packed"]
-    header += ["training FLOP", "training time", "stages", "hyper-parameters", *(["budget"] if budgets else [])]
+    header = ["arm", comparison.metric, "share of teacher kept", "student / teacher", "bits", "MiB packed"]
+    header += [
+        "training FLOP",
+        "training time",
+        "seeds",
+        "stages",
+        "hyper-parameters",
+        *(["budget"] if budgets else []),
+    ]
     rows = []
     for arm in comparison.arms:
         chain = arm.chain
-        row = [arm.label, str(len(arm.runs)), mean_text(arm.final), mean_text(arm.kept, 3), mean_text(arm.ratio, 3)]
+        row = [arm.label, mean_text(arm.final), mean_text(arm.kept, 3), mean_text(arm.ratio, 3)]
         row += [
             arm.first.final.precision,
             size_text(arm.first.final.packed_mib),
             si(chain.flops),
             time_text(chain.seconds),
         ]
-        row += [str(arm.num_stages), str(arm.first.hyperparameters)]
+        row += [str(len(arm.runs)), str(arm.num_stages), str(arm.first.hyperparameters)]
         rows.append(row + ([budget_text(arm.first.budget) or NONE] if budgets else []))
     return TextTable(header, rows)
 
@@ -129,8 +136,8 @@ def difference_table(comparison: Comparison) -> TextTable:
     rows = [
         [
             f"{found.first} − {found.second}",
-            f"{found.difference:+.4f}",
-            f"{found.low:+.4f} to {found.high:+.4f}",
+            signed(found.difference),
+            f"{signed(found.low)} to {signed(found.high)}",
             found.drawn,
             ", ".join(map(str, found.seeds)) or "none in common",
             found.question or NONE,
@@ -182,7 +189,16 @@ def _cost_cells(cost: Cost) -> list[str]:
 
 def stage_table(arm: Arm) -> TextTable:
     """An arm's stages: each metric of each dev set as the mean over seeds, and the cost."""
-    measured = [(dev, metric) for dev, values in arm.first.final.dev.items() if dev != HOLDOUT for metric in values]
+
+    def place(metric: str) -> int:
+        return arm.first.metrics.index(metric) if metric in arm.first.metrics else len(arm.first.metrics)
+
+    measured = [
+        (dev, metric)
+        for dev, values in arm.first.final.dev.items()
+        if dev != HOLDOUT
+        for metric in sorted(values, key=place)
+    ]
     header = ["stage", *(f"{dev} {metric}" for dev, metric in measured)]
     header += ["bits", "steps", "student FLOP", "teacher FLOP", "training time"]
     rows = []
@@ -207,6 +223,10 @@ def mean_text(value: Mean, digits: int = 4) -> str:
     if value.mean is None:
         return NONE
     return f"{value.mean:.{digits}f}" + ("" if value.deviation is None else f" ± {value.deviation:.{digits}f}")
+
+
+def signed(value: float) -> str:
+    return f"{value:+.4f}".replace("-", "−")
 
 
 def size_text(mib: float) -> str:
