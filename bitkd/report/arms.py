@@ -3,14 +3,14 @@
 import json
 import statistics
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from bitkd.errors import InputError
+from bitkd.report.checks import budget_text, check_alike, check_predictions, check_tasks, named
 from bitkd.report.records import Run, Stage
-from bitkd.report.scores import majority_score, score
+from bitkd.report.scores import majority_score
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,13 @@ class Cost:
 
     @classmethod
     def of(cls, stages: Iterable[Stage]) -> "Cost":
+        """The sum over stages."""
         chosen = list(stages)
-        names = ("steps", "examples", "student_flops", "teacher_flops", "seconds")
-        return cls(*(sum(getattr(stage, name) for stage in chosen) for name in names))
+        return cls(*(sum(getattr(stage, field.name) for stage in chosen) for field in fields(cls)))
 
     @classmethod
     def mean(cls, costs: list["Cost"]) -> "Cost":
-        names = ("steps", "examples", "student_flops", "teacher_flops", "seconds")
-        return cls(*(statistics.fmean(getattr(cost, name) for cost in costs) for name in names))
+        return cls(*(statistics.fmean(getattr(cost, field.name) for cost in costs) for field in fields(cls)))
 
 
 @dataclass(frozen=True)
@@ -101,15 +100,15 @@ class Arm:
 
     @property
     def chain(self) -> Cost:
-        return self.cost(in_chain)
+        return self.cost(lambda stage: stage.in_chain)
 
     @property
     def without_general(self) -> Cost:
-        return self.cost(lambda stage: in_chain(stage) and stage.kind != "general")
+        return self.cost(lambda stage: stage.in_chain and stage.kind != "general")
 
     @property
     def shared(self) -> Cost:
-        return self.cost(lambda stage: stage.shared)
+        return self.cost(lambda stage: not stage.in_chain)
 
     @property
     def has_general(self) -> bool:
@@ -117,12 +116,12 @@ class Arm:
 
     @property
     def num_stages(self) -> int:
-        return sum(in_chain(stage) for stage in self.first.stages)
+        return sum(stage.in_chain for stage in self.first.stages)
 
     @property
     def devices(self) -> list[str]:
         """Where the chain was trained."""
-        return sorted({stage.device for run in self.runs for stage in run.stages if in_chain(stage) and stage.steps})
+        return sorted({stage.device for run in self.runs for stage in run.stages if stage.in_chain and stage.steps})
 
     def stages(self) -> list[tuple[Stage, Mean]]:
         """Each stage of the first run, with its score over the seeds."""
@@ -132,15 +131,10 @@ class Arm:
         ]
 
 
-def in_chain(stage: Stage) -> bool:
-    """Whether a stage is part of the pipeline's own chain: not the teacher, not augmented rows, which runs share."""
-    return not stage.shared
-
-
 def majority(run: Run) -> float:
     """The primary metric of the constant prediction of the most frequent label of the first dev set."""
-    labels = np.asarray(first_dev(run).labels, dtype=np.float64)
-    return majority_score(run.metric, num_labels(run), labels)
+    labels = np.asarray(run.said.labels, dtype=np.float64)
+    return majority_score(run.metric, run.num_labels, labels)
 
 
 def share_kept(run: Run) -> float | None:
@@ -152,28 +146,14 @@ def share_kept(run: Run) -> float | None:
     return (student - floor) / (teacher - floor)
 
 
-def num_labels(run: Run) -> int | None:
-    return None if run.labels is None else len(run.labels)
-
-
-def first_dev(run: Run) -> Any:
-    """The final student's predictions on the first dev set; InputError where there are none."""
-    found = (run.final.predictions or {}).get(run.dev_set)
-    if found is None:
-        raise InputError(
-            f"{run.name}: its final stage {run.final.name} keeps no predictions of {run.dev_set}; run it again"
-        )
-    return found
-
-
 def make_arms(runs: list[Run]) -> list[Arm]:
     """The arms in the order in which they come; a run that is given twice counts once.
 
     InputError for runs of different tasks or dev sets, and for runs of one arm that differ in more than their seeds.
     """
-    _check_tasks(runs)
+    check_tasks(runs)
     for run in runs:
-        _check_predictions(run)
+        check_predictions(run)
     groups: dict[str, list[Run]] = {}
     for run in runs:
         group = groups.setdefault(json.dumps([run.pipeline, run.budget], sort_keys=True), [])
@@ -182,12 +162,12 @@ def make_arms(runs: list[Run]) -> list[Arm]:
             group.append(run)
         elif [s.key for s in twin.stages] != [s.key for s in run.stages]:
             raise InputError(
-                f"{twin.name} and {run.name} are both {_named(run)} with seed {run.seed}, but not the same run; leave one "
+                f"{twin.name} and {run.name} are both {named(run)} with seed {run.seed}, but not the same run; leave one "
                 "out, or run one of them under a name of its own (pipeline.name=)"
             )
     for group in groups.values():
         group.sort(key=lambda run: run.seed)
-        _check_alike(group)
+        check_alike(group)
     labels = _labels([group[0] for group in groups.values()])
     return [Arm(label, group) for label, group in zip(labels, groups.values())]
 
@@ -207,6 +187,11 @@ def warnings_of(arms: list[Arm]) -> list[str]:
                 f"Different teachers at seed {seed}: {sides}. Their differences are those of the teachers as well; compare "
                 "the shares kept, or run the pipelines again with one teacher."
             )
+    if any(arm.seeds != arms[0].seeds for arm in arms):
+        seeds = "; ".join(f"{arm.label} {', '.join(map(str, arm.seeds))}" for arm in arms)
+        found.append(
+            f"Means are over different seeds ({seeds}), and so over different teachers where each seed has its own."
+        )
     devices = sorted({device for arm in arms for device in arm.devices})
     if len(devices) > 1:
         found.append(f"Trained on different devices ({', '.join(devices)}): seconds cannot be compared.")
@@ -214,70 +199,6 @@ def warnings_of(arms: list[Arm]) -> list[str]:
     if counts == {1}:
         found.append("One seed: nothing here says how much the numbers vary from seed to seed.")
     return found
-
-
-def budget_text(budget: dict[str, Any] | None) -> str:
-    return "" if budget is None else f"{budget['total']:,.6g} {budget['unit']}"
-
-
-def _check_tasks(runs: list[Run]) -> None:
-    tasks = sorted({run.task for run in runs})
-    if len(tasks) > 1:
-        raise InputError(f"these runs are of different tasks ({', '.join(tasks)}); compare runs of one task at a time")
-    first = runs[0]
-    for run in runs:
-        if (run.metric, run.labels) != (first.metric, first.labels):
-            raise InputError(
-                f"{first.name} and {run.name} measure task {run.task} by other labels or metrics ({first.metric} of "
-                f"{first.labels}, {run.metric} of {run.labels}); compare runs of one task file"
-            )
-        ours, theirs = first_dev(run).labels, first_dev(first).labels
-        if run.dev_set != first.dev_set or ours != theirs:
-            raise InputError(
-                f"{first.name} and {run.name} were measured on different dev rows ({first.dev_set}: {len(theirs)} rows, "
-                f"{run.dev_set}: {len(ours)} rows, or other labels); compare runs on the same data"
-            )
-
-
-def _check_predictions(run: Run) -> None:
-    """That the predictions of teacher and final student give the recorded scores."""
-    for stage in (run.teacher, run.final):
-        if stage is None or stage.predictions is None or stage.score is None:
-            continue
-        given = stage.predictions.get(run.dev_set)
-        labels = first_dev(run).labels
-        if given is None or given.labels != labels or len(given.predicted) != len(labels):
-            raise InputError(f"{run.name}: stage {stage.name} was measured on other dev rows than its final student")
-        found = score(run.metric, num_labels(run), np.asarray(labels, float), np.asarray(given.predicted, float))
-        if abs(found - stage.score) > 1e-3:
-            raise InputError(
-                f"{run.name}: stage {stage.name} is recorded with {run.metric} {stage.score:.4f}, but its predictions give "
-                f"{found:.4f}; its records are damaged, run it again"
-            )
-
-
-def _check_alike(group: list[Run]) -> None:
-    """That runs of one arm differ in their seeds alone, as far as their records tell."""
-    first = group[0]
-    for run in group[1:]:
-        ours, theirs = (
-            [(s.name, s.kind, s.precision, s.parameters, s.steps, s.examples) for s in r.stages if in_chain(s)]
-            for r in (first, run)
-        )
-        if ours != theirs:
-            one, other = next(
-                ((a, b) for a, b in zip(ours, theirs) if a != b), ((f"{len(ours)} stages",), (f"{len(theirs)} stages",))
-            )
-            raise InputError(
-                f"{first.name} and {run.name} are both {_named(run)}, but differ in more than their seeds "
-                f"({', '.join(map(str, one))} against {', '.join(map(str, other))}); run one of them under a name of its own "
-                "(pipeline.name=)"
-            )
-
-
-def _named(run: Run) -> str:
-    budget = budget_text(run.budget)
-    return f"pipeline {run.pipeline}" + (f" with a budget of {budget}" if budget else "")
 
 
 def _labels(firsts: list[Run]) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator, default_rng
 
-from bitkd.report.arms import Arm, first_dev, num_labels
+from bitkd.report.arms import Arm
 from bitkd.report.records import Run
 from bitkd.report.scores import Array, weighted_scores
 
@@ -79,9 +79,9 @@ def pairs(arms: list[Arm]) -> list[tuple[Arm, Arm]]:
 
 def resampled_scores(runs: list[Run], resamples: int) -> list[Array]:
     """For each run the scores (1 + resamples,): first of the dev rows as they are, then of resamples, the same for all."""
-    labels = np.asarray(first_dev(runs[0]).labels, dtype=np.float64)
-    predicted = [np.asarray(first_dev(run).predicted, dtype=np.float64) for run in runs]
-    metric, count = runs[0].metric, num_labels(runs[0])
+    labels = np.asarray(runs[0].said.labels, dtype=np.float64)
+    predicted = [np.asarray(run.said.predicted, dtype=np.float64) for run in runs]
+    metric, count = runs[0].metric, runs[0].num_labels
     parts: list[list[Array]] = [[] for _ in runs]
     for weights in _weights(len(labels), resamples, default_rng(SEED)):
         for part, values in zip(parts, predicted):

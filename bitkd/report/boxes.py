@@ -57,6 +57,8 @@ def _box(arm: Arm, position: int) -> Box:
     stage, mean = arm.stages()[position]
     cost = Cost.mean([Cost.of([run.stages[position]]) for run in arm.runs])
     lines = ["no training"]
+    if cost.seconds and not cost.steps:
+        lines = [time_text(cost.seconds)]
     if cost.steps:
         lines = [f"{cost.steps:,.0f} steps", f"{si(cost.flops)} FLOP", time_text(cost.seconds)]
     missing = "no task metric" if stage.is_model else ""

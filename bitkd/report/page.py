@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 
 from bitkd.report.arms import Arm
 from bitkd.report.boxes import STATES, boxes, colour_of
+from bitkd.report.canvas import ARMS, VARIABLES, to_svg
 from bitkd.report.definitions import definitions, notes, versions
-from bitkd.report.plots import ARMS, VARIABLES, to_svg
 from bitkd.report.summary import (
     Comparison,
     TextTable,
@@ -40,7 +40,7 @@ DARK = {
     **dict(
         zip(
             (f"--arm{number}" for number in range(len(ARMS))),
-            ("#5aaee8", "#ff8a3d", "#2fc79a", "#e58ac4", "#9ad4f5", "#e3b341", "#b9b9c4"),
+            ("#5aaee8", "#ff8a3d", "#2fc79a", "#e58ac4", "#d9d9df", "#9ad4f5", "#e3b341"),
         )
     ),
 }
@@ -77,11 +77,13 @@ figure svg{display:block;width:100%;height:auto}
 figure.wide{max-width:820px}.wide svg{min-width:520px}
 .pipeline{display:flex;flex-wrap:wrap;gap:.5rem .25rem;margin:.3rem 0 1rem;padding:0;list-style:none}
 .pipeline li{display:flex;align-items:stretch;gap:.25rem}
+.pipeline li:not(:has(.arrow)){margin-left:.5rem}.pipeline li:first-child{margin-left:0}
 .pipeline .arrow{align-self:flex-start;padding-top:.75rem;color:var(--muted)}
 .box{width:6.9rem;font-size:.78rem;line-height:1.3;text-align:center}
 .box b{display:flex;align-items:center;justify-content:center;min-height:3.5rem;padding:.15rem .3rem;border-radius:.4rem;
 color:#111;font-weight:600}
-.box em{font-style:normal}.box strong{font-size:.75rem;white-space:nowrap;display:block;margin-top:.25rem}.box span{display:block;color:var(--muted)}
+.box em{font-style:normal}.box strong{font-size:.75rem;white-space:nowrap;display:block;margin-top:.25rem}
+.box span{display:block;color:var(--muted)}
 .legend{display:flex;flex-wrap:wrap;gap:.3rem 1rem;font-size:.85rem;color:var(--muted);padding:0;list-style:none}
 .legend i{display:inline-block;width:.9rem;height:.9rem;border-radius:.2rem;margin-right:.35rem;vertical-align:-.1rem}
 details{margin:.4rem 0;border-top:1px solid var(--grid);padding-top:.4rem}summary{cursor:pointer;font-weight:600}

@@ -1,10 +1,6 @@
 """The report's pictures by matplotlib: PNG for files, SVG whose colours a page sets with CSS variables."""
 
-import io
-import re
-import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -13,45 +9,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from bitkd.report.arms import Arm, in_chain
-from bitkd.report.boxes import STATES, Box, boxes, colour_of, state_of
-from bitkd.report.records import HOLDOUT
+from bitkd.report.boxes import STATES, Box, boxes, colour_of
+from bitkd.report.canvas import INK, MUTED, PAPER, STYLE, arm_colour, arm_marker
+from bitkd.report.curves import draw_curves, reference_lines
 from bitkd.report.summary import Comparison, si, size_text
 
-INK, MUTED, GRID, PAPER = "#1b1b1c", "#65656b", "#dcdce0", "#fffffe"
-ARMS = ("#0072b2", "#d55e00", "#009e73", "#b0418a", "#56b4e9", "#a97900", "#5a5a66")
-"""Okabe and Ito's palette, for all kinds of colour vision, three of them darker so that lines hold on white."""
-
-MARKERS = "os^DvPX*"
-VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"} | {
-    colour: f"--arm{number}" for number, colour in enumerate(ARMS)
-}
-"""The page's CSS variables, by the colours that stand for them in an SVG."""
-
-STYLE: Any = {
-    "font.size": 10,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.facecolor": "none",
-    "axes.titlesize": 11,
-    "figure.facecolor": PAPER,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.markeredgewidth": 1.3,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.color": MUTED,
-    "ytick.labelcolor": INK,
-    "svg.fonttype": "none",
-    "hatch.linewidth": 0.6,
-}
 LOG_FROM = 15
 """Largest value / smallest value from which an axis is logarithmic."""
 
@@ -66,40 +28,6 @@ def draw(comparison: Comparison) -> dict[str, Figure]:
     }
     with matplotlib.rc_context(STYLE):
         return {name: picture(comparison) for name, picture in pictures.items()}
-
-
-def to_png(figure: Figure) -> bytes:
-    """The same bytes for the same figure: no date, no version."""
-    stream = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(stream, format="png", dpi=160, metadata={"Software": None})
-    return stream.getvalue()
-
-
-def to_svg(figure: Figure, name: str, description: str) -> str:
-    """An <svg> element for a page. `name` makes its ids its own."""
-    stream = io.StringIO()
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None})
-    text = stream.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{name}-", text)
-    text = re.sub(r"'DejaVu Sans'[^;\"]*sans-serif", "system-ui, sans-serif", text)
-    for colour, variable in VARIABLES.items():
-        text = text.replace(colour, f"var({variable})")
-    size = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', text)
-    if size:
-        text = text.replace(size[0], f'role="img" aria-label="{description}"', 1)
-    return text
-
-
-def _colour(position: int) -> str:
-    return ARMS[position % len(ARMS)]
-
-
-def _marker(position: int) -> str:
-    return MARKERS[position % len(MARKERS)]
 
 
 def _spread(values: list[float]) -> bool:
@@ -123,20 +51,6 @@ def _scale(axes: Axes, values: list[float], text: Callable[[float], str]) -> Non
     axes.xaxis.set_major_formatter(formatter)
 
 
-def _lines(axes: Axes, comparison: Comparison) -> list[Line2D]:
-    """The teacher and the majority, and their entries for a legend."""
-    handles = []
-    lines: list[tuple[str, float | None, Any]] = [
-        ("teacher", comparison.teacher.mean, "--"),
-        ("majority", comparison.majority, ":"),
-    ]
-    for label, value, style in lines:
-        if value is not None:
-            axes.axhline(value, color=MUTED, linestyle=style, linewidth=1.3)
-            handles.append(Line2D([], [], color=MUTED, linestyle=style, label=f"{label} {value:.3f}"))
-    return handles
-
-
 def _scatter(
     comparison: Comparison,
     pairs: Sequence[tuple[float, float | None]],
@@ -149,7 +63,7 @@ def _scatter(
     axes = figure.add_subplot()
     handles = []
     for position, (arm, (x, second)) in enumerate(zip(comparison.arms, pairs)):
-        colour, marker, final = _colour(position), _marker(position), arm.final
+        colour, marker, final = arm_colour(position), arm_marker(position), arm.final
         # Of points at one place, those below stay visible.
         size = 7.5 + 3 * (1 - (position + 1) / len(comparison.arms))
         if final.mean is None:
@@ -169,7 +83,7 @@ def _scatter(
             zorder=4,
         )
         handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", markersize=8, label=arm.label))
-    handles += _lines(axes, comparison)
+    handles += reference_lines(axes, comparison)
     _scale(axes, [value for pair in pairs for value in pair if value], text)
     axes.set_ylabel(f"{comparison.metric} (dev, larger is better)")
     axes.margins(y=0.08)
@@ -196,102 +110,6 @@ def draw_cost(comparison: Comparison) -> Figure:
     figure, axes = _scatter(comparison, pairs, "whole chain", hollow, si)
     axes.set_xlabel("training cost of the whole chain [FLOP],\nteacher's forward passes included")
     return figure
-
-
-def draw_curves(comparison: Comparison) -> Figure:
-    """Scores over the cumulative steps of the chain; below, which stage each arm is in."""
-    arms = comparison.arms
-    figure = Figure(figsize=(6.8, 4.1 + 0.3 * len(arms)), layout="constrained")
-    top, strip = figure.subplots(2, sharex=True, height_ratios=[3.2, 0.32 * len(arms) + 0.1])
-    handles = []
-    for position, arm in enumerate(arms):
-        # Arms share stages: what lies below stays visible as a border.
-        _curve(top, arm, _colour(position), _marker(position), 1 + (len(arms) - 1 - position) / len(arms))
-        handles.append(
-            Line2D(
-                [], [], color=_colour(position), marker=_marker(position), linestyle="-", label=arm.label, markersize=6
-            )
-        )
-    handles += _lines(top, comparison)
-    total = max(max(arm.chain.steps for arm in arms), 1)
-    states = [_strip(strip, arm, len(arms) - 1 - row, total) for row, arm in enumerate(arms)]
-    seen = [state for state in STATES if any(state in found for found in states)]
-    held = any(HOLDOUT in run.final.dev for run in comparison.runs)
-    top.set_ylabel(f"{comparison.metric} ({'hold-out; ends of stages: dev' if held else 'dev'})")
-    top.margins(y=0.08)
-    strip.set_ylim(-0.6, len(arms) - 0.4)
-    strip.set_yticks(range(len(arms)), [arm.label for arm in reversed(arms)], fontsize=9)
-    strip.tick_params(length=0)
-    strip.grid(visible=False)
-    strip.spines["left"].set_visible(False)
-    strip.set_xlim(-0.01 * total, 1.01 * total)
-    strip.set_xlabel("optimizer steps of the chain, stage after stage (the teacher's apart)")
-    strip.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    figure.legend(handles=handles, loc="outside upper left", ncols=3)
-    patches = [
-        Patch(
-            facecolor=colour_of(state),
-            edgecolor=MUTED,
-            linewidth=0.6,
-            hatch="////" if state == "general" else None,
-            label=STATES[state] + (": no task metric" if state == "general" else ""),
-        )
-        for state in seen
-    ]
-    figure.legend(handles=patches, loc="outside lower left", ncols=3)
-    return figure
-
-
-def _curve(axes: Axes, arm: Arm, colour: str, marker: str, weight: float) -> None:
-    """One arm: each seed thin, their mean thick where they were validated at the same steps; a marker ends each stage."""
-    ends: list[tuple[float, float]] = []
-    offset = 0.0
-    for position, (stage, mean) in enumerate(arm.stages()):
-        if not in_chain(stage):
-            continue
-        if mean.mean is not None:
-            curves = [run.stages[position].curve for run in arm.runs]
-            steps = [offset + step for step, _ in curves[0]]
-            for curve in curves if len(curves) > 1 else []:
-                axes.plot(
-                    [offset + step for step, _ in curve],
-                    [score for _, score in curve],
-                    color=colour,
-                    lw=0.7,
-                    alpha=0.45,
-                )
-            if all([step for step, _ in curve] == [step for step, _ in curves[0]] for curve in curves):
-                middle = [statistics.fmean(score for _, score in scores) for scores in zip(*curves)]
-                axes.plot(steps, middle, color=colour, linewidth=1.6 * weight)
-            ends.append((offset + stage.steps, mean.mean))
-        offset += stage.steps
-    axes.plot(*zip(*ends), color=colour, linestyle=":", linewidth=1, zorder=3)
-    axes.plot(*zip(*ends), marker, color=colour, markersize=5.5 * weight, markeredgecolor=PAPER, mew=0.8, zorder=4)
-
-
-def _strip(axes: Axes, arm: Arm, row: int, total: float) -> set[str]:
-    """The arm's stages as spans in the colours of their states; returns the states."""
-    found, offset = set(), 0.0
-    for stage in filter(in_chain, arm.first.stages):
-        state = state_of(stage)
-        if stage.steps:
-            found.add(state)
-            hatch = "////" if state == "general" else None
-            axes.broken_barh(
-                [(offset, stage.steps)],
-                (row - 0.34, 0.68),
-                facecolor=colour_of(state),
-                edgecolor=PAPER,
-                linewidth=1,
-                hatch=hatch,
-            )
-        elif state == "split":
-            found.add(state)
-            axes.plot(
-                offset, row, marker="D", color=colour_of(state), markeredgecolor=INK, markeredgewidth=0.7, zorder=5
-            )
-        offset += stage.steps
-    return found
 
 
 COLUMNS = 8

@@ -65,8 +65,9 @@ class Stage:
     predictions: dict[str, Predictions] | None = None
 
     @property
-    def shared(self) -> bool:
-        return self.kind in SHARED
+    def in_chain(self) -> bool:
+        """Whether it is part of the pipeline's own chain and its cost."""
+        return self.kind not in SHARED
 
     @property
     def is_model(self) -> bool:
@@ -101,6 +102,21 @@ class Run:
     def teacher(self) -> Stage | None:
         """The fine-tuned teacher; null where the pipeline has none."""
         return next((stage for stage in self.stages if stage.kind == "finetune"), None)
+
+    @property
+    def num_labels(self) -> int | None:
+        """Null for a regression."""
+        return None if self.labels is None else len(self.labels)
+
+    @property
+    def said(self) -> Predictions:
+        """The final student's predictions on the first dev set; InputError where there are none."""
+        found = (self.final.predictions or {}).get(self.dev_set)
+        if found is None:
+            raise InputError(
+                f"{self.name}: its final stage {self.final.name} keeps no predictions of {self.dev_set}; run it again"
+            )
+        return found
 
     @property
     def dev_set(self) -> str:
@@ -149,7 +165,7 @@ def make_run(name: str, info: Mapping[str, Any], stages: Mapping[str, Mapping[st
             seed=info["seed"],
             hyperparameters=info.get("hyperparameters", 0),
             budget=info.get("budget"),
-            versions=dict(next(iter(stages.values()))["stage"].get("versions", {})),
+            versions=_versions([data["stage"].get("versions", {}) for data in stages.values()]),
             stages=[
                 _make_stage(stage, info, data, with_predictions=stage in (teacher, names[-1]))
                 for stage, data in stages.items()
@@ -157,6 +173,12 @@ def make_run(name: str, info: Mapping[str, Any], stages: Mapping[str, Mapping[st
         )
     except (KeyError, TypeError, AttributeError, StopIteration) as error:
         raise InputError(f"{name}: its records are damaged ({type(error).__name__}: {error}); run it again") from error
+
+
+def _versions(of_stages: list[Mapping[str, str]]) -> dict[str, str]:
+    """Each library's version, or versions where stages were made by several."""
+    names = dict.fromkeys(name for versions in of_stages for name in versions)
+    return {name: ", ".join(sorted({versions[name] for versions in of_stages if name in versions})) for name in names}
 
 
 def _make_stage(name: str, info: Mapping[str, Any], data: Mapping[str, Any], with_predictions: bool) -> Stage:

@@ -33,8 +33,9 @@ def write_report(runs: list[Run], folder: Path) -> None:
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
     """`write_report` of a comparison that is made already."""
+    from bitkd.report.canvas import to_png
     from bitkd.report.page import CAPTIONS, render_page
-    from bitkd.report.plots import draw, to_png
+    from bitkd.report.plots import draw
 
     figures = draw(comparison)
     files: dict[str, str | bytes] = {f"{name}.png": to_png(figure) for name, figure in figures.items()}

@@ -6,6 +6,7 @@ so that a larger score is better everywhere.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +23,9 @@ def weighted_scores(metric: str, num_labels: int | None, labels: Array, predicte
         if num_labels is None:
             values = _of_numbers(metric, labels, predicted, weights)
         else:
-            cells = labels.astype(np.int64) * num_labels + predicted.astype(np.int64)
-            confusion = weights @ np.eye(num_labels * num_labels)[cells]
-            values = _OF_LABELS[metric](confusion.reshape(-1, num_labels, num_labels))
+            values = _OF_LABELS[metric](
+                _count(num_labels, labels.astype(np.int64), predicted.astype(np.int64), weights)
+            )
     return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
 
 
@@ -46,58 +47,62 @@ def _ratio(above: Array, below: Array) -> Array:
     return np.where(below > 0, above / np.where(below > 0, below, 1), 0)
 
 
-def _parts(confusion: Array) -> tuple[Array, Array, Array]:
-    """Counts (copies, labels) of rows that are right, of rows of each label, of rows said to be of it."""
-    return np.diagonal(confusion, axis1=1, axis2=2), confusion.sum(axis=2), confusion.sum(axis=1)
+class Counts(NamedTuple):
+    """Rows that are right, of each label, said to be of it: (copies, labels).  total: all rows (copies, 1)."""
+
+    right: Array
+    true: Array
+    said: Array
+    total: Array
 
 
-def _macro(per_label: Callable[[Array, Array, Array, Array], Array]) -> Callable[[Array], Array]:
+def _count(num_labels: int, labels: NDArray[np.int64], predicted: NDArray[np.int64], weights: Array) -> Counts:
+    true, said = np.eye(num_labels)[labels], np.eye(num_labels)[predicted]
+    return Counts(weights @ (true * said), weights @ true, weights @ said, weights.sum(axis=1, keepdims=True))
+
+
+def _macro(per_label: Callable[[Counts], Array]) -> Callable[[Counts], Array]:
     """The mean over the labels that occur among labels or predictions."""
 
-    def compute(confusion: Array) -> Array:
-        right, true, said = _parts(confusion)
-        occurs = (true + said) > 0
-        values = per_label(right, true, said, confusion.sum(axis=(1, 2))[:, None])
-        return (values * occurs).sum(axis=1) / occurs.sum(axis=1)
+    def compute(counts: Counts) -> Array:
+        occurs = (counts.true + counts.said) > 0
+        return (per_label(counts) * occurs).sum(axis=1) / occurs.sum(axis=1)
 
     return compute
 
 
-def _accuracy(confusion: Array) -> Array:
-    return _parts(confusion)[0].sum(axis=1) / confusion.sum(axis=(1, 2))
+def _accuracy(counts: Counts) -> Array:
+    return counts.right.sum(axis=1) / counts.total[:, 0]
 
 
-def _f1(confusion: Array) -> Array:
-    right, true, said = _parts(confusion)
-    return _ratio(2 * right[:, 1], true[:, 1] + said[:, 1])
+def _f1(counts: Counts) -> Array:
+    return _ratio(2 * counts.right[:, 1], counts.true[:, 1] + counts.said[:, 1])
 
 
-def _matthews(confusion: Array) -> Array:
-    right, true, said = _parts(confusion)
-    total = confusion.sum(axis=(1, 2))
-    above = right.sum(axis=1) * total - (true * said).sum(axis=1)
-    below = (total**2 - (said**2).sum(axis=1)) * (total**2 - (true**2).sum(axis=1))
+def _matthews(counts: Counts) -> Array:
+    total = counts.total[:, 0]
+    above = counts.right.sum(axis=1) * total - (counts.true * counts.said).sum(axis=1)
+    below = (total**2 - (counts.said**2).sum(axis=1)) * (total**2 - (counts.true**2).sum(axis=1))
     return _ratio(above, np.sqrt(below))
 
 
-def _kappa(confusion: Array) -> Array:
-    right, true, said = _parts(confusion)
-    total = confusion.sum(axis=(1, 2))
-    expected = total**2 - (true * said).sum(axis=1)
-    return 1 - (total - right.sum(axis=1)) * total / expected
+def _kappa(counts: Counts) -> Array:
+    total = counts.total[:, 0]
+    expected = total**2 - (counts.true * counts.said).sum(axis=1)
+    return 1 - (total - counts.right.sum(axis=1)) * total / expected
 
 
-_OF_LABELS: dict[str, Callable[[Array], Array]] = {
+_OF_LABELS: dict[str, Callable[[Counts], Array]] = {
     "accuracy": _accuracy,
     "f1": _f1,
     "matthews": _matthews,
     "CohenKappa": _kappa,
-    "Accuracy": _macro(lambda right, true, said, total: _ratio(right, true)),
-    "Recall": _macro(lambda right, true, said, total: _ratio(right, true)),
-    "Precision": _macro(lambda right, true, said, total: _ratio(right, said)),
-    "F1Score": _macro(lambda right, true, said, total: _ratio(2 * right, true + said)),
-    "JaccardIndex": _macro(lambda right, true, said, total: _ratio(right, true + said - right)),
-    "Specificity": _macro(lambda right, true, said, total: _ratio(total - true - said + right, total - true)),
+    "Accuracy": _macro(lambda c: _ratio(c.right, c.true)),
+    "Recall": _macro(lambda c: _ratio(c.right, c.true)),
+    "Precision": _macro(lambda c: _ratio(c.right, c.said)),
+    "F1Score": _macro(lambda c: _ratio(2 * c.right, c.true + c.said)),
+    "JaccardIndex": _macro(lambda c: _ratio(c.right, c.true + c.said - c.right)),
+    "Specificity": _macro(lambda c: _ratio(c.total - c.true - c.said + c.right, c.total - c.true)),
 }
 
 

@@ -4,8 +4,9 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from bitkd.report.arms import Arm, Cost, Mean, budget_text, in_chain, majority, make_arms, warnings_of
+from bitkd.report.arms import Arm, Cost, Mean, majority, make_arms, warnings_of
 from bitkd.report.bootstrap import Difference, differences
+from bitkd.report.checks import budget_text
 from bitkd.report.comparison import compare_rows
 from bitkd.report.records import HOLDOUT, Run, Stage
 
@@ -211,7 +212,7 @@ def stage_table(arm: Arm) -> TextTable:
         cost = Cost.mean([Cost.of([twin]) for twin in twins])
         costs = [f"{cost.steps:,.0f}", si(cost.student_flops), si(cost.teacher_flops), time_text(cost.seconds)]
         name = stage.title if stage.title == stage.name else f"{stage.title} ({stage.name})"
-        rows.append([name + ("" if in_chain(stage) else ", shared"), *cells, stage.precision or NONE, *costs])
+        rows.append([name + ("" if stage.in_chain else ", shared"), *cells, stage.precision or NONE, *costs])
     return TextTable(header, rows)
 
 

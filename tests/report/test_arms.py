@@ -87,3 +87,9 @@ def test_devices_and_single_seeds_are_named(run_of):
     texts = " ".join(warnings_of(make_arms(runs)))
     assert "different devices (a GPU, x86_64)" in texts
     assert "One seed:" in texts
+
+
+def test_arms_over_different_seeds_are_named(run_of):
+    arms = make_arms([run_of("singlestage", 1), run_of("singlestage", 2), run_of("multistage", 1)])
+    (warning,) = warnings_of(arms)
+    assert "over different seeds (singlestage 1, 2; multistage 1)" in warning
