@@ -40,6 +40,14 @@ gc removes artifacts and checkpoints that no run needs: a run needs every stage 
 name, and artifacts that its settings name; one whose folder was deleted needs nothing. What a living run needs stays.
 """
 
+COMPARE_HELP = """
+
+Runs of one pipeline and budget under several seeds are one arm: means, deviations, and differences between arms with a
+95 % interval by the bootstrap. Runs of different tasks, dev rows or labels are refused, and so are unfinished ones. Runs
+whose teachers differ at one seed are shown, under a plain warning at the top of every output.
+A comparison.json gives the same tables and plots again without the runs.
+"""
+
 EVALUATE_SETTINGS_HELP = """\
 settings:
   task=NAME                  required: whose dev sets and metrics
@@ -104,9 +112,13 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", metavar="FILE", help="with split=: where the submission goes")
     predict.add_argument("--labels", help="the checkpoint's label names in its order, comma-separated, if it has none")
 
-    compare = add("compare", "finished runs side by side, one row per stage", epilog=None)
-    compare.add_argument("runs", nargs="+", metavar="RUN", help="run folder: <run.dir>/<task>/<run.name>")
-    compare.add_argument("--out", metavar="DIR", help="also write report.md, comparison.csv and comparison.json there")
+    compare = add("compare", "finished runs side by side, seeds aggregated", COMPARE_HELP, epilog=None)
+    compare.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folder <run.dir>/<task>/<run.name>, or a comparison.json of before"
+    )
+    compare.add_argument(
+        "--out", metavar="DIR", help="also write index.html, report.md, comparison.csv, comparison.json and plots there"
+    )
 
     store = add(
         "store", "what is in the artifact store: list it, verify its checksums, remove what no run needs", STORE_HELP

@@ -7,7 +7,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, MulticlassMatthewsCorrCoef
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 
-from bitkd.data.tasks import GLUE_OF_NUMBERS, OF_LABELS, TaskSpec
+from bitkd.data.tasks import OF_LABELS, TaskSpec
 
 
 def build_metrics(task: TaskSpec) -> MetricCollection:
@@ -43,5 +43,6 @@ def primary_score(task: TaskSpec, values: dict[str, float]) -> float:
     NaN, so the first such checkpoint would stay the best for good.
     """
     names = ("pearson", "spearman") if task.metric == "pearson_spearman" else (task.metric,)
-    sign = 1.0 if task.metric in GLUE_OF_NUMBERS or _build(names[0], task).higher_is_better else -1.0
+    # torchmetrics says null of some that are no errors (specificity, Kendall's tau).
+    sign = -1.0 if _build(names[0], task).higher_is_better is False else 1.0
     return sign * sum(0.0 if math.isnan(values[name]) else values[name] for name in names) / len(names)

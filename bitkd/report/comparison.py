@@ -1,34 +1,20 @@
-"""Finished runs side by side: one row per stage."""
+"""Finished runs side by side: one row per stage, as plain data and as a table for a terminal."""
 
-import csv
-import json
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
 from bitkd.errors import InputError
-
-MIB = 2**20
-
-
-@dataclass(frozen=True)
-class RunData:
-    """A finished run, as plain data.  stages: name -> {"path", "stage", "metrics"}, in graph order."""
-
-    name: str
-    task: str
-    metric: str
-    titles: dict[str, str]
-    stages: dict[str, dict[str, Any]]
+from bitkd.report.records import Run, Stage
 
 
 @dataclass(frozen=True)
 class Row:
     """One stage of one run.  score: the task's primary metric on dev; null where there is no head yet.
     paper_mib, packed_mib: sizes by the two conventions (bitkd.models.size); disk_mib: the file as it lies there.
+    word_tables: word embeddings side by side, 2 after a split.  student_flops, teacher_flops: of training.
     seconds: training time, over all resumptions.
     """
 
@@ -48,41 +34,51 @@ class Row:
     steps: int
     seconds: float
     artifact: str
+    pipeline: str
+    seed: int
+    kind: str
+    word_tables: int
+    examples: int
+    student_flops: int
+    teacher_flops: int
+    device: str
 
 
-def compare_rows(runs: list[RunData]) -> list[Row]:
+def compare_rows(runs: list[Run]) -> list[Row]:
     """Rows of all runs, run after run; InputError for runs of different tasks, whose numbers mean different things."""
     tasks = sorted({run.task for run in runs})
     if len(tasks) > 1:
         raise InputError(f"these runs are of different tasks ({', '.join(tasks)}); compare runs of one task at a time")
-    rows = []
-    for run in runs:
-        for name, data in run.stages.items():
-            stage, metrics = data["stage"], data["metrics"]
-            if "size" not in stage:  # rows, not a model
-                continue
-            size = stage["size"]
-            rows.append(
-                Row(
-                    run=run.name,
-                    stage=name,
-                    title=run.titles[name],
-                    task=run.task,
-                    metric=run.metric,
-                    score=metrics["score"],
-                    dev={key: value for key, value in metrics.items() if key != "score"},
-                    precision=size["precision"],
-                    parameters=size["parameters"],
-                    encoder_bits=size["encoder_bits"],
-                    paper_mib=size["paper_mib"],
-                    packed_mib=size["file_mib"],
-                    disk_mib=(Path(data["path"]) / "model.safetensors").stat().st_size / MIB,
-                    steps=stage["steps"],
-                    seconds=stage["seconds"],
-                    artifact=Path(data["path"]).resolve().name,
-                )
-            )
-    return rows
+    return [_row(run, stage) for run in runs for stage in run.stages if stage.is_model]
+
+
+def _row(run: Run, stage: Stage) -> Row:
+    return Row(
+        run=run.name,
+        stage=stage.name,
+        title=stage.title,
+        task=run.task,
+        metric=run.metric,
+        score=stage.score,
+        dev=stage.dev,
+        precision=stage.precision,
+        parameters=stage.parameters,
+        encoder_bits=stage.encoder_bits,
+        paper_mib=stage.paper_mib,
+        packed_mib=stage.packed_mib,
+        disk_mib=stage.disk_mib,
+        steps=stage.steps,
+        seconds=stage.seconds,
+        artifact=stage.key,
+        pipeline=run.pipeline,
+        seed=run.seed,
+        kind=stage.kind,
+        word_tables=stage.word_tables,
+        examples=stage.examples,
+        student_flops=stage.student_flops,
+        teacher_flops=stage.teacher_flops,
+        device=stage.device,
+    )
 
 
 def _header(rows: list[Row]) -> tuple[str, ...]:
@@ -116,22 +112,3 @@ def render(rows: list[Row]) -> Table:
             table.add_section()
         table.add_row(*_cells(row))
     return table
-
-
-def write_report(rows: list[Row], folder: Path) -> None:
-    """Write report.md, comparison.csv and comparison.json into `folder`."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lines = [f"# {rows[0].task}: {', '.join(dict.fromkeys(row.run for row in rows))}", ""]
-        header = _header(rows)
-        lines += [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
-        lines += [f"| {' | '.join(_cells(_titled(row)))} |" for row in rows]
-        (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        records = [asdict(row) for row in rows]
-        (folder / "comparison.json").write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
-        with open(folder / "comparison.csv", "w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, [field.name for field in fields(Row)])
-            writer.writeheader()
-            writer.writerows(record | {"dev": json.dumps(record["dev"])} for record in records)
-    except OSError as error:
-        raise InputError(f"{folder} is not writable ({error.strerror}); choose another folder with --out") from error

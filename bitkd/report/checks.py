@@ -1,0 +1,73 @@
+"""What runs must have in common to stand beside each other."""
+
+from typing import Any
+
+import numpy as np
+
+from bitkd.errors import InputError
+from bitkd.report.records import Run
+from bitkd.report.scores import score
+
+
+def check_tasks(runs: list[Run]) -> None:
+    tasks = sorted({run.task for run in runs})
+    if len(tasks) > 1:
+        raise InputError(f"these runs are of different tasks ({', '.join(tasks)}); compare runs of one task at a time")
+    first = runs[0]
+    for run in runs:
+        if (run.metric, run.labels) != (first.metric, first.labels):
+            raise InputError(
+                f"{first.name} and {run.name} measure task {run.task} by other labels or metrics ({first.metric} of "
+                f"{first.labels}, {run.metric} of {run.labels}); compare runs of one task file"
+            )
+        ours, theirs = run.said.labels, first.said.labels
+        if run.dev_set != first.dev_set or ours != theirs:
+            raise InputError(
+                f"{first.name} and {run.name} were measured on different dev rows ({first.dev_set}: {len(theirs)} rows, "
+                f"{run.dev_set}: {len(ours)} rows, or other labels); compare runs on the same data"
+            )
+
+
+def check_predictions(run: Run) -> None:
+    """That the predictions of teacher and final student give the recorded scores."""
+    for stage in (run.teacher, run.final):
+        if stage is None or stage.predictions is None or stage.score is None:
+            continue
+        given = stage.predictions.get(run.dev_set)
+        labels = run.said.labels
+        if given is None or given.labels != labels or len(given.predicted) != len(labels):
+            raise InputError(f"{run.name}: stage {stage.name} was measured on other dev rows than its final student")
+        found = score(run.metric, run.num_labels, np.asarray(labels, float), np.asarray(given.predicted, float))
+        if abs(found - stage.score) > 1e-3:
+            raise InputError(
+                f"{run.name}: stage {stage.name} is recorded with {run.metric} {stage.score:.4f}, but its predictions give "
+                f"{found:.4f}; its records are damaged, run it again"
+            )
+
+
+def check_alike(group: list[Run]) -> None:
+    """That runs of one arm differ in their seeds alone, as far as their records tell."""
+    first = group[0]
+    for run in group[1:]:
+        ours, theirs = (
+            [(s.name, s.kind, s.precision, s.parameters, s.steps, s.examples) for s in r.stages if s.in_chain]
+            for r in (first, run)
+        )
+        if ours != theirs:
+            one, other = next(
+                ((a, b) for a, b in zip(ours, theirs) if a != b), ((f"{len(ours)} stages",), (f"{len(theirs)} stages",))
+            )
+            raise InputError(
+                f"{first.name} and {run.name} are both {named(run)}, but differ in more than their seeds "
+                f"({', '.join(map(str, one))} against {', '.join(map(str, other))}); run one of them under a name of its own "
+                "(pipeline.name=)"
+            )
+
+
+def budget_text(budget: dict[str, Any] | None) -> str:
+    return "" if budget is None else f"{budget['total']:,.6g} {budget['unit']}"
+
+
+def named(run: Run) -> str:
+    budget = budget_text(run.budget)
+    return f"pipeline {run.pipeline}" + (f" with a budget of {budget}" if budget else "")

@@ -1,0 +1,132 @@
+"""Learning curves, stage after stage on one axis."""
+
+import statistics
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter
+
+from bitkd.report.arms import Arm
+from bitkd.report.boxes import STATES, colour_of, state_of
+from bitkd.report.canvas import INK, MUTED, PAPER, arm_colour, arm_marker
+from bitkd.report.records import HOLDOUT
+from bitkd.report.summary import Comparison
+
+
+def draw_curves(comparison: Comparison) -> Figure:
+    """Scores over the cumulative steps of the chain; below, which stage each arm is in."""
+    arms = comparison.arms
+    figure = Figure(figsize=(6.8, 4.1 + 0.3 * len(arms)), layout="constrained")
+    top, strip = figure.subplots(2, sharex=True, height_ratios=[3.2, 0.32 * len(arms) + 0.1])
+    handles = []
+    for position, arm in enumerate(arms):
+        # Arms share stages: what lies below stays visible as a border.
+        _curve(top, arm, arm_colour(position), arm_marker(position), 1 + (len(arms) - 1 - position) / len(arms))
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color=arm_colour(position),
+                marker=arm_marker(position),
+                linestyle="-",
+                label=arm.label,
+                markersize=6,
+            )
+        )
+    handles += reference_lines(top, comparison)
+    total = max(max(arm.chain.steps for arm in arms), 1)
+    states = [_strip(strip, arm, len(arms) - 1 - row, total) for row, arm in enumerate(arms)]
+    seen = [state for state in STATES if any(state in found for found in states)]
+    held = any(HOLDOUT in run.final.dev for run in comparison.runs)
+    top.set_ylabel(f"{comparison.metric} ({'hold-out; ends of stages: dev' if held else 'dev'})")
+    top.margins(y=0.08)
+    strip.set_ylim(-0.6, len(arms) - 0.4)
+    strip.set_yticks(range(len(arms)), [arm.label for arm in reversed(arms)], fontsize=9)
+    strip.tick_params(length=0)
+    strip.grid(visible=False)
+    strip.spines["left"].set_visible(False)
+    strip.set_xlim(-0.01 * total, 1.01 * total)
+    strip.set_xlabel("optimizer steps of the chain, stage after stage (the teacher's apart)")
+    strip.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    figure.legend(handles=handles, loc="outside upper left", ncols=3)
+    patches = [
+        Patch(
+            facecolor=colour_of(state),
+            edgecolor=MUTED,
+            linewidth=0.6,
+            hatch="////" if state == "general" else None,
+            label=STATES[state] + (": no task metric" if state == "general" else ""),
+        )
+        for state in seen
+    ]
+    figure.legend(handles=patches, loc="outside lower left", ncols=3)
+    return figure
+
+
+def _curve(axes: Axes, arm: Arm, colour: str, marker: str, weight: float) -> None:
+    """One arm: each seed thin, their mean thick where they were validated at the same steps; a marker ends each stage."""
+    ends: list[tuple[float, float]] = []
+    offset = 0.0
+    for position, (stage, mean) in enumerate(arm.stages()):
+        if not stage.in_chain:
+            continue
+        if mean.mean is not None:
+            curves = [run.stages[position].curve for run in arm.runs]
+            steps = [offset + step for step, _ in curves[0]]
+            for curve in curves if len(curves) > 1 else []:
+                axes.plot(
+                    [offset + step for step, _ in curve],
+                    [score for _, score in curve],
+                    color=colour,
+                    lw=0.7,
+                    alpha=0.45,
+                )
+            if all([step for step, _ in curve] == [step for step, _ in curves[0]] for curve in curves):
+                middle = [statistics.fmean(score for _, score in scores) for scores in zip(*curves)]
+                axes.plot(steps, middle, color=colour, linewidth=1.6 * weight)
+            ends.append((offset + stage.steps, mean.mean))
+        offset += stage.steps
+    axes.plot(*zip(*ends), color=colour, linestyle=":", linewidth=1, zorder=3)
+    axes.plot(*zip(*ends), marker, color=colour, markersize=5.5 * weight, markeredgecolor=PAPER, mew=0.8, zorder=4)
+
+
+def _strip(axes: Axes, arm: Arm, row: int, total: float) -> set[str]:
+    """The arm's stages as spans in the colours of their states; returns the states."""
+    found, offset = set(), 0.0
+    for stage in (stage for stage in arm.first.stages if stage.in_chain):
+        state = state_of(stage)
+        if stage.steps:
+            found.add(state)
+            hatch = "////" if state == "general" else None
+            axes.broken_barh(
+                [(offset, stage.steps)],
+                (row - 0.34, 0.68),
+                facecolor=colour_of(state),
+                edgecolor=PAPER,
+                linewidth=1,
+                hatch=hatch,
+            )
+        elif state == "split":
+            found.add(state)
+            axes.plot(
+                offset, row, marker="D", color=colour_of(state), markeredgecolor=INK, markeredgewidth=0.7, zorder=5
+            )
+        offset += stage.steps
+    return found
+
+
+def reference_lines(axes: Axes, comparison: Comparison) -> list[Line2D]:
+    """The teacher and the majority, and their entries for a legend."""
+    handles = []
+    lines: list[tuple[str, float | None, Any]] = [
+        ("teacher", comparison.teacher.mean, "--"),
+        ("majority", comparison.majority, ":"),
+    ]
+    for label, value, style in lines:
+        if value is not None:
+            axes.axhline(value, color=MUTED, linestyle=style, linewidth=1.3)
+            handles.append(Line2D([], [], color=MUTED, linestyle=style, label=f"{label} {value:.3f}"))
+    return handles

@@ -1,0 +1,248 @@
+"""A comparison: arms, their differences, what a reader must know first. As plain data, and as tables of text."""
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from bitkd.report.arms import Arm, Cost, Mean, majority, make_arms, warnings_of
+from bitkd.report.bootstrap import Difference, differences
+from bitkd.report.checks import budget_text
+from bitkd.report.comparison import compare_rows
+from bitkd.report.records import HOLDOUT, Run, Stage
+
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs of one task, as arms.  warnings: plain sentences for the top of every output."""
+
+    arms: list[Arm]
+    warnings: list[str]
+
+    @classmethod
+    def of(cls, runs: list[Run]) -> "Comparison":
+        """InputError where the runs cannot stand beside each other (see `make_arms`)."""
+        arms = make_arms(runs)
+        return cls(arms, warnings_of(arms))
+
+    @cached_property
+    def differences(self) -> list[Difference]:
+        return differences(self.arms)
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for arm in self.arms for run in arm.runs]
+
+    @property
+    def first(self) -> Run:
+        return self.arms[0].first
+
+    @property
+    def metric(self) -> str:
+        return self.first.metric
+
+    @cached_property
+    def majority(self) -> float:
+        return majority(self.first)
+
+    @property
+    def teacher(self) -> Mean:
+        """Over all seeds' teachers, each counted once."""
+        teachers = {run.teacher.key: run.teacher.score for run in self.runs if run.teacher}
+        return Mean.of(teachers.values())
+
+    def as_data(self) -> dict[str, Any]:
+        """For machines: what the report's tables say."""
+        return {
+            "task": self.first.task,
+            "metric": self.metric,
+            "majority": self.majority,
+            "warnings": self.warnings,
+            "arms": [_arm_data(arm) for arm in self.arms],
+            "differences": [asdict(difference) for difference in self.differences],
+            "rows": [asdict(row) for row in compare_rows(self.runs)],
+        }
+
+
+def _arm_data(arm: Arm) -> dict[str, Any]:
+    final = arm.first.final
+    return {
+        "arm": arm.label,
+        "pipeline": arm.pipeline,
+        "budget": arm.first.budget,
+        "runs": [run.name for run in arm.runs],
+        "seeds": arm.seeds,
+        "score": asdict(arm.final),
+        "teacher": asdict(arm.teacher),
+        "kept": asdict(arm.kept),
+        "ratio": asdict(arm.ratio),
+        "precision": final.precision,
+        "parameters": final.parameters,
+        "encoder_bits": final.encoder_bits,
+        "word_tables": final.word_tables,
+        "paper_mib": final.paper_mib,
+        "packed_mib": final.packed_mib,
+        "disk_mib": final.disk_mib,
+        "cost": asdict(arm.chain),
+        "cost_without_general": asdict(arm.without_general),
+        "shared_cost": asdict(arm.shared),
+        "devices": arm.devices,
+        "stages": arm.num_stages,
+        "hyperparameters": arm.first.hyperparameters,
+    }
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table as text; the first column names the row."""
+
+    header: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+def headline(comparison: Comparison) -> TextTable:
+    """The answer: a row for each arm."""
+    budgets = any(arm.first.budget for arm in comparison.arms)
+    header = ["arm", comparison.metric, "share of teacher kept", "student / teacher", "bits", "MiB packed"]
+    header += [
+        "training FLOP",
+        "training time",
+        "seeds",
+        "stages",
+        "hyper-parameters",
+        *(["budget"] if budgets else []),
+    ]
+    rows = []
+    for arm in comparison.arms:
+        chain = arm.chain
+        row = [arm.label, mean_text(arm.final), mean_text(arm.kept, 3), mean_text(arm.ratio, 3)]
+        row += [
+            arm.first.final.precision,
+            size_text(arm.first.final.packed_mib),
+            si(chain.flops),
+            time_text(chain.seconds),
+        ]
+        row += [str(len(arm.runs)), str(arm.num_stages), str(arm.first.hyperparameters)]
+        rows.append(row + ([budget_text(arm.first.budget) or NONE] if budgets else []))
+    return TextTable(header, rows)
+
+
+def difference_table(comparison: Comparison) -> TextTable:
+    header = ["difference", f"in {comparison.metric}", "95 % interval", "drawn", "seeds in pairs", "what it says"]
+    rows = [
+        [
+            f"{found.first} − {found.second}",
+            signed(found.difference),
+            f"{signed(found.low)} to {signed(found.high)}",
+            found.drawn,
+            ", ".join(map(str, found.seeds)) or "none in common",
+            found.question or NONE,
+        ]
+        for found in comparison.differences
+    ]
+    return TextTable(header, rows)
+
+
+def size_table(comparison: Comparison) -> TextTable:
+    header = [
+        "arm",
+        "bits",
+        "MiB on paper",
+        "MiB packed",
+        "MiB of the file",
+        "parameters",
+        "encoder bits",
+        "word tables",
+    ]
+    rows = []
+    for arm in comparison.arms:
+        final = arm.first.final
+        tables = f"{final.word_tables} (all counted)" if final.word_tables > 1 else str(final.word_tables)
+        sizes = [size_text(size) for size in (final.paper_mib, final.packed_mib, final.disk_mib)]
+        rows.append([arm.label, final.precision, *sizes, si(final.parameters), si(final.encoder_bits), tables])
+    return TextTable(header, rows)
+
+
+def cost_table(comparison: Comparison) -> TextTable:
+    """The chain with and without General KD, and what is shared, each on a row of its own."""
+    header = ["arm", "of", "steps", "examples", "student FLOP", "teacher FLOP", "all FLOP", "training time", "device"]
+    rows = []
+    for arm in comparison.arms:
+        parts = [("whole chain", arm.chain)]
+        if arm.has_general:
+            parts.append(("without General KD", arm.without_general))
+        parts.append(("teacher (shared, apart)", arm.shared))
+        for position, (name, cost) in enumerate(parts):
+            device = ", ".join(arm.devices) or NONE if position == 0 else ""
+            rows.append([arm.label if position == 0 else "", name, *_cost_cells(cost), device])
+    return TextTable(header, rows)
+
+
+def _cost_cells(cost: Cost) -> list[str]:
+    flops = [si(value) for value in (cost.student_flops, cost.teacher_flops, cost.flops)]
+    return [f"{cost.steps:,.0f}", si(cost.examples), *flops, time_text(cost.seconds)]
+
+
+def stage_table(arm: Arm) -> TextTable:
+    """An arm's stages: each metric of each dev set as the mean over seeds, and the cost."""
+
+    def place(metric: str) -> int:
+        return arm.first.metrics.index(metric) if metric in arm.first.metrics else len(arm.first.metrics)
+
+    measured = [
+        (dev, metric)
+        for dev, values in arm.first.final.dev.items()
+        if dev != HOLDOUT
+        for metric in sorted(values, key=place)
+    ]
+    header = ["stage", *(f"{dev} {metric}" for dev, metric in measured)]
+    header += ["bits", "steps", "student FLOP", "teacher FLOP", "training time"]
+    rows = []
+    for position, stage in enumerate(arm.first.stages):
+        twins = [run.stages[position] for run in arm.runs]
+        cells = [
+            mean_text(Mean.of(_dev_value(twin, dev, metric) for twin in twins)) if stage.score is not None else NONE
+            for dev, metric in measured
+        ]
+        cost = Cost.mean([Cost.of([twin]) for twin in twins])
+        costs = [f"{cost.steps:,.0f}", si(cost.student_flops), si(cost.teacher_flops), time_text(cost.seconds)]
+        name = stage.title if stage.title == stage.name else f"{stage.title} ({stage.name})"
+        rows.append([name + ("" if stage.in_chain else ", shared"), *cells, stage.precision or NONE, *costs])
+    return TextTable(header, rows)
+
+
+def _dev_value(stage: Stage, dev: str, metric: str) -> float | None:
+    return stage.dev.get(dev, {}).get(metric)
+
+
+def mean_text(value: Mean, digits: int = 4) -> str:
+    if value.mean is None:
+        return NONE
+    return f"{value.mean:.{digits}f}" + ("" if value.deviation is None else f" ± {value.deviation:.{digits}f}")
+
+
+def signed(value: float) -> str:
+    return f"{value:+.4f}".replace("-", "−")
+
+
+def size_text(mib: float) -> str:
+    return f"{mib:.4g}"
+
+
+def si(value: float) -> str:
+    """A count with a prefix: 1.53 T."""
+    for power, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if value >= 0.9995 * 10**power:
+            return f"{value / 10**power:.3g} {prefix}"
+    return f"{value:.3g}"
+
+
+def time_text(seconds: float) -> str:
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"

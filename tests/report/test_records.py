@@ -1,0 +1,147 @@
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from bitkd.commands.compare import read_runs
+from bitkd.data import task
+from bitkd.errors import InputError
+from bitkd.report import records
+
+
+def write_run(run, folder):
+    """A run folder as bitkd run leaves it, as far as a comparison reads it."""
+    manifest = {
+        "task": run.task,
+        "pipeline": run.pipeline,
+        "title": run.title,
+        "seed": run.seed,
+        "metric": run.metric,
+        "processes": 1,
+        "titles": {stage.name: stage.title for stage in run.stages},
+        "planned": {stage.name: stage.key for stage in run.stages},
+        "labels": run.labels,
+        "metrics": run.metrics,
+        "kinds": {stage.name: stage.kind for stage in run.stages},
+        "upstream": {stage.name: stage.upstream for stage in run.stages},
+        "hyperparameters": run.hyperparameters,
+        "budget": run.budget,
+        "artifacts": {stage.name: stage.key for stage in run.stages},
+    }
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    for stage in run.stages:
+        place = folder.parent / "store" / stage.key
+        place.mkdir(parents=True)
+        (folder / stage.name).symlink_to(place)
+        sizes = {
+            name: getattr(stage, name)
+            for name in ("precision", "parameters", "encoder_bits", "word_tables", "paper_mib")
+        }
+        content = {
+            "kind": stage.kind,
+            "versions": run.versions,
+            "size": sizes | {"file_mib": stage.packed_mib},
+            "flops": {"student": stage.student_flops, "teacher": stage.teacher_flops},
+            **{name: getattr(stage, name) for name in ("curve", "steps", "examples", "seconds", "device")},
+        }
+        (place / "stage.json").write_text(json.dumps(content))
+        (place / "metrics.json").write_text(json.dumps({"score": stage.score, **stage.dev}))
+        (place / "model.safetensors").write_bytes(b"x" * 2**10)
+        if stage.predictions:
+            given = stage.predictions["dev"]
+            logits = np.eye(len(run.labels), dtype=np.float32)[np.array(given.predicted, dtype=int)]
+            labels = np.array(given.labels, dtype=np.int64)
+            save_file({"dev.logits": logits, "dev.labels": labels}, place / "predictions.safetensors")
+    return folder
+
+
+@pytest.fixture
+def folder(run_of, tmp_path):
+    return write_run(run_of("multistage", 1), tmp_path / "runs" / "multistage-1")
+
+
+def change(file, **changes):
+    content = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({name: value for name, value in content.items() if value is not ...}))
+
+
+def test_a_run_folder_and_its_written_record_are_the_same_run(folder, run_of, tmp_path):
+    (run,) = read_runs(folder)
+    expected = run_of("multistage", 1)
+    assert run.final.predictions == expected.final.predictions
+    assert run.teacher.predictions == expected.teacher.predictions
+    assert run.stages[3].predictions is None
+    assert [stage.score for stage in run.stages] == [stage.score for stage in expected.stages]
+    assert run.stages[1].score is None  # General KD
+    assert run.final.word_tables == 2
+    assert run.final.disk_mib == pytest.approx(2**10 / 2**20)
+    assert run.final.upstream == {"student": "stage1_binary"}
+    file = tmp_path / "comparison.json"
+    file.write_text(records.to_json([run]))
+    assert read_runs(file) == [run]
+    assert read_runs(tmp_path) == [run]  # its folder stands for it
+    assert max(len(line) for line in file.read_text().splitlines()) > 408  # the rows are on one line
+
+
+def test_numbers_survive_the_record_to_the_last_digit(run_of):
+    runs = [run_of("singlestage", 1)]
+    assert records.from_json(records.to_json(runs), "x") == runs
+
+
+def test_the_name_of_the_holdout_is_the_data_modules(run_of):
+    assert records.HOLDOUT == task.HOLDOUT
+
+
+def test_a_run_of_an_older_version_is_refused(folder):
+    change(folder / "manifest.json", hyperparameters=...)
+    change(folder / "ternary" / "stage.json", flops=...)
+    with pytest.raises(InputError, match=r"made by an older version: .*hyperparameters, ternary's flops; run it again"):
+        read_runs(folder)
+
+
+def test_damage_is_named(folder, tmp_path):
+    with pytest.raises(InputError, match=r"is no run: it has no manifest.json"):
+        read_runs(tmp_path)
+    with pytest.raises(InputError, match=r"comparison.json does not exist"):
+        read_runs(tmp_path / "comparison.json")
+    final = folder / "stage2_binary"
+    for name, message in {
+        "predictions.safetensors": "predictions.safetensors is damaged",
+        "metrics.json": "metrics.json is damaged",
+        "stage.json": "stage.json is damaged",
+    }.items():
+        content = (final / name).read_bytes()
+        (final / name).write_bytes(content[: len(content) // 2])
+        with pytest.raises(InputError, match=message):
+            read_runs(folder)
+        (final / name).unlink()
+        with pytest.raises(InputError, match=name):
+            read_runs(folder)
+        (final / name).write_bytes(content)
+    (final / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"has no model\.safetensors"):
+        read_runs(folder)
+    change(folder / "manifest.json", artifacts={})
+    with pytest.raises(InputError, match="is not finished: teacher, general"):
+        read_runs(folder)
+    change(folder / "manifest.json", artifacts=...)
+    with pytest.raises(InputError, match="is damaged"):
+        read_runs(folder)
+
+
+def test_a_damaged_comparison_json_is_named(run_of, tmp_path):
+    file = tmp_path / "comparison.json"
+    text = records.to_json([run_of("singlestage", 1)])
+    for content, message in {
+        text[:-300]: "is damaged",
+        text.replace('"format": 1', '"format": 9'): "has format 9, this version reads 1",
+        "[]": "made by an older version",
+        '{"format": 1, "runs": []}': "is damaged",
+        text.replace('"seed"', '"sead"'): "is damaged",
+        text.replace('"title"', '"tittle"'): "is damaged",
+    }.items():
+        file.write_text(content)
+        with pytest.raises(InputError, match=message):
+            read_runs(file)

@@ -1,0 +1,179 @@
+import csv
+import json
+import re
+import shutil
+import subprocess
+from html import escape
+from html.parser import HTMLParser
+
+import pytest
+
+from bitkd.cli import main
+from bitkd.errors import InputError
+from bitkd.report.records import to_json
+from bitkd.report.report import write_report
+
+PARTS = {
+    "answer",
+    "differences",
+    "pictures",
+    "plot-size",
+    "plot-cost",
+    "plot-curves",
+    "pipelines",
+    "details",
+    "definitions",
+}
+
+
+class Page(HTMLParser):
+    """Ids, texts and addresses of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.addresses, self.tags, self.texts = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("src", "href", "srcset", "data", "poster", "xlink:href", "action"):
+                self.addresses.append(value)
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("report")
+
+
+@pytest.fixture
+def report(folder, runs_of):
+    if not (folder / "index.html").exists():
+        write_report(runs_of(), folder)
+    return folder
+
+
+def test_the_page_holds_all_parts_and_fetches_nothing(report):
+    text = (report / "index.html").read_text()
+    page = Page(text)
+    assert set(page.ids) >= PARTS
+    assert len(page.ids) == len(set(page.ids))
+    assert all(address.startswith(("#", "data:")) for address in page.addresses)
+    assert not re.search(r"url\((?!#)", text)
+    assert "@import" not in text
+    assert not {"script", "iframe", "object"} & set(page.tags)
+    assert page.tags.count("svg") == 3
+    assert text.count('<ul class="pipeline">') == 5
+    assert "prefers-color-scheme:dark" in text
+    assert "width=device-width" in text
+    words = " ".join(page.texts)
+    for expected in (
+        "what splitting gives",
+        "no task metric",
+        "2 (all counted)",
+        "without General KD",
+        "torch 2.13.0",
+        "x86_64",
+    ):
+        assert expected in words
+    assert words.index("share of teacher kept") < words.index("95 % interval") < words.index("Score, size, cost")
+
+
+def test_svg_colours_are_the_pages_variables(report):
+    text = (report / "index.html").read_text()
+    drawn = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
+    used = set(re.findall(r"var\((--\w+)\)", drawn))
+    assert used >= {"--ink", "--muted", "--grid", "--arm0", "--arm4"}
+    for colours in re.findall(r":root\{(--.*?)\}", text):
+        assert used <= set(re.findall(r"(--\w+):", colours))
+    assert "#000000" not in drawn
+
+
+def test_a_report_is_made_again_from_its_record_to_the_byte(report, tmp_path, capsys):
+    assert main(["compare", str(report / "comparison.json"), "--out", str(tmp_path / "again")]) == 0
+    capsys.readouterr()
+    names = {file.name for file in report.iterdir()}
+    assert names == {"index.html", "report.md", "comparison.csv", "comparison.json", "size.png", "cost.png", "curves.png",
+                     "pipelines.png"}  # fmt: skip
+    for name in names:
+        assert (tmp_path / "again" / name).read_bytes() == (report / name).read_bytes(), name
+
+
+def test_the_tables_are_there_for_people_and_machines(report, runs_of, capsys):
+    with open(report / "comparison.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    runs = runs_of()
+    assert len(rows) == sum(len(run.stages) for run in runs)
+    assert {(row["arm"], row["seed"]) for row in rows} == {(run.pipeline, str(run.seed)) for run in runs}
+    assert float(rows[-1]["dev/accuracy"]) == runs[-1].final.score
+    markdown = (report / "report.md").read_text()
+    assert all(f"({name}.png)" in markdown for name in ("size", "cost", "curves", "pipelines"))
+    assert main(["compare", str(report), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) >= {"arms", "differences", "rows", "warnings", "majority"}
+    assert len(found["rows"]) == len(rows)
+    by_arm = {arm["arm"]: arm for arm in found["arms"]}
+    assert by_arm["multistage"]["score"]["count"] == 2
+    assert f"{by_arm['multistage']['score']['mean']:.4f} ± " in markdown
+    assert by_arm["multistage"]["cost"]["steps"] - by_arm["multistage"]["cost_without_general"]["steps"] == 600
+    assert main(["compare", str(report)]) == 0
+    shown = capsys.readouterr().out
+    assert "what splitting gives" in shown
+    assert "stage2_binary" in shown
+
+
+def test_records_can_be_taken_together(run_of, tmp_path, capsys):
+    for number, name in enumerate(("multistage", "singlestage")):
+        (tmp_path / f"{number}.json").write_text(to_json([run_of(name, 1)]))
+    assert main(["compare", str(tmp_path / "0.json"), str(tmp_path / "1.json"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [arm["arm"] for arm in found["arms"]] == ["multistage", "singlestage"]
+    assert [difference["drawn"] for difference in found["differences"]] == ["rows"]
+    assert found["warnings"] == ["One seed: nothing here says how much the numbers vary from seed to seed."]
+
+
+def test_one_run_alone_is_a_report_too(run_of, tmp_path):
+    write_report([run_of("halfternary", 1)], tmp_path)
+    page = Page((tmp_path / "index.html").read_text())
+    assert set(page.ids) >= PARTS - {"differences"}
+
+
+def test_a_folder_that_cannot_be_written_is_bad_input(run_of, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is not writable"):
+        write_report([run_of("singlestage", 1)], tmp_path / "file")
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+PHONE = """<!doctype html><title>not measured</title><iframe width="390" height="6000" style="border:0" srcdoc="{}"></iframe>
+<script>
+onload = () => {{
+  const page = document.querySelector("iframe").contentDocument
+  const visible = [...page.querySelectorAll("section, figure svg, .box")].every(part => part.getBoundingClientRect().height > 20)
+  document.title = `${{page.documentElement.scrollWidth}} wide, ${{page.querySelectorAll("svg").length}} plots, ${{visible}}`
+}}
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH to render the page with")
+def test_a_browser_renders_the_page_on_a_phone(report, tmp_path):
+    """In a frame, for a window has a least width; nothing but tables and curves scrolls sideways."""
+    (tmp_path / "phone.html").write_text(PHONE.format(escape((report / "index.html").read_text())))
+    options = "headless no-sandbox disable-gpu disable-background-networking disable-component-update disable-sync"
+    command = [CHROMIUM, *(f"--{option}" for option in [*options.split(), "no-first-run"])]
+    command += [
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--screenshot={tmp_path / 'page.png'}",
+        "--window-size=500,6000",
+    ]
+    command += ["--dump-dom", (tmp_path / "phone.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "<title>390 wide, 3 plots, true</title>" in done.stdout
+    assert (tmp_path / "page.png").stat().st_size > 20_000
