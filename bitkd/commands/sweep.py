@@ -19,8 +19,7 @@ from bitkd.sweep.trials import Sweep, Trial
 
 def sweep_command(arguments: argparse.Namespace) -> int:
     shard = _shard(arguments.shards)
-    # Behind all else: the bitkd that runs the sweep, where nobody has put one on the PATH.
-    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
+    _put_on_path(str(Path(sys.executable).parent))
     sweep = Sweep.open(read_sweep(arguments.file, arguments.settings))
     console = make_console(stderr=arguments.json)
     if arguments.dry_run:
@@ -37,6 +36,13 @@ def sweep_command(arguments: argparse.Namespace) -> int:
     if failed:
         print("bitkd: run the same command again to try failed trials again", file=sys.stderr, flush=True)
     return 1 if failed else 0
+
+
+def _put_on_path(folder: str) -> None:
+    """Trials find the bitkd that runs the sweep, where no other is on the PATH before it."""
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    if folder not in folders:
+        os.environ["PATH"] = os.pathsep.join([*folders, folder])
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -79,9 +79,11 @@ def read_sweep(file: str, settings: Sequence[str] = ()) -> SweepSpec:
     content = _read(path)
     _check_method(path, content)
     _check_parameters(path, content)
+    cap = {key: content[key] for key in ("run_cap",) if key in content}
+    known = {key: value for key, value in content.items() if key not in cap}  # wandb's server knows it, this schema does not
     try:
-        wrong = sweeps.schema_violations_from_proposed_config(content)
-        filled = {} if wrong else dict(sweeps.SweepConfig(content))
+        wrong = sweeps.schema_violations_from_proposed_config(known)
+        filled = {} if wrong else dict(sweeps.SweepConfig(known)) | cap
     except (ValueError, ValidationError) as error:
         wrong = [str(error)]
     if wrong:
@@ -124,6 +126,9 @@ def _check_method(path: Path, content: dict[str, Any]) -> None:
         raise InputError(f"{path}: method: {method} is unknown; {hint}")
     if method != "grid" and "run_cap" not in content:
         raise InputError(f"{path}: method: {method} never ends by itself; write run_cap: 20, the number of trials")
+    cap = content.get("run_cap", 1)
+    if not isinstance(cap, int) or cap < 1:
+        raise InputError(f"{path}: run_cap: {cap} is no number of trials; write a whole number from 1 on")
     if "early_terminate" in content:
         raise InputError(
             f"{path}: early_terminate: is not possible: a trial is a chain of stages, and what an early stage scores says "

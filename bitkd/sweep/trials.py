@@ -37,8 +37,8 @@ class Trial:
     number: int
     name: str
     parameters: dict[str, Any]
-    run: str
     log: str
+    run: str
     configuration: str
     state: str = WAITING
     score: float | None = None
@@ -56,6 +56,9 @@ class Sweep:
     proposals: list[dict[str, Any]] = field(default_factory=list)
     """All of them, in order; of bayes, only those that need no score."""
 
+    _places: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Name of a trial -> its run folder and the digest of its configuration, which takes time to put together."""
+
     @classmethod
     def open(cls, spec: SweepSpec) -> "Sweep":
         """Check every trial that is known beforehand; InputError before anything is written."""
@@ -63,9 +66,12 @@ class Sweep:
             proposals = _known(spec)
         except (ValueError, AssertionError) as error:
             raise InputError(f"{spec.file}: wandb's engine refuses it: {error}") from error
-        configs = [spec.config(parameters) for parameters in [*proposals, *_values(spec, proposals[0])]]
-        folder = Path(configs[0].run.dir).expanduser().resolve() / "sweeps" / spec.name
+        if not proposals:
+            raise InputError(f"{spec.file}: its parameters give no trial; give each parameter a value")
+        folder = Path(spec.config(proposals[0]).run.dir).expanduser().resolve() / "sweeps" / spec.name
         sweep = cls(spec, folder, proposals)
+        for parameters in (*proposals, *_values(spec, proposals[0])):
+            sweep._trial(0, parameters)
         sweep._check_earlier()
         return sweep
 
@@ -119,14 +125,16 @@ class Sweep:
 
     def _trial(self, number: int, parameters: dict[str, Any]) -> Trial:
         name = f"{self.spec.name}-{digest([parameters, _with_result(self.spec.settings)])[:8]}"
-        config = self.spec.config(parameters, f"run.name={name}")
-        run = RunRecord.open(Path(config.run.dir), config.task.name, name).folder
-        made = Trial(number, name, parameters, str(run), str(self.folder / "logs" / f"{name}.log"), _digest(config))
+        if name not in self._places:
+            config = self.spec.config(parameters)
+            run = Path(config.run.dir).expanduser().resolve() / config.task.name / name
+            self._places[name] = str(run), _digest(config)
+        made = Trial(number, name, parameters, str(self.folder / "logs" / f"{name}.log"), *self._places[name])
         content = read_json(self._file(name))
         if content is None:
             return made
         found = Trial(**content)
-        if found.configuration != made.configuration or (found.state == FINISHED and score_of(run) is None):
+        if found.configuration != made.configuration or (found.state == FINISHED and score_of(Path(made.run)) is None):
             found.state = WAITING  # of other settings, or its run is gone: what still holds is in the store
         if self.spec.method != "bayes":  # which finds by its number what it proposed
             found.number = number
