@@ -48,7 +48,9 @@ def _put_on_path(folder: str) -> None:
 def _shard(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise InputError(f"--shards {text} is no shard; write i/n with i from 1 to n, such as 1/4 on the first of four machines")
+        raise InputError(
+            f"--shards {text} is no shard; write i/n with i from 1 to n, such as 1/4 on the first of four machines"
+        )
     return int(found[1]), int(found[2])
 
 

@@ -1,9 +1,9 @@
 """Where a stage's metrics go: CSV files always, wandb where asked.
 
-In wandb a run is a group: a wandb run for each stage (its name is the job type), and one for the whole (`report`) with the table of
-stages and the pictures. A stage that goes on after a cut is a new wandb run of the group, because an offline one cannot be continued.
-Under `wandb agent`, which counts wandb runs as trials, all of it is one wandb run: keys begin with the stage's name, steps count on
-from stage to stage, and `dev/score` is the final student's.
+In wandb a run is a group: a wandb run for each stage (its name is the job type), and one for the whole (`report`) with the table
+of stages and the pictures. A stage that goes on after a cut is a new wandb run of the group, because an offline one cannot be
+continued. Under `wandb agent`, which counts wandb runs as trials, all of it is one wandb run: keys begin with the stage's name,
+steps count on from stage to stage, and `dev/score` is the final student's.
 """
 
 import os
@@ -71,7 +71,7 @@ def track_run(plan: Plan, pictures: Path | None = None) -> None:
     log_report(pictures, rows)
     score = rows[-1].get(SCORE)
     if score is not None:
-        run.log({SCORE: score})
+        run.log({SCORE: score, STEP: _steps(plan.stages)})
         run.summary.update({SCORE: score})
     if plan.config.wandb.artifacts:
         name = re.sub(r"[^\w.-]", "-", f"{plan.config.task.name}-{plan.record.folder.name}-{final.name}")
@@ -85,8 +85,10 @@ def log_report(folder: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
     """A table of `rows`, and the pictures (*.png) in `folder` as media, into the open wandb run."""
     import wandb
 
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = wandb.Table(columns=columns, data=[[row.get(key) for key in columns] for row in rows], allow_mixed_types=True)
+    columns: list[Any] = list(dict.fromkeys(key for row in rows for key in row))
+    table = wandb.Table(
+        columns=columns, data=[[row.get(key) for key in columns] for row in rows], allow_mixed_types=True
+    )
     pictures = sorted(folder.glob("*.png")) if folder else []
     assert wandb.run is not None
     wandb.run.log({"stages": table} | {f"{REPORT}/{file.stem}": wandb.Image(str(file)) for file in pictures})
@@ -113,7 +115,7 @@ class _TrialLogger(WandbLogger):
 
     def __init__(self, plan: Plan, stage: PlannedStage, run: Any) -> None:
         super().__init__(experiment=run, prefix=stage.name)
-        self._before = sum(other.total_steps for other in plan.stages[: plan.stages.index(stage)] if other.trains)
+        self._before = _steps(plan.stages[: plan.stages.index(stage)])
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         super().log_metrics(metrics, None if step is None else self._before + step)
@@ -146,6 +148,11 @@ def _config(plan: Plan) -> dict[str, Any]:
     config = plan.config
     names = {} if under_agent() else {"task": config.task.name, "pipeline": config.pipeline.name, "seed": config.seed}
     return names | {"settings": asdict(config)}
+
+
+def _steps(stages: Sequence[PlannedStage]) -> int:
+    """Optimizer steps of stages together."""
+    return sum(stage.total_steps for stage in stages if stage.trains)
 
 
 def _facts_before(stage: PlannedStage) -> dict[str, Any]:

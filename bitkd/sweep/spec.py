@@ -80,7 +80,9 @@ def read_sweep(file: str, settings: Sequence[str] = ()) -> SweepSpec:
     _check_method(path, content)
     _check_parameters(path, content)
     cap = {key: content[key] for key in ("run_cap",) if key in content}
-    known = {key: value for key, value in content.items() if key not in cap}  # wandb's server knows it, this schema does not
+    known = {
+        key: value for key, value in content.items() if key not in cap
+    }  # wandb's server knows it, this schema does not
     try:
         wrong = sweeps.schema_violations_from_proposed_config(known)
         filled = {} if wrong else dict(sweeps.SweepConfig(known)) | cap
@@ -115,7 +117,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} holds no mapping; write method:, metric:, parameters: and command:")
     name = str(content.get("name", ""))
     if name.startswith(".") or "/" in name:
-        raise InputError(f"{path}: name: {name} becomes a folder's name; write it without / and without a dot before it")
+        raise InputError(
+            f"{path}: name: {name} becomes a folder's name; write it without / and without a dot before it"
+        )
     return content
 
 

@@ -87,7 +87,9 @@ class Sweep:
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
             write_json(self.folder / "sweep.json", self._spec())
         except OSError as error:
-            raise InputError(f"{self.folder} is not writable ({error.strerror}); choose another with run.dir=") from error
+            raise InputError(
+                f"{self.folder} is not writable ({error.strerror}); choose another with run.dir="
+            ) from error
 
     def trial(self, number: int) -> Trial:
         """The trial of a number, as its file tells or new; of bayes, proposed from what is finished by now."""

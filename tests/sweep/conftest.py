@@ -39,7 +39,11 @@ def sweep_content(**changes):
     content = {
         "method": "grid",
         "metric": {"name": "dev/score", "goal": "maximize"},
-        "parameters": {"train.lr": {"values": [0.1, 0.2]}, "task": {"value": "demo"}, "pipeline": {"value": "singlestage"}},
+        "parameters": {
+            "train.lr": {"values": [0.1, 0.2]},
+            "task": {"value": "demo"},
+            "pipeline": {"value": "singlestage"},
+        },
         "program": "bitkd",
         "command": COMMAND,
     } | changes

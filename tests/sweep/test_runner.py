@@ -60,7 +60,9 @@ def test_a_dry_run_writes_nothing(write, tmp_path, stand_in, capsys):
 
 
 def test_a_failed_trial_does_not_end_the_sweep_and_is_tried_again(write, tmp_path, stand_in, capsys):
-    file = write(parameters={"train.lr": {"values": [2.0, 0.1]}, "task": {"value": "demo"}, "pipeline": {"value": "singlestage"}})
+    file = write(
+        parameters={"train.lr": {"values": [2.0, 0.1]}, "task": {"value": "demo"}, "pipeline": {"value": "singlestage"}}
+    )
     for starts in (1, 2):
         assert main(["sweep", file, f"run.dir={tmp_path}"]) == 1
         captured = capsys.readouterr()
@@ -72,7 +74,13 @@ def test_a_failed_trial_does_not_end_the_sweep_and_is_tried_again(write, tmp_pat
 
 
 def test_shards_share_the_trials(write, tmp_path, stand_in, console):
-    file = write(parameters={"train.lr": {"values": [0.1, 0.2, 0.3]}, "task": {"value": "demo"}, "pipeline": {"value": "singlestage"}})
+    file = write(
+        parameters={
+            "train.lr": {"values": [0.1, 0.2, 0.3]},
+            "task": {"value": "demo"},
+            "pipeline": {"value": "singlestage"},
+        }
+    )
     sweep = sweep_of(file, tmp_path)
     run_sweep(sweep, (2, 2), console)
     assert states(sweep) == ["waiting", "finished", "waiting"]
@@ -146,7 +154,10 @@ def test_two_real_trials_killed_and_started_again_share_their_stages(settings, t
     content = {
         "method": "grid",
         "metric": {"name": "dev/score", "goal": "maximize"},
-        "parameters": {"stages.single_binary.lr": {"values": [1.0e-2, 1.0e-3]}, "pipeline": {"value": given.pop("pipeline")}},
+        "parameters": {
+            "stages.single_binary.lr": {"values": [1.0e-2, 1.0e-3]},
+            "pipeline": {"value": given.pop("pipeline")},
+        },
         "command": ["bitkd", "run", "${args_no_hyphens}"],
     }
     file.write_text(yaml.safe_dump(content))

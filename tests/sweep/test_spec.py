@@ -62,7 +62,9 @@ def test_every_committed_sweep_is_one_by_wandbs_schema_and_by_ours(file):
 
 def test_the_command_is_the_one_that_wandb_agent_composes(file, agent, monkeypatch):
     spec = read_sweep(str(file))
-    parameters = {key: given.get("value", given.get("values", [0])[-1]) for key, given in spec.content["parameters"].items()}
+    parameters = {
+        key: given.get("value", given.get("values", [0])[-1]) for key, given in spec.content["parameters"].items()
+    }
     started = []
     monkeypatch.setattr(wandb_agent, "AgentProcess", lambda command, **_: started.append(command) or SimpleNamespace())
     agent._sweep_command = list(spec.content["command"])
