@@ -4,17 +4,19 @@ TASK ?= mnli
 DEVICES ?= 1
 RUNS ?= runs
 SUITE ?= data
+FILE ?= experiments/sweeps/arms.yaml
 ARGS ?=
 BIN := .venv/bin
 SETTINGS = task=$(TASK) run.dir=$(RUNS) trainer.devices=$(DEVICES) $(ARGS)
 
-.PHONY: help setup demo test check multistage singlestage compare bench chaos clean
+.PHONY: help setup demo test check multistage singlestage compare sweep bench chaos clean
 
 help:
 	@echo "make setup                          virtual environment with pinned packages"
 	@echo "make demo                           both pipelines on the embedded task, then the comparison"
 	@echo "make multistage|singlestage TASK=mnli DEVICES=1 RUNS=runs ARGS=\"key=value …\""
 	@echo "make compare TASK=mnli RUNS=runs    the two pipelines' runs side by side"
+	@echo "make sweep FILE=experiments/sweeps/arms.yaml ARGS=\"key=value …\"   the trials of a wandb sweep file"
 	@echo "make bench SUITE=data|overhead      speed and memory, as ratios, into build/bench"
 	@echo "make chaos                          both demo pipelines in two processes, killed 25 times; into build/chaos"
 	@echo "make test                           the test suite"
@@ -37,6 +39,9 @@ multistage singlestage: setup
 
 compare: setup
 	$(BIN)/bitkd compare $(RUNS)/$(TASK)/multistage $(RUNS)/$(TASK)/singlestage --out $(RUNS)/reports/$(TASK)
+
+sweep: setup
+	$(BIN)/bitkd sweep $(FILE) run.dir=$(RUNS) $(ARGS)
 
 bench: setup
 	$(BIN)/python experiments/bench/$(SUITE).py

@@ -48,6 +48,12 @@ whose teachers differ at one seed are shown, under a plain warning at the top of
 A comparison.json gives the same tables and plots again without the runs.
 """
 
+SWEEP_HELP = """
+
+The file is one that `wandb sweep` takes; its trials run on this machine, without a server, one after another: finished ones are
+skipped, a cut one goes on, a failed one is tried again. settings hold for all trials.
+"""
+
 EVALUATE_SETTINGS_HELP = """\
 settings:
   task=NAME                  required: whose dev sets and metrics
@@ -132,6 +138,12 @@ def _parser() -> argparse.ArgumentParser:
     store.add_argument("--needed", action="store_true", help="gc: also what runs need (they would compute it again)")
     store.add_argument("--dry-run", action="store_true", help="gc: only show what would be removed")
 
+    sweep = add("sweep", "run the trials of a wandb sweep file", SWEEP_HELP)
+    sweep.add_argument("file", metavar="FILE", help="such as experiments/sweeps/arms.yaml")
+    sweep.add_argument("settings", **settings)
+    sweep.add_argument("--shards", default="1/1", metavar="i/n", help="only each n-th trial, from the i-th")
+    sweep.add_argument("--dry-run", action="store_true", help="check everything and show the trials; run nothing")
+
     add("config", "print the resolved configuration").add_argument("settings", **settings)
     return parser
 
@@ -169,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    give_back = _take_care_of_processes() if arguments.command in ("run", "augment") else None
+    give_back = _take_care_of_processes() if arguments.command in ("run", "augment", "sweep") else None
     try:
         from bitkd.commands import find_command
 

@@ -17,6 +17,7 @@ FLOORS = [
     {"config"},
     {"store"},
     {"pipeline"},
+    {"sweep"},
     {"commands"},
     {"cli"},
     {"__main__", "__init__"},

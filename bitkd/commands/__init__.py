@@ -13,6 +13,7 @@ _MODULES = {
     "predict": "checkpoints",
     "compare": "compare",
     "store": "store",
+    "sweep": "sweep",
 }
 
 

@@ -12,6 +12,7 @@ from bitkd.config.load import load_config
 from bitkd.data.augment import load_shards
 from bitkd.errors import InputError, StoppedError
 from bitkd.pipeline.runner import StageFailedError, run
+from bitkd.pipeline.tracking import trial_name
 from bitkd.report.comparison import compare_rows, render
 from bitkd.store.artifacts import read_artifact
 
@@ -22,6 +23,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     quieten(speaks=not is_other_rank())
     console = make_console(stderr=arguments.json)
     config = load_config(arguments.settings)
+    config.run.name = config.run.name or trial_name(config.pipeline.name)
     try:
         plan = run(config, console, progress_bar=console.is_terminal)
     except StageFailedError as failure:

@@ -224,6 +224,9 @@ class WandbSpec:
     entity: str | None = None
     """Team or user; null is the key's own."""
 
+    artifacts: bool = False
+    """Also upload the final student's folder."""
+
 
 @dataclass
 class PipelineSpec:

@@ -16,7 +16,7 @@ from bitkd.pipeline.kinds import AUGMENT
 from bitkd.pipeline.plan import Plan, make_plan
 from bitkd.pipeline.planned import PlannedStage
 from bitkd.pipeline.stopping import Stopping
-from bitkd.pipeline.tracking import close_loggers
+from bitkd.pipeline.tracking import close_loggers, track_run, track_stage, under_agent
 from bitkd.store.lock import Lock
 
 WAIT_SECONDS = 60.0
@@ -62,12 +62,15 @@ def run(config: Config, console: Any, progress_bar: bool = False) -> Plan:
         plan.facts.memo.keep()
     stopping = Stopping()
     stopping.install()
+    computed = False
     try:
         for position, stage in enumerate(plan.stages, start=1):
             label = f"stage {position} of {len(names)}: {stage.name}"
             if stage.title != stage.name:
                 label += f" ({stage.title})"
-            _run_stage(plan, stage, group, stopping, label, console, progress_bar)
+            computed |= _run_stage(plan, stage, group, stopping, label, console, progress_bar)
+        if group.is_global_zero and (computed or under_agent()):
+            track_run(plan)
     finally:
         stopping.restore()
         if living:
@@ -77,7 +80,9 @@ def run(config: Config, console: Any, progress_bar: bool = False) -> Plan:
 
 def _run_stage(
     plan: Plan, stage: PlannedStage, group: Group, stopping: Stopping, label: str, console: Any, progress_bar: bool
-) -> None:
+) -> bool:
+    """Returns whether the stage was computed here."""
+    code = 1
     names = [other.name for other in plan.stages]
     lock = plan.store.lock(stage.key)
     try:
@@ -93,16 +98,20 @@ def _run_stage(
                 execute(plan, stage, group, stopping, label, progress_bar)
         if group.is_global_zero:
             plan.record.finish(stage.name, stage.key, plan.store.path(stage.key), names)
+            track_stage(plan, stage)
             if not finished:
                 _say(group, console, f"{label} finished: {_summary(plan, stage)}")
+        code = 0
+        return not finished
     except StoppedError as error:
+        code = stopping.code
         told = f"stopped in stage {stage.name} as asked; run the same command again to go on"
         raise StoppedError(told, stopping.code) from error
     except Exception as error:
         raise _failure(plan, stage, group, error, names[names.index(stage.name) + 1 :]) from error
     finally:
         lock.release()
-        close_loggers(plan.config.logger)
+        close_loggers(plan, code)
 
 
 def _begin(plan: Plan, console: Any) -> Lock:

@@ -34,7 +34,7 @@ class Stopping:
 
     def install(self) -> None:
         """Take over the signals, again where Lightning has taken them meanwhile."""
-        give_back = _hear(self._note)
+        give_back = hear(self._note)
         self._give_back = self._give_back or give_back
 
     def restore(self) -> None:
@@ -74,7 +74,7 @@ def leave_when_asked() -> Callable[[], None]:
         code = INTERRUPTED if number == signal.SIGINT else STOPPED
         _leave(code, "asked to stop before any work; run the same command again")
 
-    return _hear(leave)
+    return hear(leave)
 
 
 def follow_parent() -> None:
@@ -93,7 +93,7 @@ def follow_parent() -> None:
 _hearers: list[Callable[[int], None]] = []
 
 
-def _hear(hearer: Callable[[int], None]) -> Callable[[], None]:
+def hear(hearer: Callable[[int], None]) -> Callable[[], None]:
     """Have `hearer` called with the number of each signal; returns a function that puts back what was there before.
 
     It is called in a thread of its own, because Python runs a handler only when the main thread comes back from native

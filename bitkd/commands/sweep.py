@@ -1,0 +1,77 @@
+"""The command that runs a wandb sweep file: sweep."""
+
+import argparse
+import os
+import re
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.table import Table
+
+from bitkd.commands.output import make_console, print_json
+from bitkd.errors import InputError, StoppedError
+from bitkd.sweep.runner import run_sweep
+from bitkd.sweep.spec import METRIC, read_sweep
+from bitkd.sweep.trials import Sweep, Trial
+
+
+def sweep_command(arguments: argparse.Namespace) -> int:
+    shard = _shard(arguments.shards)
+    _put_on_path(str(Path(sys.executable).parent))
+    sweep = Sweep.open(read_sweep(arguments.file, arguments.settings))
+    console = make_console(stderr=arguments.json)
+    if arguments.dry_run:
+        _show(sweep, arguments.json, commands=True)
+        return 0
+    try:
+        failed = run_sweep(sweep, shard, console)
+    except StoppedError as stop:
+        print(f"bitkd: {stop}", file=sys.stderr, flush=True)
+        return stop.code
+    _show(sweep, arguments.json)
+    for trial in failed:
+        print(f"bitkd: trial {trial.name} failed with code {trial.exit_code}; see {trial.log}", file=sys.stderr)
+    if failed:
+        print("bitkd: run the same command again to try failed trials again", file=sys.stderr, flush=True)
+    return 1 if failed else 0
+
+
+def _put_on_path(folder: str) -> None:
+    """Trials find the bitkd that runs the sweep, where no other is on the PATH before it."""
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    if folder not in folders:
+        os.environ["PATH"] = os.pathsep.join([*folders, folder])
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise InputError(
+            f"--shards {text} is no shard; write i/n with i from 1 to n, such as 1/4 on the first of four machines"
+        )
+    return int(found[1]), int(found[2])
+
+
+def _show(sweep: Sweep, as_json: bool, commands: bool = False) -> None:
+    trials = sweep.listed()
+    if as_json:
+        rows = [asdict(trial) | ({"command": sweep.command(trial)} if commands else {}) for trial in trials]
+        print_json({"sweep": sweep.spec.name, "folder": str(sweep.folder), "total": sweep.total, "trials": rows})
+        return
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.parameters))
+    table = Table("trial", *keys, METRIC, "seconds", "state", box=None)
+    for trial in trials:
+        table.add_row(trial.name, *_cells(trial, keys))
+    make_console().print(table)
+    if commands:
+        for trial in trials:
+            print(shlex.join(sweep.command(trial)))
+    print(f"sweep: {sweep.folder}")
+
+
+def _cells(trial: Trial, keys: list[str]) -> list[str]:
+    values = [str(trial.parameters.get(key, "")) for key in keys]
+    score = "–" if trial.score is None else f"{trial.score:.4f}"
+    return [*values, score, f"{trial.seconds:.0f}", trial.state]

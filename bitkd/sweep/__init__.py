@@ -1,0 +1,1 @@
+"""wandb's sweep files on machines of one's own, without a server."""

@@ -1,0 +1,187 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bitkd.cli import main
+from bitkd.config.load import load_config
+from bitkd.errors import StoppedError
+from bitkd.pipeline.runner import run
+from bitkd.sweep.runner import _Outlet, run_sweep
+from bitkd.sweep.spec import read_sweep
+from bitkd.sweep.trials import Sweep
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def sweep_of(file, tmp_path, *settings):
+    return Sweep.open(read_sweep(file, [f"run.dir={tmp_path}", *settings]))
+
+
+def states(sweep):
+    return [sweep.trial(number).state for number in range(sweep.total)]
+
+
+def wait_for(file):
+    until = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < until, f"{file} does not come"
+        time.sleep(0.05)
+
+
+def test_trials_run_once_and_the_table_is_best_first(write, tmp_path, stand_in, capsys):
+    words = ["sweep", write(), f"run.dir={tmp_path}", "--json"]
+    for _ in range(2):
+        assert main(words) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert [(t["parameters"]["train.lr"], t["state"], t["starts"]) for t in told["trials"]] == [
+            (0.2, "finished", 1),
+            (0.1, "finished", 1),
+        ]
+        assert [t["score"] for t in told["trials"]] == pytest.approx([0.99, 0.96])
+    assert told["folder"] == str(tmp_path / "sweeps" / "two")
+    shutil.rmtree(tmp_path / "sweeps")  # the runs are there, and say so themselves
+    assert main(words) == 0
+    assert [t["score"] for t in json.loads(capsys.readouterr().out)["trials"]] == pytest.approx([0.99, 0.96])
+
+
+def test_a_dry_run_writes_nothing(write, tmp_path, stand_in, capsys):
+    assert main(["sweep", write(), f"run.dir={tmp_path / 'runs'}", "--dry-run"]) == 0
+    assert "/usr/bin/env bitkd run pipeline=singlestage task=demo train.lr=0.1" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_failed_trial_does_not_end_the_sweep_and_is_tried_again(write, tmp_path, stand_in, capsys):
+    file = write(
+        parameters={"train.lr": {"values": [2.0, 0.1]}, "task": {"value": "demo"}, "pipeline": {"value": "singlestage"}}
+    )
+    for starts in (1, 2):
+        assert main(["sweep", file, f"run.dir={tmp_path}"]) == 1
+        captured = capsys.readouterr()
+        assert "failed with code 1: the learning rate explodes" in captured.out
+        assert "run the same command again" in captured.err
+        sweep = sweep_of(file, tmp_path)
+        assert states(sweep) == ["failed", "finished"]
+        assert [sweep.trial(number).starts for number in (0, 1)] == [starts, 1]
+
+
+def test_shards_share_the_trials(write, tmp_path, stand_in, console):
+    file = write(
+        parameters={
+            "train.lr": {"values": [0.1, 0.2, 0.3]},
+            "task": {"value": "demo"},
+            "pipeline": {"value": "singlestage"},
+        }
+    )
+    sweep = sweep_of(file, tmp_path)
+    run_sweep(sweep, (2, 2), console)
+    assert states(sweep) == ["waiting", "finished", "waiting"]
+    run_sweep(sweep, (1, 2), console)
+    assert states(sweep) == ["finished"] * 3
+    assert main(["sweep", file, "--shards", "3/2"]) == 2
+
+
+def test_a_trial_that_another_process_runs_is_left_to_it(write, tmp_path, stand_in, console):
+    sweep = sweep_of(write(), tmp_path)
+    sweep.begin()
+    lock = sweep.lock(sweep.trial(0))
+    assert lock.wait(0) == "held"
+    run_sweep(sweep, (1, 1), console)
+    lock.release()
+    assert states(sweep) == ["waiting", "finished"]
+    assert any(f"is run by process {os.getpid()}" in line for line in console.lines)
+
+
+def test_the_target_ends_the_sweep(write, tmp_path, stand_in, console):
+    sweep = sweep_of(write(metric={"name": "dev/score", "goal": "maximize", "target": 0.9}), tmp_path)
+    run_sweep(sweep, (1, 1), console)
+    assert states(sweep) == ["finished", "waiting"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_reaches_the_trial_and_ends_the_sweep_with_its_code(write, tmp_path, stand_in, console, number, code):
+    (tmp_path / "hold").touch()
+    sweep = sweep_of(write(), tmp_path)
+    second = Path(sweep.trial(1).run)
+
+    def ask():
+        wait_for(second / "starts")
+        time.sleep(0.2)
+        os.kill(os.getpid(), number)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    with pytest.raises(StoppedError) as stop:
+        run_sweep(sweep, (1, 1), console)
+    asking.join()
+    assert stop.value.code == code
+    assert (second / "asked").read_text() == str(int(number))
+    assert states(sweep) == ["finished", "stopped"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a trial learns of its sweep's death on Linux")
+def test_a_killed_sweep_takes_its_trial_along_and_goes_on_with_it(write, tmp_path, stand_in, console):
+    (tmp_path / "hold").touch()
+    file = write()
+    sweep = sweep_of(file, tmp_path)
+    second = Path(sweep.trial(1).run)
+    words = [sys.executable, "-m", "bitkd", "sweep", file, f"run.dir={tmp_path}"]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
+    wait_for(second / "starts")
+    time.sleep(0.2)
+    process.kill()
+    process.wait()
+    wait_for(second / "asked")
+    assert states(sweep) == ["finished", "running"]
+    (tmp_path / "hold").unlink()
+    run_sweep(sweep_of(file, tmp_path), (1, 1), console)
+    assert states(sweep) == ["finished", "finished"]
+    assert [sweep.trial(number).starts for number in (0, 1)] == [1, 2]
+    assert any("trial 1 of 2" in line and line.endswith("is done already") for line in console.lines)
+
+
+def test_two_real_trials_killed_and_started_again_share_their_stages(settings, tmp_path, console, monkeypatch):
+    given = dict(text.split("=", 1) for text in settings(tmp_path))
+    file = tmp_path / "two.yaml"
+    content = {
+        "method": "grid",
+        "metric": {"name": "dev/score", "goal": "maximize"},
+        "parameters": {
+            "stages.single_binary.lr": {"values": [1.0e-2, 1.0e-3]},
+            "pipeline": {"value": given.pop("pipeline")},
+        },
+        "command": ["bitkd", "run", "${args_no_hyphens}"],
+    }
+    file.write_text(yaml.safe_dump(content))
+    sweep = Sweep.open(read_sweep(str(file), [f"{key}={value}" for key, value in given.items()]))
+    commands = []
+
+    def in_process(self, words, log):
+        if len(commands) == 1:
+            commands.append("killed")
+            raise KeyboardInterrupt
+        commands.append(words)
+        run(load_config(words[2:]), console)
+        return 0
+
+    monkeypatch.setattr(_Outlet, "run", in_process)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(sweep, (1, 1), console)
+    assert states(sweep) == ["finished", "running"]
+    assert run_sweep(sweep, (1, 1), console) == []
+    trials = sweep.listed()
+    assert [trial.state for trial in trials] == ["finished"] * 2
+    assert trials[0].score >= trials[1].score
+    for trial in trials:
+        final = json.loads((Path(trial.run) / "single_binary" / "metrics.json").read_text())
+        assert trial.score == final["score"]
+    kinds = sorted(folder.name.split("-")[0] for folder in (tmp_path / "store").glob("[!.]*"))
+    assert kinds == ["finetune", "init", "single_stage", "single_stage", "single_stage"]
