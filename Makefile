@@ -9,7 +9,7 @@ ARGS ?=
 BIN := .venv/bin
 SETTINGS = task=$(TASK) run.dir=$(RUNS) trainer.devices=$(DEVICES) $(ARGS)
 
-.PHONY: help setup demo test check multistage singlestage compare sweep bench chaos clean
+.PHONY: help setup demo test check multistage singlestage compare sweep bench results chaos clean
 
 help:
 	@echo "make setup                          virtual environment with pinned packages"
@@ -19,6 +19,7 @@ help:
 	@echo "make sweep FILE=experiments/sweeps/arms.yaml ARGS=\"key=value …\"   the trials of a wandb sweep file"
 	@echo "make bench SUITE=data|overhead      speed and memory, as ratios, into build/bench"
 	@echo "make chaos                          both demo pipelines in two processes, killed 25 times; into build/chaos"
+	@echo "make results                        tables and pictures of experiments/ anew from their records"
 	@echo "make test                           the test suite"
 	@echo "make check                          ruff and mypy"
 
@@ -45,6 +46,9 @@ sweep: setup
 
 bench: setup
 	$(BIN)/python experiments/bench/$(SUITE).py
+
+results: setup
+	$(BIN)/python experiments/results.py
 
 chaos: setup
 	$(BIN)/python experiments/chaos/chaos.py --out build/chaos $(ARGS)

@@ -1,0 +1,62 @@
+"""Rebuild the tables and pictures of every study from its records (`make results`).
+
+Between `<!-- table: FILE WHAT -->` and `<!-- end -->` in a study's RESULTS.md stands a table that is made from FILE: of a comparison.json
+WHAT is headline, differences, sizes or cost, and pictures and page are written beside it; of a CSV file it is all rows.
+"""
+
+import csv
+import re
+import sys
+from pathlib import Path
+
+from bitkd.commands.compare import read_runs
+from bitkd.errors import InputError
+from bitkd.report.report import write_comparison
+from bitkd.report.summary import Comparison, TextTable, cost_table, difference_table, headline, size_table
+
+TABLES = {"headline": headline, "differences": difference_table, "sizes": size_table, "cost": cost_table}
+BLOCK = re.compile(r"(<!-- table: (\S+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def rebuild(results: Path) -> bool:
+    """Rebuild one RESULTS.md; returns whether its text has changed."""
+    made: dict[Path, Comparison] = {}
+
+    def table(block: re.Match[str]) -> str:
+        begin, name, what, end = block.groups()
+        return f"{begin}\n{_table(results.parent / name, what, made).markdown()}\n\n{end}"
+
+    before = results.read_text(encoding="utf-8")
+    after = BLOCK.sub(table, before)
+    for file, comparison in made.items():
+        write_comparison(comparison, file.parent)
+    results.write_text(after, encoding="utf-8")
+    return after != before
+
+
+def _table(file: Path, what: str | None, made: dict[Path, Comparison]) -> TextTable:
+    if not file.is_file():
+        raise InputError(f"{file} does not exist; a table is made from a comparison.json or a CSV file")
+    if file.suffix == ".csv":
+        with open(file, newline="", encoding="utf-8") as stream:
+            header, *rows = csv.reader(stream)
+        return TextTable(header, rows)
+    if what not in TABLES:
+        raise InputError(f"{file}: there is no table {what}; use one of {', '.join(TABLES)}")
+    if file not in made:
+        made[file] = Comparison.of(read_runs(file))
+    return TABLES[what](made[file])
+
+
+def main() -> int:
+    for results in sorted(Path(__file__).parent.glob("*/RESULTS.md")):
+        try:
+            print(f"{results.parent.name}: {'rebuilt, and it is another now' if rebuild(results) else 'the same'}")
+        except InputError as error:
+            print(f"{results}: {error}", file=sys.stderr)
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
