@@ -1,7 +1,8 @@
 """Rebuild the tables and pictures of every study from its records (`make results`).
 
-Between `<!-- table: FILE WHAT -->` and `<!-- end -->` in a study's RESULTS.md stands a table that is made from FILE: of a comparison.json
-WHAT is headline, differences, sizes or cost, and pictures and page are written beside it; of a CSV file it is all rows.
+Between `<!-- table: FILE WHAT -->` and `<!-- end -->` in a study's RESULTS.md stands a table that is made from FILE: of a
+comparison.json WHAT is headline, differences, sizes or cost, and pictures and page are written beside it; of a CSV file it is all
+rows.
 """
 
 import csv

@@ -2,18 +2,17 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.table import Table
 
 from bitkd.commands.output import make_console, print_json
 from bitkd.errors import InputError
+from bitkd.pipeline.finished import read_finished
 from bitkd.report.comparison import compare_rows, render
-from bitkd.report.records import Run, check_complete, from_json, make_run
+from bitkd.report.records import Run, from_json
 from bitkd.report.report import RECORD, write_comparison
 from bitkd.report.summary import Comparison, TextTable, difference_table, headline
-from bitkd.store.record import RunRecord
 
 
 def compare_command(arguments: argparse.Namespace) -> int:
@@ -49,9 +48,7 @@ def read_runs(source: Path) -> list[Run]:
             raise InputError(f"{file} cannot be read ({error})") from error
     if source.suffix == ".json":
         raise InputError(f"{source} does not exist; name a run folder or a {RECORD} that `bitkd compare --out` wrote")
-    info, stages = _records(source)
-    check_complete(str(source), info, stages)
-    return [make_run(source.name, info, stages)]
+    return [read_finished(source, to_compare=True)]
 
 
 def render_text(table: TextTable) -> Table:
@@ -60,22 +57,3 @@ def render_text(table: TextTable) -> Table:
     for row in table.rows:
         drawn.add_row(*row)
     return drawn
-
-
-def run_data(folder: Path) -> Run:
-    """A run that has just finished; InputError where it is not finished."""
-    return make_run(folder.name, *_records(folder))
-
-
-def _records(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    record = RunRecord.read(folder)
-    planned = record.info.get("planned", {})
-    missing = [name for name, key in planned.items() if record.stages.get(name) != key]
-    if missing or not planned:
-        raise InputError(
-            f"{folder} is not finished: {', '.join(missing) or 'every stage'} missing or of other settings; run it to the end"
-        )
-    return record.info, {
-        name: {"path": artifact.path, "stage": artifact.stage, "metrics": artifact.metrics}
-        for name, artifact in record.artifacts().items()
-    }

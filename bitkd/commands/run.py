@@ -6,11 +6,11 @@ from dataclasses import asdict
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from bitkd.commands.compare import run_data
 from bitkd.commands.output import is_other_rank, make_console, print_json, quieten
 from bitkd.config.load import load_config
 from bitkd.data.augment import load_shards
 from bitkd.errors import InputError, StoppedError
+from bitkd.pipeline.finished import read_finished
 from bitkd.pipeline.runner import StageFailedError, run
 from bitkd.pipeline.tracking import trial_name
 from bitkd.report.comparison import compare_rows, render
@@ -36,7 +36,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         return stop.code
     if is_other_rank():
         return 0
-    rows = compare_rows([run_data(plan.record.folder)])
+    rows = compare_rows([read_finished(plan.record.folder)])
     if arguments.json:
         print_json({"run": str(plan.record.folder), "stages": [asdict(row) for row in rows]})
     else:

@@ -26,6 +26,7 @@ from bitkd.pipeline.stage_record import stage_record
 from bitkd.pipeline.stopping import Stopping
 from bitkd.pipeline.tracking import make_loggers
 from bitkd.stages.base import SCORE
+from bitkd.stages.flops import row_flops
 
 
 def execute(
@@ -42,7 +43,7 @@ def execute(
         work, stage.seed, intervals.every_minutes, intervals.every_steps, lambda: stopping.requested
     )
     built.callbacks.append(KeepSignals(stopping))
-    flops = TrainingFlops()
+    flops = TrainingFlops(row_flops)
     if built.fit:
         trainer = _fit(plan, stage, group, built, [flops, best, resume], loggers, position, progress_bar)
         if built.select == "best" and best.score is not None:

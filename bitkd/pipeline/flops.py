@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from bitkd.callbacks.cost import row_flops
 from bitkd.config.schema import PRETRAINED
 from bitkd.data.base import TokenizedDataModule, lengths_of
 from bitkd.data.batches import MULTIPLE
@@ -19,6 +18,7 @@ from bitkd.pipeline.kinds import AUGMENT
 from bitkd.pipeline.plan import Plan
 from bitkd.pipeline.planned import PlannedStage
 from bitkd.quant.splitting import split_ternary_
+from bitkd.stages.flops import row_flops
 
 
 def step_flops(plan: Plan) -> dict[str, float]:

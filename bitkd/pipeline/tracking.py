@@ -8,6 +8,7 @@ steps count on from stage to stage, and `dev/score` is the final student's.
 
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,9 +16,12 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
+from bitkd.errors import InputError
+from bitkd.pipeline.finished import read_finished
 from bitkd.pipeline.plan import Plan
 from bitkd.pipeline.planned import PlannedStage
 from bitkd.pipeline.stopping import STOPPED
+from bitkd.report.report import write_report
 from bitkd.stages.base import SCORE
 
 REPORT = "report"
@@ -59,8 +63,8 @@ def track_stage(plan: Plan, stage: PlannedStage) -> None:
         wandb.run.summary.update({f"{prefix}{key}": value for key, value in facts.items() if value is not None})
 
 
-def track_run(plan: Plan, pictures: Path | None = None) -> None:
-    """At a run's end: the table of its stages, the pictures in a folder, the final score, and the final student on request."""
+def track_run(plan: Plan) -> None:
+    """At a run's end: the table of its stages, the report's pictures, the final score, and the final student on request."""
     if plan.config.logger != "wandb":
         return
     import wandb
@@ -68,7 +72,9 @@ def track_run(plan: Plan, pictures: Path | None = None) -> None:
     final = plan.stages[-1]
     rows = [{"stage": stage.name, "title": stage.title} | _facts_after(plan, stage) for stage in plan.stages]
     run = _open_run(plan, REPORT, {"stages": {stage.name: _facts_before(stage) for stage in plan.stages}})
-    log_report(pictures, rows)
+    with tempfile.TemporaryDirectory() as folder:
+        _draw_report(plan, Path(folder))
+        _log_report(Path(folder), rows)
     score = rows[-1].get(SCORE)
     if score is not None:
         run.log({SCORE: score, STEP: _steps(plan.stages)})
@@ -81,7 +87,15 @@ def track_run(plan: Plan, pictures: Path | None = None) -> None:
     wandb.finish()
 
 
-def log_report(folder: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
+def _draw_report(plan: Plan, folder: Path) -> None:
+    try:
+        run = read_finished(plan.record.folder, to_compare=True)
+    except InputError:  # it ends in no student of the task: there is nothing to draw
+        return
+    write_report([run], folder)
+
+
+def _log_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """A table of `rows`, and the pictures (*.png) in `folder` as media, into the open wandb run."""
     import wandb
 
@@ -89,9 +103,9 @@ def log_report(folder: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
     table = wandb.Table(
         columns=columns, data=[[row.get(key) for key in columns] for row in rows], allow_mixed_types=True
     )
-    pictures = sorted(folder.glob("*.png")) if folder else []
+    pictures = {f"{REPORT}/{file.stem}": wandb.Image(str(file)) for file in sorted(folder.glob("*.png"))}
     assert wandb.run is not None
-    wandb.run.log({"stages": table} | {f"{REPORT}/{file.stem}": wandb.Image(str(file)) for file in pictures})
+    wandb.run.log({"stages": table} | pictures)
 
 
 def close_loggers(plan: Plan, code: int) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import wandb
-from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record
 
 from bitkd.config.load import load_config
@@ -81,8 +80,6 @@ def runs_in(logs):
 
 
 def test_a_run_is_a_group_with_a_job_for_each_stage_and_a_report(settings, console, tmp_path, offline, monkeypatch):
-    monkeypatch.setattr(runner, "track_run", lambda plan: tracking.track_run(plan, tmp_path))
-    Image.new("RGB", (4, 4)).save(tmp_path / "size.png")
     config = load_config(settings(tmp_path, "singlestage", "logger=wandb", "wandb.artifacts=true", "seed=3"))
     run(config, console)
     found = {entry["job"]: entry for entry in runs_in(tmp_path / "rte" / "singlestage" / "logs")}
@@ -110,7 +107,9 @@ def test_a_run_is_a_group_with_a_job_for_each_stage_and_a_report(settings, conso
     assert report["summary"]["dev/score"] == found["single_binary"]["summary"]["dev/score"]
     (media,) = [row for row in report["history"] if "stages/nrows" in row]
     assert media["stages/nrows"] == 4
-    assert media["report/size/_type"] == "image-file"
+    pictures = {key.split("/")[1] for key in media if key.startswith("report/")}
+    assert len(pictures) == 4
+    assert {media[f"report/{picture}/_type"] for picture in pictures} == {"image-file"}
     assert "rte-singlestage-single_binary" in report["artifacts"]
     before = len(runs_in(tmp_path / "rte" / "singlestage" / "logs"))
     run(config, console)  # nothing is computed, and nothing is logged

@@ -3,13 +3,13 @@ import random
 import pytest
 import torch
 
-from bitkd.callbacks.cost import row_flops
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import Importance, build_student
 from bitkd.quant.prepare import prepare
 from bitkd.quant.spec import QuantSpec
 from bitkd.quant.splitting import split_ternary_
 from bitkd.stages.finetune import FineTune
+from bitkd.stages.flops import row_flops
 from bitkd.stages.general import GeneralDistillation
 from bitkd.stages.prediction import PredictionDistillation
 from bitkd.stages.single_stage import SingleStageDistillation

@@ -1,0 +1,28 @@
+"""A finished run, as a comparison reads it."""
+
+from pathlib import Path
+
+from bitkd.errors import InputError
+from bitkd.report.records import Run, check_complete, make_run
+from bitkd.store.record import RunRecord
+
+
+def read_finished(folder: Path, to_compare: bool = False) -> Run:
+    """The run in a folder; InputError where it is not finished, or its records are missing or damaged.
+
+    to_compare: also where they lack what a comparison needs: a student of the task, and what older versions did not record.
+    """
+    record = RunRecord.read(folder)
+    planned = record.info.get("planned", {})
+    missing = [name for name, key in planned.items() if record.stages.get(name) != key]
+    if missing or not planned:
+        raise InputError(
+            f"{folder} is not finished: {', '.join(missing) or 'every stage'} missing or of other settings; run it to the end"
+        )
+    stages = {
+        name: {"path": artifact.path, "stage": artifact.stage, "metrics": artifact.metrics}
+        for name, artifact in record.artifacts().items()
+    }
+    if to_compare:
+        check_complete(str(folder), record.info, stages)
+    return make_run(folder.name, record.info, stages)

@@ -1,0 +1,52 @@
+"""What a training step costs in floating-point operations, the teacher's forward included."""
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from bitkd.stages.base import StudentModule
+from bitkd.stages.distillation import DistillationModule
+
+PROBES = (2, 4, 6)
+"""Lengths that a row's FLOPs are counted at: a polynomial of degree 2 in the length is known from three."""
+
+Polynomial = tuple[int, int, int]
+"""FLOPs of a row of length L: c0 + c1 · L + c2 · L²."""
+
+
+def row_flops(module: StudentModule, batch: dict[str, Tensor]) -> tuple[Polynomial, Polynomial]:
+    """FLOPs of one training row by its padded length: of the student's forward and backward, and of the teacher's forward.
+
+    Counted by torch.utils.flop_counter: two for each multiplication and addition of a matrix product; what is elementwise does
+    not count. They are quadratic in the length, so three short rows are counted and the rest is arithmetic.
+    batch: any training batch, for its columns. No random number is drawn and no gradient is left behind.
+    """
+    students, teachers = [], []
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    device = module.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for length in PROBES:
+            row = {name: _row(column, length) for name, column in batch.items()}
+            with FlopCounterMode(display=False) as counter:
+                loss = torch.stack([term.float() for term in module.loss_terms(row).values()]).sum()
+                # Not `backward`: it would leave gradients, and wake DDP.
+                torch.autograd.grad(loss, trained, allow_unused=True)
+            with FlopCounterMode(display=False) as of_teacher, torch.no_grad():
+                if isinstance(module, DistillationModule):
+                    module.teacher(**module.inputs(row))
+            teachers.append(of_teacher.get_total_flops())
+            students.append(counter.get_total_flops() - teachers[-1])
+    return _fit(students), _fit(teachers)
+
+
+def _row(column: Tensor, length: int) -> Tensor:
+    return torch.ones_like(column[:1, :1]).expand(1, length) if column.dim() == 2 else column[:1]
+
+
+def _fit(flops: list[int]) -> Polynomial:
+    """The polynomial through the FLOPs at PROBES, which are equally far apart."""
+    first, second, third = flops
+    step, start = PROBES[1] - PROBES[0], PROBES[0]
+    square = (third - 2 * second + first) // (2 * step**2)
+    linear = (second - first) // step - square * (2 * start + step)
+    return first - linear * start - square * start**2, linear, square
