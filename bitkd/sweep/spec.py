@@ -41,7 +41,7 @@ class SweepSpec:
     @property
     def run_cap(self) -> int | None:
         """The largest number of trials."""
-        return self.content.get("run_cap")
+        return self.content["run_cap"]
 
     @property
     def target(self) -> float | None:
@@ -79,13 +79,11 @@ def read_sweep(file: str, settings: Sequence[str] = ()) -> SweepSpec:
     content = _read(path)
     _check_method(path, content)
     _check_parameters(path, content)
-    cap = {key: content[key] for key in ("run_cap",) if key in content}
-    known = {
-        key: value for key, value in content.items() if key not in cap
-    }  # wandb's server knows it, this schema does not
+    # run_cap is wandb's server's; the schema of this version does not know it.
+    known = {key: value for key, value in content.items() if key != "run_cap"}
     try:
         wrong = sweeps.schema_violations_from_proposed_config(known)
-        filled = {} if wrong else dict(sweeps.SweepConfig(known)) | cap
+        filled = {} if wrong else dict(sweeps.SweepConfig(known)) | {"run_cap": content.get("run_cap")}
     except (ValueError, ValidationError) as error:
         wrong = [str(error)]
     if wrong:
