@@ -13,8 +13,8 @@ class TrainingFlops(pl.Callback):
     """Counts the FLOPs of a fit, over all processes and resumptions: of the student's forward and backward, and of the teacher's
     forwards; not those of validation.
 
-    count: takes the module and a batch, and gives the coefficients c0, c1, c2 of a row's FLOPs by its padded length L, c0 + c1 · L +
-    c2 · L², of the student and of the teacher (bitkd.stages.flops.row_flops).
+    count: takes the module and a batch, and gives the coefficients c0, c1, c2 of a row's FLOPs by its padded length L,
+    c0 + c1 · L + c2 · L², of the student and of the teacher (bitkd.stages.flops.row_flops).
     """
 
     def __init__(self, count: Callable[[Any, dict[str, Tensor]], tuple[tuple[int, ...], tuple[int, ...]]]) -> None:

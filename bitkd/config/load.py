@@ -168,7 +168,8 @@ def _first_key(section: str) -> str:
 
 def _merge(base: Any, layer: DictConfig, source: str | None = None) -> Any:
     try:
-        return OmegaConf.merge(base, layer)
+        # Not `merge`, which copies the whole of it each time: both are of our own making here.
+        return OmegaConf.unsafe_merge(base, layer)
     except ConfigKeyError as error:
         full = error.full_key or str(error.key)
         allowed = _siblings(base, full)
