@@ -12,6 +12,8 @@ from bitkd.report.checks import budget_text, check_alike, check_predictions, che
 from bitkd.report.records import Run, Stage
 from bitkd.report.scores import majority_score
 
+ROUNDING = 1e-6
+
 
 @dataclass(frozen=True)
 class Mean:
@@ -141,7 +143,8 @@ def share_kept(run: Run) -> float | None:
     """(student - majority) / (teacher - majority); null where the teacher is not better than the majority."""
     teacher, student = run.teacher.score if run.teacher else None, run.final.score
     floor = majority(run)
-    if teacher is None or student is None or teacher <= floor:
+    # Recorded scores are rounded to 32 bits; a teacher at the majority must not seem to be above it.
+    if teacher is None or student is None or teacher - floor < ROUNDING:
         return None
     return (student - floor) / (teacher - floor)
 
@@ -186,6 +189,13 @@ def warnings_of(arms: list[Arm]) -> list[str]:
             found.append(
                 f"Different teachers at seed {seed}: {sides}. Their differences are those of the teachers as well; compare "
                 "the shares kept, or run the pipelines again with one teacher."
+            )
+    for arm in arms:
+        constant = [str(run.seed) for run in arm.runs if len(set(run.said.predicted)) == 1]
+        if constant:
+            found.append(
+                f"{arm.label}: the final student says the same for every dev row (seed {', '.join(constant)}): it learned "
+                "nothing that the metric shows."
             )
     if any(arm.seeds != arms[0].seeds for arm in arms):
         seeds = "; ".join(f"{arm.label} {', '.join(map(str, arm.seeds))}" for arm in arms)

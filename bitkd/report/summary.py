@@ -133,7 +133,7 @@ def headline(comparison: Comparison) -> TextTable:
 
 
 def difference_table(comparison: Comparison) -> TextTable:
-    header = ["difference", f"in {comparison.metric}", "95 % interval", "drawn", "seeds in pairs", "what it says"]
+    header = ["difference", f"in {comparison.metric}", "95 % interval", "drawn", "seeds in pairs"]
     rows = [
         [
             f"{found.first} − {found.second}",
@@ -141,11 +141,13 @@ def difference_table(comparison: Comparison) -> TextTable:
             f"{signed(found.low)} to {signed(found.high)}",
             found.drawn,
             ", ".join(map(str, found.seeds)) or "none in common",
-            found.question or NONE,
         ]
         for found in comparison.differences
     ]
-    return TextTable(header, rows)
+    questions = [found.question for found in comparison.differences]
+    if not any(questions):
+        return TextTable(header, rows)
+    return TextTable([*header, "what it says"], [[*row, question or NONE] for row, question in zip(rows, questions)])
 
 
 def size_table(comparison: Comparison) -> TextTable:
@@ -223,11 +225,13 @@ def _dev_value(stage: Stage, dev: str, metric: str) -> float | None:
 def mean_text(value: Mean, digits: int = 4) -> str:
     if value.mean is None:
         return NONE
-    return f"{value.mean:.{digits}f}" + ("" if value.deviation is None else f" ± {value.deviation:.{digits}f}")
+    return f"{round(value.mean, digits) + 0.0:.{digits}f}" + (
+        "" if value.deviation is None else f" ± {value.deviation:.{digits}f}"
+    )
 
 
 def signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "−")
+    return f"{round(value, 4) + 0.0:+.4f}".replace("-", "−")
 
 
 def size_text(mib: float) -> str:

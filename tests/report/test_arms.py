@@ -1,9 +1,11 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from bitkd.errors import InputError
 from bitkd.report.arms import Mean, majority, make_arms, share_kept, warnings_of
+from bitkd.report.records import Predictions
 
 
 def change_stage(run, name, **changes):
@@ -33,6 +35,7 @@ def test_the_share_kept_counts_from_the_majority(run_of):
     assert share_kept(run) == pytest.approx((run.final.score - floor) / (run.teacher.score - floor))
     assert share_kept(change_stage(run, "teacher", score=floor)) is None
     assert share_kept(change_stage(run, "teacher", score=floor - 0.1)) is None
+    assert share_kept(change_stage(run, "teacher", score=float(np.float32(floor)))) is None
     without = replace(run, stages=run.stages[1:])
     assert share_kept(without) is None
 
@@ -93,3 +96,13 @@ def test_arms_over_different_seeds_are_named(run_of):
     arms = make_arms([run_of("singlestage", 1), run_of("singlestage", 2), run_of("multistage", 1)])
     (warning,) = warnings_of(arms)
     assert "over different seeds (singlestage 1, 2; multistage 1)" in warning
+
+
+def test_a_student_that_says_one_label_only_is_named(run_of):
+    run = run_of("singlestage", 1)
+    labels = run.said.labels
+    predictions = {"dev": Predictions(labels, [1.0] * len(labels))}
+    stuck = change_stage(run, "single_binary", predictions=predictions, score=labels.count(1.0) / len(labels))
+    arms = make_arms([stuck])
+    assert warnings_of(arms)[0].startswith("singlestage: the final student says the same for every dev row (seed 1)")
+    assert arms[0].kept.mean == pytest.approx(0)

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from bitkd.data.metrics import GLUE_OF_LABELS, GLUE_OF_NUMBERS, OF_LABELS, OF_NUMBERS
-from bitkd.data.tasks import TaskSpec
+from bitkd.data.tasks import GLUE_OF_LABELS, GLUE_OF_NUMBERS, OF_LABELS, OF_NUMBERS, TaskSpec
 from bitkd.report.scores import majority_score, score, weighted_scores
 
 
