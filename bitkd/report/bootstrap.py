@@ -62,7 +62,7 @@ def pairs(arms: list[Arm]) -> list[tuple[Arm, Arm]]:
 
     def partner(arm: Arm, pipeline: str) -> Arm | None:
         of_it = [other for other in arms if other.pipeline == pipeline and other is not arm]
-        return next((other for other in of_it if other.first.budget == arm.first.budget), None)
+        return next((other for other in of_it if other.first.total == arm.first.total), None)
 
     fallback = next((arm for arm in arms if arm.pipeline == REFERENCE), arms[0])
     for arm in arms:

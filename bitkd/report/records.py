@@ -104,6 +104,11 @@ class Run:
         return next((stage for stage in self.stages if stage.kind == "finetune"), None)
 
     @property
+    def total(self) -> tuple[str, float] | None:
+        """Unit and total of the budget, which pipelines have in common while their shares differ; null where there is none."""
+        return (self.budget["unit"], self.budget["total"]) if self.budget else None
+
+    @property
     def num_labels(self) -> int | None:
         """Null for a regression."""
         return None if self.labels is None else len(self.labels)
