@@ -201,7 +201,7 @@ def locate(config: Config) -> tuple[Config, Path]:
     data, model = config.data, config.model
     if DEMO in (data.dir, model.pretrained) or DEMO in data.corpus:
         with writable(store.parent):
-            demo = ensure_demo(store.parent / "demo")
+            demo = ensure_demo(store.parent / "cache" / "demo")
         data = replace(
             data,
             dir=str(demo.data) if data.dir == DEMO else data.dir,
