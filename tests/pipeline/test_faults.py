@@ -144,8 +144,7 @@ def endless_step(tmp_path):
 
 def test_ctrl_c_twice_leaves_at_once(settings, finished, console, tmp_path, endless_step):
     arguments = ["run", *settings(tmp_path, "singlestage", "checkpoint.every_steps=1")]
-    command = [sys.executable, str(endless_step), *arguments]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = start(arguments, [sys.executable, str(endless_step)], module=False)
     for expected in ("in the step", "bitkd: finishing the step and saving; Ctrl-C again leaves at once"):
         assert any(line.startswith(expected) for line in process.stdout)
         process.send_signal(signal.SIGINT)

@@ -21,9 +21,15 @@ from tests.conftest import make_settings, read_weights
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
+def hear_ctrl_c():
+    """What a shell starts in the background is deaf to it, and so would be the processes of tests."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(arguments, launcher=(), module=True):
     command = [*(launcher or [sys.executable, "-m"]), *(["bitkd"] if module else []), *arguments]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=ENVIRONMENT, preexec_fn=hear_ctrl_c, **pipes)
 
 
 def finish(process):

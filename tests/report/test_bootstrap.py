@@ -96,7 +96,9 @@ def test_every_arm_is_held_against_singlestage_and_the_ablations_against_theirs(
 def test_arms_of_equal_budget_are_compared(run_of):
     def of(pipeline, total):
         return replace(
-            run_of(pipeline, 1), budget={"unit": "steps", "total": total, "shares": {pipeline: 1.0}}, name=f"{pipeline}{total}"
+            run_of(pipeline, 1),
+            budget={"unit": "steps", "total": total, "shares": {pipeline: 1.0}},
+            name=f"{pipeline}{total}",
         )
 
     arms = make_arms([of(pipeline, total) for pipeline in ("multistage", "singlestage") for total in (100, 200)])
