@@ -8,10 +8,6 @@ class InputError(ValueError):
     """
 
 
-class UnwritableError(InputError):
-    """A folder was chosen for the run's files that cannot be written."""
-
-
 class StoppedError(Exception):
     """The process was asked to leave (SIGTERM, SIGUSR1, Ctrl-C), and has saved where it is.
 

@@ -44,12 +44,16 @@ class TrainingFlops(pl.Callback):
     @override
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
         self._curves = checkpoint["flops"]["curves"]
-        self._rows = checkpoint["flops"]["rows"] if trainer.is_global_zero else [0, 0, 0]
+        rows = checkpoint["flops"]["rows"]
+        self._rows = rows if trainer.is_global_zero else [0, 0, 0]
+        self._total(rows)  # a fit that has nothing left to do ends without another word
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._total(self._over_all_ranks(trainer))
+
+    def _total(self, sums: list[int]) -> None:
         assert self._curves is not None
-        sums = self._over_all_ranks(trainer)
         self.student, self.teacher = (sum(c * s for c, s in zip(curve, sums)) for curve in self._curves)
 
     def _over_all_ranks(self, trainer: pl.Trainer) -> list[int]:

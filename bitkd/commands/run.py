@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from bitkd.commands.output import is_other_rank, make_console, print_json, quieten
 from bitkd.config.load import load_config
+from bitkd.config.schema import BudgetSpec
 from bitkd.data.augment import load_shards
 from bitkd.errors import InputError, StoppedError
 from bitkd.pipeline.finished import read_finished
@@ -51,7 +52,7 @@ def augment_command(arguments: argparse.Namespace) -> int:
     config = load_config([*arguments.settings, "task.augmentation.enabled=true"], require=("task",))
     if config.task.augmentation.path:
         raise InputError("task.augmentation.path= names rows that are made already; leave it out")
-    config.stages, config.run.name = {}, config.run.name or "augment"
+    config.stages, config.budget, config.run.name = {}, BudgetSpec(), config.run.name or "augment"
     try:
         plan = run(config, console)
     except StageFailedError as failure:

@@ -1,6 +1,6 @@
 """Every knob of bitkd, typed; the meaning of each stands under it."""
 
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 from omegaconf import MISSING
@@ -189,6 +189,11 @@ class TrainerSpec:
     """Steps between two rows of the training log."""
 
 
+def parts_of(trainer: TrainerSpec) -> int:
+    """Equal parts that the batch of an optimizer step is dealt out in: to processes, and to accumulated batches of each."""
+    return trainer.devices * trainer.num_nodes * trainer.accumulate_grad_batches
+
+
 @dataclass
 class RunSpec:
     """Where results go."""
@@ -256,6 +261,11 @@ class BudgetSpec:
     """Share of the total that each stage gets, as its pipeline's file says; they add up to 1."""
 
     @property
+    def given_shares(self) -> dict[str, float]:
+        """The shares that are not null."""
+        return {name: share for name, share in self.shares.items() if share is not None}
+
+    @property
     def total(self) -> tuple[str, float] | None:
         """The unit that is given, and its total; null where none is."""
         given = [(unit, getattr(self, unit)) for unit in ("steps", "examples", "flops")]
@@ -293,12 +303,16 @@ NOT_TUNED = ("kind", "title", "student", "teacher", "augmented", "checkpoint", "
 
 def hyperparameters(config: Config) -> int:
     """How many hyper-parameters a configuration sets: values of `student`, `train` and of every stage but the teacher that differ
-    from their defaults, and the shares of a budget (the last follows from the others) with its total.
+    from their defaults, `embedding_bits`, and the shares of a budget (the last follows from the others) with its total.
     """
     stages = [stage for stage in config.stages.values() if stage.kind != "finetune"]
+    words = config.embedding_bits
+    if words is not None:  # one setting, however many stages it reaches
+        own = [replace(s.quant, embedding_bits=None) if s.quant.embedding_bits == words else s.quant for s in stages]
+        stages = [replace(stage, quant=quant) for stage, quant in zip(stages, own)]
     count = _differing(config.student, ShapeSpec()) + _differing(config.train, TrainSpec())
     count += sum(_differing(stage, StageSpec(), NOT_TUNED) for stage in stages)
-    return count + (len(config.budget.shares) if config.budget.total else 0)
+    return count + (words is not None) + (len(config.budget.given_shares) if config.budget.total else 0)
 
 
 def _differing(spec: Any, default: Any, skipped: tuple[str, ...] = ()) -> int:

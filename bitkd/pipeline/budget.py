@@ -26,12 +26,12 @@ def budget_steps(config: Config, step_flops: Callable[[], Mapping[str, float]]) 
         steps = _apportion(int(total), shares)
     else:
         cost = step_flops() if unit == "flops" else {name: batch_size(config, name) for name in shares}
-        steps = {name: int(share * total / cost[name]) for name, share in shares.items()}
+        steps = {name: int(share * total / cost[name] + 1e-9) for name, share in shares.items()}
     if short := [name for name, count in steps.items() if count < 1]:
         each = {name: 1.0 if unit == "steps" else cost[name] for name in shares}
         least = max(each[name] / share for name, share in shares.items())
         raise InputError(
-            f"budget.{unit}={total:g} leaves less than one step for {', '.join(short)}; use at least {math.ceil(least):.6g}, or "
+            f"budget.{unit}={total:g} leaves less than one step for {', '.join(short)}; use at least {math.ceil(least)}, or "
             "other budget.shares"
         )
     return steps
@@ -52,7 +52,7 @@ def check_budget(config: Config) -> dict[str, float]:
         )
     if given and not 0 < getattr(budget, given[0]) < math.inf:
         raise InputError(f"budget.{given[0]}={getattr(budget, given[0])} is no budget; use a positive number")
-    shares = {name: share for name, share in budget.shares.items() if share is not None}
+    shares = budget.given_shares
     trained = [name for name, stage in stages.items() if stage.kind in DISTILLATION]
     for name, share in shares.items():
         if name not in stages:
@@ -95,9 +95,12 @@ def _check_whole(budget: BudgetSpec, config: Config, trained: list[str], shares:
 
 
 def _apportion(total: int, shares: Mapping[str, float]) -> dict[str, int]:
-    """Whole steps that add up to `total`: rounded down, the largest remainders up."""
-    steps = {name: int(share * total + 1e-9) for name, share in shares.items()}
-    rest = sorted(shares, key=lambda name: steps[name] - shares[name] * total)
-    for name in rest[: total - sum(steps.values())]:
-        steps[name] += 1
+    """Whole steps that add up to `total`. Boundaries between stages are rounded, not stages: so pipelines whose first shares are
+    equal give these stages equal steps, and compute them once.
+    """
+    steps, before, boundary = {}, 0, 0.0
+    for name, share in shares.items():
+        boundary += share
+        steps[name] = round(boundary * total) - before
+        before += steps[name]
     return steps

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from bitkd.config.load import nearest
-from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, settings_of
+from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, parts_of, settings_of
 from bitkd.data.batches import MULTIPLE, fitting_batch
 from bitkd.data.hub import has_tokenizer, resolve_pretrained
 from bitkd.errors import InputError
@@ -83,10 +83,10 @@ def check_graph(config: Config) -> None:
             raise InputError(
                 f"stages.{name}.student={stage.student} has no head; put a KD stage on the task between them"
             )
-        _check_precision(name, stage, split)
+        _check_precision(name, stage, stages, split)
 
 
-def _check_precision(name: str, stage: StageSpec, split: set[str]) -> None:
+def _check_precision(name: str, stage: StageSpec, stages: dict[str, StageSpec], split: set[str]) -> None:
     if stage.kind in ("general", "init") and stage.student in split:
         raise InputError(
             f"stages.{name}.student={stage.student} is split and cannot be cut again; cut before splitting"
@@ -95,6 +95,12 @@ def _check_precision(name: str, stage: StageSpec, split: set[str]) -> None:
         if stage.quant.embedding_bits == 2:
             raise InputError(
                 f"stages.{name}.quant.embedding_bits=2: splitting makes binary embeddings of ternary ones; use 1, or 32"
+            )
+        student = stages.get(stage.student, stage)
+        if student.quant.weight_bits == 2 and student.quant.word_bits not in (2, 32):
+            raise InputError(
+                f"stages.{name}: the word embeddings of its student {stage.student} are {student.quant.word_bits}-bit and cannot "
+                "be split; use embedding_bits=32, or null for the weights' bits"
             )
         if stage.student in split:
             raise InputError(f"stages.{name}.student={stage.student} is split already; split a 2-bit student")
@@ -115,7 +121,7 @@ def _check_precision(name: str, stage: StageSpec, split: set[str]) -> None:
 def check_training(config: Config) -> None:
     """Budgets, rates and batches, of the run and of each stage that trains."""
     trainer = config.trainer
-    parts = trainer.devices * trainer.num_nodes * trainer.accumulate_grad_batches
+    parts = parts_of(trainer)
     if min(trainer.devices, trainer.num_nodes, trainer.accumulate_grad_batches) < 1:
         raise InputError("trainer.devices, trainer.num_nodes and trainer.accumulate_grad_batches must be at least 1")
     if trainer.precision not in PRECISIONS:

@@ -13,7 +13,7 @@ from bitkd.data.demo import ensure_demo
 from bitkd.data.documents import Documents, FileDocuments, HubDocuments
 from bitkd.data.hub import resolve_pretrained
 from bitkd.data.tasks import check_metrics, check_task, task_fingerprint
-from bitkd.errors import InputError, UnwritableError
+from bitkd.errors import InputError
 from bitkd.models.spec import StudentSpec
 from bitkd.pipeline.graph import digest
 from bitkd.pipeline.memo import Memo
@@ -231,7 +231,7 @@ def writable(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UnwritableError(
+        raise InputError(
             f"{folder} is not writable ({error.strerror or error}); choose another folder with run.dir= or run.store="
         ) from error
 

@@ -2,13 +2,14 @@
 
 import copy
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from bitkd.config.schema import PRETRAINED
+from bitkd.config.schema import PRETRAINED, parts_of
 from bitkd.data.base import TokenizedDataModule, lengths_of
 from bitkd.data.batches import MULTIPLE
 from bitkd.data.sampler import TrainBatchSampler
@@ -24,15 +25,15 @@ from bitkd.stages.flops import row_flops
 def step_flops(plan: Plan) -> dict[str, float]:
     """FLOPs of an optimizer step of each stage that trains, over all processes, the teacher's forwards included.
 
-    Counted on untrained models of the stages' shapes, at the lengths of the first pass over the stage's rows (of augmented rows
-    that are not there yet: over the originals; of a stream: at full length).
+    Counted on untrained models of the stages' shapes, at the lengths of the first pass over the stage's rows (of a stage on
+    augmented rows: over the originals; of a stream: at full length).
     """
     costs: dict[str, float] = {}
     made: dict[str, PreTrainedModel] = {}
     for stage in plan.stages:
         if stage.spec.kind == AUGMENT:
             continue
-        module = build_module(plan, stage, lambda name: _upstream(plan, made, name), _any_heads)
+        module = build_module(plan, stage, partial(_upstream, plan, made), _any_heads)
         if stage.spec.kind == "split":
             split_ternary_(module)
         if stage.trains:
@@ -40,7 +41,9 @@ def step_flops(plan: Plan) -> dict[str, float]:
             costs[stage.name] = stage.train.batch_size * float(
                 sum(c * power for curve in curves for c, power in zip(curve, _mean_powers(plan, stage)))
             )
-        made[stage.name] = finish_student(stage, module)
+        made[stage.name] = finish_student(stage, module).requires_grad_(True)
+        later = plan.stages[plan.stages.index(stage) + 1 :]
+        made = {name: model for name, model in made.items() if any(name in s.upstream.values() for s in later)}
     return costs
 
 
@@ -69,5 +72,7 @@ def _mean_powers(plan: Plan, stage: PlannedStage) -> tuple[float, float, float]:
     steps = (plan.facts.corpus if general else plan.facts.task).steps_per_epoch(stage.train.batch_size)
     lengths = lengths_of(data.train_rows)
     sampler = TrainBatchSampler(lengths, stage.train.batch_size, steps, stage.seed)
-    padded = np.array([math.ceil(lengths[batch].max() / MULTIPLE) * MULTIPLE for batch in sampler])
+    parts = parts_of(plan.config.trainer)  # each is padded to its own longest row
+    longest = [lengths[batch[part::parts]].max() for batch in sampler for part in range(parts)]
+    padded = np.array([math.ceil(length / MULTIPLE) * MULTIPLE for length in longest])
     return 1.0, float(padded.mean()), float((padded**2).mean())

@@ -46,6 +46,8 @@ def identity_of(stage: PlannedStage, config: Config, sources: SourceFacts) -> di
             for name in ("epochs", "max_steps", "eval_every"):
                 del settings[name]
             settings |= {"total_steps": stage.total_steps, "eval_every": stage.eval_every}
+        elif stage.train.max_steps:
+            del settings["epochs"]
         if stage.augmented is not None:
             identity["augmented"] = read_artifact(stage.augmented).stage["checksums"]
         identity |= {

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from bitkd.config.schema import Config
-from bitkd.errors import InputError
 from bitkd.pipeline.graph import digest
 from bitkd.store.artifacts import read_json, store_root, write_json
 
@@ -29,7 +28,7 @@ class Memo:
         self._found: dict[Path, dict[str, Any]] = {}
 
     def fact(self, name: str, settings: Any, files: Iterable[Path] | None, look: Callable[[], Any]) -> Any:
-        """What `look` finds, as plain data; where it finds an InputError, that is a fact too.
+        """What `look` finds, as plain data. An InputError is not remembered: it may be mended where no file changes.
 
         settings: what decides how it looks.  files: all that it reads; null where that may change without a sign here, as
         on the hub: then nothing is recalled or kept.
@@ -37,17 +36,8 @@ class Memo:
         if files is None:
             return look()
         file = self.folder / f"{name}-{digest([settings, _states(files), _code()])}.json"
-        found = self._found.get(file) or (read_json(file) if self.recall else None)
-        if found is None:
-            try:
-                found = {"fact": look()}
-            except InputError as error:
-                if type(error) is InputError:  # others speak of more than the files
-                    self._found[file] = {"refused": str(error)}
-                raise
-            self._found[file] = found
-        if "refused" in found:
-            raise InputError(found["refused"])
+        found = self._found.get(file) or (read_json(file) if self.recall else None) or {"fact": look()}
+        self._found[file] = found
         return found["fact"]
 
     def keep(self) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, settings_of
+from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, parts_of, settings_of
 from bitkd.data.augmented import check_augmentation
 from bitkd.data.hub import resolve_pretrained
 from bitkd.errors import InputError
@@ -152,11 +152,12 @@ def _with_augmentation(config: Config) -> Config:
 
 
 def _count_flops(plan: Plan) -> dict[str, float]:
-    """FLOPs of an optimizer step of each stage; counted once for models and rows of the same shapes."""
+    """FLOPs of an optimizer step of each stage; counted once for the same models, rows and readings of them."""
     config, facts = plan.config, plan.facts
-    hashes = [facts.hash_of(facts.model), facts.task.hash, config.data.max_length]
+    data = asdict(config.data) | {"dir": None, "corpus": None, "num_workers": None}
+    read = [facts.hash_of(facts.model), facts.task_fingerprint, data, parts_of(config.trainer)]
     if any(stage.kind == "general" for stage in config.stages.values()):
-        hashes.append(facts.corpus.hash)
+        read.append(facts.corpus.hash)
 
     def look() -> dict[str, float]:
         # Here, not above: it builds every stage's model.
@@ -164,8 +165,14 @@ def _count_flops(plan: Plan) -> dict[str, float]:
 
         return step_flops(plan)
 
-    stages = [[stage.name, asdict(stage.spec), stage.train.batch_size, stage.seed] for stage in plan.stages]
-    return facts.memo.fact("flops", [hashes, stages, asdict(config.student), config.task.labels], [], look)
+    stages = [
+        [
+            *(stage.name, stage.spec.kind, stage.upstream, asdict(stage.spec.quant), asdict(stage.spec.loss)),
+            *(stage.train.batch_size, stage.seed, stage.checkpoint and facts.hash_of(stage.checkpoint)),
+        ]
+        for stage in plan.stages
+    ]
+    return facts.memo.fact("flops", [read, stages, asdict(config.student)], [], look)
 
 
 def _plan_stage(name: str, config: Config, sources: SourceFacts, steps: int | None) -> PlannedStage:

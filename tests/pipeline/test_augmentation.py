@@ -83,6 +83,11 @@ def test_a_cut_augmentation_goes_on_and_its_rows_can_be_given(settings, console,
         plan_of(settings(alone, "singlestage", *AUGMENTED, f"task.augmentation.path={artifact}"))
 
 
+def test_augmentation_takes_the_settings_of_a_run(settings, tmp_path, capsys):
+    assert main(["augment", *settings(tmp_path, "multistage", "budget.steps=100", "task.augmentation.variants=1")]) == 0
+    assert "rows of 96" in capsys.readouterr().out
+
+
 def test_rows_made_with_held_out_ones_are_not_given_to_a_holdout(settings, console, tmp_path, capsys):
     assert main(["augment", *settings(tmp_path, "singlestage", *AUGMENTED)[1:], "--json"]) == 0
     given = f"task.augmentation.path={json.loads(capsys.readouterr().out)['folder']}"

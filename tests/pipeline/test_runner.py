@@ -15,6 +15,7 @@ from bitkd.pipeline.plan import make_plan
 from bitkd.pipeline.runner import StageFailedError, run
 from bitkd.stages.base import StudentModule
 from bitkd.stages.intermediate import IntermediateDistillation
+from bitkd.stages.single_stage import SingleStageDistillation
 from tests.conftest import read_record, read_weights
 
 
@@ -106,6 +107,25 @@ def test_a_cut_stage_resumes_to_the_same_bytes(finished, settings, console, tmp_
     assert read_weights(tmp_path, "multistage") == read_weights(finished, "multistage")
     assert read_record(tmp_path, "multistage", "stage1") == read_record(finished, "multistage", "stage1")
     assert not any((tmp_path / "store" / ".work").iterdir())
+
+
+def test_a_stage_that_is_stopped_behind_its_last_step_keeps_its_record(
+    settings, finished, console, tmp_path, monkeypatch
+):
+    overrides = settings(tmp_path, "singlestage", "checkpoint.every_steps=1")
+    original = StudentModule.on_validation_epoch_end
+
+    def cut(self):
+        if self.trainer.state.fn == "validate" and isinstance(self, SingleStageDistillation):
+            raise RuntimeError("cut")
+        original(self)
+
+    monkeypatch.setattr(StudentModule, "on_validation_epoch_end", cut)
+    with pytest.raises(StageFailedError, match="stage single failed: RuntimeError: cut"):
+        run(load_config(overrides), console)
+    monkeypatch.undo()
+    run(load_config(overrides), console)
+    assert read_record(tmp_path, "singlestage", "single") == read_record(finished, "singlestage", "single")
 
 
 def test_a_damaged_artifact_is_reported_and_recomputed(runs, settings, console):
