@@ -45,7 +45,7 @@ def test_general_kd_may_be_counted_apart(settings, tmp_path):
 
 
 def test_two_pipelines_run_at_the_same_flops(settings, console, tmp_path):
-    total, spent = 8e8, {}
+    total, spent = 5e8, {}
     for arm in ("multistage", "singlestage"):
         overrides = settings(tmp_path, arm, f"budget.flops={total}")
         plan = run(load_config(overrides), console)

@@ -353,10 +353,13 @@ def test_general_kd_on_a_stream_resumes_at_the_same_document(settings, tiny_task
             raise RuntimeError("cut")
         return original(self, batch, batch_idx)
 
-    whole, cut_short = (
-        settings(tmp_path / "whole", "multistage", *stream),
-        settings(tmp_path / "cut", "multistage", *stream),
+    pipeline = tmp_path / "only_general.yaml"
+    pipeline.write_text(
+        "pipeline: {name: only_general}\n"
+        "student: {width: 0.5}\n"
+        "stages: {general: {kind: general, student: pretrained, teacher: pretrained}}\n"
     )
+    whole, cut_short = (settings(tmp_path / name, str(pipeline), *stream) for name in ("whole", "cut"))
     run(load_config(whole), console)
     assert make_plan(load_config(whole))["general"].total_steps == 12
     monkeypatch.setattr(StudentModule, "training_step", cut)
@@ -364,7 +367,7 @@ def test_general_kd_on_a_stream_resumes_at_the_same_document(settings, tiny_task
         run(load_config(cut_short), console)
     monkeypatch.setattr(StudentModule, "training_step", original)
     run(load_config(cut_short), console)
-    assert read_weights(tmp_path / "cut", "multistage") == read_weights(tmp_path / "whole", "multistage")
+    assert read_weights(tmp_path / "cut", "only_general") == read_weights(tmp_path / "whole", "only_general")
 
 
 def test_a_stream_has_no_epochs(settings, tmp_path):
