@@ -19,8 +19,8 @@ TABLES = {"headline": headline, "differences": difference_table, "sizes": size_t
 BLOCK = re.compile(r"(<!-- table: (\S+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def rebuild(results: Path) -> bool:
-    """Rebuild one RESULTS.md; returns whether its text has changed."""
+def rebuild(results: Path) -> str:
+    """Rebuild one RESULTS.md; returns what came of it, in words. InputError where a record is missing or damaged."""
     made: dict[Path, Comparison] = {}
 
     def table(block: re.Match[str]) -> str:
@@ -28,11 +28,13 @@ def rebuild(results: Path) -> bool:
         return f"{begin}\n{_table(results.parent / name, what, made).markdown()}\n\n{end}"
 
     before = results.read_text(encoding="utf-8")
+    if not BLOCK.search(before):
+        return "no tables"
     after = BLOCK.sub(table, before)
     for file, comparison in made.items():
         write_comparison(comparison, file.parent)
     results.write_text(after, encoding="utf-8")
-    return after != before
+    return "the same" if after == before else "rebuilt, and it is another now"
 
 
 def _table(file: Path, what: str | None, made: dict[Path, Comparison]) -> TextTable:
@@ -52,7 +54,7 @@ def _table(file: Path, what: str | None, made: dict[Path, Comparison]) -> TextTa
 def main() -> int:
     for results in sorted(Path(__file__).parent.glob("*/RESULTS.md")):
         try:
-            print(f"{results.parent.name}: {'rebuilt, and it is another now' if rebuild(results) else 'the same'}")
+            print(f"{results.parent.name}: {rebuild(results)}")
         except InputError as error:
             print(f"{results}: {error}", file=sys.stderr)
             return 2

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from bitkd.config.decisive import decisive_settings
 from bitkd.config.load import to_yaml
 from bitkd.config.schema import Config, hyperparameters
 from bitkd.errors import StoppedError
@@ -130,6 +131,7 @@ def _begin(plan: Plan, console: Any) -> Lock:
         "processes": processes,
         "hyperparameters": hyperparameters(config),
         "budget": _budget(config),
+        "settings": decisive_settings(config),
         "titles": {stage.name: stage.title for stage in plan.stages},
         "kinds": {stage.name: stage.spec.kind for stage in plan.stages},
         "upstream": {stage.name: stage.upstream for stage in plan.stages},

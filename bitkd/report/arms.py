@@ -1,18 +1,24 @@
-"""Runs of one pipeline and budget under several seeds are one arm: its means, its shares, its cost."""
+"""Runs of one pipeline and of the same settings under several seeds are one arm: its means, its shares, its cost."""
 
 import json
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
 from bitkd.errors import InputError
-from bitkd.report.checks import budget_text, check_alike, check_predictions, check_tasks, named
+from bitkd.report.checks import budget_text, check_alike, check_predictions, check_tasks, is_constant, named
 from bitkd.report.records import Run, Stage
 from bitkd.report.scores import majority_score
 
 ROUNDING = 1e-6
+BUDGETS = ("budget.steps", "budget.examples", "budget.flops")
+"""Settings that a run's budget stands for."""
+
+MOST_NAMED = 4
+"""Settings in an arm's name."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs that differ in their seeds alone, by seed.  label: the pipeline's name, and its budget where arms differ in it."""
+    """Runs that differ in their seeds alone, by seed.  label: the pipeline's name, and the settings in which its arms differ."""
 
     label: str
     runs: list[Run]
@@ -122,8 +128,8 @@ class Arm:
 
     @property
     def devices(self) -> list[str]:
-        """Where the chain was trained."""
-        return sorted({stage.device for run in self.runs for stage in run.stages if stage.in_chain and stage.steps})
+        """What the chain was trained on."""
+        return sorted({stage.machine for run in self.runs for stage in run.stages if stage.in_chain and stage.steps})
 
     def stages(self) -> list[tuple[Stage, Mean]]:
         """Each stage of the first run, with its score over the seeds."""
@@ -159,7 +165,7 @@ def make_arms(runs: list[Run]) -> list[Arm]:
         check_predictions(run)
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        group = groups.setdefault(json.dumps([run.pipeline, run.budget], sort_keys=True), [])
+        group = groups.setdefault(json.dumps([run.pipeline, run.budget, run.settings], sort_keys=True), [])
         twin = next((other for other in group if other.seed == run.seed), None)
         if twin is None:
             group.append(run)
@@ -176,8 +182,12 @@ def make_arms(runs: list[Run]) -> list[Arm]:
 
 
 def warnings_of(arms: list[Arm]) -> list[str]:
-    """What a reader must know before any number: teachers that differ for one seed, seconds of different devices."""
+    """What a reader must know before any number: other budgets, teachers that differ for one seed, other devices."""
     found = []
+    totals = {arm.label: budget_text(arm.first.budget) or "none" for arm in arms}
+    if len({arm.first.total for arm in arms}) > 1:
+        shown = "; ".join(f"{label}: {total}" for label, total in totals.items())
+        found.append(f"Budgets differ ({shown}): a difference between such arms is that of their budgets as well.")
     teachers: dict[int, dict[str, list[str]]] = {}
     for arm in arms:
         for run in arm.runs:
@@ -191,7 +201,7 @@ def warnings_of(arms: list[Arm]) -> list[str]:
                 "the shares kept, or run the pipelines again with one teacher."
             )
     for arm in arms:
-        constant = [str(run.seed) for run in arm.runs if len(set(run.said.predicted)) == 1]
+        constant = [str(run.seed) for run in arm.runs if is_constant(run.said.predicted)]
         if constant:
             found.append(
                 f"{arm.label}: the final student says the same for every dev row (seed {', '.join(constant)}): it learned "
@@ -204,7 +214,7 @@ def warnings_of(arms: list[Arm]) -> list[str]:
         )
     devices = sorted({device for arm in arms for device in arm.devices})
     if len(devices) > 1:
-        found.append(f"Trained on different devices ({', '.join(devices)}): seconds cannot be compared.")
+        found.append(f"Trained on different devices ({'; '.join(devices)}): seconds cannot be compared.")
     counts = {len(arm.runs) for arm in arms}
     if counts == {1}:
         found.append("One seed: nothing here says how much the numbers vary from seed to seed.")
@@ -212,14 +222,30 @@ def warnings_of(arms: list[Arm]) -> list[str]:
 
 
 def _labels(firsts: list[Run]) -> list[str]:
-    """A name for each arm: the pipeline's, with its budget where several arms are of one pipeline."""
-    names = [run.pipeline for run in firsts]
+    """A name for each arm: the pipeline's, with what parts it from the pipeline's other arms."""
     labels: list[str] = []
     for run in firsts:
-        label = run.pipeline
-        if names.count(label) > 1:
-            label += f" ({budget_text(run.budget) or 'no budget'})"
+        parted = _distinction(run, [other for other in firsts if other.pipeline == run.pipeline])
+        label = f"{run.pipeline} ({', '.join(parted)})" if parted else run.pipeline
         while label in labels:
             label += "'"
         labels.append(label)
     return labels
+
+
+def _distinction(run: Run, rivals: list[Run]) -> list[str]:
+    """The budget and the settings of a run in which its rivals, itself among them, differ."""
+    parted = []
+    if any(other.total != run.total for other in rivals):
+        parted.append(budget_text(run.budget) or "no budget")
+    names = [name for name in run.settings if name not in BUDGETS]
+    common = [name for name in names if all(name in other.settings for other in rivals)]
+    differing = [name for name in common if any(other.settings[name] != run.settings[name] for other in rivals)]
+    if not parted and not differing:  # one of them has stages that another has not
+        differing = [name for name in names if name not in common]
+    shown = [f"{name}={_value_text(run.settings[name])}" for name in differing[:MOST_NAMED]]
+    return parted + shown + (["…"] if len(differing) > MOST_NAMED else [])
+
+
+def _value_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -22,7 +22,7 @@ QUESTIONS = {
     ("multistage", "splitdirect"): "what the ternary stage gives",
     ("progressive", "singlestage"): "what the precision steps give",
 }
-"""What a difference of two arms answers, by their pipelines."""
+"""What a difference of two arms of one budget answers, by their pipelines."""
 
 
 @dataclass(frozen=True)
@@ -57,24 +57,30 @@ def differences(arms: list[Arm], resamples: int = RESAMPLES) -> list[Difference]
 
 
 def pairs(arms: list[Arm]) -> list[tuple[Arm, Arm]]:
-    """Which arms are compared: arms of other budgets only where there is no reference of the same one."""
-    found: list[tuple[Arm, Arm]] = []
+    """Which arms are compared, each pair once: arms of other budgets only where there is no reference of the same one.
 
-    def partner(arm: Arm, pipeline: str) -> Arm | None:
-        of_it = [other for other in arms if other.pipeline == pipeline and other is not arm]
-        return next((other for other in of_it if other.first.total == arm.first.total), None)
+    Of several arms of one pipeline and budget the first one is the reference.
+    """
+    found: list[tuple[int, int]] = []
 
-    fallback = next((arm for arm in arms if arm.pipeline == REFERENCE), arms[0])
-    for arm in arms:
-        reference = partner(arm, REFERENCE) or fallback
-        if arm is not reference:
-            found.append((arm, reference))
+    def partner(position: int, pipeline: str) -> int | None:
+        total = arms[position].first.total
+        return next((at for at, arm in enumerate(arms) if arm.pipeline == pipeline and arm.first.total == total), None)
+
+    fallback = next((at for at, arm in enumerate(arms) if arm.pipeline == REFERENCE), 0)
+    for at in range(len(arms)):
+        reference = partner(at, REFERENCE)
+        reference = fallback if reference in (None, at) else reference
+        if reference is not None and at != reference:
+            found.append((at, reference))
     for first, second in QUESTIONS:
-        for arm in (arm for arm in arms if arm.pipeline == first):
-            other = partner(arm, second)
-            if other is not None and not any(arm is a and other is b for a, b in found):
-                found.append((arm, other))
-    return found
+        for at in (at for at, arm in enumerate(arms) if arm.pipeline == first):
+            other = partner(at, second)
+            if other is not None and (other, at) in found:
+                found[found.index((other, at))] = (at, other)
+            elif other is not None and (at, other) not in found:
+                found.append((at, other))
+    return [(arms[first], arms[second]) for first, second in found]
 
 
 def resampled_scores(runs: list[Run], resamples: int) -> list[Array]:
@@ -131,7 +137,9 @@ def _difference(first: Arm, second: Arm, ours: list[Array], theirs: list[Array])
     return Difference(
         first=first.label,
         second=second.label,
-        question=QUESTIONS.get((first.pipeline, second.pipeline), ""),
+        question=QUESTIONS.get((first.pipeline, second.pipeline), "")
+        if first.first.total == second.first.total
+        else "",
         difference=float(values[0]),
         low=low,
         high=high,

@@ -12,8 +12,8 @@ def definitions(comparison: Comparison) -> list[tuple[str, str]]:
     found = [
         (
             "arm",
-            "runs of one pipeline and budget under different seeds. Numbers are means over the seeds, ± the standard "
-            "deviation (n − 1) where there are two seeds or more.",
+            "runs of one pipeline and of the same settings, budget included, under different seeds. Numbers are means over "
+            "the seeds, ± the standard deviation (n − 1) where there are two seeds or more.",
         ),
         (
             comparison.metric,
@@ -53,9 +53,10 @@ def definitions(comparison: Comparison) -> list[tuple[str, str]]:
         (
             "cost",
             "of training: optimizer steps, examples seen, FLOP by torch.utils.flop_counter (the student's forward and "
-            "backward passes, and the teacher's forward passes), and seconds, over all processes and resumptions. The "
-            "chain is every stage but the teacher and augmented rows, which pipelines share; General KD is on the corpus, "
-            "made once for all tasks, and therefore counted in and out.",
+            "backward passes, and the teacher's forward passes), over all processes; training time by the clock of the first "
+            "process, over all resumptions, on the device and processes that are named. The chain is every stage but the "
+            "teacher and augmented rows, which pipelines share; General KD is on the corpus, made "
+            "once for all tasks, and therefore counted in and out.",
         ),
         (
             "stages, hyper-parameters",
@@ -94,4 +95,4 @@ def versions(comparison: Comparison) -> list[str]:
         found = sorted({run.versions.get(name, "unknown") for run in comparison.runs})
         lines.append(f"{name} {', '.join(found)}")
     devices = sorted({device for arm in comparison.arms for device in arm.devices})
-    return [*lines, f"trained on {', '.join(devices) or 'nothing'}"]
+    return [*lines, f"trained on {'; '.join(devices) or 'nothing'}"]

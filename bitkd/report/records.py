@@ -15,9 +15,6 @@ FORMAT = 1
 HOLDOUT = "holdout"
 """Rows of the training set that choose checkpoints (bitkd.data.task.HOLDOUT, which is slow to import); not the first dev set."""
 
-SHARED = ("finetune", "augment")
-"""Kinds of stages that pipelines share and that are no part of a chain's own cost: the teacher, augmented rows."""
-
 PREDICTIONS_FILE = "predictions.safetensors"
 MIB = 2**20
 
@@ -34,10 +31,12 @@ class Predictions:
 class Stage:
     """One stage of a run.
 
+    in_chain: whether it is part of the pipeline's own chain and its cost, see `chain_of`.
     score: the primary metric on the first dev set, larger is better; null where there is no head (General KD, rows).
     dev: each dev set's metrics and loss.  paper_mib, packed_mib: sizes by the two conventions (bitkd.models.size).
     disk_mib: the file as it lies there.  word_tables: 2 after a split with split embeddings.
-    student_flops, teacher_flops: of training.  seconds: of training, over all resumptions.
+    student_flops, teacher_flops: of training, over all processes.  seconds: of training by the clock of the first process,
+    over all resumptions.  device, world_size, trainer_precision: what it was trained on, processes, arithmetic (bf16-mixed).
     curve: (step, score) at each validation.  predictions: by dev set; of the teacher and the final stage, else null.
     """
 
@@ -46,6 +45,7 @@ class Stage:
     kind: str
     key: str
     upstream: dict[str, str]
+    in_chain: bool
     score: float | None
     dev: dict[str, dict[str, float | None]]
     precision: str
@@ -61,23 +61,27 @@ class Stage:
     teacher_flops: int
     seconds: float
     device: str
+    world_size: int
+    trainer_precision: str
     curve: list[tuple[int, float]]
     predictions: dict[str, Predictions] | None = None
 
     @property
-    def in_chain(self) -> bool:
-        """Whether it is part of the pipeline's own chain and its cost."""
-        return self.kind not in SHARED
-
-    @property
     def is_model(self) -> bool:
         return self.kind != "augment"
+
+    @property
+    def machine(self) -> str:
+        """What it was trained on, as far as seconds depend on it."""
+        processes = f"{self.world_size} process{'' if self.world_size == 1 else 'es'}"
+        return ", ".join(part for part in (self.device, processes, self.trainer_precision) if part)
 
 
 @dataclass(frozen=True)
 class Run:
     """A finished run.  metric: the task's primary metric.  labels: names in order; null for a regression.
     hyperparameters: how many the pipeline and the run set.  budget: unit, total and shares, or null.
+    settings: dotted name -> value of all that decides numbers but the seed; runs with the same ones are one arm.
     stages: in the order of the graph; the last one is the final student.
     """
 
@@ -91,6 +95,7 @@ class Run:
     seed: int
     hyperparameters: int
     budget: dict[str, Any] | None
+    settings: dict[str, Any]
     versions: dict[str, str]
     stages: list[Stage]
 
@@ -101,7 +106,7 @@ class Run:
     @property
     def teacher(self) -> Stage | None:
         """The fine-tuned teacher; null where the pipeline has none."""
-        return next((stage for stage in self.stages if stage.kind == "finetune"), None)
+        return next((stage for stage in self.stages if stage.kind == "finetune" and not stage.in_chain), None)
 
     @property
     def total(self) -> tuple[str, float] | None:
@@ -129,12 +134,30 @@ class Run:
         return next(name for name in self.final.dev if name != HOLDOUT)
 
 
+def chain_of(kinds: Mapping[str, str], upstream: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """The stages of a pipeline's own chain. Apart from it, because pipelines share them: augmented rows and teachers.
+
+    A fine-tuned model is a teacher where it teaches others or comes from the pre-trained model, and is neither the final
+    student nor made from another student.  kinds: by stage, in graph order.  upstream: stage -> role -> stage.
+    """
+    models = [stage for stage in kinds if kinds[stage] != "augment"]
+    taught_by = {upstream.get(stage, {}).get("teacher") for stage in kinds}
+    teachers: set[str] = set()
+    for stage in models:
+        source = upstream.get(stage, {}).get("student")
+        is_root = source not in kinds
+        is_final = stage == models[-1] and len(models) > 1
+        if kinds[stage] == "finetune" and not is_final and (is_root or (source in teachers and stage in taught_by)):
+            teachers.add(stage)
+    return [stage for stage in models if stage not in teachers]
+
+
 def check_complete(name: str, info: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> None:
     """InputError where a run lacks what a comparison needs. Arguments: see `make_run`."""
     last = list(stages.values())[-1]["stage"].get("kind") if stages else None
     if last in (None, "augment", "general"):
         raise InputError(f"{name} ends in no student of the task (its last stage is of kind {last}); name another run")
-    absent = [key for key in ("metrics", "kinds", "upstream", "hyperparameters") if key not in info]
+    absent = [key for key in ("metrics", "kinds", "upstream", "hyperparameters", "settings") if key not in info]
     for stage, data in stages.items():
         kind = data["stage"].get("kind")
         if kind == "augment":
@@ -157,8 +180,9 @@ def make_run(name: str, info: Mapping[str, Any], stages: Mapping[str, Mapping[st
     """
     names = list(stages)
     kinds = {stage: data["stage"].get("kind", "") for stage, data in stages.items()}
-    teacher = next((stage for stage in names if kinds[stage] == "finetune"), None)
     try:
+        chain = chain_of(kinds, info.get("upstream", {}))
+        teacher = next((stage for stage in names if kinds[stage] == "finetune" and stage not in chain), None)
         return Run(
             name=name,
             pipeline=info["pipeline"],
@@ -170,9 +194,10 @@ def make_run(name: str, info: Mapping[str, Any], stages: Mapping[str, Mapping[st
             seed=info["seed"],
             hyperparameters=info.get("hyperparameters", 0),
             budget=info.get("budget"),
+            settings=dict(info.get("settings", {})),
             versions=_versions([data["stage"].get("versions", {}) for data in stages.values()]),
             stages=[
-                _make_stage(stage, info, data, with_predictions=stage in (teacher, names[-1]))
+                _make_stage(stage, info, data, stage in chain, with_predictions=stage in (teacher, names[-1]))
                 for stage, data in stages.items()
             ],
         )
@@ -186,7 +211,9 @@ def _versions(of_stages: list[Mapping[str, str]]) -> dict[str, str]:
     return {name: ", ".join(sorted({versions[name] for versions in of_stages if name in versions})) for name in names}
 
 
-def _make_stage(name: str, info: Mapping[str, Any], data: Mapping[str, Any], with_predictions: bool) -> Stage:
+def _make_stage(
+    name: str, info: Mapping[str, Any], data: Mapping[str, Any], in_chain: bool, with_predictions: bool
+) -> Stage:
     record, metrics, folder = data["stage"], data["metrics"], Path(data["path"])
     is_model = record["kind"] != "augment"
     size, flops = record.get("size", {}), record.get("flops", {})
@@ -194,12 +221,15 @@ def _make_stage(name: str, info: Mapping[str, Any], data: Mapping[str, Any], wit
     if is_model and not (size and model.is_file()):
         raise InputError(f"{folder} is damaged: it has no {model.name if size else 'size'}; run the stage again")
     labels, file = info.get("labels"), folder / PREDICTIONS_FILE
+    # Without a head there is nothing that it could say, and older versions kept none.
+    with_predictions = with_predictions and metrics["score"] is not None and "flops" in record
     return Stage(
         name=name,
         title=info["titles"][name],
         kind=record["kind"],
         key=folder.resolve().name,
         upstream=dict(info.get("upstream", {}).get(name, {})),
+        in_chain=in_chain,
         score=_finite(metrics["score"]),
         dev={
             dev: {metric: _finite(value) for metric, value in values.items()}
@@ -219,8 +249,10 @@ def _make_stage(name: str, info: Mapping[str, Any], data: Mapping[str, Any], wit
         teacher_flops=flops.get("teacher", 0),
         seconds=record["seconds"],
         device=record.get("device", ""),
+        world_size=record.get("world_size", 1),
+        trainer_precision=record.get("precision", ""),
         curve=[(step, score) for step, score in record.get("curve", []) if math.isfinite(score)],
-        predictions=read_predictions(file, labels) if with_predictions and "flops" in record else None,
+        predictions=read_predictions(file, labels) if with_predictions else None,
     )
 
 

@@ -14,6 +14,7 @@ from bitkd.report.summary import (
     Comparison,
     cost_table,
     difference_table,
+    escaped,
     headline,
     size_table,
     stage_table,
@@ -53,16 +54,16 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
 
 def markdown(comparison: Comparison, captions: dict[str, str]) -> str:
     """report.md: the page's text and tables, with the PNG pictures."""
-    parts = [f"# {comparison.first.task}: {', '.join(arm.label for arm in comparison.arms)}"]
-    parts += [f"> **{text}**" for text in comparison.warnings]
-    parts += [headline(comparison).markdown(), *notes(comparison)]
+    parts = [f"# {escaped(comparison.first.task)}: {', '.join(escaped(arm.label) for arm in comparison.arms)}"]
+    parts += [f"> **{escaped(text)}**" for text in comparison.warnings]
+    parts += [headline(comparison).markdown(), *map(escaped, notes(comparison))]
     if comparison.differences:
         parts += ["## Differences", difference_table(comparison).markdown()]
     parts += ["## Pictures", *(f"![{caption}]({name}.png)" for name, caption in captions.items())]
     parts += ["## Sizes of the final students", size_table(comparison).markdown()]
     parts += ["## Training cost", cost_table(comparison).markdown()]
     for arm in comparison.arms:
-        parts += [f"## Stages of {arm.label}", stage_table(arm).markdown()]
+        parts += [f"## Stages of {escaped(arm.label)}", stage_table(arm).markdown()]
     parts += ["## What was counted, and how"]
     parts += ["\n".join(f"- **{term}**: {text}" for term, text in definitions(comparison))]
     parts += ["## Versions and devices", "; ".join(versions(comparison))]

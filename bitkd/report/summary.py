@@ -1,5 +1,6 @@
 """A comparison: arms, their differences, what a reader must know first. As plain data, and as tables of text."""
 
+import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -102,7 +103,12 @@ class TextTable:
 
     def markdown(self) -> str:
         lines = [self.header, ["---"] * len(self.header), *self.rows]
-        return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+        return "\n".join("| " + " | ".join(escaped(cell).replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+def escaped(text: str) -> str:
+    """Names of people's own in Markdown: what would be a tag or a link stays text."""
+    return re.sub(r"([<\[\]])", r"\\\1", text)
 
 
 def headline(comparison: Comparison) -> TextTable:
@@ -180,7 +186,7 @@ def cost_table(comparison: Comparison) -> TextTable:
             parts.append(("without General KD", arm.without_general))
         parts.append(("teacher (shared, apart)", arm.shared))
         for position, (name, cost) in enumerate(parts):
-            device = ", ".join(arm.devices) or NONE if position == 0 else ""
+            device = "; ".join(arm.devices) or NONE if position == 0 else ""
             rows.append([arm.label if position == 0 else "", name, *_cost_cells(cost), device])
     return TextTable(header, rows)
 

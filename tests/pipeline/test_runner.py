@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers.normalizers import BertNormalizer
 
+from bitkd.config.decisive import decisive_settings
 from bitkd.config.load import load_config
 from bitkd.errors import InputError
 from bitkd.models.artifact import load_classifier, load_student, save_student
@@ -170,6 +171,12 @@ def test_every_artifact_says_what_it_is(finished):
     single = [spec_of(load_student(finished / "rte" / "singlestage" / name)) for name in ("single", "single_binary")]
     assert [spec.quant.weight_bits for spec in single] == [32, 1]
     assert (folder / "logs" / "stage1" / "version_0" / "metrics.csv").read_text().count("train/attention") == 1
+
+
+def test_a_run_records_the_settings_that_decide_its_numbers(finished, settings):
+    found = json.loads((finished / "rte" / "singlestage" / "manifest.json").read_text())["settings"]
+    assert found == decisive_settings(load_config(settings(finished)))
+    assert found["train.lr"] == 1e-2
 
 
 @pytest.mark.parametrize("stage", ["teacher", "init", "single_binary"])

@@ -66,6 +66,7 @@ def make_stage(name, title, kind, precision, accuracy, labels, seed, steps, widt
         kind=kind,
         key=key or f"{kind}-{name}-{seed}-{width}",
         upstream={},
+        in_chain=kind not in ("finetune", "augment"),
         score=value,
         dev={"dev": {"loss": 0.4, "accuracy": value, "f1": value}} if value is not None else {"dev": {"loss": 0.2}},
         precision=precision,
@@ -81,6 +82,8 @@ def make_stage(name, title, kind, precision, accuracy, labels, seed, steps, widt
         teacher_flops=steps * int(2e11) if trains and kind != "finetune" else 0,
         seconds=steps * 0.31 if trains else 0.0,
         device="x86_64",
+        world_size=1,
+        trainer_precision="32-true",
         curve=[(step, goal - 0.25 * (1 - step / steps) ** 2 + 0.01 * np.sin(step + seed)) for step in seen],
         predictions=None if predicted is None else {"dev": Predictions(list(labels), predicted)},
     )
@@ -111,6 +114,7 @@ def make_one(pipeline, seed, steps=300, rows=ROWS):
         seed=seed,
         hyperparameters=11,
         budget=None,
+        settings={"stages.single.lr": 0.0001},
         versions={"torch": "2.13.0", "python": "3.11.7"},
         stages=linked,
     )

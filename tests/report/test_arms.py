@@ -88,7 +88,7 @@ def test_different_teachers_of_one_seed_are_named_first(run_of):
 def test_devices_and_single_seeds_are_named(run_of):
     runs = [run_of("singlestage", 1), change_stage(run_of("multistage", 1), "ternary", device="a GPU")]
     texts = " ".join(warnings_of(make_arms(runs)))
-    assert "different devices (a GPU, x86_64)" in texts
+    assert "different devices (a GPU, 1 process, 32-true; x86_64, 1 process, 32-true)" in texts
     assert "One seed:" in texts
 
 

@@ -27,6 +27,7 @@ def write_run(run, folder):
         "upstream": {stage.name: stage.upstream for stage in run.stages},
         "hyperparameters": run.hyperparameters,
         "budget": run.budget,
+        "settings": run.settings,
         "artifacts": {stage.name: stage.key for stage in run.stages},
     }
     folder.mkdir(parents=True)
@@ -44,7 +45,10 @@ def write_run(run, folder):
             "versions": run.versions,
             "size": sizes | {"file_mib": stage.packed_mib},
             "flops": {"student": stage.student_flops, "teacher": stage.teacher_flops},
-            **{name: getattr(stage, name) for name in ("curve", "steps", "examples", "seconds", "device")},
+            **{
+                name: getattr(stage, name) for name in ("curve", "steps", "examples", "seconds", "device", "world_size")
+            },
+            "precision": stage.trainer_precision,
         }
         (place / "stage.json").write_text(json.dumps(content))
         (place / "metrics.json").write_text(json.dumps({"score": stage.score, **stage.dev}))

@@ -1,0 +1,61 @@
+"""experiments/results.py: the tables of a study stand for its records."""
+
+import pytest
+
+from bitkd.errors import InputError
+from bitkd.report.records import to_json
+from experiments.results import rebuild
+from tests.report.conftest import make_one
+
+TEXT = """# A study
+
+<!-- table: comparison.json headline -->
+old
+<!-- end -->
+
+between
+
+<!-- table: rows.csv -->
+<!-- end -->
+"""
+
+
+@pytest.fixture
+def study(tmp_path):
+    (tmp_path / "comparison.json").write_text(to_json([make_one("singlestage", 1)]))
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "RESULTS.md").write_text(TEXT)
+    return tmp_path / "RESULTS.md"
+
+
+def test_tables_are_rebuilt_to_the_same_bytes(study):
+    assert rebuild(study) == "rebuilt, and it is another now"
+    first = {file.name: file.read_bytes() for file in study.parent.iterdir()}
+    text = study.read_text()
+    assert "| 1 | 2 |" in text
+    assert "| singlestage |" in text
+    assert "old" not in text
+    assert "between" in text
+    assert "index.html" in first
+    assert rebuild(study) == "the same"
+    assert {file.name: file.read_bytes() for file in study.parent.iterdir()} == first
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("json headline", "json headlin", "there is no table headlin; use one of headline, differences, sizes, cost"),
+        ("rows.csv", "row.csv", "row.csv does not exist"),
+    ],
+)
+def test_a_table_of_nothing_is_refused_and_nothing_is_written(study, old, new, message):
+    study.write_text(TEXT.replace(old, new))
+    with pytest.raises(InputError, match=message):
+        rebuild(study)
+    assert study.read_text() == TEXT.replace(old, new)
+
+
+def test_a_text_without_tables_stays(study):
+    study.write_text("# Words alone\n")
+    assert rebuild(study) == "no tables"
+    assert study.read_text() == "# Words alone\n"
