@@ -7,16 +7,14 @@ from typing import Any
 
 from rich.console import Console
 
+# Settings and other programs' words stand in the lines: [/data/wiki.txt] is a list here, not the end of a colour.
+_VERBATIM: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+
 
 def make_console(stderr: bool = False) -> Console:
-    """rich's console; where the output is no terminal, wide enough for a table's rows to stay lines.
-
-    Texts are printed as they are: what stands in brackets may be a name of the user's.
-    """
-    console = Console(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)
-    if console.is_terminal:
-        return console
-    return Console(stderr=stderr, width=180, highlight=False, markup=False, emoji=False)
+    """rich's console; where the output is no terminal, wide enough for a table's rows to stay lines."""
+    console = Console(stderr=stderr, soft_wrap=True, **_VERBATIM)
+    return console if console.is_terminal else Console(stderr=stderr, width=180, **_VERBATIM)
 
 
 def print_json(content: Any) -> None:

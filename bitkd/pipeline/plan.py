@@ -99,12 +99,7 @@ def make_plan(config: Config, memo: Memo | None = None) -> Plan:
     memo: facts of the sources that may be taken from earlier looks; null looks at all of them now.
     """
     record = RunRecord.open(Path(config.run.dir), config.task.name, config.run.name or config.pipeline.name)
-    config = _with_augmentation(config)
-    if not config.stages:
-        raise InputError("the pipeline has no stages; give them under `stages:` in its YAML file")
-    check_graph(config)
-    check_budget(config)
-    check_training(config)
+    config = check_settings(config)
     sources = open_facts(config, memo or open_memo(config, recall=False))
     config = sources.config
     uses_corpus = any(stage.kind == "general" for stage in config.stages.values())
@@ -131,6 +126,19 @@ def make_plan(config: Config, memo: Memo | None = None) -> Plan:
         if "data" in stage.upstream and plan.store.finished(plan[stage.upstream["data"]].key):
             plan.settle(stage)
     return plan
+
+
+def check_settings(config: Config) -> Config:
+    """What can be checked without a look at models or data; returns the configuration with all its stages."""
+    config = _with_augmentation(config)
+    if not config.stages:
+        raise InputError("the pipeline has no stages; give them under `stages:` in its YAML file")
+    check_graph(config)
+    check_budget(config)
+    check_training(config)
+    if config.budget.flops is None:
+        budget_steps(config, dict)
+    return config
 
 
 def _with_augmentation(config: Config) -> Config:

@@ -4,19 +4,23 @@ In wandb a run is a group: a wandb run for each stage (its name is the job type)
 of stages and the pictures. A stage that goes on after a cut is a new wandb run of the group, because an offline one cannot be
 continued. Under `wandb agent`, which counts wandb runs as trials, all of it is one wandb run: keys begin with the stage's name,
 steps count on from stage to stage, and `dev/score` is the final student's.
+
+What fails here is told in a line, and the run goes on: a training is worth more than what is shown of it.
 """
 
+import contextlib
+import logging
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
-from bitkd.errors import InputError
+from bitkd.errors import InputError, StoppedError
 from bitkd.pipeline.finished import read_finished
 from bitkd.pipeline.plan import Plan
 from bitkd.pipeline.planned import PlannedStage
@@ -24,10 +28,23 @@ from bitkd.pipeline.stopping import STOPPED
 from bitkd.report.report import write_report
 from bitkd.stages.base import SCORE
 
+log = logging.getLogger(__name__)
+
 REPORT = "report"
 
 STEP = "trainer/global_step"
 """Lightning's name for the axis of all metrics."""
+
+
+@contextlib.contextmanager
+def _harmless() -> Iterator[None]:
+    try:
+        yield
+    except StoppedError:
+        raise
+    except Exception as error:
+        cause = next(iter(str(error).splitlines()), "")
+        log.warning("wandb: %s: %s; the run goes on with its CSV files", type(error).__name__, cause)
 
 
 def under_agent() -> bool:
@@ -44,11 +61,13 @@ def make_loggers(plan: Plan, stage: PlannedStage) -> list[Logger]:
     """Loggers of one stage. A resumed stage adds a version_N folder, so that nothing logged before is lost."""
     loggers: list[Logger] = [CSVLogger(plan.record.logs, name=stage.name)]
     if plan.config.logger == "wandb":
-        run = _open_run(plan, stage.name, {"stage": _facts_before(stage)})
-        loggers.append(_TrialLogger(plan, stage, run) if under_agent() else WandbLogger(experiment=run))
+        with _harmless():
+            run = _open_run(plan, stage.name, {"stage": _facts_before(stage)})
+            loggers.append(_TrialLogger(plan, stage, run) if under_agent() else _StageLogger(experiment=run))
     return loggers
 
 
+@_harmless()
 def track_stage(plan: Plan, stage: PlannedStage) -> None:
     """What a finished stage came to, into the summary of its wandb run; under an agent of a stage that was skipped, too."""
     if plan.config.logger != "wandb":
@@ -67,13 +86,23 @@ def track_run(plan: Plan) -> None:
     """At a run's end: the table of its stages, the report's pictures, the final score, and the final student on request."""
     if plan.config.logger != "wandb":
         return
+    with _harmless():
+        _track_run(plan)
+    with _harmless():
+        import wandb
+
+        wandb.finish()
+
+
+def _track_run(plan: Plan) -> None:
     import wandb
 
     final = plan.stages[-1]
     rows = [{"stage": stage.name, "title": stage.title} | _facts_after(plan, stage) for stage in plan.stages]
     run = _open_run(plan, REPORT, {"stages": {stage.name: _facts_before(stage) for stage in plan.stages}})
     with tempfile.TemporaryDirectory() as folder:
-        _draw_report(plan, Path(folder))
+        with _harmless():
+            _draw_report(plan, Path(folder))
         _log_report(Path(folder), rows)
     score = rows[-1].get(SCORE)
     if score is not None:
@@ -84,7 +113,6 @@ def track_run(plan: Plan) -> None:
         artifact = wandb.Artifact(name, type="model", metadata={"key": final.key, SCORE: score})
         artifact.add_dir(str(plan.store.path(final.key)))
         run.log_artifact(artifact)
-    wandb.finish()
 
 
 def _draw_report(plan: Plan, folder: Path) -> None:
@@ -108,6 +136,7 @@ def _log_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     wandb.run.log({"stages": table} | pictures)
 
 
+@_harmless()
 def close_loggers(plan: Plan, code: int) -> None:
     """Finish the stage's wandb run, so that the next stage starts one of its own; a trial's stays open until its end.
 
@@ -122,7 +151,25 @@ def close_loggers(plan: Plan, code: int) -> None:
     wandb.finish(exit_code=code)
 
 
-class _TrialLogger(WandbLogger):
+class _StageLogger(WandbLogger):
+    """Where wandb fails in the midst of a training, it is told once and asked no more."""
+
+    _failed = False
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if self._failed:
+            return
+        self._failed = True
+        with _harmless():
+            super().log_metrics(metrics, step)
+            self._failed = False
+
+    def finalize(self, status: str) -> None:
+        with _harmless():
+            super().finalize(status)
+
+
+class _TrialLogger(_StageLogger):
     """Logs one stage into a wandb run that all stages of a trial share."""
 
     LOGGER_JOIN_CHAR = "/"
@@ -147,6 +194,7 @@ def _open_run(plan: Plan, job: str, more: Mapping[str, Any] | None = None) -> An
     if under_agent():  # the sweep says which project
         stages = {stage.name: _facts_before(stage) for stage in plan.stages}
         settings = {"name": name, "job_type": "trial", "config": _config(plan) | {"stages": stages}}
+        settings["resume"] = "allow"  # a trial that an agent was given again goes on
     mode = os.environ.get("WANDB_MODE")
     if not mode:
         mode = "online" if wandb.login(prompt=False, verify=False) else "offline"

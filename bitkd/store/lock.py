@@ -16,9 +16,12 @@ from pathlib import Path
 
 HEARTBEAT_SECONDS = 5.0
 SILENT_SECONDS = 60.0
-"""A holder on another machine that has been silent for so long is dead; on this machine its process id tells at once."""
+"""A holder that has been silent for so long is dead; on this machine a process id that is gone tells at once."""
 
 POLL_SECONDS = 0.5
+
+_mine: set[str] = set()
+"""Locks that this process holds: one with its process id that is none of them is of another, in a container before this."""
 
 
 class Lock:
@@ -57,14 +60,20 @@ class Lock:
             if self._holder().get("id") == self.id:
                 self.file.unlink()
             self.beat.unlink(missing_ok=True)
+        _mine.discard(self.id)
 
-    def is_held(self) -> bool:
-        """Whether the lock is held by somebody who may be alive, without trying for it."""
+    def is_held(self, silence: float = 10 * SILENT_SECONDS) -> bool:
+        """Whether the lock is held by somebody who may be alive, without trying for it.
+
+        silence: seconds without a sign of life after which nobody is; long, because what is judged dead may be deleted.
+        """
         found = self._holder()
         if not found:  # not there, or just being written
             return self.file.exists()
-        if found["host"] == socket.gethostname():
-            return is_alive(int(found["pid"]))
+        if found["id"] in _mine:
+            return True
+        if _is_gone(found):
+            return False
         probe = self.file.with_name(f".{self.id}")
         try:  # the file server's clock against itself
             probe.touch()
@@ -74,7 +83,7 @@ class Lock:
         finally:
             with contextlib.suppress(OSError):
                 probe.unlink()
-        return silent < 10 * SILENT_SECONDS
+        return silent < silence
 
     def holder(self) -> str:
         """Who holds the lock, for people."""
@@ -87,6 +96,7 @@ class Lock:
         # Written beside and linked into place: a lock that can be seen says whose it is.
         mine = self.file.with_name(f".{self.id}")
         mine.write_text(content)
+        _mine.add(self.id)
         try:
             os.link(mine, self.file)
         except FileExistsError:
@@ -123,7 +133,7 @@ class Lock:
 
     def _holder_is_dead(self) -> bool:
         found = self._holder()
-        if found.get("host") == socket.gethostname() and not is_alive(int(found["pid"])):
+        if _is_gone(found):
             self._seen = (found["id"], 0.0)
             return True
         try:
@@ -146,6 +156,14 @@ class Lock:
             os.rename(self.file, grave)
             grave.unlink()
         self._seen = None
+
+
+def _is_gone(holder: dict) -> bool:
+    """Whether a holder was a process of this machine that is certainly there no more."""
+    if holder.get("host") != socket.gethostname():
+        return False
+    pid = int(holder["pid"])
+    return holder["id"] not in _mine if pid == os.getpid() else not is_alive(pid)
 
 
 def is_alive(pid: int) -> bool:

@@ -28,6 +28,7 @@ def run_sweep(sweep: Sweep, shard: tuple[int, int], console: Any) -> list[Trial]
     """
     sweep.begin()
     failed: list[Trial] = []
+    left = 0
     outlet = _Outlet()
     give_back = hear(outlet.pass_on)
     try:
@@ -40,12 +41,13 @@ def run_sweep(sweep: Sweep, shard: tuple[int, int], console: Any) -> list[Trial]
             trial = sweep.trial(number)
             lock = sweep.lock(trial)
             label = f"trial {number + 1} of {sweep.total}: {trial.name}"
-            # A machine that is long silent is given the time in which its lock is taken over.
-            if lock.wait(0 if lock.is_held() else 2 * SILENT_SECONDS) != "held":
+            # A holder that has been silent is given the time in which its lock is taken over.
+            if lock.wait(0 if lock.is_held(SILENT_SECONDS) else 2 * SILENT_SECONDS) != "held":
                 console.print(f"{label} is run by {lock.holder()}")
+                left += 1
                 continue
             try:
-                trial = sweep.trial(number)  # another process may have finished it just now
+                trial = sweep.read(trial)  # another process may have finished it just now
                 if trial.state == FINISHED:
                     console.print(f"{label} is done already")
                     continue
@@ -58,6 +60,10 @@ def run_sweep(sweep: Sweep, shard: tuple[int, int], console: Any) -> list[Trial]
                 raise _stopped(outlet.code or trial.exit_code or STOPPED)
     finally:
         give_back()
+    if left:
+        console.print(
+            f"{left} of {sweep.total} trials were left to the processes that hold them; run this again to see"
+        )
     return failed
 
 
@@ -76,14 +82,15 @@ def _run_trial(sweep: Sweep, trial: Trial, outlet: "_Outlet", label: str, consol
     score = score_of(Path(trial.run))
     if trial.exit_code == 0 and score is not None:
         trial.state, trial.score = FINISHED, score
-        console.print(f"{label} finished: score {score:.4f}, {trial.seconds:.0f} s")
+        told = f"finished: score {score:.4f}, {trial.seconds:.0f} s"
     elif trial.exit_code in (STOPPED, INTERRUPTED) or (outlet.code is not None and trial.exit_code != 0):
         trial.state = CUT
-        console.print(f"{label} stopped")
+        told = "stopped"
     else:
         trial.state = FAILED
-        console.print(f"{label} failed with code {trial.exit_code}: {_last_line(Path(trial.log))} (log: {trial.log})")
+        told = f"failed with code {trial.exit_code}: {_last_line(Path(trial.log))} (log: {trial.log})"
     sweep.keep(trial)
+    console.print(f"{label} {told}")
 
 
 class _Outlet:
@@ -99,7 +106,7 @@ class _Outlet:
         with self._turn:
             self.code = INTERRUPTED if number == signal.SIGINT else STOPPED
             if self._process is not None and self._process.poll() is None:
-                os.killpg(self._process.pid, number)
+                self._process.send_signal(number)  # not to its group: without its loaders it could not end the step
 
     def run(self, words: list[str], log: Any) -> int:
         """Run a command to its end; returns its exit code (128 + n where signal n killed it, 127 where it cannot start)."""
@@ -137,7 +144,7 @@ def _leave_with_parent() -> Callable[[], None] | None:
 def _target_reached(sweep: Sweep) -> bool:
     target = sweep.spec.target
     return target is not None and any(
-        trial.score is not None and trial.score >= target for trial in sweep.trials() if trial.state == FINISHED
+        trial.score is not None and trial.score >= target for trial in sweep.listed() if trial.state == FINISHED
     )
 
 

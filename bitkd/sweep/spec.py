@@ -14,6 +14,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 from bitkd.config.load import load_config, nearest
 from bitkd.config.schema import Config
 from bitkd.errors import InputError
+from bitkd.pipeline.plan import check_settings
 
 METHODS = ("grid", "random", "bayes")
 
@@ -63,11 +64,16 @@ class SweepSpec:
             words += macros[word[2:-1]] if whole else [word]
         return words
 
-    def config(self, parameters: Mapping[str, Any], *more: str) -> Config:
-        """The configuration of a trial; InputError names the nearest right key."""
-        overrides = _overrides(self.command(parameters, *more), self.file)
+    def config(self, parameters: Mapping[str, Any], check: bool = False) -> Config:
+        """The configuration of a trial; InputError names the nearest right key.
+
+        check: refuse what its run would refuse before any look at models or data, too.
+        """
         try:
-            return load_config(overrides)
+            config = load_config(_overrides(self.command(parameters), self.file))
+            if check:
+                check_settings(config)
+            return config
         except InputError as error:
             shown = " ".join(f"{key}={value}" for key, value in parameters.items())
             raise InputError(f"{self.file}: the trial {shown} cannot be run: {error}") from error

@@ -25,6 +25,9 @@ _STATES = {FINISHED: "finished", FAILED: "failed"}
 _NO_RESULT = ("run", "logger", "wandb", "checkpoint")
 """Sections of the configuration that change no number."""
 
+_OF_MACHINES = ("dir", "corpus", "num_workers")
+"""Settings of `data` that say where a machine has it: machines that share a sweep may each give their own."""
+
 
 @dataclass
 class Trial:
@@ -71,7 +74,7 @@ class Sweep:
         folder = Path(spec.config(proposals[0]).run.dir).expanduser().resolve() / "sweeps" / spec.name
         sweep = cls(spec, folder, proposals)
         for parameters in (*proposals, *_values(spec, proposals[0])):
-            sweep._trial(0, parameters)
+            sweep._trial(0, parameters, check=True)
         sweep._check_earlier()
         return sweep
 
@@ -99,6 +102,10 @@ class Sweep:
         kept = next((trial.parameters for trial in earlier if trial.number == number), None)
         return self._trial(number, kept or _propose(self.spec, number, earlier))
 
+    def read(self, trial: Trial) -> Trial:
+        """The same trial, as its file tells by now."""
+        return self._trial(trial.number, trial.parameters)
+
     def trials(self) -> list[Trial]:
         """All trials that have a file, by number."""
         contents = map(read_json, (self.folder / "trials").glob("[!.]*.json"))
@@ -107,7 +114,7 @@ class Sweep:
     def listed(self) -> list[Trial]:
         """All trials that are known, best first."""
         if self.spec.method == "bayes":
-            trials = {trial.name: trial for trial in [*self.trials(), self.trial(0)]}
+            trials = {trial.name: trial for trial in [*map(self.read, self.trials()), self.trial(0)]}
         else:
             trials = {trial.name: trial for trial in map(self.trial, reversed(range(self.total)))}
         worst = float("-inf")
@@ -125,10 +132,10 @@ class Sweep:
         """The words that start a trial, as `wandb agent` composes them."""
         return self.spec.command(trial.parameters, f"run.name={trial.name}")
 
-    def _trial(self, number: int, parameters: dict[str, Any]) -> Trial:
+    def _trial(self, number: int, parameters: dict[str, Any], check: bool = False) -> Trial:
         name = f"{self.spec.name}-{digest([parameters, _with_result(self.spec.settings)])[:8]}"
         if name not in self._places:
-            config = self.spec.config(parameters)
+            config = self.spec.config(parameters, check)
             run = Path(config.run.dir).expanduser().resolve() / config.task.name / name
             self._places[name] = str(run), _digest(config)
         made = Trial(number, name, parameters, str(self.folder / "logs" / f"{name}.log"), *self._places[name])
@@ -214,9 +221,12 @@ def _plain(run: Any) -> dict[str, Any]:
 
 def _with_result(settings: Sequence[str]) -> list[str]:
     """The settings that change numbers."""
-    return sorted(text for text in settings if text.partition("=")[0].split(".")[0] not in _NO_RESULT)
+    machines = {f"data.{key}" for key in _OF_MACHINES}
+    keys = {text: text.partition("=")[0] for text in settings}
+    return sorted(text for text, key in keys.items() if key.split(".")[0] not in _NO_RESULT and key not in machines)
 
 
 def _digest(config: Config) -> str:
     content = {key: value for key, value in asdict(config).items() if key not in _NO_RESULT}
+    content["data"] = {key: value for key, value in content["data"].items() if key not in _OF_MACHINES}
     return digest(content)

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import wandb
+from lightning.pytorch.loggers import CSVLogger
 from wandb.proto.wandb_internal_pb2 import Record
 
 from bitkd.config.load import load_config
 from bitkd.errors import StoppedError
 from bitkd.pipeline import runner, tracking
+from bitkd.pipeline.plan import make_plan
 from bitkd.pipeline.runner import run
 
 FAKE_KEY = "0123456789abcdef" * 2 + "deadbeef"
@@ -177,6 +179,44 @@ def test_a_key_is_in_no_file_that_a_run_writes(settings, console, tmp_path, offl
     assert any(file.suffix == ".wandb" for file in files)
     assert [file for file in files if FAKE_KEY.encode() in file.read_bytes()] == []
     assert not Path(tmp_path / "none").exists()
+
+
+def test_without_a_network_a_run_with_a_key_goes_on_with_its_csv_files(
+    settings, console, tmp_path, offline, monkeypatch, caplog
+):
+    for name, value in {
+        "WANDB_API_KEY": FAKE_KEY,
+        "WANDB_BASE_URL": "http://127.0.0.1:9",
+        "WANDB_INIT_TIMEOUT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    wandb.teardown()
+    plan = make_plan(load_config(settings(tmp_path, "singlestage", "logger=wandb")))
+    assert [type(logger) for logger in tracking.make_loggers(plan, plan.stages[0])] == [CSVLogger]
+    assert "the run goes on with its CSV files" in caplog.text
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert [file for file in files if FAKE_KEY.encode() in file.read_bytes()] == []
+
+
+def test_a_failing_wandb_costs_no_stage_and_no_report(settings, console, tmp_path, offline, monkeypatch, caplog):
+    def fail(*_, **__):
+        raise OSError("no space left on device")
+
+    for name in ("write_report", "_facts_after"):
+        monkeypatch.setattr(tracking, name, fail)
+    monkeypatch.setattr(tracking.WandbLogger, "log_metrics", fail)
+    run(load_config(settings(tmp_path, "singlestage", "logger=wandb")), console)
+    assert {"wandb: OSError: no space left on device; the run goes on with its CSV files"} == {
+        record.getMessage() for record in caplog.records if record.name == tracking.__name__
+    }
+    assert wandb.run is None
+    assert (tmp_path / "rte" / "singlestage" / "single_binary" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("error", [StoppedError("asked to stop"), KeyboardInterrupt()])
+def test_what_asks_a_run_to_stop_passes_its_tracking(error):
+    with pytest.raises(type(error)), tracking._harmless():
+        raise error
 
 
 def test_the_csv_log_holds_terms_rate_and_throughput(settings, console, tmp_path):

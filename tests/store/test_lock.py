@@ -96,3 +96,27 @@ def test_held_is_told_without_trying(tmp_path):
     assert Lock(tmp_path, "k").is_held()
     os.utime(lock.beat, (0, 0))
     assert not Lock(tmp_path, "k").is_held()
+
+
+def test_a_lock_of_a_container_before_this_with_our_process_id_is_dead(tmp_path):
+    leave(tmp_path, socket.gethostname(), os.getpid())
+    assert not Lock(tmp_path, "k").is_held()
+    began = time.monotonic()
+    mine = Lock(tmp_path, "k")
+    assert mine.wait(5) == "held"
+    assert time.monotonic() - began < 0.3
+    assert Lock(tmp_path, "k").is_held()
+    mine.release()
+
+
+def test_a_lock_of_a_container_before_this_with_another_living_process_id_is_dead_when_silent(tmp_path):
+    leave(tmp_path, socket.gethostname(), os.getppid())
+    mine = Lock(tmp_path, "k")
+    assert mine.is_held()
+    assert mine.wait(0.2) == "waiting"
+    past = time.time() - 90
+    os.utime(mine.beat, (past, past))
+    assert not mine.is_held(60)
+    assert mine.is_held()  # long silence alone lets others delete
+    assert mine.wait(5) == "held"
+    mine.release()

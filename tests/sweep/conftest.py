@@ -26,7 +26,7 @@ with open(run + "/starts", "a") as stream:
 lr = float(settings["train.lr"])
 if os.path.exists(settings["run.dir"] + "/hold") and lr > 0.15:
     time.sleep(60)
-if lr > 1:
+if lr > 0.9:
     sys.exit("the learning rate explodes")
 json.dump({{"planned": {{"final": "key"}}, "artifacts": {{"final": "key"}}}}, open(run + "/manifest.json", "w"))
 json.dump({{}}, open(run + "/final/stage.json", "w"))

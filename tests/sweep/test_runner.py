@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from bitkd.cli import main
 from bitkd.config.load import load_config
 from bitkd.errors import StoppedError
 from bitkd.pipeline.runner import run
+from bitkd.sweep import trials
 from bitkd.sweep.runner import _Outlet, run_sweep
 from bitkd.sweep.spec import read_sweep
 from bitkd.sweep.trials import Sweep
@@ -54,14 +56,22 @@ def test_trials_run_once_and_the_table_is_best_first(write, tmp_path, stand_in, 
 
 
 def test_a_dry_run_writes_nothing(write, tmp_path, stand_in, capsys):
-    assert main(["sweep", write(), f"run.dir={tmp_path / 'runs'}", "--dry-run"]) == 0
-    assert "/usr/bin/env bitkd run pipeline=singlestage task=demo train.lr=0.1" in capsys.readouterr().out
+    known = {"task": {"value": "demo"}, "pipeline": {"value": "singlestage"}, "train.lr": {"values": [0.1, 0.2]}}
+    file = write(parameters=known | {"data.corpus": {"value": "[/data/wiki.txt]"}})
+    assert main(["sweep", file, f"run.dir={tmp_path / 'runs'}", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "/usr/bin/env bitkd run 'data.corpus=[/data/wiki.txt]' pipeline=singlestage task=demo train.lr=0.1" in told
+    assert told.count(" [/data/wiki.txt] ") == 2  # the table's
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_failed_trial_does_not_end_the_sweep_and_is_tried_again(write, tmp_path, stand_in, capsys):
     file = write(
-        parameters={"train.lr": {"values": [2.0, 0.1]}, "task": {"value": "demo"}, "pipeline": {"value": "singlestage"}}
+        parameters={
+            "train.lr": {"values": [0.95, 0.1]},
+            "task": {"value": "demo"},
+            "pipeline": {"value": "singlestage"},
+        }
     )
     for starts in (1, 2):
         assert main(["sweep", file, f"run.dir={tmp_path}"]) == 1
@@ -98,12 +108,80 @@ def test_a_trial_that_another_process_runs_is_left_to_it(write, tmp_path, stand_
     lock.release()
     assert states(sweep) == ["waiting", "finished"]
     assert any(f"is run by process {os.getpid()}" in line for line in console.lines)
+    assert console.lines[-1].startswith("1 of 2 trials were left to the processes that hold them")
+
+
+def test_a_lock_that_a_dead_container_left_does_not_skip_its_trial(write, tmp_path, stand_in, console):
+    sweep = sweep_of(write(), tmp_path)
+    sweep.begin()
+    file = sweep.lock(sweep.trial(0)).file
+    file.parent.mkdir()
+    file.write_text(json.dumps({"id": "x", "host": socket.gethostname(), "pid": os.getpid()}))
+    run_sweep(sweep, (1, 1), console)
+    assert states(sweep) == ["finished", "finished"]
+
+
+def test_a_state_is_kept_before_it_is_told(write, tmp_path, stand_in):
+    sweep = sweep_of(write(), tmp_path)
+
+    class Full:
+        def print(self, text):
+            if "finished" in text:
+                raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        run_sweep(sweep, (1, 1), Full())
+    assert states(sweep) == ["finished", "waiting"]
+
+
+def test_bayes_proposes_once_for_each_trial(write, tmp_path, stand_in, console, monkeypatch):
+    parameters = {
+        "train.lr": {"min": 0.0, "max": 0.9},
+        "task": {"value": "demo"},
+        "pipeline": {"value": "singlestage"},
+    }
+    sweep = sweep_of(write(method="bayes", run_cap=3, parameters=parameters), tmp_path)
+    asked, propose = [], trials._propose
+    monkeypatch.setattr(trials, "_propose", lambda spec, n, earlier: asked.append(n) or propose(spec, n, earlier))
+    run_sweep(sweep, (1, 1), console)
+    assert asked == [1, 2]
+    assert [trial.state for trial in sweep.trials()] == ["finished"] * 3
 
 
 def test_the_target_ends_the_sweep(write, tmp_path, stand_in, console):
     sweep = sweep_of(write(metric={"name": "dev/score", "goal": "maximize", "target": 0.9}), tmp_path)
+    sweep.begin()
+    earlier = sweep.trial(0)  # of a file that swept other values
+    earlier.name, earlier.state, earlier.score = "two-0", "finished", 1.0
+    sweep.keep(earlier)
     run_sweep(sweep, (1, 1), console)
     assert states(sweep) == ["finished", "waiting"]
+
+
+def test_a_signal_leaves_the_trials_loaders_alive_to_end_its_step(tmp_path):
+    code = (
+        "import signal, subprocess, sys, time\n"
+        "loader = subprocess.Popen(['sleep', '60'])\n"
+        "def leave(*_):\n"
+        "    time.sleep(0.2)\n"
+        "    alive = loader.poll() is None\n"
+        "    loader.kill()\n"
+        "    sys.exit(75 if alive else 1)\n"
+        "signal.signal(signal.SIGTERM, leave)\n"
+        f"open({str(tmp_path / 'ready')!r}, 'w')\n"
+        "time.sleep(60)\n"
+    )
+    outlet = _Outlet()
+
+    def ask():
+        wait_for(tmp_path / "ready")
+        outlet.pass_on(signal.SIGTERM)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    with open(tmp_path / "log", "wb") as log:
+        assert outlet.run([sys.executable, "-IS", "-c", code], log) == 75
+    asking.join()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])

@@ -124,6 +124,10 @@ def test_a_file_that_cannot_be_swept_is_refused(write, changes, told):
         ({"stages.ternary.lr": {"values": [0.1]}}, "stages.ternary is no stage of this pipeline"),
         ({"train.max_steps": {"values": [10, "many"]}}, "wrong type; give a whole number"),
         ({"train.max_steps": {"values": [10, 2.5]}}, "wrong type; give a whole number"),
+        ({"budget.steps": {"values": [900, 1]}}, "budget.steps=1 leaves less than one step"),
+        ({"budget.shares.single": {"values": [0.9]}, "budget.steps": {"value": 900}}, "they must add up to 1"),
+        ({"stages.single.kind": {"values": ["single"]}}, "kind=single is unknown"),
+        ({"train.batch_size": {"values": [16, 0]}}, "train.batch_size=0 is too small"),
         ({"train.lr": {"distribution": "normal"}}, "disallowed type with grid search"),
     ],
 )

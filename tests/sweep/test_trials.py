@@ -70,6 +70,10 @@ def test_a_name_follows_from_what_changes_numbers(write, tmp_path):
     plain = names()
     assert len(set(plain)) == 2
     assert names(f"run.dir={tmp_path}", "logger=wandb", "checkpoint.every_minutes=1") == plain
+    machine = [f"data.dir={tmp_path}", f"data.corpus=[{tmp_path}/wiki.txt]", "data.num_workers=2"]
+    assert names(*machine) == plain
+    swept = KNOWN | {"data.corpus": {"values": ["[a.txt]", "[b.txt]"]}}
+    assert len({trial.name for trial in open_sweep(write, tmp_path, parameters=swept).listed()}) == 2
     assert not set(names("train.max_steps=7")) & set(plain)
 
 
@@ -78,3 +82,10 @@ def test_a_trial_of_other_settings_or_without_its_run_waits_again(write, tmp_pat
     sweep.begin()
     finish(sweep, sweep.trial(0), 0.5)
     assert sweep.trial(0).state == "waiting"  # there is no run
+
+
+def test_machines_with_other_paths_know_each_others_trials(write, tmp_path):
+    one, other = (
+        Sweep.open(read_sweep(write(), [f"run.dir={tmp_path}", f"data.dir=/{name}"])) for name in ("one", "other")
+    )
+    assert one.trial(0).configuration == other.trial(0).configuration
