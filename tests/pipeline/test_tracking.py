@@ -202,14 +202,21 @@ def test_a_failing_wandb_costs_no_stage_and_no_report(settings, console, tmp_pat
     def fail(*_, **__):
         raise OSError("no space left on device")
 
-    for name in ("write_report", "_facts_after"):
-        monkeypatch.setattr(tracking, name, fail)
+    asked, facts_after = [], tracking._facts_after
+
+    def fail_in_stages(plan, stage):
+        asked.append(stage)
+        return fail() if len(asked) <= len(STAGES) else facts_after(plan, stage)
+
+    monkeypatch.setattr(tracking, "_facts_after", fail_in_stages)
+    monkeypatch.setattr(tracking, "write_report", fail)
     monkeypatch.setattr(tracking.WandbLogger, "log_metrics", fail)
     run(load_config(settings(tmp_path, "singlestage", "logger=wandb")), console)
     assert {"wandb: OSError: no space left on device; the run goes on with its CSV files"} == {
         record.getMessage() for record in caplog.records if record.name == tracking.__name__
     }
     assert wandb.run is None
+    assert len(asked) == 2 * len(STAGES)
     assert (tmp_path / "rte" / "singlestage" / "single_binary" / "metrics.json").exists()
 
 

@@ -16,6 +16,7 @@ from bitkd.cli import main
 from bitkd.config.load import load_config
 from bitkd.errors import StoppedError
 from bitkd.pipeline.runner import run
+from bitkd.stages.base import StudentModule
 from bitkd.sweep import trials
 from bitkd.sweep.runner import _Outlet, run_sweep
 from bitkd.sweep.spec import read_sweep
@@ -226,8 +227,10 @@ def test_a_killed_sweep_takes_its_trial_along_and_goes_on_with_it(write, tmp_pat
     assert any("trial 1 of 2" in line and line.endswith("is done already") for line in console.lines)
 
 
-def test_two_real_trials_killed_and_started_again_share_their_stages(settings, tmp_path, console, monkeypatch):
-    given = dict(text.split("=", 1) for text in settings(tmp_path))
+def test_two_real_trials_one_cut_in_a_stage_share_their_stages_and_end_like_uncut_ones(
+    settings, tmp_path, console, monkeypatch
+):
+    given = dict(text.split("=", 1) for text in settings(tmp_path, "singlestage", "checkpoint.every_steps=1"))
     file = tmp_path / "two.yaml"
     content = {
         "method": "grid",
@@ -240,26 +243,50 @@ def test_two_real_trials_killed_and_started_again_share_their_stages(settings, t
     }
     file.write_text(yaml.safe_dump(content))
     sweep = Sweep.open(read_sweep(str(file), [f"{key}={value}" for key, value in given.items()]))
-    commands = []
+    commands, steps = [], []
+    step = StudentModule.training_step
+
+    def cut(self, batch, batch_idx):
+        steps.append(self.global_step)
+        if len(commands) == 2 and self.global_step == 2:
+            raise StoppedError("asked to stop")
+        return step(self, batch, batch_idx)
 
     def in_process(self, words, log):
-        if len(commands) == 1:
-            commands.append("killed")
-            raise KeyboardInterrupt
+        if commands == []:
+            commands.append(words)
+            run(load_config(words[2:]), console)
+            shutil.copytree(tmp_path / "store", tmp_path / "uncut" / "store", symlinks=True)
+            return 0
         commands.append(words)
-        run(load_config(words[2:]), console)
+        steps.clear()
+        try:
+            run(load_config(words[2:]), console)
+        except StoppedError as stop:
+            return stop.code
         return 0
 
+    monkeypatch.setattr(StudentModule, "training_step", cut)
     monkeypatch.setattr(_Outlet, "run", in_process)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(StoppedError):
         run_sweep(sweep, (1, 1), console)
-    assert states(sweep) == ["finished", "running"]
+    assert states(sweep) == ["finished", "stopped"]
     assert run_sweep(sweep, (1, 1), console) == []
-    trials = sweep.listed()
-    assert [trial.state for trial in trials] == ["finished"] * 2
-    assert trials[0].score >= trials[1].score
-    for trial in trials:
+    assert steps == [2, 3]  # those that are done stay done
+    found = sweep.listed()
+    assert [trial.state for trial in found] == ["finished"] * 2
+    assert found[0].score >= found[1].score
+    for trial in found:
         final = json.loads((Path(trial.run) / "single_binary" / "metrics.json").read_text())
         assert trial.score == final["score"]
     kinds = sorted(folder.name.split("-")[0] for folder in (tmp_path / "store").glob("[!.]*"))
     assert kinds == ["finetune", "init", "single_stage", "single_stage", "single_stage"]
+    run(load_config([*commands[1][2:], f"run.dir={tmp_path / 'uncut'}"]), console)
+    went_on = Path(sweep.trial(1).run)
+    uncut = tmp_path / "uncut" / "rte" / went_on.name
+    ends = [
+        {file.name: file.read_bytes() for file in (folder / "single_binary").glob("*.safetensors")}
+        for folder in (went_on, uncut)
+    ]
+    assert ends[0]
+    assert ends[0] == ends[1]
