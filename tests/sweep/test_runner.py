@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -186,7 +187,11 @@ def test_a_signal_leaves_the_trials_loaders_alive_to_end_its_step(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_a_signal_reaches_the_trial_and_ends_the_sweep_with_its_code(write, tmp_path, stand_in, console, number, code):
+def test_a_signal_reaches_the_trial_and_ends_the_sweep_with_its_code(
+    write, tmp_path, stand_in, console, request, number, code
+):
+    # A shell starts what it puts in the background deaf to Ctrl-C.
+    request.addfinalizer(partial(signal.signal, number, signal.signal(number, signal.SIG_DFL)))
     (tmp_path / "hold").touch()
     sweep = sweep_of(write(), tmp_path)
     second = Path(sweep.trial(1).run)
