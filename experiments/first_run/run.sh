@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Both pipelines on MRPC and RTE, students of 3 and of 6 layers. Resumable: finished stages are skipped.
 #   GLUE=folder with MRPC/ and RTE/   MODEL=folder of a pre-trained 6-layer BERT   CORPUS=folder with *.txt
-#   PRECISION=bf16-mixed where the hardware has bf16, EPOCHS=3 for the full budget in every row
+#   PRECISION=bf16-mixed where the hardware has bf16, EPOCHS=1 for less
 set -euo pipefail
 : "${GLUE:?}" "${MODEL:?}" "${CORPUS:?}"
 BITKD=${BITKD:-.venv/bin/bitkd}
@@ -20,5 +20,5 @@ both() { # layers, task, epochs of a KD stage, settings
 
 both 1,3,5 mrpc 3 stages.teacher.epochs=3
 both 1,3,5 rte 3 stages.teacher.epochs=4
-both 0,1,2,3,4,5 mrpc 2 stages.teacher.epochs=3
+both 0,1,2,3,4,5 mrpc 3 stages.teacher.epochs=3
 both 0,1,2,3,4,5 rte 3 stages.teacher.epochs=4
