@@ -140,12 +140,11 @@ def test_two_runs_at_once_compute_each_stage_once(settings, finished, tmp_path):
     assert not any((tmp_path / "store" / ".locks").iterdir())
 
 
-@pytest.mark.parametrize("moment", ["stage 2 of 4: init", "stage 3 of 4: single ", "stage 4 of 4: single_binary"])
-def test_sigkill_at_any_stage_ends_in_the_same_bytes(settings, finished, console, tmp_path, moment):
+def test_sigkill_inside_a_stage_ends_in_the_same_bytes(settings, finished, console, tmp_path):
     arguments = ["run", *settings(tmp_path, "singlestage", "checkpoint.every_steps=1")]
     process = start(arguments)
     for line in process.stdout:
-        if line.startswith(moment):
+        if line.startswith("stage 3 of 4: single "):
             break
     time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
