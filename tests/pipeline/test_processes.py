@@ -250,8 +250,18 @@ def test_ranks_follow_a_launcher_that_was_killed(settings, tmp_path):
     process.kill()
     process.communicate(timeout=30)  # ends when the ranks have closed their side of the pipe
     assert len(ranks) == 2
-    states = [Path(f"/proc/{rank}/stat") for rank in ranks]
-    assert all(not state.exists() or state.read_text().split()[2] == "Z" for state in states)
+    deadline = time.monotonic() + 10  # a process closes its pipes before it is gone
+    while any(map(is_there, ranks)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_there, ranks))
+
+
+def is_there(pid):
+    """Whether a process lives; one that its parent has not asked for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_chaos_in_short(tmp_path, tiny_bert, tiny_task):
