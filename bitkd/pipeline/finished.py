@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from bitkd.errors import InputError
-from bitkd.report.records import Run, check_complete, make_run
+from bitkd.report.reading import check_complete, make_run
+from bitkd.report.records import Run
 from bitkd.store.record import RunRecord
 
 

@@ -14,7 +14,8 @@ from bitkd.report.comparison import compare_rows
 from bitkd.report.definitions import definitions, versions
 from bitkd.report.page import CAPTIONS, render_page
 from bitkd.report.plots import draw
-from bitkd.report.records import Predictions, chain_of, from_json, to_json
+from bitkd.report.reading import chain_of
+from bitkd.report.records import Predictions, from_json, to_json
 from bitkd.report.report import markdown
 from bitkd.report.scores import score
 from bitkd.report.summary import Comparison, cost_table
