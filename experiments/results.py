@@ -1,8 +1,8 @@
 """Rebuild the tables and pictures of every study from its records (`make results`).
 
 Between `<!-- table: FILE WHAT -->` and `<!-- end -->` in a study's RESULTS.md stands a table that is made from FILE: of a
-comparison.json WHAT is headline, differences, sizes or cost, and pictures and page are written beside it; of a CSV file it is all
-rows.
+comparison.json WHAT is headline, differences, sizes, cost or stages, and pictures and page are written beside it; of a CSV file
+it is all rows.
 """
 
 import csv
@@ -13,9 +13,10 @@ from pathlib import Path
 from bitkd.commands.compare import read_runs
 from bitkd.errors import InputError
 from bitkd.report.report import write_comparison
-from bitkd.report.summary import Comparison, TextTable, cost_table, difference_table, headline, size_table
+from bitkd.report.summary import Comparison, TextTable, cost_table, difference_table, headline, size_table, stages_table
 
-TABLES = {"headline": headline, "differences": difference_table, "sizes": size_table, "cost": cost_table}
+TABLES = {"headline": headline, "differences": difference_table, "sizes": size_table, "cost": cost_table,
+          "stages": stages_table}  # fmt: skip
 BLOCK = re.compile(r"(<!-- table: (\S+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -42,8 +43,10 @@ def _table(file: Path, what: str | None, made: dict[Path, Comparison]) -> TextTa
         raise InputError(f"{file} does not exist; a table is made from a comparison.json or a CSV file")
     if file.suffix == ".csv":
         with open(file, newline="", encoding="utf-8") as stream:
-            header, *rows = csv.reader(stream)
-        return TextTable(header, rows)
+            lines = list(csv.reader(stream))
+        if not lines:
+            raise InputError(f"{file} is empty; record the study again")
+        return TextTable(lines[0], lines[1:])
     if what not in TABLES:
         raise InputError(f"{file}: there is no table {what}; use one of {', '.join(TABLES)}")
     if file not in made:

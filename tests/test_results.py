@@ -44,7 +44,11 @@ def test_tables_are_rebuilt_to_the_same_bytes(study):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("json headline", "json headlin", "there is no table headlin; use one of headline, differences, sizes, cost"),
+        (
+            "json headline",
+            "json headlin",
+            "there is no table headlin; use one of headline, differences, sizes, cost, stages",
+        ),
         ("rows.csv", "row.csv", "row.csv does not exist"),
     ],
 )

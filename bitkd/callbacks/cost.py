@@ -10,8 +10,8 @@ from typing_extensions import override
 
 
 class TrainingFlops(pl.Callback):
-    """Counts the FLOPs of a fit, over all processes and resumptions: of the student's forward and backward, and of the teacher's
-    forwards; not those of validation.
+    """Counts the rows and the FLOPs of a fit, over all processes and resumptions: of the student's forward and backward, and of
+    the teacher's forwards; not those of validation.
 
     count: takes the module and a batch, and gives the coefficients c0, c1, c2 of a row's FLOPs by its padded length L,
     c0 + c1 · L + c2 · L², of the student and of the teacher (bitkd.stages.flops.row_flops).
@@ -19,7 +19,7 @@ class TrainingFlops(pl.Callback):
 
     def __init__(self, count: Callable[[Any, dict[str, Tensor]], tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
         self._count = count
-        self.student = self.teacher = 0
+        self.student = self.teacher = self.examples = 0
         self._curves: tuple[tuple[int, ...], tuple[int, ...]] | None = None
         self._rows = [0, 0, 0]  # of this rank: sums over rows of 1, length, length squared
 
@@ -54,6 +54,7 @@ class TrainingFlops(pl.Callback):
 
     def _total(self, sums: list[int]) -> None:
         assert self._curves is not None
+        self.examples = sums[0]
         self.student, self.teacher = (sum(c * s for c, s in zip(curve, sums)) for curve in self._curves)
 
     def _over_all_ranks(self, trainer: pl.Trainer) -> list[int]:

@@ -1,15 +1,24 @@
 """The settings that decide a run's numbers, as flat dotted names: what two runs of one arm have in common."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from bitkd.config.schema import Config
 
-SILENT = ("seed", "run", "logger", "wandb", "checkpoint", "pipeline", "data.dir", "data.corpus", "data.num_workers",
-          "data.eval_batch_size", "model.pretrained", "trainer.accelerator", "trainer.strategy",
-          "trainer.log_every_n_steps", "task.augmentation.path", "task.augmentation.model",
-          "task.augmentation.vectors")  # fmt: skip
-"""What decides no numbers, and where sources lie: two machines keep the same rows at different places."""
+NUMBERLESS = ("run", "logger", "wandb", "checkpoint", "data.num_workers", "data.eval_batch_size", "trainer.accelerator",
+              "trainer.strategy", "trainer.log_every_n_steps")  # fmt: skip
+"""What changes no number."""
+
+PLACES = ("data.dir", "data.corpus")
+"""Where a machine keeps its rows: another may keep the same elsewhere."""
+
+SILENT = (*NUMBERLESS, *PLACES, "seed", "pipeline", "model.pretrained", "task.augmentation.path",
+          "task.augmentation.model", "task.augmentation.vectors")  # fmt: skip
+"""What two runs of one arm need not have in common: also their seed, and paths of the same models and rows."""
+
+OF_CORPORA = ("hub_corpus", "streaming", "masking", "segments")
+"""Settings of `data` that only General KD reads."""
 
 SILENT_IN_STAGES = ("title", "checkpoint")
 
@@ -19,11 +28,16 @@ def decisive_settings(config: Config) -> dict[str, Any]:
     content = asdict(config)
     if config.budget.total is None:
         del content["budget"]
+    if all(stage.kind != "general" for stage in config.stages.values()):
+        for key in OF_CORPORA:
+            del content["data"][key]
+    if not config.task.augmentation.enabled:
+        content["task"]["augmentation"] = {"enabled": False}
     for name, stage in content["stages"].items():
         given = config.stages[name].checkpoint is not None
         content["stages"][name] = {key: value for key, value in stage.items() if key not in SILENT_IN_STAGES}
         content["stages"][name] |= {"given": True} if given else {}
-    return {name: value for name, value in _flat(content) if not _is_silent(name)}
+    return {name: value for name, value in _flat(content) if not is_among(name, SILENT)}
 
 
 def _flat(content: dict[str, Any], above: str = "") -> list[tuple[str, Any]]:
@@ -33,5 +47,6 @@ def _flat(content: dict[str, Any], above: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-def _is_silent(name: str) -> bool:
-    return any(name == silent or name.startswith(f"{silent}.") for silent in SILENT)
+def is_among(name: str, settings: Sequence[str]) -> bool:
+    """Whether a dotted name is one of `settings`, or lies in a section that is."""
+    return any(name == setting or name.startswith(f"{setting}.") for setting in settings)

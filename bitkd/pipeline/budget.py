@@ -101,6 +101,6 @@ def _apportion(total: int, shares: Mapping[str, float]) -> dict[str, int]:
     steps, before, boundary = {}, 0, 0.0
     for name, share in shares.items():
         boundary += share
-        steps[name] = round(boundary * total) - before
+        steps[name] = math.floor(boundary * total + 0.5) - before
         before += steps[name]
     return steps

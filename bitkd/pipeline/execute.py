@@ -63,7 +63,7 @@ def execute(
     student = finish_student(stage, built.module)
     metrics: dict[str, Any] = {"score": _dev_score(plan, built, values) if has_head else None}
     metrics |= {name: _section(values, name) for name in built.module.dev_names}
-    record = stage_record(plan, stage, resume.seconds if built.fit else 0.0)
+    record = stage_record(plan, stage, resume.seconds if built.fit else 0.0, flops.examples)
     record |= {"size": asdict(measure(student)), "selected": built.select if built.fit else None, "curve": best.curve}
     record["flops"] = {"student": flops.student, "teacher": flops.teacher}
     if built.fit:

@@ -160,7 +160,8 @@ class SourceFacts:
     @cached_property
     def corpus(self) -> RowFacts:
         data, documents = self.config.data, make_documents(self.config)
-        settings = [data.corpus, data.streaming, data.max_length, data.segments, data.masking, self.tokenizer.hash]
+        source = [data.corpus, asdict(data.hub_corpus), data.streaming]
+        settings = [*source, data.max_length, data.segments, data.masking, self.tokenizer.hash]
         files = documents.files if isinstance(documents, FileDocuments) else None
         return RowFacts(**self.memo.fact("corpus", settings, files, lambda: self.loaded.look_at_corpus()))
 

@@ -26,15 +26,19 @@ class Memo:
         self.folder = folder
         self.recall = recall
         self._found: dict[Path, dict[str, Any]] = {}
+        self._unkept: dict[str, Any] = {}
 
     def fact(self, name: str, settings: Any, files: Iterable[Path] | None, look: Callable[[], Any]) -> Any:
         """What `look` finds, as plain data. An InputError is not remembered: it may be mended where no file changes.
 
         settings: what decides how it looks.  files: all that it reads; null where that may change without a sign here, as
-        on the hub: then nothing is recalled or kept.
+        on the hub: then it holds for this process alone.
         """
         if files is None:
-            return look()
+            key = digest([name, settings])
+            if key not in self._unkept:
+                self._unkept[key] = look()
+            return self._unkept[key]
         file = self.folder / f"{name}-{digest([settings, _states(files), _code()])}.json"
         found = self._found.get(file) or (read_json(file) if self.recall else None) or {"fact": look()}
         self._found[file] = found

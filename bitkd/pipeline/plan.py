@@ -72,6 +72,13 @@ class Plan:
         resolved = [path.resolve() for path in given if path is not None]
         return [path.name for path in resolved if path.parent == self.store.root]
 
+    def sources_read(self) -> dict[str, str]:
+        """What the run reads, by content: model, rows and corpus, wherever they lie."""
+        read = {"model": self.facts.hash_of(self.facts.model), "rows": self.facts.task.hash}
+        if any(stage.spec.kind == "general" for stage in self.stages):
+            read["corpus"] = self.facts.corpus.hash
+        return {f"content of {name}": found[:12] for name, found in read.items()}
+
     def rows(self) -> list[dict[str, Any]]:
         """The stages as plain data, for `bitkd plan`. steps: null where they are not known yet."""
         return [
@@ -176,7 +183,7 @@ def _count_flops(plan: Plan) -> dict[str, float]:
     stages = [
         [
             *(stage.name, stage.spec.kind, stage.upstream, asdict(stage.spec.quant), asdict(stage.spec.loss)),
-            *(stage.train.batch_size, stage.seed, stage.checkpoint and facts.hash_of(stage.checkpoint)),
+            *(stage.train.batch_size, stage.checkpoint and facts.hash_of(stage.checkpoint)),
         ]
         for stage in plan.stages
     ]

@@ -131,7 +131,7 @@ def _begin(plan: Plan, console: Any) -> Lock:
         "processes": processes,
         "hyperparameters": hyperparameters(config),
         "budget": _budget(config),
-        "settings": decisive_settings(config),
+        "settings": decisive_settings(config) | plan.sources_read(),
         "titles": {stage.name: stage.title for stage in plan.stages},
         "kinds": {stage.name: stage.spec.kind for stage in plan.stages},
         "upstream": {stage.name: stage.upstream for stage in plan.stages},

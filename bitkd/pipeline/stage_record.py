@@ -13,8 +13,8 @@ from bitkd.pipeline.plan import Plan
 from bitkd.pipeline.planned import PlannedStage
 
 
-def stage_record(plan: Plan, stage: PlannedStage, seconds: float) -> dict[str, Any]:
-    """What made this artifact; nothing of it but the fingerprint says whether it can be used again."""
+def stage_record(plan: Plan, stage: PlannedStage, seconds: float, examples: int = 0) -> dict[str, Any]:
+    """What made this artifact; nothing of it but the fingerprint says whether it can be used again. examples: rows seen."""
     inputs = {role: name if name == PRETRAINED else plan[name].key for role, name in stage.upstream.items()}
     return {
         "format": 1,
@@ -28,12 +28,20 @@ def stage_record(plan: Plan, stage: PlannedStage, seconds: float) -> dict[str, A
         "settings": asdict(stage.spec) | {"train": asdict(stage.train)},
         "seed": stage.seed,
         "steps": stage.total_steps if stage.trains else 0,
-        "examples": stage.total_steps * stage.train.batch_size if stage.trains else 0,
+        "examples": examples,
         "seconds": round(seconds, 2),
         "world_size": plan.config.trainer.devices * plan.config.trainer.num_nodes,
         "precision": plan.config.trainer.precision,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "device": _device(plan.config.trainer.accelerator),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in ("torch", "lightning", "transformers", "datasets")}
         | {"python": platform.python_version()},
     }
+
+
+def _device(accelerator: str) -> str:
+    """What seconds depend on."""
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} with {threads} thread{'' if threads == 1 else 's'}"

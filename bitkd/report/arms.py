@@ -38,7 +38,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Cost:
-    """Training cost of some stages of one run, or its mean over an arm's runs.  seconds: of training alone."""
+    """Training cost of some stages of one run, or its mean over an arm's runs.  seconds: validations on the way included."""
 
     steps: float
     examples: float

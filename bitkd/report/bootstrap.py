@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator, default_rng
 
-from bitkd.report.arms import Arm
+from bitkd.report.arms import MOST_NAMED, Arm
 from bitkd.report.records import Run
 from bitkd.report.scores import Array, weighted_scores
 
@@ -24,13 +24,17 @@ QUESTIONS = {
 }
 """What a difference of two arms of one budget answers, by their pipelines."""
 
+OF_PIPELINES = ("stages.", "student.", "budget.")
+"""Settings that a pipeline's file gives."""
+
 
 @dataclass(frozen=True)
 class Difference:
     """first - second in the primary metric of the final students.
 
     low, high: 95 % percentile interval.  seeds: those that both arms have, taken as pairs; empty where they share none:
-    then each arm's seeds are drawn on their own.  drawn: "rows and seeds", or "rows" where no arm has two seeds to draw.
+    then each arm's seeds are drawn on their own.  drawn: "rows and seeds", or "rows" where there are no two seeds, or pairs
+    of seeds, to draw.  question: what it answers, where the arms differ in nothing else; else in which settings they do.
     """
 
     first: str
@@ -59,13 +63,17 @@ def differences(arms: list[Arm], resamples: int = RESAMPLES) -> list[Difference]
 def pairs(arms: list[Arm]) -> list[tuple[Arm, Arm]]:
     """Which arms are compared, each pair once: arms of other budgets only where there is no reference of the same one.
 
-    Of several arms of one pipeline and budget the first one is the reference.
+    Of several arms of one pipeline and budget the one is chosen that differs in the fewest settings, the first of equals.
     """
     found: list[tuple[int, int]] = []
 
+    def nearest(position: int, candidates: list[int]) -> int | None:
+        return min(candidates, key=lambda at: len(unlike(arms[position].first, arms[at].first)), default=None)
+
     def partner(position: int, pipeline: str) -> int | None:
         total = arms[position].first.total
-        return next((at for at, arm in enumerate(arms) if arm.pipeline == pipeline and arm.first.total == total), None)
+        same = [at for at, arm in enumerate(arms) if arm.pipeline == pipeline and arm.first.total == total]
+        return nearest(position, same)
 
     fallback = next((at for at, arm in enumerate(arms) if arm.pipeline == REFERENCE), 0)
     for at in range(len(arms)):
@@ -81,6 +89,21 @@ def pairs(arms: list[Arm]) -> list[tuple[Arm, Arm]]:
             elif other is not None and (at, other) not in found:
                 found.append((at, other))
     return [(arms[first], arms[second]) for first, second in found]
+
+
+def unlike(one: Run, other: Run) -> list[str]:
+    """Settings that both runs have and that differ, those aside that make a pipeline what it is."""
+    common = [name for name in one.settings if name in other.settings]
+    return [name for name in common if not name.startswith(OF_PIPELINES) and one.settings[name] != other.settings[name]]
+
+
+def _question(first: Arm, second: Arm) -> str:
+    if first.pipeline == second.pipeline or first.first.total != second.first.total:
+        return ""  # labels and a warning say in what they differ
+    if names := unlike(first.first, second.first):
+        shown = ", ".join(names[:MOST_NAMED]) + (", …" if len(names) > MOST_NAMED else "")
+        return f"not the pipelines alone: they also differ in {shown}"
+    return QUESTIONS.get((first.pipeline, second.pipeline), "")
 
 
 def resampled_scores(runs: list[Run], resamples: int) -> list[Array]:
@@ -137,9 +160,7 @@ def _difference(first: Arm, second: Arm, ours: list[Array], theirs: list[Array])
     return Difference(
         first=first.label,
         second=second.label,
-        question=QUESTIONS.get((first.pipeline, second.pipeline), "")
-        if first.first.total == second.first.total
-        else "",
+        question=_question(first, second),
         difference=float(values[0]),
         low=low,
         high=high,

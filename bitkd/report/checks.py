@@ -1,5 +1,6 @@
 """What runs must have in common to stand beside each other."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,9 @@ def check_predictions(run: Run) -> None:
         if given is None or given.labels != labels or len(given.predicted) != len(labels):
             raise InputError(f"{run.name}: stage {stage.name} was measured on other dev rows than its final student")
         found = score(run.metric, run.num_labels, np.asarray(labels, float), np.asarray(given.predicted, float))
-        noise = run.labels is None and is_constant(given.predicted)
-        if abs(found - stage.score) > 1e-3 and not noise:
+        # torchmetrics adds up in 32 bits, and gives 0 for a correlation that it holds for rounding.
+        noise = run.labels is None and (is_constant(given.predicted) or stage.score == 0)
+        if not noise and not math.isclose(found, stage.score, rel_tol=1e-3, abs_tol=1e-3):
             raise InputError(
                 f"{run.name}: stage {stage.name} is recorded with {run.metric} {stage.score:.4f}, but its predictions give "
                 f"{found:.4f}; its records are damaged, run it again"

@@ -53,8 +53,9 @@ def definitions(comparison: Comparison) -> list[tuple[str, str]]:
         (
             "cost",
             "of training: optimizer steps, examples seen, FLOP by torch.utils.flop_counter (the student's forward and "
-            "backward passes, and the teacher's forward passes), over all processes; training time by the clock of the first "
-            "process, over all resumptions, on the device and processes that are named. The chain is every stage but the "
+            "backward passes, and the teacher's forward passes; of training alone), over all processes; training time by the "
+            "clock of the first process from a stage's first step to its last, validations and checkpoints between them "
+            "included, over all resumptions, on the device and processes that are named. The chain is every stage but the "
             "teacher and augmented rows, which pipelines share; General KD is on the corpus, made "
             "once for all tasks, and therefore counted in and out.",
         ),

@@ -1,6 +1,7 @@
 """A finished run as plain data, written to comparison.json and read again."""
 
 import json
+import math
 import os
 import re
 from dataclasses import asdict, dataclass
@@ -30,9 +31,10 @@ class Stage:
     score: the primary metric on the first dev set, larger is better; null where there is no head (General KD, rows).
     dev: each dev set's metrics and loss.  paper_mib, packed_mib: sizes by the two conventions (bitkd.models.size).
     disk_mib: the file as it lies there.  word_tables: 2 after a split with split embeddings.
-    student_flops, teacher_flops: of training, over all processes.  seconds: of training by the clock of the first process,
-    over all resumptions.  device, world_size, trainer_precision: what it was trained on, processes, arithmetic (bf16-mixed).
-    curve: (step, score) at each validation.  predictions: by dev set; of the teacher and the final stage, else null.
+    student_flops, teacher_flops: of training, over all processes.  seconds: from the first step to the last by the clock of
+    the first process, validations included, over all resumptions.  device, world_size, trainer_precision: what it was
+    trained on, processes, arithmetic (bf16-mixed).  curve: (step, score) at each validation.  predictions: by dev set; of the
+    teacher and the final stage, else null.
     """
 
     name: str
@@ -145,13 +147,31 @@ def from_json(text: str, where: str) -> list[Run]:
         if content["format"] != FORMAT:
             raise InputError(f"{where} has format {content['format']}, this version reads {FORMAT}; {advice}")
         runs = [_run_of(run) for run in content["runs"]]
+        for run in runs:
+            _check_numbers(run)
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{where} is damaged ({type(error).__name__}: {error}); {advice}") from error
-    if not runs or not all(run.stages and set(run.final.dev) - {HOLDOUT} for run in runs):
-        raise InputError(f"{where} is damaged (runs without stages or dev sets); {advice}")
+    if not runs:
+        raise InputError(f"{where} is damaged (it holds no runs); {advice}")
     return runs
+
+
+def _check_numbers(run: Run) -> None:
+    """ValueError where a run says nothing, or something that is no number or label of its task."""
+    if not run.stages or not set(run.final.dev) - {HOLDOUT}:
+        raise ValueError(f"{run.name} without stages or dev sets")
+    if run.final.score is None or not math.isfinite(run.final.score):
+        raise ValueError(f"the final score of {run.name} is {run.final.score}")
+    for stage in run.stages:
+        for name, said in (stage.predictions or {}).items():
+            values = [*said.labels, *said.predicted]
+            wrong = [value for value in values if not math.isfinite(value)]
+            if run.num_labels is not None:
+                wrong = [value for value in values if value not in range(run.num_labels)]
+            if wrong or not values or len(said.labels) != len(said.predicted):
+                raise ValueError(f"predictions of {name} in stage {stage.name} of {run.name}")
 
 
 def _run_of(content: dict[str, Any]) -> Run:

@@ -12,6 +12,7 @@ from bitkd.report.comparison import compare_rows
 from bitkd.report.records import HOLDOUT, Run, Stage
 
 NONE = "–"
+PER_STEP = ("FLOP per step", "time per step")
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ def headline(comparison: Comparison) -> TextTable:
     rows = []
     for arm in comparison.arms:
         chain = arm.chain
-        row = [arm.label, mean_text(arm.final), mean_text(arm.kept, 3), mean_text(arm.ratio, 3)]
+        shares = [mean_text(value, 3) + _seeds_text(value, arm) for value in (arm.kept, arm.ratio)]
+        row = [arm.label, mean_text(arm.final), *shares]
         row += [
             arm.first.final.precision,
             size_text(arm.first.final.packed_mib),
@@ -136,6 +138,10 @@ def headline(comparison: Comparison) -> TextTable:
         row += [str(len(arm.runs)), str(arm.num_stages), str(arm.first.hyperparameters)]
         rows.append(row + ([budget_text(arm.first.budget) or NONE] if budgets else []))
     return TextTable(header, rows)
+
+
+def _seeds_text(value: Mean, arm: Arm) -> str:
+    return f" ({value.count} of {len(arm.runs)} seeds)" if 0 < value.count < len(arm.runs) else ""
 
 
 def difference_table(comparison: Comparison) -> TextTable:
@@ -178,13 +184,15 @@ def size_table(comparison: Comparison) -> TextTable:
 
 def cost_table(comparison: Comparison) -> TextTable:
     """The chain with and without General KD, and what is shared, each on a row of its own."""
-    header = ["arm", "of", "steps", "examples", "student FLOP", "teacher FLOP", "all FLOP", "training time", "device"]
+    header = ["arm", "of", "steps", "examples", "student FLOP", "teacher FLOP", "all FLOP", "training time"]
+    header += [*PER_STEP, "device"]
     rows = []
     for arm in comparison.arms:
         parts = [("whole chain", arm.chain)]
         if arm.has_general:
             parts.append(("without General KD", arm.without_general))
-        parts.append(("teacher (shared, apart)", arm.shared))
+        shared = ", ".join(stage.title for stage in arm.first.stages if not stage.in_chain)
+        parts.append((f"shared, apart: {shared or NONE}", arm.shared))
         for position, (name, cost) in enumerate(parts):
             device = "; ".join(arm.devices) or NONE if position == 0 else ""
             rows.append([arm.label if position == 0 else "", name, *_cost_cells(cost), device])
@@ -193,23 +201,28 @@ def cost_table(comparison: Comparison) -> TextTable:
 
 def _cost_cells(cost: Cost) -> list[str]:
     flops = [si(value) for value in (cost.student_flops, cost.teacher_flops, cost.flops)]
-    return [f"{cost.steps:,.0f}", si(cost.examples), *flops, time_text(cost.seconds)]
+    return [f"{cost.steps:,.0f}", si(cost.examples), *flops, time_text(cost.seconds), *_step_cells(cost)]
 
 
-def stage_table(arm: Arm) -> TextTable:
-    """An arm's stages: each metric of each dev set as the mean over seeds, and the cost."""
+def _step_cells(cost: Cost) -> list[str]:
+    return [si(cost.flops / cost.steps), time_text(cost.seconds / cost.steps)] if cost.steps else [NONE, NONE]
+
+
+def _measured(arm: Arm) -> list[tuple[str, str]]:
+    """Dev sets and metrics of an arm's final student, the task's metrics first."""
 
     def place(metric: str) -> int:
         return arm.first.metrics.index(metric) if metric in arm.first.metrics else len(arm.first.metrics)
 
-    measured = [
-        (dev, metric)
-        for dev, values in arm.first.final.dev.items()
-        if dev != HOLDOUT
-        for metric in sorted(values, key=place)
-    ]
+    sets = {dev: values for dev, values in arm.first.final.dev.items() if dev != HOLDOUT}
+    return [(dev, metric) for dev, values in sets.items() for metric in sorted(values, key=place)]
+
+
+def stage_table(arm: Arm, measured: list[tuple[str, str]] | None = None) -> TextTable:
+    """An arm's stages: each metric of each dev set (those of `measured`) as the mean over seeds, and the cost."""
+    measured = measured or _measured(arm)
     header = ["stage", *(f"{dev} {metric}" for dev, metric in measured)]
-    header += ["bits", "steps", "student FLOP", "teacher FLOP", "training time"]
+    header += ["bits", "steps", "student FLOP", "teacher FLOP", "training time", *PER_STEP]
     rows = []
     for position, stage in enumerate(arm.first.stages):
         twins = [run.stages[position] for run in arm.runs]
@@ -219,9 +232,17 @@ def stage_table(arm: Arm) -> TextTable:
         ]
         cost = Cost.mean([Cost.of([twin]) for twin in twins])
         costs = [f"{cost.steps:,.0f}", si(cost.student_flops), si(cost.teacher_flops), time_text(cost.seconds)]
+        costs += _step_cells(cost)
         name = stage.title if stage.title == stage.name else f"{stage.title} ({stage.name})"
         rows.append([name + ("" if stage.in_chain else ", shared"), *cells, stage.precision or NONE, *costs])
     return TextTable(header, rows)
+
+
+def stages_table(comparison: Comparison) -> TextTable:
+    """The stages of all arms."""
+    measured = list(dict.fromkeys(found for arm in comparison.arms for found in _measured(arm)))
+    tables = [(arm.label, stage_table(arm, measured)) for arm in comparison.arms]
+    return TextTable(["arm", *tables[0][1].header], [[label, *row] for label, table in tables for row in table.rows])
 
 
 def _dev_value(stage: Stage, dev: str, metric: str) -> float | None:
@@ -254,5 +275,5 @@ def si(value: float) -> str:
 
 def time_text(seconds: float) -> str:
     if seconds < 99.5:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.2g} s"
     return f"{seconds / 60:.1f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"

@@ -1,5 +1,6 @@
 """A wandb sweep file: read, checked against wandb's own schema and bitkd's configuration; its command as an agent composes it."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,9 +121,10 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no mapping; write method:, metric:, parameters: and command:")
     name = str(content.get("name", ""))
-    if name.startswith(".") or "/" in name:
+    if name and not re.fullmatch(r"\w[\w.-]*( [\w.-]+)*", name):
         raise InputError(
-            f"{path}: name: {name} becomes a folder's name; write it without / and without a dot before it"
+            f"{path}: name: {name} becomes a folder's name and a setting; write it in letters, digits, _, - and ., the first a "
+            "letter, digit or _"
         )
     return content
 

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import sweeps
 
+from bitkd.config.decisive import NUMBERLESS, PLACES, is_among
 from bitkd.config.schema import Config
 from bitkd.errors import InputError
 from bitkd.pipeline.graph import digest
+from bitkd.pipeline.memo import Memo, open_memo
+from bitkd.pipeline.plan import make_plan
 from bitkd.store.artifacts import read_artifact, read_json, write_json
 from bitkd.store.lock import Lock
 from bitkd.store.record import RunRecord
@@ -22,19 +25,13 @@ WAITING, RUNNING, FINISHED, FAILED, STOPPED = "waiting", "running", "finished", 
 _STATES = {FINISHED: "finished", FAILED: "failed"}
 """States as the engine calls them; all others are under way to it."""
 
-_NO_RESULT = ("run", "logger", "wandb", "checkpoint")
-"""Sections of the configuration that change no number."""
-
-_OF_MACHINES = ("dir", "corpus", "num_workers")
-"""Settings of `data` that say where a machine has it: machines that share a sweep may each give their own."""
-
 
 @dataclass
 class Trial:
     """One choice of parameters and what became of it.
 
-    number: position among the proposals.  configuration: digest of the resolved settings that it was last started with.
-    run: its run folder.  seconds: of all its starts together.  score: the final student's.
+    number: position among the proposals.  run: its run folder.  seconds: of all its starts together.  score: the final
+    student's.
     """
 
     number: int
@@ -42,7 +39,6 @@ class Trial:
     parameters: dict[str, Any]
     log: str
     run: str
-    configuration: str
     state: str = WAITING
     score: float | None = None
     seconds: float = 0.0
@@ -59,8 +55,13 @@ class Sweep:
     proposals: list[dict[str, Any]] = field(default_factory=list)
     """All of them, in order; of bayes, only those that need no score."""
 
-    _places: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Name of a trial -> its run folder and the digest of its configuration, which takes time to put together."""
+    _configs: dict[str, Config] = field(default_factory=dict)
+    """Name of a trial -> its configuration, which takes time to put together."""
+
+    _planned: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Name of a finished trial -> the artifacts that its run would end with by now."""
+
+    _memo: Memo | None = None
 
     @classmethod
     def open(cls, spec: SweepSpec) -> "Sweep":
@@ -100,7 +101,7 @@ class Sweep:
             return self._trial(number, self.proposals[number])
         earlier = self.trials()
         kept = next((trial.parameters for trial in earlier if trial.number == number), None)
-        return self._trial(number, kept or _propose(self.spec, number, earlier))
+        return self._trial(number, kept or _propose(self.spec, number, [self.read(trial) for trial in earlier]))
 
     def read(self, trial: Trial) -> Trial:
         """The same trial, as its file tells by now."""
@@ -108,8 +109,8 @@ class Sweep:
 
     def trials(self) -> list[Trial]:
         """All trials that have a file, by number."""
-        contents = map(read_json, (self.folder / "trials").glob("[!.]*.json"))
-        return sorted((Trial(**content) for content in contents if content), key=lambda trial: trial.number)
+        found = map(_read, (self.folder / "trials").glob("[!.]*.json"))
+        return sorted((trial for trial in found if trial), key=lambda trial: trial.number)
 
     def listed(self) -> list[Trial]:
         """All trials that are known, best first."""
@@ -134,21 +135,30 @@ class Sweep:
 
     def _trial(self, number: int, parameters: dict[str, Any], check: bool = False) -> Trial:
         name = f"{self.spec.name}-{digest([parameters, _with_result(self.spec.settings)])[:8]}"
-        if name not in self._places:
-            config = self.spec.config(parameters, check)
-            run = Path(config.run.dir).expanduser().resolve() / config.task.name / name
-            self._places[name] = str(run), _digest(config)
-        made = Trial(number, name, parameters, str(self.folder / "logs" / f"{name}.log"), *self._places[name])
-        content = read_json(self._file(name))
-        if content is None:
+        if name not in self._configs:
+            self._configs[name] = self.spec.config(parameters, check)
+        config = self._configs[name]
+        run = Path(config.run.dir).expanduser().resolve() / config.task.name / name
+        made = Trial(number, name, parameters, str(self.folder / "logs" / f"{name}.log"), str(run))
+        found = _read(self._file(name))
+        if found is None:
             return made
-        found = Trial(**content)
-        if found.configuration != made.configuration or (found.state == FINISHED and score_of(Path(made.run)) is None):
-            found.state = WAITING  # of other settings, or its run is gone: what still holds is in the store
+        if found.state == FINISHED and not self._holds(found, run):
+            found.state, found.score = WAITING, None
         if self.spec.method != "bayes":  # which finds by its number what it proposed
             found.number = number
-        found.run, found.log, found.configuration = made.run, made.log, made.configuration
+        found.run, found.log = made.run, made.log
         return found
+
+    def _holds(self, trial: Trial, run: Path) -> bool:
+        """Whether a finished trial's run is there, and would be the same with the sources and settings of now."""
+        if score_of(run) is None:
+            return False
+        if trial.name not in self._planned:
+            config = self._configs[trial.name]
+            self._memo = self._memo or open_memo(config, recall=True)
+            self._planned[trial.name] = planned_keys(config, self._memo)
+        return RunRecord.read(run).stages == self._planned[trial.name]
 
     def _file(self, name: str) -> Path:
         return self.folder / "trials" / f"{name}.json"
@@ -167,6 +177,23 @@ class Sweep:
                 f"{self.folder} was begun by another file or other settings, and bayes learns from all its trials; give the "
                 "sweep another name:, or delete the folder (its runs are kept)"
             )
+
+
+def _read(file: Path) -> Trial | None:
+    """A trial's file; null where there is none, or none of this version's."""
+    content = read_json(file)
+    try:
+        return Trial(**{key: value for key, value in content.items() if key in Trial.__dataclass_fields__})
+    except (AttributeError, TypeError):
+        return None
+
+
+def planned_keys(config: Config, memo: Memo) -> dict[str, str]:
+    """Stage -> artifact that a run of `config` ends with. InputError where it could not be run."""
+    try:
+        return {stage.name: stage.key for stage in make_plan(config, memo).stages}
+    finally:
+        memo.keep()
 
 
 def score_of(run: Path) -> float | None:
@@ -220,13 +247,5 @@ def _plain(run: Any) -> dict[str, Any]:
 
 
 def _with_result(settings: Sequence[str]) -> list[str]:
-    """The settings that change numbers."""
-    machines = {f"data.{key}" for key in _OF_MACHINES}
-    keys = {text: text.partition("=")[0] for text in settings}
-    return sorted(text for text, key in keys.items() if key.split(".")[0] not in _NO_RESULT and key not in machines)
-
-
-def _digest(config: Config) -> str:
-    content = {key: value for key, value in asdict(config).items() if key not in _NO_RESULT}
-    content["data"] = {key: value for key, value in content["data"].items() if key not in _OF_MACHINES}
-    return digest(content)
+    """The settings that a trial is told apart by."""
+    return sorted(text for text in settings if not is_among(text.partition("=")[0], (*NUMBERLESS, *PLACES)))

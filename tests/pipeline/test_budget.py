@@ -3,6 +3,7 @@ import pytest
 from bitkd.config.load import load_config
 from bitkd.config.schema import hyperparameters
 from bitkd.errors import InputError
+from bitkd.pipeline.budget import _apportion
 from bitkd.pipeline.plan import make_plan
 from bitkd.pipeline.runner import run
 from tests.conftest import read_record
@@ -35,6 +36,16 @@ def test_arms_share_the_stages_that_they_have_in_common(settings, tmp_path, tota
 def test_examples_are_counted_by_each_stages_batch(settings, tmp_path):
     more = ["budget.examples=800", "stages.single_binary.batch_size=16"]
     assert steps_of(settings(tmp_path, "singlestage", *more)) == {"teacher": 4, "single": 40, "single_binary": 30}
+
+
+def test_no_half_step_is_lost_to_rounding():
+    shares = {"single": 0.15, "ternary": 0.1, "single_binary": 0.75}
+    assert _apportion(10, shares) == {"single": 2, "ternary": 1, "single_binary": 7}
+
+
+def test_seeds_of_one_arm_get_equal_steps_for_equal_flops(settings, tmp_path):
+    found = [steps_of(settings(tmp_path, "singlestage", "budget.flops=5e9", f"seed={seed}")) for seed in (1, 2, 3)]
+    assert found[0] == found[1] == found[2]
 
 
 def test_general_kd_may_be_counted_apart(settings, tmp_path):

@@ -132,6 +132,31 @@ def test_what_the_hub_holds_is_not_remembered(settings, tmp_path, monkeypatch):
     assert looks == ["rows", "rows"]
 
 
+def test_one_look_at_the_hub_serves_a_process_and_each_corpus_has_its_own(settings, tmp_path, monkeypatch):
+    looks = []
+    monkeypatch.setattr(
+        Sources, "look_at_rows", lambda self: looks.append("rows") or {"hash": "r", "rows": {"train": 96}}
+    )
+    monkeypatch.setattr(
+        Sources,
+        "look_at_corpus",
+        lambda self: looks.append(self.config.data.hub_corpus.name) or {"hash": looks[-1], "rows": {"train": 96}},
+    )
+    given = ["data.dir=null", "data.corpus=[]", "data.hub_corpus.path=wiki"]
+    configs = [
+        load_config(settings(tmp_path, "multistage", *given, f"data.hub_corpus.name={name}"))
+        for name in ("en", "de", "en")
+    ]
+    memo = open_memo(configs[0], recall=True)
+    plans = [make_plan(config, memo) for config in configs]
+    assert looks == ["rows", "en", "de"]
+    keys = [plan["general"].key for plan in plans]
+    assert keys[0] == keys[2] != keys[1]
+    memo.keep()
+    assert make_plan(configs[0], open_memo(configs[0], recall=True))["general"].key == keys[0]
+    assert looks == ["rows", "en", "de", "rows", "en"]
+
+
 def test_a_refusal_is_looked_at_again(tmp_path):
     source = tmp_path / "source"
     source.touch()

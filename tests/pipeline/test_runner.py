@@ -173,10 +173,17 @@ def test_every_artifact_says_what_it_is(finished):
     assert (folder / "logs" / "stage1" / "version_0" / "metrics.csv").read_text().count("train/attention") == 1
 
 
-def test_a_run_records_the_settings_that_decide_its_numbers(finished, settings):
-    found = json.loads((finished / "rte" / "singlestage" / "manifest.json").read_text())["settings"]
-    assert found == decisive_settings(load_config(settings(finished)))
+def test_a_run_records_the_settings_that_decide_its_numbers_and_what_it_read(finished, settings):
+    def settings_of(name):
+        return json.loads((finished / "rte" / name / "manifest.json").read_text())["settings"]
+
+    found = settings_of("singlestage")
+    read = {name: value for name, value in found.items() if name.startswith("content of ")}
+    assert found == decisive_settings(load_config(settings(finished))) | read
     assert found["train.lr"] == 1e-2
+    assert set(read) == {"content of model", "content of rows"}
+    assert read.items() < settings_of("multistage").items()
+    assert "content of corpus" in settings_of("multistage")
 
 
 @pytest.mark.parametrize("stage", ["teacher", "init", "single_binary"])

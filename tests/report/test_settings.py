@@ -68,6 +68,37 @@ def test_every_pair_is_compared_once():
     assert [(a.label, b.label) for a, b in ablation] == [("multistage", "halfternary")]
 
 
+def test_arms_are_held_against_the_one_that_is_most_alike_and_answer_a_question_where_nothing_else_differs():
+    runs = [
+        with_settings(make_one(pipeline, 1), embedding_bits=bits, stages__ternary__lr=lr)
+        for bits, lr in ((None, 1), (32, 2))
+        for pipeline in ("multistage", "halfternary")
+    ]
+    arms = make_arms(runs)
+    found = {(arms.index(a), arms.index(b)) for a, b in pairs(arms)}
+    assert {(0, 1), (2, 3)} <= found
+    told = [d.question for d in differences(arms, resamples=5)]
+    assert sorted(told) == [
+        "",  # of one pipeline: its labels say it
+        "not the pipelines alone: they also differ in embedding_bits",  # without a singlestage: all against the first
+        "what splitting gives",
+        "what splitting gives",
+    ]
+    (lone,) = differences(make_arms([runs[0], runs[3]]), resamples=5)
+    assert lone.question == "not the pipelines alone: they also differ in embedding_bits"
+
+
+def test_runs_on_other_rows_or_models_are_another_arm():
+    one, other = (
+        with_settings(make_one("singlestage", seed), **{"content of model": content})
+        for seed, content in ((1, "a"), (2, "b"))
+    )
+    assert [arm.label for arm in make_arms([one, other])] == [
+        "singlestage (content of model=a)",
+        "singlestage (content of model=b)",
+    ]
+
+
 def test_a_difference_of_budgets_answers_no_question_and_is_named_first():
     equal = [of_budget(make_one(name, 1), 600) for name in ("progressive", "singlestage")]
     (found,) = differences(make_arms(equal), resamples=5)
@@ -92,7 +123,11 @@ def test_what_decides_no_number_is_no_setting(settings, tmp_path):
     assert of(*silent) == plain
     assert "seed" not in plain
     assert of("stages.single.lr=0.5") == plain | {"stages.single.lr": 0.5}
-    assert of("task.augmentation.enabled=true") == plain | {"task.augmentation.enabled": True}
+    assert (
+        of("data.segments=1", "data.hub_corpus.name=x", "task.augmentation.variants=7") == plain
+    )  # nothing reads them
+    augmented = of("task.augmentation.enabled=true", "task.augmentation.variants=7")
+    assert augmented == plain | augmented | {"task.augmentation.enabled": True, "task.augmentation.variants": 7}
     assert set(of("budget.steps=9")) - set(plain) >= {"budget.steps"}
 
 

@@ -9,7 +9,7 @@ import pytest
 from bitkd.cli import main
 from bitkd.errors import InputError
 from bitkd.pipeline.finished import read_finished
-from bitkd.report.arms import make_arms, warnings_of
+from bitkd.report.arms import majority, make_arms, warnings_of
 from bitkd.report.comparison import compare_rows
 from bitkd.report.definitions import definitions, versions
 from bitkd.report.page import CAPTIONS, render_page
@@ -18,7 +18,7 @@ from bitkd.report.reading import chain_of
 from bitkd.report.records import Predictions, from_json, to_json
 from bitkd.report.report import markdown
 from bitkd.report.scores import score
-from bitkd.report.summary import Comparison, cost_table
+from bitkd.report.summary import Comparison, cost_table, headline, stages_table
 from tests.report.conftest import make_one
 from tests.report.test_records import write_run
 
@@ -138,6 +138,51 @@ def test_machines_are_named_with_processes_and_arithmetic():
     assert f"Trained on different devices ({expected}): seconds cannot be compared." in warnings_of(arms)
     assert versions(Comparison.of([run, other]))[-1] == f"trained on {expected}"
     assert cost_table(Comparison.of([other])).rows[0][-1] == "x86_64, 2 processes, bf16-mixed"
+
+
+def test_a_share_that_not_every_seed_has_says_so():
+    runs = [make_one("singlestage", seed) for seed in (1, 2, 3)]
+    floor = majority(runs[0])
+    runs[0] = replace(
+        runs[0],
+        stages=[replace(s, score=floor, predictions=None) if s.name == "teacher" else s for s in runs[0].stages],
+    )
+    table = headline(Comparison.of(runs))
+    kept, ratio = (table.rows[0][table.header.index(name)] for name in ("share of teacher kept", "student / teacher"))
+    assert kept.endswith(" (2 of 3 seeds)")
+    assert "of 3" not in ratio
+
+
+def test_stages_of_arms_with_other_metrics_stand_under_one_header():
+    one, other = make_one("singlestage", 1), make_one("multistage", 1)
+    fewer = with_stages(one, lambda s: replace(s, dev={"dev": {k: v for k, v in s.dev["dev"].items() if k != "f1"}}))
+    table = stages_table(Comparison.of([fewer, other]))
+    column = table.header.index("dev f1")
+    assert {len(row) for row in table.rows} == {len(table.header)}
+    assert table.rows[0][column] == "–"
+    assert table.rows[-1][column] != "–"
+
+
+def test_a_step_costs_what_its_stage_costs_by_its_steps():
+    comparison = Comparison.of([make_one("singlestage", 1), make_one("halfternary", 1)])
+
+    def per_step(table, name):
+        return [
+            [row[table.header.index(column)] for column in (name, "FLOP per step", "time per step")]
+            for row in table.rows
+        ]
+
+    costs = per_step(cost_table(comparison), "of")
+    assert costs[0] == ["whole chain", "800 G", "0.31 s"]  # 3 x 200 G of the student, 200 G of the teacher
+    assert costs[1] == ["shared, apart: Teacher", "600 G", "0.31 s"]
+    assert costs[2] == ["whole chain", "500 G", "0.31 s"]
+    stages = stages_table(comparison)
+    assert [row[0] for row in stages.rows] == ["singlestage"] * 4 + ["halfternary"] * 5
+    assert per_step(stages, "stage")[:3] == [
+        ["Teacher (teacher), shared", "600 G", "0.31 s"],
+        ["Initialization (init)", "–", "–"],
+        ["Single-Stage KD (single)", "800 G", "0.31 s"],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,7 @@ def test_two_real_trials_one_cut_in_a_stage_share_their_stages_and_end_like_uncu
     settings, tmp_path, console, monkeypatch
 ):
     given = dict(text.split("=", 1) for text in settings(tmp_path, "singlestage", "checkpoint.every_steps=1"))
+    given["data.dir"] = str(shutil.copytree(given["data.dir"], tmp_path / "data"))
     file = tmp_path / "two.yaml"
     content = {
         "method": "grid",
@@ -295,3 +296,7 @@ def test_two_real_trials_one_cut_in_a_stage_share_their_stages_and_end_like_uncu
     ]
     assert ends[0]
     assert ends[0] == ends[1]
+    rows = Path(given["data.dir"]) / "RTE" / "train.tsv"
+    rows.write_text("\n".join(rows.read_text().splitlines()[:-1]) + "\n")
+    again = Sweep.open(sweep.spec)
+    assert states(again) == ["waiting", "waiting"]  # of other rows

@@ -17,7 +17,16 @@ from bitkd.sweep.trials import Sweep
 ROOT = Path(__file__).parent.parent.parent
 FILES = sorted(file for file in (ROOT / "experiments").rglob("*.yaml"))
 
-TRIALS = {"arms": 10, "pilot": 20, "augmentation": 8, "pipelines": 18, "xtc_budgets": 8, "xtc_learning_rates": 9}
+TRIALS = {
+    "arms": 10,
+    "augmentation": 8,
+    "budgets": 2,
+    "pilot": 20,
+    "pipelines": 18,
+    "rates": 3,
+    "xtc_budgets": 8,
+    "xtc_learning_rates": 9,
+}
 
 KNOWN = {"task": {"value": "demo"}, "pipeline": {"value": "singlestage"}, "train.lr": {"values": [0.1]}}
 
@@ -101,6 +110,10 @@ def test_wandb_agent_runs_a_trial(agent, settings, tmp_path, monkeypatch, write)
         ({"parameters": {"train.lr": {"min": "1e-5", "max": "1e-4"}}}, "2.0e-5, not 2e-5"),
         ({"parameters": {"train.lr": {"min": 2.0, "max": 1.0}}}, "min 2.0 is not less than max 1.0"),
         ({"parameters": {"train": {"parameters": {"lr": {"value": 1.0}}}}}, "dotted keys, such as train.NAME:"),
+        *(
+            ({"name": name}, "becomes a folder's name and a setting")
+            for name in ("XTC #2", "lr: 1", "[x]", ".x", "a/b", "-x")
+        ),
         ({"parameters": {"run.name": {"value": "a"}}}, "each trial's own"),
         ({"parameters": {"student.layers": {"values": [None]}}}, "'null' in quotes"),
         ({"paramters": {}}, "'paramters' was unexpected"),
