@@ -86,7 +86,7 @@ class Arm:
 
     @property
     def teacher(self) -> Mean:
-        return Mean.of(run.teacher.score if run.teacher else None for run in self.runs)
+        return mean_of_artifacts([run.teacher for run in self.runs if run.teacher], lambda stage: stage.score)
 
     @property
     def kept(self) -> Mean:
@@ -133,10 +133,13 @@ class Arm:
 
     def stages(self) -> list[tuple[Stage, Mean]]:
         """Each stage of the first run, with its score over the seeds."""
-        return [
-            (stage, Mean.of(run.stages[position].score for run in self.runs))
-            for position, stage in enumerate(self.first.stages)
-        ]
+        columns = zip(*(run.stages for run in self.runs))
+        return [(twins[0], mean_of_artifacts(twins, lambda stage: stage.score)) for twins in columns]
+
+
+def mean_of_artifacts(stages: Iterable[Stage], value: Callable[[Stage], float | None]) -> Mean:
+    """The mean over stages of several seeds; an artifact that seeds share counts once."""
+    return Mean.of({stage.key: value(stage) for stage in stages}.values())
 
 
 def majority(run: Run) -> float:

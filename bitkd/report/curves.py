@@ -41,7 +41,7 @@ def draw_curves(comparison: Comparison) -> Figure:
     states = [_strip(strip, arm, len(arms) - 1 - row, total) for row, arm in enumerate(arms)]
     seen = [state for state in STATES if any(state in found for found in states)]
     held = any(HOLDOUT in run.final.dev for run in comparison.runs)
-    top.set_ylabel(f"{comparison.metric} ({'hold-out; ends of stages: dev' if held else 'dev'})")
+    top.set_ylabel(f"{comparison.metric}\n({'hold-out; ends of stages: dev' if held else 'dev'})")
     top.margins(y=0.08)
     strip.set_ylim(-0.6, len(arms) - 0.4)
     strip.set_yticks(range(len(arms)), [arm.label for arm in reversed(arms)], fontsize=9)
@@ -86,7 +86,8 @@ def _curve(axes: Axes, arm: Arm, colour: str, marker: str, weight: float) -> Non
                 )
             if all([step for step, _ in curve] == [step for step, _ in curves[0]] for curve in curves):
                 middle = [statistics.fmean(score for _, score in scores) for scores in zip(*curves)]
-                axes.plot(steps, middle, color=colour, linewidth=1.6 * weight)
+                alone = "." if len(steps) == 1 else ""
+                axes.plot(steps, middle, alone, linestyle="-", color=colour, linewidth=1.6 * weight, markersize=5)
             ends.append((offset + stage.steps, mean.mean))
         offset += stage.steps
     if not ends:  # a teacher alone has no chain

@@ -2,10 +2,10 @@
 
 import re
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
-from bitkd.report.arms import Arm, Cost, Mean, majority, make_arms, warnings_of
+from bitkd.report.arms import Arm, Cost, Mean, majority, make_arms, mean_of_artifacts, warnings_of
 from bitkd.report.bootstrap import Difference, differences
 from bitkd.report.checks import budget_text
 from bitkd.report.comparison import compare_rows
@@ -51,8 +51,7 @@ class Comparison:
     @property
     def teacher(self) -> Mean:
         """Over all seeds' teachers, each counted once."""
-        teachers = {run.teacher.key: run.teacher.score for run in self.runs if run.teacher}
-        return Mean.of(teachers.values())
+        return mean_of_artifacts([run.teacher for run in self.runs if run.teacher], lambda stage: stage.score)
 
     def as_data(self) -> dict[str, Any]:
         """For machines: what the report's tables say."""
@@ -227,7 +226,9 @@ def stage_table(arm: Arm, measured: list[tuple[str, str]] | None = None) -> Text
     for position, stage in enumerate(arm.first.stages):
         twins = [run.stages[position] for run in arm.runs]
         cells = [
-            mean_text(Mean.of(_dev_value(twin, dev, metric) for twin in twins)) if stage.score is not None else NONE
+            mean_text(mean_of_artifacts(twins, partial(_dev_value, dev=dev, metric=metric)))
+            if stage.score is not None
+            else NONE
             for dev, metric in measured
         ]
         cost = Cost.mean([Cost.of([twin]) for twin in twins])

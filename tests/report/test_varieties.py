@@ -153,6 +153,17 @@ def test_a_share_that_not_every_seed_has_says_so():
     assert "of 3" not in ratio
 
 
+def test_a_teacher_that_seeds_share_has_no_deviation():
+    runs = [make_one("singlestage", seed) for seed in (1, 2)]
+    teacher = runs[0].stages[0]
+    shared = [replace(run, stages=[teacher, *run.stages[1:]]) for run in runs]
+    scores = [
+        [row[table.header.index("dev accuracy")] for row in table.rows]
+        for table in (stages_table(Comparison.of(given)) for given in (runs, shared))
+    ]
+    assert [[("±" in score) for score in column] for column in scores] == [[True] * 4, [False, True, True, True]]
+
+
 def test_stages_of_arms_with_other_metrics_stand_under_one_header():
     one, other = make_one("singlestage", 1), make_one("multistage", 1)
     fewer = with_stages(one, lambda s: replace(s, dev={"dev": {k: v for k, v in s.dev["dev"].items() if k != "f1"}}))
