@@ -1,10 +1,10 @@
-"""The settings that decide a run's numbers, as flat dotted names: what two runs of one arm have in common."""
+"""The settings that decide a run's numbers: which they are, as flat dotted names, and how many were set."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass, replace
 from typing import Any
 
-from bitkd.config.schema import Config
+from bitkd.config.schema import Config, ShapeSpec, StageSpec, TrainSpec
 
 NUMBERLESS = ("run", "logger", "wandb", "checkpoint", "data.num_workers", "data.eval_batch_size", "trainer.accelerator",
               "trainer.strategy", "trainer.log_every_n_steps")  # fmt: skip
@@ -19,6 +19,9 @@ SILENT = (*NUMBERLESS, *PLACES, "seed", "pipeline", "model.pretrained", "task.au
 
 OF_CORPORA = ("hub_corpus", "streaming", "masking", "segments")
 """Settings of `data` that only General KD reads."""
+
+NOT_TUNED = ("kind", "title", "student", "teacher", "augmented", "checkpoint", "labels", "seed")
+"""What a stage is, in distinction to how it is trained and quantized."""
 
 SILENT_IN_STAGES = ("title", "checkpoint")
 
@@ -38,6 +41,29 @@ def decisive_settings(config: Config) -> dict[str, Any]:
         content["stages"][name] = {key: value for key, value in stage.items() if key not in SILENT_IN_STAGES}
         content["stages"][name] |= {"given": True} if given else {}
     return {name: value for name, value in _flat(content) if not is_among(name, SILENT)}
+
+
+def hyperparameters(config: Config) -> int:
+    """How many hyper-parameters a configuration sets: values of `student`, `train` and of every stage but the teacher that differ
+    from their defaults, `embedding_bits`, and the shares of a budget (the last follows from the others) with its total.
+    """
+    stages = [stage for stage in config.stages.values() if stage.kind != "finetune"]
+    words = config.embedding_bits
+    if words is not None:  # one setting, however many stages it reaches
+        own = [replace(s.quant, embedding_bits=None) if s.quant.embedding_bits == words else s.quant for s in stages]
+        stages = [replace(stage, quant=quant) for stage, quant in zip(stages, own)]
+    count = _differing(config.student, ShapeSpec()) + _differing(config.train, TrainSpec())
+    count += sum(_differing(stage, StageSpec(), NOT_TUNED) for stage in stages)
+    return count + (words is not None) + (len(config.budget.given_shares) if config.budget.total else 0)
+
+
+def _differing(spec: Any, default: Any, skipped: tuple[str, ...] = ()) -> int:
+    count = 0
+    for name in spec.__dataclass_fields__:
+        if name not in skipped:
+            value, usual = getattr(spec, name), getattr(default, name)
+            count += _differing(value, usual) if is_dataclass(value) else value != usual
+    return count
 
 
 def _flat(content: dict[str, Any], above: str = "") -> list[tuple[str, Any]]:

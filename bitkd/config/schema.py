@@ -1,6 +1,6 @@
 """Every knob of bitkd, typed; the meaning of each stands under it."""
 
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
@@ -295,33 +295,6 @@ class Config:
     """csv, or wandb (which writes the CSV files too)."""
     seed: int = 42
     """Seed of the run; every stage derives its own from it and from its name."""
-
-
-NOT_TUNED = ("kind", "title", "student", "teacher", "augmented", "checkpoint", "labels", "seed")
-"""What a stage is, in distinction to how it is trained and quantized."""
-
-
-def hyperparameters(config: Config) -> int:
-    """How many hyper-parameters a configuration sets: values of `student`, `train` and of every stage but the teacher that differ
-    from their defaults, `embedding_bits`, and the shares of a budget (the last follows from the others) with its total.
-    """
-    stages = [stage for stage in config.stages.values() if stage.kind != "finetune"]
-    words = config.embedding_bits
-    if words is not None:  # one setting, however many stages it reaches
-        own = [replace(s.quant, embedding_bits=None) if s.quant.embedding_bits == words else s.quant for s in stages]
-        stages = [replace(stage, quant=quant) for stage, quant in zip(stages, own)]
-    count = _differing(config.student, ShapeSpec()) + _differing(config.train, TrainSpec())
-    count += sum(_differing(stage, StageSpec(), NOT_TUNED) for stage in stages)
-    return count + (words is not None) + (len(config.budget.given_shares) if config.budget.total else 0)
-
-
-def _differing(spec: Any, default: Any, skipped: tuple[str, ...] = ()) -> int:
-    count = 0
-    for name in spec.__dataclass_fields__:
-        if name not in skipped:
-            value, usual = getattr(spec, name), getattr(default, name)
-            count += _differing(value, usual) if is_dataclass(value) else value != usual
-    return count
 
 
 def settings_of(stage: StageSpec, train: TrainSpec) -> dict[str, Any]:

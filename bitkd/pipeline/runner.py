@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from bitkd.config.decisive import decisive_settings
+from bitkd.config.decisive import decisive_settings, hyperparameters
 from bitkd.config.load import to_yaml
-from bitkd.config.schema import Config, hyperparameters
+from bitkd.config.schema import Config
 from bitkd.errors import StoppedError
 from bitkd.pipeline.augmentation import augment
 from bitkd.pipeline.execute import execute

@@ -1,7 +1,7 @@
 import pytest
 
+from bitkd.config.decisive import hyperparameters
 from bitkd.config.load import load_config
-from bitkd.config.schema import hyperparameters
 from bitkd.errors import InputError
 from bitkd.pipeline.budget import _apportion
 from bitkd.pipeline.plan import make_plan
