@@ -20,10 +20,9 @@ FILES = sorted(file for file in (ROOT / "experiments").rglob("*.yaml"))
 TRIALS = {
     "arms": 10,
     "augmentation": 8,
-    "budgets": 2,
     "pilot": 20,
     "pipelines": 18,
-    "rates": 3,
+    "rates": 4,
     "xtc_budgets": 8,
     "xtc_learning_rates": 9,
 }
