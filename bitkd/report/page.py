@@ -23,8 +23,8 @@ CAPTIONS = {
     "over seeds.",
     "cost": "Score against the training cost of the whole chain; hollow: without General KD. Bars: ± standard deviation over "
     "seeds.",
-    "curves": "Scores over the steps of the chain. A marker is the end of a stage, measured on dev; thin lines are seeds. "
-    "Below: which stage each arm is in.",
+    "curves": "Scores over the steps of the chain. A marker is the end of a stage, measured on dev; lines are "
+    "the validations on the way (thin: each seed), a small point where there was but one. Below: which stage each arm is in.",
     "pipelines": "The pipelines, each stage with its metric and cost.",
 }
 
