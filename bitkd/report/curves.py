@@ -86,8 +86,8 @@ def _curve(axes: Axes, arm: Arm, colour: str, marker: str, weight: float) -> Non
                 )
             if all([step for step, _ in curve] == [step for step, _ in curves[0]] for curve in curves):
                 middle = [statistics.fmean(score for _, score in scores) for scores in zip(*curves)]
-                alone = "." if len(steps) == 1 else ""
-                axes.plot(steps, middle, alone, linestyle="-", color=colour, linewidth=1.6 * weight, markersize=5)
+                alone = "." if len(steps) == 1 else None
+                axes.plot(steps, middle, marker=alone, color=colour, linewidth=1.6 * weight, markersize=5)
             ends.append((offset + stage.steps, mean.mean))
         offset += stage.steps
     if not ends:  # a teacher alone has no chain

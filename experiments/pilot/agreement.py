@@ -26,7 +26,7 @@ def margins(stage: Path) -> tuple[Tensor, Tensor]:
 
 
 def main(runs: list[str]) -> None:
-    rows = []
+    rows = {}  # by artifact: runs share some
     for run in map(Path, runs):
         record = RunRecord.read(run)
         teacher, labels = margins(run / "teacher")
@@ -45,10 +45,10 @@ def main(runs: list[str]) -> None:
             )
             rate = read_artifact(run / stage).stage["settings"]["lr"] or record.info["settings"]["train.lr"]
             told = [record.info["task"], record.info["pipeline"], record.info["seed"], stage, precision, rate]
-            rows.append([*map(str, told), *(f"{value:.4f}" for value in values)])
+            rows[record.stages[stage]] = [*map(str, told), *(f"{value:.4f}" for value in values)]
     header = ["task", "arm", "seed", "stage", "bits", "lr", "accuracy", "rows called positive", "area under ROC",
               "correlation with the teacher"]  # fmt: skip
-    csv.writer(sys.stdout, lineterminator="\n").writerows([header, *sorted(rows)])
+    csv.writer(sys.stdout, lineterminator="\n").writerows([header, *sorted(rows.values())])
 
 
 if __name__ == "__main__":
