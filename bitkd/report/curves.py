@@ -49,7 +49,7 @@ def draw_curves(comparison: Comparison) -> Figure:
     strip.grid(visible=False)
     strip.spines["left"].set_visible(False)
     strip.set_xlim(-0.01 * total, 1.01 * total)
-    strip.set_xlabel("optimizer steps of the chain, stage after stage (the teacher's apart)")
+    strip.set_xlabel("optimizer steps of the chain, stage after stage\n(the teacher's apart)")
     strip.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     figure.legend(handles=handles, loc="outside upper left", ncols=3)
     patches = [
