@@ -162,6 +162,8 @@ def _check_numbers(run: Run) -> None:
     """ValueError where a run says nothing, or something that is no number or label of its task."""
     if not run.stages or not set(run.final.dev) - {HOLDOUT}:
         raise ValueError(f"{run.name} without stages or dev sets")
+    if not isinstance(run.seed, int):
+        raise ValueError(f"the seed of {run.name} is {run.seed!r}")
     if run.final.score is None or not math.isfinite(run.final.score):
         raise ValueError(f"the final score of {run.name} is {run.final.score}")
     for stage in run.stages:

@@ -146,6 +146,7 @@ def test_a_damaged_comparison_json_is_named(run_of, tmp_path):
         '{"format": 1, "runs": []}': "is damaged",
         text.replace('"seed"', '"sead"'): "is damaged",
         text.replace('"title"', '"tittle"'): "is damaged",
+        text.replace('"seed": 1', '"seed": "x"'): "is damaged .*the seed of",
         re.sub(r'"predicted": \[\d', '"predicted": [7', text): "is damaged .*predictions of dev in stage teacher",
         re.sub(r'"labels": \[[\d., ]+\]', '"labels": []', text): "is damaged .*predictions of dev in stage teacher",
         text[: text.rindex('"score"')] + re.sub('"score": [0-9.]+', '"score": null', text[text.rindex('"score"') :]): (
