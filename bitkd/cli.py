@@ -42,9 +42,9 @@ name, and artifacts that its settings name; one whose folder was deleted needs n
 
 COMPARE_HELP = """
 
-Runs of one pipeline and budget under several seeds are one arm: means, deviations, and differences between arms with a
-95 % interval by the bootstrap. Runs of different tasks, dev rows or labels are refused, and so are unfinished ones. Runs
-whose teachers differ at one seed are shown, under a plain warning at the top of every output.
+Runs of one pipeline and of the same settings under several seeds are one arm: means, deviations, and differences
+between arms with a 95 % interval by the bootstrap. Runs of different tasks, dev rows or labels are refused, and so are
+unfinished ones. Runs whose teachers differ at one seed are shown, under a plain warning at the top of every output.
 A comparison.json gives the same tables and plots again without the runs.
 """
 
