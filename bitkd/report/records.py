@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -189,7 +190,7 @@ def _run_of(content: dict[str, Any]) -> Run:
 def write_file(file: Path, content: str | bytes) -> None:
     """Write a file so that readers see the old one or the new one, never half of either."""
     data = content.encode() if isinstance(content, str) else content
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}")  # containers have equal numbers
     try:
         temporary.write_bytes(data)
         os.replace(temporary, file)

@@ -13,6 +13,7 @@ from typing import Any
 
 from bitkd.config.schema import Config
 from bitkd.errors import InputError
+from bitkd.report.records import write_file
 from bitkd.store.lock import Lock, is_alive
 
 STAGE_FILE = "stage.json"
@@ -202,9 +203,7 @@ def read_json(file: Path) -> Any:
 
 def write_json(file: Path, content: Any) -> None:
     """Write plain data so that readers see the old file or the new one, never half of either."""
-    temporary = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}")  # containers have equal numbers
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
+    write_file(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def checksum(file: Path | str) -> str:

@@ -31,10 +31,8 @@ def main(runs: list[str]) -> None:
         record = RunRecord.read(run)
         teacher, labels = margins(run / "teacher")
         for stage in record.stages:
-            precision = read_artifact(run / stage).stage["size"]["precision"]
-            if (
-                precision == "W32A32" or record.info["kinds"][stage] == "split"
-            ):  # a split says what the 2-bit student said
+            made = read_artifact(run / stage).stage
+            if made["size"]["precision"] == "W32A32" or made["kind"] == "split":  # a split is not trained
                 continue
             student, _ = margins(run / stage)
             values = (
@@ -43,8 +41,15 @@ def main(runs: list[str]) -> None:
                 binary_auroc(student, labels.long()),
                 pearson_corrcoef(student, teacher),
             )
-            rate = read_artifact(run / stage).stage["settings"]["lr"] or record.info["settings"]["train.lr"]
-            told = [record.info["task"], record.info["pipeline"], record.info["seed"], stage, precision, rate]
+            rate = made["settings"]["lr"] or record.info["settings"]["train.lr"]
+            told = [
+                record.info["task"],
+                record.info["pipeline"],
+                record.info["seed"],
+                stage,
+                made["size"]["precision"],
+                rate,
+            ]
             rows[record.stages[stage]] = [*map(str, told), *(f"{value:.4f}" for value in values)]
     header = ["task", "arm", "seed", "stage", "bits", "lr", "accuracy", "rows called positive", "area under ROC",
               "correlation with the teacher"]  # fmt: skip
