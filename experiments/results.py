@@ -55,7 +55,11 @@ def _table(file: Path, what: str | None, made: dict[Path, Comparison]) -> TextTa
 
 
 def main() -> int:
-    for results in sorted(Path(__file__).parent.glob("*/RESULTS.md")):
+    for results in sorted(folder / "RESULTS.md" for folder in Path(__file__).parent.iterdir()):
+        if not results.is_file():
+            if any(results.parent.rglob("comparison.json")):
+                print(f"{results.parent.name}: has records, but no RESULTS.md to hold their tables")
+            continue
         try:
             print(f"{results.parent.name}: {rebuild(results)}")
         except InputError as error:

@@ -9,7 +9,7 @@ from rich.table import Table
 from bitkd.commands.output import make_console, print_json
 from bitkd.errors import InputError
 from bitkd.pipeline.finished import read_finished
-from bitkd.report.comparison import compare_rows, render
+from bitkd.report.comparison import render
 from bitkd.report.records import Run, from_json
 from bitkd.report.report import RECORD, write_comparison
 from bitkd.report.summary import Comparison, TextTable, difference_table, headline
@@ -25,7 +25,8 @@ def compare_command(arguments: argparse.Namespace) -> int:
     console = make_console()
     for warning in comparison.warnings:
         console.print(f"note: {warning}")
-    console.print(render(compare_rows(comparison.runs)))
+    named = all(run.name == arm.label for arm in comparison.arms for run in arm.runs)
+    console.print(render([row for _, row in comparison.rows], [] if named else [arm for arm, _ in comparison.rows]))
     for table in (headline(comparison), difference_table(comparison)):
         if table.rows:
             console.print(render_text(table))
@@ -39,9 +40,11 @@ def read_runs(source: Path) -> list[Run]:
 
     InputError where a run is not finished or of an older version, or a record is missing or damaged.
     """
-    source = source.expanduser().resolve()
+    source = source.expanduser()
     file = source / RECORD if (source / RECORD).is_file() else source
     if file.is_file():
+        if file.suffix != ".json":
+            raise InputError(f"{file} is no {RECORD}; name a run folder or a {RECORD} that `bitkd compare --out` wrote")
         try:
             return from_json(file.read_text(encoding="utf-8"), str(file))
         except (OSError, UnicodeDecodeError) as error:
@@ -53,7 +56,7 @@ def read_runs(source: Path) -> list[Run]:
 
 def render_text(table: TextTable) -> Table:
     """A table of text for a terminal."""
-    drawn = Table(*(name.replace(" ", "\n", 1) for name in table.header), box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn = Table(*("\n".join(name.rsplit(" ", 1)) for name in table.header), box=box.SIMPLE_HEAD, pad_edge=False)
     for row in table.rows:
         drawn.add_row(*row)
     return drawn

@@ -14,7 +14,7 @@ from bitkd.errors import InputError, StoppedError
 from bitkd.pipeline.finished import read_finished
 from bitkd.pipeline.runner import StageFailedError, run
 from bitkd.pipeline.tracking import trial_name
-from bitkd.report.comparison import compare_rows, render
+from bitkd.report.comparison import render, rows_of
 from bitkd.store.artifacts import read_artifact
 
 EXAMPLES = 10
@@ -37,7 +37,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         return stop.code
     if is_other_rank():
         return 0
-    rows = compare_rows([read_finished(plan.record.folder)])
+    rows = rows_of(read_finished(plan.record.folder))
     if arguments.json:
         print_json({"run": str(plan.record.folder), "stages": [asdict(row) for row in rows]})
     else:

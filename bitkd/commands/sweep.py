@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from bitkd.commands.output import make_console, print_json
 from bitkd.errors import InputError, StoppedError
@@ -60,15 +60,25 @@ def _show(sweep: Sweep, as_json: bool, commands: bool = False) -> None:
         rows = [asdict(trial) | ({"command": sweep.command(trial)} if commands else {}) for trial in trials]
         print_json({"sweep": sweep.spec.name, "folder": str(sweep.folder), "total": sweep.total, "trials": rows})
         return
+    console = make_console()
     keys = list(dict.fromkeys(key for trial in trials for key in trial.parameters))
-    table = Table("trial", *keys, METRIC, "seconds", "state", box=None)
+    common = {key: value for key, value in trials[0].parameters.items() if _is_common(key, trials)}
+    keys = [key for key in keys if key not in common]
+    table = Table(Column("trial", no_wrap=True), *keys, METRIC, "seconds", "state", box=None)
     for trial in trials:
         table.add_row(trial.name, *_cells(trial, keys))
-    make_console().print(table)
+    console.print(table)
+    if common:
+        console.print(f"all trials: {' '.join(f'{key}={value}' for key, value in common.items())}")
     if commands:
-        for trial in trials:
-            print(shlex.join(sweep.command(trial)))
+        words = shlex.join(sweep.command(min(trials, key=lambda trial: trial.number)))
+        print(f"first command (--json shows all): {words.replace(os.environ['PATH'], '$PATH')}")
     print(f"sweep: {sweep.folder}")
+
+
+def _is_common(key: str, trials: list[Trial]) -> bool:
+    values = [trial.parameters.get(key) for trial in trials]
+    return len(values) > 1 and all(value == values[0] for value in values)
 
 
 def _cells(trial: Trial, keys: list[str]) -> list[str]:

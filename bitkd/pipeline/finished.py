@@ -4,7 +4,7 @@ from pathlib import Path
 
 from bitkd.errors import InputError
 from bitkd.report.reading import check_complete, make_run
-from bitkd.report.records import Run
+from bitkd.report.records import Run, check_numbers
 from bitkd.store.record import RunRecord
 
 
@@ -26,4 +26,10 @@ def read_finished(folder: Path, to_compare: bool = False) -> Run:
     }
     if to_compare:
         check_complete(str(folder), record.info, stages)
-    return make_run(folder.name, record.info, stages)
+    run = make_run(folder.resolve().name, record.info, stages)
+    if to_compare:
+        try:
+            check_numbers(run)
+        except ValueError as error:
+            raise InputError(f"{folder}: its records are damaged ({error}); run it again") from error
+    return run

@@ -1,12 +1,12 @@
-"""Finished runs side by side: one row per stage, as plain data and as a table for a terminal."""
+"""Finished runs: one row per stage, as plain data and as a table for a terminal."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from bitkd.errors import InputError
 from bitkd.report.records import Run, Stage
 
 
@@ -44,12 +44,9 @@ class Row:
     device: str
 
 
-def compare_rows(runs: list[Run]) -> list[Row]:
-    """Rows of all runs, run after run; InputError for runs of different tasks, whose numbers mean different things."""
-    tasks = sorted({run.task for run in runs})
-    if len(tasks) > 1:
-        raise InputError(f"these runs are of different tasks ({', '.join(tasks)}); compare runs of one task at a time")
-    return [_row(run, stage) for run in runs for stage in run.stages if stage.is_model]
+def rows_of(run: Run) -> list[Row]:
+    """A row for each stage that is a model."""
+    return [_row(run, stage) for stage in run.stages if stage.is_model]
 
 
 def _row(run: Run, stage: Stage) -> Row:
@@ -100,15 +97,18 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _titled(row: Row) -> Row:
-    return row if row.title == row.stage else replace(row, stage=f"{row.stage} ({row.title})")
+def render(rows: list[Row], labels: Sequence[str] = ()) -> Table:
+    """The rows as a table for a terminal, run after run.
 
-
-def render(rows: list[Row]) -> Table:
-    """The comparison as a table for a terminal."""
-    table = Table(*(name.replace(" ", "\n", 1) for name in _header(rows)), box=box.SIMPLE_HEAD, pad_edge=False)
-    for before, row in zip([None, *rows], rows):
-        if before is not None and before.run != row.run:
+    labels: each row's arm, which then stands with the seed on the first row of a run; none where runs' names say it all.
+    """
+    header = (*_header(rows)[:1], *(("arm", "seed") if labels else ()), *_header(rows)[1:])
+    table = Table(*("\n".join(name.rsplit(" ", 1)) for name in header), box=box.SIMPLE_HEAD, pad_edge=False)
+    for position, row in enumerate(rows):
+        is_first = position == 0 or rows[position - 1].run != row.run
+        if is_first and position:
             table.add_section()
-        table.add_row(*_cells(row))
+        run, *cells = _cells(row)
+        arm = (labels[position], str(row.seed)) if labels and is_first else ("", "") if labels else ()
+        table.add_row(run, *arm, *cells)
     return table

@@ -29,9 +29,9 @@ def definitions(comparison: Comparison) -> list[tuple[str, str]]:
         (
             "95 % interval",
             f"percentiles of a bootstrap of {RESAMPLES:,} resamples: dev rows drawn with replacement, the same rows for every "
-            "run, and seeds drawn with replacement, as pairs where two arms share seeds. Where it says “rows”, there "
-            "is one seed: the interval then holds for these very runs, and not for the pipelines. With few seeds it is "
-            f"too narrow. Level: {LEVEL:.0%}, of each difference by itself.",
+            "run, and seeds drawn with replacement, as pairs where two arms share seeds (the difference is then over these "
+            "alone). Where it says “rows”, there is one seed: the interval then holds for these very runs, and not for the "
+            f"pipelines. With few seeds it is too narrow. Level: {LEVEL:.0%}, of each difference by itself.",
         ),
         (
             "MiB on paper",

@@ -66,7 +66,7 @@ p{margin:.4rem 0;max-width:75ch}.note{color:var(--muted)}
 .warning{background:var(--warn);border-left:4px solid #d99a00;padding:.5rem .8rem;margin:.5rem 0;max-width:none}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums;margin:.4rem 0}
-th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid var(--grid);white-space:nowrap}
+th,td{padding:.3rem .5rem;text-align:right;border-bottom:1px solid var(--grid);white-space:nowrap}
 th{font-weight:600;vertical-align:bottom;white-space:normal;min-width:4.5rem}
 th:first-child,td:first-child,td.text,th.text{text-align:left}
 tbody th{font-weight:600;white-space:nowrap;text-align:left;

@@ -78,7 +78,7 @@ def _scatter(
             fmt=marker,
             color=colour,
             markersize=size,
-            capsize=4,
+            capsize=size / 2 + 2,  # wider than the marker, which may be taller than the bar
             elinewidth=1.3,
             zorder=4,
         )

@@ -59,6 +59,8 @@ def make_run(name: str, info: Mapping[str, Any], stages: Mapping[str, Mapping[st
     names = list(stages)
     kinds = {stage: data["stage"].get("kind", "") for stage, data in stages.items()}
     try:
+        if not isinstance(info["seed"], int):
+            raise TypeError(f"its seed is {info['seed']!r}")
         chain = chain_of(kinds, info.get("upstream", {}))
         teacher = next((stage for stage in names if kinds[stage] == "finetune" and stage not in chain), None)
         return Run(
@@ -75,18 +77,27 @@ def make_run(name: str, info: Mapping[str, Any], stages: Mapping[str, Mapping[st
             settings=dict(info.get("settings", {})),
             versions=_versions([data["stage"].get("versions", {}) for data in stages.values()]),
             stages=[
-                _make_stage(stage, info, data, stage in chain, with_predictions=stage in (teacher, names[-1]))
+                _read_stage(stage, info, data, stage in chain, with_predictions=stage in (teacher, names[-1]))
                 for stage, data in stages.items()
             ],
         )
-    except (KeyError, TypeError, AttributeError, StopIteration) as error:
-        raise InputError(f"{name}: its records are damaged ({type(error).__name__}: {error}); run it again") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{name}: its manifest is damaged ({type(error).__name__}: {error}); run it again") from error
 
 
 def _versions(of_stages: list[Mapping[str, str]]) -> dict[str, str]:
     """Each library's version, or versions where stages were made by several."""
     names = dict.fromkeys(name for versions in of_stages for name in versions)
     return {name: ", ".join(sorted({versions[name] for versions in of_stages if name in versions})) for name in names}
+
+
+def _read_stage(name: str, info: Mapping[str, Any], data: Mapping[str, Any], *args: Any, **kwargs: Any) -> Stage:
+    try:
+        return _make_stage(name, info, data, *args, **kwargs)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{data['path']}: its stage.json or metrics.json is damaged ({type(error).__name__}: {error}); run the stage again"
+        ) from error
 
 
 def _make_stage(

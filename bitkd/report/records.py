@@ -144,12 +144,12 @@ def from_json(text: str, where: str) -> list[Run]:
     try:
         content = json.loads(text)
         if not isinstance(content, dict) or "format" not in content:
-            raise InputError(f"{where} was made by an older version (it names no format); {advice}")
+            raise InputError(f"{where} is no record of a comparison, or one of an older version; {advice}")
         if content["format"] != FORMAT:
             raise InputError(f"{where} has format {content['format']}, this version reads {FORMAT}; {advice}")
         runs = [_run_of(run) for run in content["runs"]]
         for run in runs:
-            _check_numbers(run)
+            check_numbers(run)
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -159,7 +159,7 @@ def from_json(text: str, where: str) -> list[Run]:
     return runs
 
 
-def _check_numbers(run: Run) -> None:
+def check_numbers(run: Run) -> None:
     """ValueError where a run says nothing, or something that is no number or label of its task."""
     if not run.stages or not set(run.final.dev) - {HOLDOUT}:
         raise ValueError(f"{run.name} without stages or dev sets")

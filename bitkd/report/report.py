@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bitkd.errors import InputError
-from bitkd.report.comparison import Row, compare_rows
+from bitkd.report.comparison import Row
 from bitkd.report.definitions import definitions, notes, versions
 from bitkd.report.records import Run, to_json, write_file
 from bitkd.report.summary import (
@@ -38,16 +38,16 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
     from bitkd.report.page import CAPTIONS, render_page
     from bitkd.report.plots import draw
 
-    figures = draw(comparison)
-    files: dict[str, str | bytes] = {f"{name}.png": to_png(figure) for name, figure in figures.items()}
-    files["report.md"] = markdown(comparison, CAPTIONS)
-    files["comparison.csv"] = as_csv(comparison)
-    files["index.html"] = render_page(comparison, figures)
-    files[RECORD] = to_json(comparison.runs)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            write_file(folder / name, content)
+        # First what is quick, so that a folder that cannot be written is found before the pictures are drawn.
+        write_file(folder / RECORD, to_json(comparison.runs))
+        write_file(folder / "comparison.csv", as_csv(comparison))
+        write_file(folder / "report.md", markdown(comparison, CAPTIONS))
+        figures = draw(comparison)
+        for name, figure in figures.items():
+            write_file(folder / f"{name}.png", to_png(figure))
+        write_file(folder / "index.html", render_page(comparison, figures))
     except OSError as error:
         raise InputError(f"{folder} is not writable ({error.strerror}); choose another folder with --out") from error
 
@@ -72,16 +72,16 @@ def markdown(comparison: Comparison, captions: dict[str, str]) -> str:
 
 def as_csv(comparison: Comparison) -> str:
     """One row for each run and stage; a column for each metric of each dev set."""
-    arm_of = {id(run): arm.label for arm in comparison.arms for run in arm.runs}
-    rows = [(arm_of[id(run)], row) for run in comparison.runs for row in compare_rows([run])]
     measured = list(
-        dict.fromkeys(f"{dev}/{metric}" for _, row in rows for dev, values in row.dev.items() for metric in values)
+        dict.fromkeys(
+            f"{dev}/{metric}" for _, row in comparison.rows for dev, values in row.dev.items() for metric in values
+        )
     )
     plain = [field.name for field in fields(Row) if field.name != "dev"]
     stream = io.StringIO()
     writer = csv.DictWriter(stream, ["arm", *plain, *measured], restval="", lineterminator="\n")
     writer.writeheader()
-    for arm, row in rows:
+    for arm, row in comparison.rows:
         values: dict[str, Any] = asdict(row)
         dev = values.pop("dev")
         flat = {f"{name}/{metric}": value for name, section in dev.items() for metric, value in section.items()}

@@ -8,7 +8,7 @@ from typing import Any
 from bitkd.report.arms import Arm, Cost, Mean, majority, make_arms, mean_of_artifacts, warnings_of
 from bitkd.report.bootstrap import Difference, differences
 from bitkd.report.checks import budget_text
-from bitkd.report.comparison import compare_rows
+from bitkd.report.comparison import Row, rows_of
 from bitkd.report.records import HOLDOUT, Run, Stage
 
 NONE = "–"
@@ -37,6 +37,11 @@ class Comparison:
         return [run for arm in self.arms for run in arm.runs]
 
     @property
+    def rows(self) -> list[tuple[str, Row]]:
+        """A row for each run and stage, with its arm's label."""
+        return [(arm.label, row) for arm in self.arms for run in arm.runs for row in rows_of(run)]
+
+    @property
     def first(self) -> Run:
         return self.arms[0].first
 
@@ -62,7 +67,7 @@ class Comparison:
             "warnings": self.warnings,
             "arms": [_arm_data(arm) for arm in self.arms],
             "differences": [asdict(difference) for difference in self.differences],
-            "rows": [asdict(row) for row in compare_rows(self.runs)],
+            "rows": [{"arm": label} | asdict(row) for label, row in self.rows],
         }
 
 

@@ -19,6 +19,8 @@ from bitkd.store.lock import Lock, is_alive
 STAGE_FILE = "stage.json"
 METRICS_FILE = "metrics.json"
 
+_REQUIRED = {STAGE_FILE: ("kind", "seconds"), METRICS_FILE: ("score",)}
+
 _RUN = "run-"
 
 
@@ -183,9 +185,12 @@ def read_artifact(path: Path | str) -> Artifact:
     """The records of the artifact in a folder; InputError where it is none or is damaged."""
     path = Path(path)
     records = []
-    for name in (STAGE_FILE, METRICS_FILE):
+    for name, required in _REQUIRED.items():
         try:
-            records.append(json.loads((path / name).read_text(encoding="utf-8")))
+            content = json.loads((path / name).read_text(encoding="utf-8"))
+            if absent := [key for key in required if not isinstance(content, dict) or key not in content]:
+                raise ValueError(f"it has no {', '.join(absent)}")
+            records.append(content)
         except FileNotFoundError as error:
             raise InputError(f"{path} is no finished artifact: it has no {name}; run the stage again") from error
         except ValueError as error:

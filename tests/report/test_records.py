@@ -125,6 +125,24 @@ def test_damage_is_named(folder, tmp_path):
         with pytest.raises(InputError, match=name):
             read_runs(folder)
         (final / name).write_bytes(content)
+    for name, values, message in (
+        ("metrics.json", {"score": ...}, r"stage2_binary/metrics\.json is damaged \(it has no score\)"),
+        ("stage.json", {"curve": [["x"]]}, r"stage2_binary: its stage\.json or metrics\.json is damaged"),
+        ("metrics.json", {"dev": ...}, r"are damaged \(.* without stages or dev sets\)"),
+    ):
+        content = (final / name).read_text()
+        change(final / name, **values)
+        with pytest.raises(InputError, match=message):
+            read_runs(folder)
+        (final / name).write_text(content)
+    content = (folder / "manifest.json").read_text()
+    change(folder / "manifest.json", seed="x")
+    with pytest.raises(InputError, match=r"its manifest is damaged .*its seed is 'x'"):
+        read_runs(folder)
+    (folder / "manifest.json").write_text(content)
+    (tmp_path / "notes.md").write_text("x")
+    with pytest.raises(InputError, match=r"notes\.md is no comparison\.json; name a run folder"):
+        read_runs(tmp_path / "notes.md")
     (final / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"has no model\.safetensors"):
         read_runs(folder)
@@ -142,7 +160,7 @@ def test_a_damaged_comparison_json_is_named(run_of, tmp_path):
     for content, message in {
         text[:-300]: "is damaged",
         text.replace('"format": 1', '"format": 9'): "has format 9, this version reads 1",
-        "[]": "made by an older version",
+        "[]": "is no record of a comparison, or one of an older version",
         '{"format": 1, "runs": []}': "is damaged",
         text.replace('"seed"', '"sead"'): "is damaged",
         text.replace('"title"', '"tittle"'): "is damaged",

@@ -10,7 +10,7 @@ from bitkd.cli import main
 from bitkd.errors import InputError
 from bitkd.pipeline.finished import read_finished
 from bitkd.report.arms import majority, make_arms, warnings_of
-from bitkd.report.comparison import compare_rows
+from bitkd.report.comparison import rows_of
 from bitkd.report.definitions import definitions, versions
 from bitkd.report.page import CAPTIONS, render_page
 from bitkd.report.plots import draw
@@ -228,6 +228,6 @@ def test_a_run_that_ends_in_general_kd_is_read_but_not_compared(tmp_path):
     found = read_finished(folder)
     assert found.final.kind == "general"
     assert found.final.predictions is None
-    assert [row.stage for row in compare_rows([found])] == ["teacher", "general"]
+    assert [row.stage for row in rows_of(found)] == ["teacher", "general"]
     with pytest.raises(InputError, match="ends in no student of the task"):
         read_finished(folder, to_compare=True)

@@ -10,8 +10,9 @@ from bitkd.store.artifacts import Store
 
 
 def publish(store, key="kind-abc", content=b"weights"):
+    record = {"name": "n", "kind": "init", "seconds": 0.0}
     return store.publish(
-        key, lambda folder: (folder / "model.safetensors").write_bytes(content), {"name": "n"}, {"score": 1.0}
+        key, lambda folder: (folder / "model.safetensors").write_bytes(content), record, {"score": 1.0}
     )
 
 

@@ -59,11 +59,17 @@ def test_trials_run_once_and_the_table_is_best_first(write, tmp_path, stand_in, 
 
 def test_a_dry_run_writes_nothing(write, tmp_path, stand_in, capsys):
     known = {"task": {"value": "demo"}, "pipeline": {"value": "singlestage"}, "train.lr": {"values": [0.1, 0.2]}}
-    file = write(parameters=known | {"data.corpus": {"value": "[/data/wiki.txt]"}})
+    command = ["${env}", "PATH=.venv/bin:${envvar:PATH}", "bitkd", "run", "${args_no_hyphens}"]
+    file = write(parameters=known | {"data.corpus": {"value": "[/data/wiki.txt]"}}, command=command)
     assert main(["sweep", file, f"run.dir={tmp_path / 'runs'}", "--dry-run"]) == 0
     told = capsys.readouterr().out
-    assert "/usr/bin/env bitkd run 'data.corpus=[/data/wiki.txt]' pipeline=singlestage task=demo train.lr=0.1" in told
-    assert told.count(" [/data/wiki.txt] ") == 2  # the table's
+    assert (
+        "/usr/bin/env PATH=.venv/bin:$PATH bitkd run 'data.corpus=[/data/wiki.txt]' pipeline=singlestage task=demo train.lr=0.1"
+        in told
+    )
+    assert "all trials: data.corpus=[/data/wiki.txt] pipeline=singlestage task=demo\n" in told
+    assert told.count("two-") == 3  # whole names in the table, and the first command's
+    assert os.environ["PATH"] not in told
     assert not (tmp_path / "runs").exists()
 
 
