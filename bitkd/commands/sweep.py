@@ -4,16 +4,18 @@ import argparse
 import os
 import re
 import shlex
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Column, Table
 
 from bitkd.commands.output import make_console, print_json
 from bitkd.errors import InputError, StoppedError
 from bitkd.sweep.runner import run_sweep
-from bitkd.sweep.spec import METRIC, read_sweep
+from bitkd.sweep.spec import COMMAND, METRIC, read_sweep
 from bitkd.sweep.trials import Sweep, Trial
 
 
@@ -22,6 +24,7 @@ def sweep_command(arguments: argparse.Namespace) -> int:
     _put_on_path(str(Path(sys.executable).parent))
     sweep = Sweep.open(read_sweep(arguments.file, arguments.settings))
     console = make_console(stderr=arguments.json)
+    _check_starter(sweep, console)
     if arguments.dry_run:
         _show(sweep, arguments.json, commands=True)
         return 0
@@ -43,6 +46,18 @@ def _put_on_path(folder: str) -> None:
     folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
     if folder not in folders:
         os.environ["PATH"] = os.pathsep.join([*folders, folder])
+
+
+def _check_starter(sweep: Sweep, console: Console) -> None:
+    """That the trials' command finds a bitkd; a note where it is another than the one that checked the file."""
+    words = sweep.command(sweep.trial(0))
+    name = next(word for word in words if Path(word).name == "bitkd")
+    path = next((word[5:] for word in words if word.startswith("PATH=")), os.environ["PATH"])
+    found = shutil.which(name, path=path)
+    if found is None:
+        raise InputError(f"{sweep.spec.file}: command: {name} is not on the PATH of the trials; write {COMMAND}")
+    if Path(found).absolute().parent != Path(sys.executable).parent:
+        console.print(f"note: trials are run by {found}, which is another than the one that checked them")
 
 
 def _shard(text: str) -> tuple[int, int]:

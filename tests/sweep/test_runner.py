@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -70,6 +71,15 @@ def test_a_dry_run_writes_nothing(write, tmp_path, stand_in, capsys):
     assert "all trials: data.corpus=[/data/wiki.txt] pipeline=singlestage task=demo\n" in told
     assert told.count("two-") == 3  # whole names in the table, and the first command's
     assert os.environ["PATH"] not in told
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_bitkd_of_the_trials_is_looked_for_before_any_starts(write, tmp_path, stand_in, capsys):
+    file = write(command=["${env}", "PATH=/nowhere", "bitkd", "run", "${args_no_hyphens}"])
+    assert main(["sweep", file, f"run.dir={tmp_path / 'runs'}"]) == 2
+    assert "bitkd is not on the PATH of the trials" in capsys.readouterr().err
+    assert main(["sweep", write(), f"run.dir={tmp_path / 'runs'}", "--dry-run"]) == 0
+    assert re.search(r"note: trials are run by \S+/bitkd, which is another than", capsys.readouterr().out)
     assert not (tmp_path / "runs").exists()
 
 

@@ -20,6 +20,8 @@ FILES = sorted(file for file in (ROOT / "experiments").rglob("*.yaml"))
 TRIALS = {
     "arms": 10,
     "augmentation": 8,
+    "longer_full": 4,
+    "longer_half": 6,
     "pilot": 20,
     "pipelines": 18,
     "rates": 4,
