@@ -19,7 +19,7 @@ help:
 	@echo "make sweep FILE=experiments/sweeps/arms.yaml ARGS=\"key=value …\"   the trials of a wandb sweep file"
 	@echo "make bench SUITE=data|overhead      speed and memory, as ratios, into build/bench"
 	@echo "make chaos                          both demo pipelines in two processes, killed 25 times; into build/chaos"
-	@echo "make results                        tables and pictures of experiments/ anew from their records"
+	@echo "make results                        tables and pictures of the studies in experiments/ anew from their records"
 	@echo "make test                           the test suite"
 	@echo "make check                          ruff and mypy"
 

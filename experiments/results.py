@@ -1,4 +1,4 @@
-"""Rebuild the tables and pictures of every study from its records (`make results`).
+"""Rebuild tables and pictures of the studies whose RESULTS.md marks them, from their records (`make results`).
 
 Between `<!-- table: FILE WHAT -->` and `<!-- end -->` in a study's RESULTS.md stands a table that is made from FILE: of a
 comparison.json WHAT is headline, differences, sizes, cost or stages, and pictures and page are written beside it; of a CSV file

@@ -4,6 +4,7 @@ import pytest
 
 from bitkd.errors import InputError
 from bitkd.report.records import to_json
+from experiments import results
 from experiments.results import rebuild
 from tests.report.conftest import make_one
 
@@ -57,6 +58,14 @@ def test_a_table_of_nothing_is_refused_and_nothing_is_written(study, old, new, m
     with pytest.raises(InputError, match=message):
         rebuild(study)
     assert study.read_text() == TEXT.replace(old, new)
+
+
+def test_records_without_a_place_for_their_tables_are_told(tmp_path, monkeypatch, capsys):
+    (tmp_path / "new" / "mrpc").mkdir(parents=True)
+    (tmp_path / "new" / "mrpc" / "comparison.json").write_text("{}")
+    monkeypatch.setattr(results, "__file__", str(tmp_path / "results.py"))
+    assert results.main() == 0
+    assert "new: has records, but no RESULTS.md" in capsys.readouterr().out
 
 
 def test_a_text_without_tables_stays(study):

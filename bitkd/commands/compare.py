@@ -13,6 +13,7 @@ from bitkd.report.comparison import render
 from bitkd.report.records import Run, from_json
 from bitkd.report.report import RECORD, write_comparison
 from bitkd.report.summary import Comparison, TextTable, difference_table, headline
+from bitkd.store.record import MANIFEST
 
 
 def compare_command(arguments: argparse.Namespace) -> int:
@@ -25,7 +26,7 @@ def compare_command(arguments: argparse.Namespace) -> int:
     console = make_console()
     for warning in comparison.warnings:
         console.print(f"note: {warning}")
-    named = all(run.name == arm.label for arm in comparison.arms for run in arm.runs)
+    named = all(len(arm.runs) == 1 and arm.first.name == arm.label for arm in comparison.arms)
     console.print(render([row for _, row in comparison.rows], [] if named else [arm for arm, _ in comparison.rows]))
     for table in (headline(comparison), difference_table(comparison)):
         if table.rows:
@@ -42,15 +43,16 @@ def read_runs(source: Path) -> list[Run]:
     """
     source = source.expanduser()
     file = source / RECORD if (source / RECORD).is_file() else source
+    advice = f"name a run folder or a {RECORD} that `bitkd compare --out` wrote"
     if file.is_file():
-        if file.suffix != ".json":
-            raise InputError(f"{file} is no {RECORD}; name a run folder or a {RECORD} that `bitkd compare --out` wrote")
+        if file.suffix != ".json" or file.name == MANIFEST:
+            raise InputError(f"{file} is no {RECORD}; {advice}")
         try:
             return from_json(file.read_text(encoding="utf-8"), str(file))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{file} cannot be read ({error})") from error
     if source.suffix == ".json":
-        raise InputError(f"{source} does not exist; name a run folder or a {RECORD} that `bitkd compare --out` wrote")
+        raise InputError(f"{source} does not exist; {advice}")
     return [read_finished(source, to_compare=True)]
 
 

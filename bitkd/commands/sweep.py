@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from bitkd.commands.output import make_console, print_json
 from bitkd.errors import InputError, StoppedError
 from bitkd.sweep.runner import run_sweep
-from bitkd.sweep.spec import COMMAND, METRIC, read_sweep
+from bitkd.sweep.spec import COMMAND, METRIC, place_of_bitkd, read_sweep
 from bitkd.sweep.trials import Sweep, Trial
 
 
@@ -50,13 +50,17 @@ def _put_on_path(folder: str) -> None:
 
 def _check_starter(sweep: Sweep, console: Console) -> None:
     """That the trials' command finds a bitkd; a note where it is another than the one that checked the file."""
-    words = sweep.command(sweep.trial(0))
-    name = next(word for word in words if Path(word).name == "bitkd")
-    path = next((word[5:] for word in words if word.startswith("PATH=")), os.environ["PATH"])
-    found = shutil.which(name, path=path)
+    words = sweep.spec.command(sweep.proposals[0])
+    place = place_of_bitkd(words, sweep.spec.file)
+    if words[place - 1] == "-m":
+        return
+    path = next((word[5:] for word in words[:place] if word.startswith("PATH=")), os.environ["PATH"])
+    found = shutil.which(words[place], path=path)
     if found is None:
-        raise InputError(f"{sweep.spec.file}: command: {name} is not on the PATH of the trials; write {COMMAND}")
-    if Path(found).absolute().parent != Path(sys.executable).parent:
+        raise InputError(
+            f"{sweep.spec.file}: command: {words[place]} is not found by the trials (PATH={path}); write {COMMAND}"
+        )
+    if Path(found).resolve().parent != Path(sys.executable).parent.resolve():
         console.print(f"note: trials are run by {found}, which is another than the one that checked them")
 
 
@@ -77,7 +81,8 @@ def _show(sweep: Sweep, as_json: bool, commands: bool = False) -> None:
         return
     console = make_console()
     keys = list(dict.fromkeys(key for trial in trials for key in trial.parameters))
-    common = {key: value for key, value in trials[0].parameters.items() if _is_common(key, trials)}
+    given = sweep.spec.content["parameters"]
+    common = {key: value for key, value in trials[0].parameters.items() if "value" in given[key]}
     keys = [key for key in keys if key not in common]
     table = Table(Column("trial", no_wrap=True), *keys, METRIC, "seconds", "state", box=None)
     for trial in trials:
@@ -86,14 +91,16 @@ def _show(sweep: Sweep, as_json: bool, commands: bool = False) -> None:
     if common:
         console.print(f"all trials: {' '.join(f'{key}={value}' for key, value in common.items())}")
     if commands:
-        words = shlex.join(sweep.command(min(trials, key=lambda trial: trial.number)))
-        print(f"first command (--json shows all): {words.replace(os.environ['PATH'], '$PATH')}")
+        words = sweep.command(min(trials, key=lambda trial: trial.number))
+        print(f"first command (--json shows all): {' '.join(map(_shell_word, words))}")
     print(f"sweep: {sweep.folder}")
 
 
-def _is_common(key: str, trials: list[Trial]) -> bool:
-    values = [trial.parameters.get(key) for trial in trials]
-    return len(values) > 1 and all(value == values[0] for value in values)
+def _shell_word(word: str) -> str:
+    path = os.environ["PATH"]
+    if word.startswith("PATH=") and path in word:
+        return f'PATH="{word[5:].replace(path, "$PATH")}"'
+    return shlex.quote(word)
 
 
 def _cells(trial: Trial, keys: list[str]) -> list[str]:

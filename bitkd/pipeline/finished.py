@@ -30,6 +30,6 @@ def read_finished(folder: Path, to_compare: bool = False) -> Run:
     if to_compare:
         try:
             check_numbers(run)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise InputError(f"{folder}: its records are damaged ({error}); run it again") from error
     return run

@@ -104,11 +104,13 @@ def render(rows: list[Row], labels: Sequence[str] = ()) -> Table:
     """
     header = (*_header(rows)[:1], *(("arm", "seed") if labels else ()), *_header(rows)[1:])
     table = Table(*("\n".join(name.rsplit(" ", 1)) for name in header), box=box.SIMPLE_HEAD, pad_edge=False)
+    before = None
     for position, row in enumerate(rows):
-        is_first = position == 0 or rows[position - 1].run != row.run
+        arm = (labels[position], str(row.seed)) if labels else ()
+        is_first = (row.run, *arm) != before
         if is_first and position:
             table.add_section()
         run, *cells = _cells(row)
-        arm = (labels[position], str(row.seed)) if labels and is_first else ("", "") if labels else ()
-        table.add_row(run, *arm, *cells)
+        table.add_row(run, *(arm if is_first else [""] * len(arm)), *cells)
+        before = (row.run, *arm)
     return table

@@ -41,7 +41,7 @@ def check_complete(name: str, info: Mapping[str, Any], stages: Mapping[str, Mapp
         if kind == "augment":
             continue
         absent += [f"{stage}'s {key}" for key in ("flops", "curve") if key not in data["stage"]]
-        absent += [f"{stage}'s {key}" for key in ("word_tables",) if key not in data["stage"].get("size", {})]
+        absent += [f"{stage}'s {key}" for key in ("word_tables",) if key not in (data["stage"].get("size") or {})]
     if absent:
         shown = ", ".join(absent[:4]) + (", …" if len(absent) > 4 else "")
         raise InputError(
@@ -75,9 +75,17 @@ def make_run(name: str, info: Mapping[str, Any], stages: Mapping[str, Mapping[st
             hyperparameters=info.get("hyperparameters", 0),
             budget=info.get("budget"),
             settings=dict(info.get("settings", {})),
-            versions=_versions([data["stage"].get("versions", {}) for data in stages.values()]),
+            versions=_versions([data["stage"].get("versions") or {} for data in stages.values()]),
             stages=[
-                _read_stage(stage, info, data, stage in chain, with_predictions=stage in (teacher, names[-1]))
+                _read_stage(
+                    data,
+                    name=stage,
+                    title=info["titles"][stage],
+                    upstream=dict(info.get("upstream", {}).get(stage, {})),
+                    labels=info.get("labels"),
+                    in_chain=stage in chain,
+                    with_predictions=stage in (teacher, names[-1]),
+                )
                 for stage, data in stages.items()
             ],
         )
@@ -91,17 +99,26 @@ def _versions(of_stages: list[Mapping[str, str]]) -> dict[str, str]:
     return {name: ", ".join(sorted({versions[name] for versions in of_stages if name in versions})) for name in names}
 
 
-def _read_stage(name: str, info: Mapping[str, Any], data: Mapping[str, Any], *args: Any, **kwargs: Any) -> Stage:
+def _read_stage(stage: Mapping[str, Any], **given: Any) -> Stage:
     try:
-        return _make_stage(name, info, data, *args, **kwargs)
+        return _make_stage(stage, **given)
+    except InputError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{data['path']}: its stage.json or metrics.json is damaged ({type(error).__name__}: {error}); run the stage again"
+            f"{stage['path']}: its stage.json or metrics.json is damaged ({type(error).__name__}: {error}); delete that folder "
+            "and run the stage again"
         ) from error
 
 
 def _make_stage(
-    name: str, info: Mapping[str, Any], data: Mapping[str, Any], in_chain: bool, with_predictions: bool
+    data: Mapping[str, Any],
+    name: str,
+    title: str,
+    upstream: dict[str, str],
+    labels: list[str] | None,
+    in_chain: bool,
+    with_predictions: bool,
 ) -> Stage:
     record, metrics, folder = data["stage"], data["metrics"], Path(data["path"])
     is_model = record["kind"] != "augment"
@@ -109,15 +126,15 @@ def _make_stage(
     model = folder / "model.safetensors"
     if is_model and not (size and model.is_file()):
         raise InputError(f"{folder} is damaged: it has no {model.name if size else 'size'}; run the stage again")
-    labels, file = info.get("labels"), folder / PREDICTIONS_FILE
+    file = folder / PREDICTIONS_FILE
     # Without a head there is nothing that it could say, and older versions kept none.
     with_predictions = with_predictions and metrics["score"] is not None and "flops" in record
     return Stage(
         name=name,
-        title=info["titles"][name],
+        title=title,
         kind=record["kind"],
         key=folder.resolve().name,
-        upstream=dict(info.get("upstream", {}).get(name, {})),
+        upstream=upstream,
         in_chain=in_chain,
         score=_finite(metrics["score"]),
         dev={

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -38,16 +39,21 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
     from bitkd.report.page import CAPTIONS, render_page
     from bitkd.report.plots import draw
 
+    # The record at once: a folder that cannot be written is found before the pictures are drawn.
+    _write(folder, {RECORD: to_json(comparison.runs)})
+    figures = draw(comparison)
+    files: dict[str, str | bytes] = {f"{name}.png": to_png(figure) for name, figure in figures.items()}
+    files["report.md"] = markdown(comparison, CAPTIONS)
+    files["comparison.csv"] = as_csv(comparison)
+    files["index.html"] = render_page(comparison, figures)
+    _write(folder, files)
+
+
+def _write(folder: Path, files: Mapping[str, str | bytes]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # First what is quick, so that a folder that cannot be written is found before the pictures are drawn.
-        write_file(folder / RECORD, to_json(comparison.runs))
-        write_file(folder / "comparison.csv", as_csv(comparison))
-        write_file(folder / "report.md", markdown(comparison, CAPTIONS))
-        figures = draw(comparison)
-        for name, figure in figures.items():
-            write_file(folder / f"{name}.png", to_png(figure))
-        write_file(folder / "index.html", render_page(comparison, figures))
+        for name, content in files.items():
+            write_file(folder / name, content)
     except OSError as error:
         raise InputError(f"{folder} is not writable ({error.strerror}); choose another folder with --out") from error
 

@@ -85,8 +85,7 @@ class Store:
     def damage(self, key: str) -> str | None:
         """What is wrong with a finished artifact: null when its files can be read and its checksum holds."""
         try:
-            stage = json.loads((self.path(key) / STAGE_FILE).read_text(encoding="utf-8"))
-            json.loads((self.path(key) / METRICS_FILE).read_text(encoding="utf-8"))
+            stage = self.load(key).stage
             found = {name: checksum(self.path(key) / name) for name in stage["checksums"]}
         except (OSError, ValueError, KeyError) as error:
             return f"{self.path(key)} cannot be read ({error})"

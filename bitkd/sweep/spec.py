@@ -189,10 +189,15 @@ def _check_command(path: Path, content: dict[str, Any]) -> None:
 
 def _overrides(words: list[str], path: Path) -> list[str]:
     """The settings in a command of `bitkd run`."""
+    found = words[place_of_bitkd(words, path) + 2 :]
+    if any(text.startswith("-") for text in found):
+        raise InputError(f"{path}: command: `bitkd run` takes key=value here, no options; write {COMMAND}")
+    return found
+
+
+def place_of_bitkd(words: list[str], path: Path) -> int:
+    """Where `bitkd run` stands in a command; InputError where it does not."""
     for position, word in enumerate(words):
         if Path(word).name == "bitkd" and words[position + 1 : position + 2] == ["run"]:
-            found = words[position + 2 :]
-            if any(text.startswith("-") for text in found):
-                raise InputError(f"{path}: command: `bitkd run` takes key=value here, no options; write {COMMAND}")
-            return found
+            return position
     raise InputError(f"{path}: command: does not start `bitkd run`; write {COMMAND}")

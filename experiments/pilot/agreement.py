@@ -1,4 +1,4 @@
-"""How near the logits of 1-bit and 2-bit students come to the teacher's on the dev rows of a task with two labels, as CSV.
+"""How near the logits of students come to the teacher's on the dev rows of one task with two labels, as CSV.
 
 python experiments/pilot/agreement.py RUN... > agreement.csv
 
@@ -25,35 +25,37 @@ def margins(stage: Path) -> tuple[Tensor, Tensor]:
     return said["dev.logits"].diff(dim=1).squeeze(1), said["dev.labels"]
 
 
+def agreement(run: Path, stage: str) -> list[str]:
+    """Accuracy, share of rows called positive, area under ROC, correlation with the teacher."""
+    student, labels = margins(run / stage)
+    values = (
+        ((student > 0) == labels).float().mean(),
+        (student > 0).float().mean(),
+        binary_auroc(student, labels.long()),
+        pearson_corrcoef(student, margins(run / "teacher")[0]),
+    )
+    return [f"{value:.4f}" for value in values]
+
+
 def main(runs: list[str]) -> None:
-    rows = {}  # by artifact: runs share some
+    arms: dict[str, list[str]] = {}  # by artifact: runs share some
+    rows: dict[str, list] = {}
     for run in map(Path, runs):
         record = RunRecord.read(run)
-        teacher, labels = margins(run / "teacher")
-        for stage in record.stages:
+        for stage, key in record.stages.items():
             made = read_artifact(run / stage).stage
-            if made["size"]["precision"] == "W32A32" or made["kind"] == "split":  # a split is not trained
+            if made["kind"] in ("finetune", "general") or not made["steps"]:  # the teacher, no head, no training
                 continue
-            student, _ = margins(run / stage)
-            values = (
-                ((student > 0) == labels).float().mean(),
-                (student > 0).float().mean(),
-                binary_auroc(student, labels.long()),
-                pearson_corrcoef(student, teacher),
-            )
-            rate = made["settings"]["lr"] or record.info["settings"]["train.lr"]
-            told = [
-                record.info["task"],
-                record.info["pipeline"],
-                record.info["seed"],
-                stage,
-                made["size"]["precision"],
-                rate,
-            ]
-            rows[record.stages[stage]] = [*map(str, told), *(f"{value:.4f}" for value in values)]
-    header = ["task", "arm", "seed", "stage", "bits", "lr", "accuracy", "rows called positive", "area under ROC",
-              "correlation with the teacher"]  # fmt: skip
-    csv.writer(sys.stdout, lineterminator="\n").writerows([header, *sorted(rows.values())])
+            if record.info["pipeline"] not in arms.setdefault(key, []):
+                arms[key].append(record.info["pipeline"])
+            train = made["settings"]["train"]
+            told = [stage, made["size"]["precision"], made["steps"], train["batch_size"], train["lr"]]
+            rows[key] = [record.info["seed"], *told, *agreement(run, stage)]
+    header = ["arms", "seed", "stage", "bits", "steps", "batch", "lr", "accuracy", "rows called positive",
+              "area under ROC", "correlation with the teacher"]  # fmt: skip
+    csv.writer(sys.stdout, lineterminator="\n").writerows(
+        [header, *sorted([", ".join(sorted(arms[key])), *row] for key, row in rows.items())]
+    )
 
 
 if __name__ == "__main__":

@@ -113,21 +113,24 @@ def test_damage_is_named(folder, tmp_path):
         read_runs(tmp_path / "comparison.json")
     final = folder / "stage2_binary"
     for name, message in {
-        "predictions.safetensors": "predictions.safetensors is damaged",
-        "metrics.json": "metrics.json is damaged",
-        "stage.json": "stage.json is damaged",
+        "predictions.safetensors": r"^[^:]*predictions\.safetensors is damaged",
+        "metrics.json": r"^[^:]*metrics\.json is damaged",
+        "stage.json": r"^[^:]*stage\.json is damaged",
     }.items():
         content = (final / name).read_bytes()
         (final / name).write_bytes(content[: len(content) // 2])
         with pytest.raises(InputError, match=message):
             read_runs(folder)
         (final / name).unlink()
-        with pytest.raises(InputError, match=name):
+        with pytest.raises(
+            InputError, match=rf"^[^:]*stage2_binary(/{name} is missing| is .*: it has no {name}); run the stage again$"
+        ):
             read_runs(folder)
         (final / name).write_bytes(content)
     for name, values, message in (
         ("metrics.json", {"score": ...}, r"stage2_binary/metrics\.json is damaged \(it has no score\)"),
         ("stage.json", {"curve": [["x"]]}, r"stage2_binary: its stage\.json or metrics\.json is damaged"),
+        ("stage.json", {"size": None}, "made by an older version: .*stage2_binary's word_tables"),
         ("metrics.json", {"dev": ...}, r"are damaged \(.* without stages or dev sets\)"),
     ):
         content = (final / name).read_text()
@@ -136,15 +139,24 @@ def test_damage_is_named(folder, tmp_path):
             read_runs(folder)
         (final / name).write_text(content)
     content = (folder / "manifest.json").read_text()
-    change(folder / "manifest.json", seed="x")
-    with pytest.raises(InputError, match=r"its manifest is damaged .*its seed is 'x'"):
-        read_runs(folder)
-    (folder / "manifest.json").write_text(content)
+    for values, message in (
+        ({"seed": "x"}, r"its manifest is damaged .*its seed is 'x'"),
+        ({"titles": ...}, r"its manifest is damaged .*'titles'"),
+        ({"labels": 5}, r"are damaged"),
+    ):
+        change(folder / "manifest.json", **values)
+        with pytest.raises(InputError, match=message):
+            read_runs(folder)
+        (folder / "manifest.json").write_text(content)
+    with pytest.raises(InputError, match=r"manifest\.json is no comparison\.json; name a run folder"):
+        read_runs(folder / "manifest.json")
     (tmp_path / "notes.md").write_text("x")
     with pytest.raises(InputError, match=r"notes\.md is no comparison\.json; name a run folder"):
         read_runs(tmp_path / "notes.md")
     (final / "model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"has no model\.safetensors"):
+    with pytest.raises(
+        InputError, match=r"stage2_binary is damaged: it has no model\.safetensors; run the stage again$"
+    ):
         read_runs(folder)
     change(folder / "manifest.json", artifacts={})
     with pytest.raises(InputError, match="is not finished: teacher, general"):

@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html import escape
 from html.parser import HTMLParser
 
@@ -10,6 +11,7 @@ import pytest
 
 from bitkd.cli import main
 from bitkd.errors import InputError
+from bitkd.report import plots
 from bitkd.report.records import to_json
 from bitkd.report.report import write_report
 
@@ -147,6 +149,25 @@ def test_a_folder_that_cannot_be_written_is_bad_input(run_of, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is not writable"):
         write_report([run_of("singlestage", 1)], tmp_path / "file")
+
+
+def test_it_is_found_before_pictures_are_drawn(run_of, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "draw", lambda comparison: pytest.fail("drawn"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is not writable"):
+        write_report([run_of("singlestage", 1)], tmp_path / "file")
+
+
+def test_the_terminal_tells_seeds_and_arms_apart_whatever_the_runs_are_called(run_of, tmp_path, capsys):
+    runs = [run_of("singlestage", 1), run_of("singlestage", 2), run_of("multistage", 1)]
+    for name in ("singlestage", "own"):
+        runs = [replace(run, name=name) for run in runs]
+        file = tmp_path / f"{name}.json"
+        file.write_text(to_json(runs))
+        assert main(["compare", str(file)]) == 0
+        shown = capsys.readouterr().out
+        firsts = re.findall(rf"^ {name} +(\w+) +(\d) +teacher", shown, re.MULTILINE)
+        assert firsts == [("singlestage", "1"), ("singlestage", "2"), ("multistage", "1")]
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

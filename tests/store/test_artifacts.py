@@ -55,8 +55,9 @@ def test_a_missing_file_is_found(store):
     assert "cannot be read" in store.damage("kind-abc")
 
 
-def test_an_unreadable_record_is_found(store):
-    (publish(store).path / "stage.json").write_text("{")
+@pytest.mark.parametrize("content", ["{", "[]", '{"checksums": {}}'])
+def test_an_unreadable_record_is_found(store, content):
+    (publish(store).path / "stage.json").write_text(content)
     assert "cannot be read" in store.damage("kind-abc")
 
 
