@@ -13,8 +13,7 @@ from bitkd.data.candidates import make_candidates
 from bitkd.data.hub import load_tokenizer
 from bitkd.errors import StoppedError
 from bitkd.pipeline.group import Group
-from bitkd.pipeline.plan import Plan
-from bitkd.pipeline.planned import PlannedStage
+from bitkd.pipeline.planned import Plan, PlannedStage
 from bitkd.pipeline.stage_record import stage_record
 from bitkd.pipeline.stopping import Stopping
 

@@ -17,8 +17,7 @@ from bitkd.models.artifact import load_classifier, load_encoder, load_student, n
 from bitkd.models.importance import estimate_importance
 from bitkd.models.student import Importance, add_head, build_student, remember, spec_of
 from bitkd.pipeline.kinds import DISTILLATION
-from bitkd.pipeline.plan import Plan
-from bitkd.pipeline.planned import PlannedStage
+from bitkd.pipeline.planned import Plan, PlannedStage
 from bitkd.quant.prepare import prepare
 from bitkd.quant.spec import QuantSpec
 from bitkd.stages.base import StudentModule

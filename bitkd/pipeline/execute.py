@@ -20,8 +20,7 @@ from bitkd.models.artifact import save_student
 from bitkd.models.size import measure
 from bitkd.pipeline.build import BuiltStage, build_stage, finish_student, load_weights
 from bitkd.pipeline.group import Group, make_trainer
-from bitkd.pipeline.plan import Plan
-from bitkd.pipeline.planned import PlannedStage
+from bitkd.pipeline.planned import Plan, PlannedStage
 from bitkd.pipeline.stage_record import stage_record
 from bitkd.pipeline.stopping import Stopping
 from bitkd.pipeline.tracking import make_loggers

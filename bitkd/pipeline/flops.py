@@ -16,8 +16,7 @@ from bitkd.data.sampler import TrainBatchSampler
 from bitkd.models.student import Importance, encoder_layers, spec_of
 from bitkd.pipeline.build import build_module, finish_student, load_upstream
 from bitkd.pipeline.kinds import AUGMENT
-from bitkd.pipeline.plan import Plan
-from bitkd.pipeline.planned import PlannedStage
+from bitkd.pipeline.planned import Plan, PlannedStage
 from bitkd.quant.splitting import split_ternary_
 from bitkd.stages.flops import row_flops
 

@@ -1,10 +1,8 @@
 """From a configuration to a checked plan: which stages, in which order, with which fingerprints and states."""
 
-import math
 import zlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, parts_of, settings_of
 from bitkd.data.augmented import check_augmentation
@@ -25,79 +23,9 @@ from bitkd.pipeline.graph import Node, fingerprints, order
 from bitkd.pipeline.identity import identity_of
 from bitkd.pipeline.kinds import AUGMENT, TRAINED, upstream_of, wants_augmented
 from bitkd.pipeline.memo import Memo, open_memo
-from bitkd.pipeline.planned import PlannedStage
+from bitkd.pipeline.planned import Plan, PlannedStage
 from bitkd.store.artifacts import Store, read_artifact, store_root
-from bitkd.store.record import RunRecord, state_of
-
-if TYPE_CHECKING:
-    from bitkd.pipeline.sources import Sources
-
-
-@dataclass
-class Plan:
-    """A checked run: stages in order, facts of their sources, the store, the record of earlier runs."""
-
-    config: Config
-    facts: SourceFacts
-    stages: list[PlannedStage]
-    store: Store
-    record: RunRecord
-
-    @property
-    def sources(self) -> "Sources":
-        """The sources themselves; they are loaded now, unless planning had to look at them."""
-        return self.facts.loaded
-
-    def __getitem__(self, name: str) -> PlannedStage:
-        return next(stage for stage in self.stages if stage.name == name)
-
-    def augmented_rows(self, stage: PlannedStage) -> Path | None:
-        """Folder of the augmented rows that a stage trains on, if it does."""
-        if stage.augmented is not None:
-            return stage.augmented
-        return self.store.path(self[stage.upstream["data"]].key) if "data" in stage.upstream else None
-
-    def settle(self, stage: PlannedStage) -> None:
-        """Count the steps of a stage on augmented rows, which are there by now."""
-        folder = self.augmented_rows(stage)
-        if not stage.settled and folder is not None:
-            rows = read_artifact(folder).stage["augmented"]["rows"]
-            _count_steps(stage, max(1, rows // stage.train.batch_size))
-
-    def given_keys(self) -> list[str]:
-        """Artifacts of the store that the settings name by their folders: a teacher, augmented rows, a model."""
-        given = [stage.checkpoint or stage.augmented for stage in self.stages] + [self.facts.model]
-        if self.config.task.augmentation.model:
-            given.append(self.facts.augmentation_model)
-        resolved = [path.resolve() for path in given if path is not None]
-        return [path.name for path in resolved if path.parent == self.store.root]
-
-    def sources_read(self) -> dict[str, str]:
-        """What the run reads, by content: model, rows and corpus, wherever they lie."""
-        read = {"model": self.facts.hash_of(self.facts.model), "rows": self.facts.task.hash}
-        if any(stage.spec.kind == "general" for stage in self.stages):
-            read["corpus"] = self.facts.corpus.hash
-        return {f"content of {name}": found[:12] for name, found in read.items()}
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The stages as plain data, for `bitkd plan`. steps: null where they are not known yet."""
-        return [
-            {
-                "name": stage.name,
-                "kind": stage.spec.kind,
-                "title": stage.title,
-                "inputs": stage.upstream,
-                "bits": stage.spec.quant.weight_bits,
-                "steps": stage.total_steps if stage.settled or stage.train.max_steps else None,
-                "fingerprint": stage.fingerprint,
-                "key": stage.key,
-            }
-            for stage in self.stages
-        ]
-
-    def state(self, stage: PlannedStage) -> str:
-        """State of a stage, see `state_of`."""
-        return state_of(self.store, self.record, stage.name, stage.key)
+from bitkd.store.record import RunRecord
 
 
 def make_plan(config: Config, memo: Memo | None = None) -> Plan:
@@ -204,19 +132,19 @@ def _plan_stage(name: str, config: Config, sources: SourceFacts, steps: int | No
         check_checkpoint(checkpoint, config, sources, f"stages.{name}.checkpoint={spec.checkpoint}", spec.labels)
         stage.checkpoint = checkpoint
     elif "data" in stage.upstream:
-        _count_steps(stage, None)
+        stage.count_steps(None)
     elif given.enabled and given.path and wants_augmented(spec):
         stage.augmented = sources.given_rows
-        _count_steps(stage, max(1, read_artifact(stage.augmented).stage["augmented"]["rows"] // train.batch_size))
+        stage.count_steps(max(1, read_artifact(stage.augmented).stage["augmented"]["rows"] // train.batch_size))
     elif spec.kind in TRAINED:
         data = sources.corpus if spec.kind == "general" else sources.task
         check_rows(name, data.rows, train.batch_size, config)
         if train.max_tokens and spec.kind == "general":
             train.max_steps = max(1, train.max_tokens // (train.batch_size * config.data.max_length))
         if spec.kind == "general" and config.data.streaming:
-            _count_steps(stage, _tenth_of(train))
+            stage.count_steps(_tenth_of(train))
         else:
-            _count_steps(stage, data.steps_per_epoch(train.batch_size))
+            stage.count_steps(data.steps_per_epoch(train.batch_size))
     return stage
 
 
@@ -224,11 +152,3 @@ def _tenth_of(train: TrainSpec) -> int:
     """A stream has no epochs: a tenth of the stage is validated in their place."""
     assert train.max_steps
     return max(1, train.max_steps // 10)
-
-
-def _count_steps(stage: PlannedStage, per_epoch: int | None) -> None:
-    """Fill in the steps of a stage.  per_epoch: steps of a pass over its rows; null where they are not there yet."""
-    train = stage.train
-    stage.settled = per_epoch is not None or bool(train.max_steps and train.eval_every)
-    stage.total_steps = train.max_steps or (max(1, math.ceil(train.epochs * per_epoch)) if per_epoch else 0)
-    stage.eval_every = min(train.eval_every or per_epoch or 0, stage.total_steps) if stage.settled else 0

@@ -14,8 +14,8 @@ from bitkd.pipeline.augmentation import augment
 from bitkd.pipeline.execute import execute
 from bitkd.pipeline.group import Group
 from bitkd.pipeline.kinds import AUGMENT
-from bitkd.pipeline.plan import Plan, make_plan
-from bitkd.pipeline.planned import PlannedStage
+from bitkd.pipeline.plan import make_plan
+from bitkd.pipeline.planned import Plan, PlannedStage
 from bitkd.pipeline.stopping import Stopping
 from bitkd.pipeline.tracking import close_loggers, track_run, track_stage, under_agent
 from bitkd.store.lock import Lock

@@ -14,8 +14,8 @@ from bitkd.data.hub import load_tokenizer, same_tokens, tokenizer_state
 from bitkd.data.task import TaskDataModule
 from bitkd.models.artifact import is_artifact, label_names, load_classifier, load_config
 from bitkd.models.student import spec_of
-from bitkd.pipeline.facts import locate, make_documents, writable
 from bitkd.pipeline.graph import digest
+from bitkd.pipeline.locations import locate, make_documents, writable
 from bitkd.store.artifacts import store_root
 
 

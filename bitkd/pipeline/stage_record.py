@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from bitkd.config.schema import PRETRAINED
-from bitkd.pipeline.plan import Plan
-from bitkd.pipeline.planned import PlannedStage
+from bitkd.pipeline.planned import Plan, PlannedStage
 
 
 def stage_record(plan: Plan, stage: PlannedStage, seconds: float, examples: int = 0) -> dict[str, Any]:

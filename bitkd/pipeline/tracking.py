@@ -22,8 +22,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from bitkd.errors import InputError, StoppedError
 from bitkd.pipeline.finished import read_finished
-from bitkd.pipeline.plan import Plan
-from bitkd.pipeline.planned import PlannedStage
+from bitkd.pipeline.planned import Plan, PlannedStage
 from bitkd.pipeline.stopping import STOPPED
 from bitkd.report.report import write_report
 from bitkd.stages.base import SCORE
