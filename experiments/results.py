@@ -1,8 +1,8 @@
 """Rebuild tables and pictures of the studies whose RESULTS.md marks them, from their records (`make results`).
 
 Between `<!-- table: FILE WHAT -->` and `<!-- end -->` in a study's RESULTS.md stands a table that is made from FILE: of a
-comparison.json WHAT is headline, differences, sizes, cost or stages, and pictures and page are written beside it; of a CSV file
-it is all rows.
+comparison.json WHAT is headline (with the comparison's warnings), differences, sizes, cost or stages, and pictures and page are
+written beside it; of a CSV file it is all rows.
 """
 
 import csv
@@ -13,25 +13,43 @@ from pathlib import Path
 from bitkd.commands.compare import read_runs
 from bitkd.errors import InputError
 from bitkd.report.report import write_comparison
-from bitkd.report.summary import Comparison, TextTable, cost_table, difference_table, headline, size_table, stages_table
+from bitkd.report.summary import (
+    Comparison,
+    TextTable,
+    cost_table,
+    difference_table,
+    escaped,
+    headline,
+    size_table,
+    stages_table,
+)
 
 TABLES = {"headline": headline, "differences": difference_table, "sizes": size_table, "cost": cost_table,
           "stages": stages_table}  # fmt: skip
 BLOCK = re.compile(r"(<!-- table: (\S+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def rebuild(results: Path) -> str:
-    """Rebuild one RESULTS.md; returns what came of it, in words. InputError where a record is missing or damaged."""
+def rebuild(results: Path, check: bool = False) -> str:
+    """Rebuild one RESULTS.md; returns what came of it, in words. InputError where a record is missing or damaged.
+
+    check: write nothing, only say whether its tables are those of its records.
+    """
     made: dict[Path, Comparison] = {}
 
     def table(block: re.Match[str]) -> str:
         begin, name, what, end = block.groups()
-        return f"{begin}\n{_table(results.parent / name, what, made).markdown()}\n\n{end}"
+        file = results.parent / name
+        text = _table(file, what, made).markdown()
+        if what == "headline":
+            text = "".join(f"**Note.** {escaped(warning)}\n\n" for warning in made[file].warnings) + text
+        return f"{begin}\n{text}\n\n{end}"
 
     before = results.read_text(encoding="utf-8")
     if not BLOCK.search(before):
         return "no tables"
     after = BLOCK.sub(table, before)
+    if check:
+        return "the same" if after == before else "another"
     for file, comparison in made.items():
         write_comparison(comparison, file.parent)
     results.write_text(after, encoding="utf-8")

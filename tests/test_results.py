@@ -1,5 +1,7 @@
 """experiments/results.py: the tables of a study stand for its records."""
 
+from pathlib import Path
+
 import pytest
 
 from bitkd.errors import InputError
@@ -7,6 +9,8 @@ from bitkd.report.records import to_json
 from experiments import results
 from experiments.results import rebuild
 from tests.report.conftest import make_one
+
+STUDIES = sorted(Path(results.__file__).parent.glob("*/RESULTS.md"))
 
 TEXT = """# A study
 
@@ -40,6 +44,21 @@ def test_tables_are_rebuilt_to_the_same_bytes(study):
     assert "index.html" in first
     assert rebuild(study) == "the same"
     assert {file.name: file.read_bytes() for file in study.parent.iterdir()} == first
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=[file.parent.name for file in STUDIES])
+def test_the_committed_tables_are_those_of_the_committed_records(file):
+    assert rebuild(file, check=True) in ("the same", "no tables")
+
+
+def test_what_a_reader_must_know_first_stands_above_the_table(study):
+    rebuild(study)
+    assert "**Note.** One seed: nothing here says" in study.read_text()
+    assert rebuild(study, check=True) == "the same"
+    study.write_text(study.read_text().replace("0.", "1.", 1))
+    before = study.read_text()
+    assert rebuild(study, check=True) == "another"
+    assert study.read_text() == before
 
 
 @pytest.mark.parametrize(

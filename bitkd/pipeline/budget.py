@@ -99,8 +99,9 @@ def _apportion(total: int, shares: Mapping[str, float]) -> dict[str, int]:
     equal give these stages equal steps, and compute them once.
     """
     steps, before, boundary = {}, 0, 0.0
-    for name, share in shares.items():
+    for place, (name, share) in enumerate(shares.items(), start=1):
         boundary += share
-        steps[name] = math.floor(boundary * total + 0.5) - before
-        before += steps[name]
+        end = total if place == len(shares) else math.floor(boundary * total + 0.5)
+        steps[name] = end - before
+        before = end
     return steps

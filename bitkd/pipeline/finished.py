@@ -14,7 +14,9 @@ def read_finished(folder: Path, to_compare: bool = False) -> Run:
     to_compare: also where they lack what a comparison needs: a student of the task, and what older versions did not record.
     """
     record = RunRecord.read(folder)
-    planned = record.info.get("planned", {})
+    planned = record.info.get("planned") or {}
+    if not isinstance(planned, dict):
+        raise InputError(f"{folder}: its manifest is damaged (planned: {planned}); run it again")
     missing = [name for name, key in planned.items() if record.stages.get(name) != key]
     if missing or not planned:
         raise InputError(

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from bitkd.config.schema import Config, StageSpec, TrainSpec
 from bitkd.pipeline.facts import SourceFacts
-from bitkd.pipeline.kinds import TRAINED
+from bitkd.pipeline.graph import digest
+from bitkd.pipeline.kinds import AUGMENT, TRAINED
 from bitkd.store.artifacts import Store, read_artifact
 from bitkd.store.record import RunRecord, state_of
 
@@ -97,10 +98,14 @@ class Plan:
         return [path.name for path in resolved if path.parent == self.store.root]
 
     def sources_read(self) -> dict[str, str]:
-        """What the run reads, by content: model, rows and corpus, wherever they lie."""
+        """What the run reads, by content: model, rows, corpus and augmented rows, wherever they lie."""
         read = {"model": self.facts.hash_of(self.facts.model), "rows": self.facts.task.hash}
         if any(stage.spec.kind == "general" for stage in self.stages):
             read["corpus"] = self.facts.corpus.hash
+        if made := next((stage.fingerprint for stage in self.stages if stage.spec.kind == AUGMENT), None):
+            read["augmented rows"] = made
+        elif given := next((stage.augmented for stage in self.stages if stage.augmented), None):
+            read["augmented rows"] = digest(read_artifact(given).stage["checksums"])
         return {f"content of {name}": found[:12] for name, found in read.items()}
 
     def rows(self) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from bitkd.pipeline.kinds import AUGMENT
 from bitkd.pipeline.plan import make_plan
 from bitkd.pipeline.planned import Plan, PlannedStage
 from bitkd.pipeline.stopping import Stopping
-from bitkd.pipeline.tracking import close_loggers, track_run, track_stage, under_agent
+from bitkd.pipeline.tracking import close_loggers, track_run, track_stage
 from bitkd.store.lock import Lock
 
 WAIT_SECONDS = 60.0
@@ -63,14 +63,13 @@ def run(config: Config, console: Any, progress_bar: bool = False) -> Plan:
         plan.facts.memo.keep()
     stopping = Stopping()
     stopping.install()
-    computed = False
     try:
         for position, stage in enumerate(plan.stages, start=1):
             label = f"stage {position} of {len(names)}: {stage.name}"
             if stage.title != stage.name:
                 label += f" ({stage.title})"
-            computed |= _run_stage(plan, stage, group, stopping, label, console, progress_bar)
-        if group.is_global_zero and (computed or under_agent()):
+            _run_stage(plan, stage, group, stopping, label, console, progress_bar)
+        if group.is_global_zero:
             track_run(plan)
     finally:
         stopping.restore()
@@ -81,8 +80,7 @@ def run(config: Config, console: Any, progress_bar: bool = False) -> Plan:
 
 def _run_stage(
     plan: Plan, stage: PlannedStage, group: Group, stopping: Stopping, label: str, console: Any, progress_bar: bool
-) -> bool:
-    """Returns whether the stage was computed here."""
+) -> None:
     code = 1
     names = [other.name for other in plan.stages]
     lock = plan.store.lock(stage.key)
@@ -103,7 +101,6 @@ def _run_stage(
             if not finished:
                 _say(group, console, f"{label} finished: {_summary(plan, stage)}")
         code = 0
-        return not finished
     except StoppedError as error:
         code = stopping.code
         told = f"stopped in stage {stage.name} as asked; run the same command again to go on"

@@ -26,10 +26,14 @@ from bitkd.pipeline.planned import Plan, PlannedStage
 from bitkd.pipeline.stopping import STOPPED
 from bitkd.report.report import write_report
 from bitkd.stages.base import SCORE
+from bitkd.store.artifacts import read_json, write_json
 
 log = logging.getLogger(__name__)
 
 REPORT = "report"
+
+TOLD = "report.json"
+"""Which stages' artifacts wandb has the report of, beside the logs."""
 
 STEP = "trainer/global_step"
 """Lightning's name for the axis of all metrics."""
@@ -82,11 +86,19 @@ def track_stage(plan: Plan, stage: PlannedStage) -> None:
 
 
 def track_run(plan: Plan) -> None:
-    """At a run's end: the table of its stages, the report's pictures, the final score, and the final student on request."""
+    """At a run's end: the table of its stages, the report's pictures, the final score, and the final student on request.
+
+    Once for the same stages, whichever start of the run they were finished in; under an agent at each, as a trial of its own.
+    """
     if plan.config.logger != "wandb":
+        return
+    keys = {stage.name: stage.key for stage in plan.stages}
+    told = plan.record.logs / TOLD
+    if read_json(told) == keys and not under_agent():
         return
     with _harmless():
         _track_run(plan)
+        write_json(told, keys)
     with _harmless():
         import wandb
 
@@ -194,9 +206,9 @@ def _open_run(plan: Plan, job: str, more: Mapping[str, Any] | None = None) -> An
         stages = {stage.name: _facts_before(stage) for stage in plan.stages}
         settings = {"name": name, "job_type": "trial", "config": _config(plan) | {"stages": stages}}
         settings["resume"] = "allow"  # a trial that an agent was given again goes on
-    mode = os.environ.get("WANDB_MODE")
-    if not mode:
-        mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
+    mode = os.environ.get("WANDB_MODE") or "online"
+    if mode == "online" and not wandb.login(prompt=False, verify=False):
+        mode = "offline"
     plan.record.logs.mkdir(parents=True, exist_ok=True)
     run = wandb.init(group=f"{config.task.name}-{name}", dir=str(plan.record.logs), mode=mode, **settings)  # type: ignore[arg-type]
     run.define_metric(STEP)

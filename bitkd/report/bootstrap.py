@@ -1,5 +1,6 @@
 """Paired differences between arms, with an interval by the bootstrap over dev rows and seeds."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,8 +25,9 @@ QUESTIONS = {
 }
 """What a difference of two arms of one budget answers, by their pipelines."""
 
-OF_PIPELINES = ("stages.", "student.", "budget.")
-"""Settings that a pipeline's file gives."""
+WIDTH = "student.width"
+OF_PIPELINES = re.compile(r"stages\.[^.]+\.student|budget\.shares\..+")
+"""Settings in which pipelines differ by what they are; those that are held against each other by QUESTIONS have one width."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,15 @@ def pairs(arms: list[Arm]) -> list[tuple[Arm, Arm]]:
     def partner(position: int, pipeline: str) -> int | None:
         total = arms[position].first.total
         same = [at for at, arm in enumerate(arms) if arm.pipeline == pipeline and arm.first.total == total]
+        if arms[position].pipeline == pipeline:
+            same = [at for at in same if at < position]
         return nearest(position, same)
 
     fallback = next((at for at, arm in enumerate(arms) if arm.pipeline == REFERENCE), 0)
     for at in range(len(arms)):
         reference = partner(at, REFERENCE)
-        reference = fallback if reference in (None, at) else reference
-        if reference is not None and at != reference:
+        reference = fallback if reference is None else reference
+        if at != reference:
             found.append((at, reference))
     for first, second in QUESTIONS:
         for at in (at for at, arm in enumerate(arms) if arm.pipeline == first):
@@ -93,17 +97,26 @@ def pairs(arms: list[Arm]) -> list[tuple[Arm, Arm]]:
 
 def unlike(one: Run, other: Run) -> list[str]:
     """Settings that both runs have and that differ, those aside that make a pipeline what it is."""
-    common = [name for name in one.settings if name in other.settings]
-    return [name for name in common if not name.startswith(OF_PIPELINES) and one.settings[name] != other.settings[name]]
+    differing = [name for name, value in one.settings.items() if value != other.settings.get(name, value)]
+    same_width = one.pipeline == other.pipeline or _asks(one, other) or _asks(other, one)
+    return [name for name in differing if not OF_PIPELINES.fullmatch(name) and (same_width or name != WIDTH)]
+
+
+def _asks(one: Run, other: Run) -> str:
+    return QUESTIONS.get((one.pipeline, other.pipeline), "")
 
 
 def _question(first: Arm, second: Arm) -> str:
     if first.pipeline == second.pipeline or first.first.total != second.first.total:
         return ""  # labels and a warning say in what they differ
-    if names := unlike(first.first, second.first):
+    names = unlike(first.first, second.first)
+    teachers = {run.seed: run.teacher.key for run in first.runs if run.teacher}
+    if any(run.teacher and run.teacher.key != teachers.get(run.seed, run.teacher.key) for run in second.runs):
+        names = ["their teachers", *names]
+    if names:
         shown = ", ".join(names[:MOST_NAMED]) + (", …" if len(names) > MOST_NAMED else "")
         return f"not the pipelines alone: they also differ in {shown}"
-    return QUESTIONS.get((first.pipeline, second.pipeline), "")
+    return _asks(first.first, second.first)
 
 
 def resampled_scores(runs: list[Run], resamples: int) -> list[Array]:

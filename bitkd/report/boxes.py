@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from bitkd.report import mermaid
 from bitkd.report.arms import Arm, Cost
-from bitkd.report.mermaid import COLOURS
 from bitkd.report.records import Stage
 from bitkd.report.summary import mean_text, si, time_text
 
@@ -37,15 +37,16 @@ class Box:
 
 
 def colour_of(state: str) -> str:
-    return COLOURS.get(state, "#dddddd")
+    return mermaid.COLOURS.get(state, "#dddddd")
 
 
 def state_of(stage: Stage) -> str:
     """Which of STATES a stage's student is in after it."""
-    if stage.kind in ("general", "finetune", "split", "augment"):
+    if stage.kind == "augment":
         return stage.kind
-    bits = stage.precision.partition("A")[0]
-    return {"W1": "one", "W2": "two"}.get(bits, "fp32")
+    bits = {"W1": 1, "W2": 2}.get(stage.precision.partition("A")[0], 32)
+    is_student = stage.kind == "finetune" and stage.in_chain
+    return mermaid.state_of("init" if is_student else stage.kind, bits)
 
 
 def boxes(arm: Arm) -> list[Box]:

@@ -30,8 +30,9 @@ def definitions(comparison: Comparison) -> list[tuple[str, str]]:
             "95 % interval",
             f"percentiles of a bootstrap of {RESAMPLES:,} resamples: dev rows drawn with replacement, the same rows for every "
             "run, and seeds drawn with replacement, as pairs where two arms share seeds (the difference is then over these "
-            "alone). Where it says “rows”, there is one seed: the interval then holds for these very runs, and not for the "
-            f"pipelines. With few seeds it is too narrow. Level: {LEVEL:.0%}, of each difference by itself.",
+            "alone). Where it says “rows”, there is one seed, or one that both arms have: the interval then holds for these "
+            f"very runs, and not for the pipelines. With few seeds it is too narrow. Level: {LEVEL:.0%}, of each difference by "
+            "itself.",
         ),
         (
             "MiB on paper",
@@ -89,7 +90,7 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def versions(comparison: Comparison) -> list[str]:
-    """Versions and devices, each with the arms that it holds for where they differ."""
+    """Versions and devices, all of them where stages differ."""
     lines = []
     names = sorted({name for run in comparison.runs for name in run.versions})
     for name in names:

@@ -25,11 +25,12 @@ def draw_graph(stages: list[dict[str, Any]]) -> str:
             arrow = "-->" if role == "student" else "-. teaches .->"
             lines.append(f"  {upstream} {arrow} {stage['name']}")
     for stage in stages:
-        lines.append(f"  style {stage['name']} fill:{COLOURS[_state(stage)]},color:#111")
+        lines.append(f"  style {stage['name']} fill:{COLOURS[state_of(stage['kind'], stage['bits'])]},color:#111")
     return "\n".join(lines)
 
 
-def _state(stage: dict[str, Any]) -> str:
-    if stage["kind"] in ("general", "finetune", "split"):
-        return stage["kind"]
-    return {1: "one", 2: "two"}.get(stage["bits"], "fp32")
+def state_of(kind: str, weight_bits: int) -> str:
+    """Which of COLOURS a stage's student has after it."""
+    if kind in ("general", "finetune", "split"):
+        return kind
+    return {1: "one", 2: "two"}.get(weight_bits, "fp32")

@@ -122,10 +122,13 @@ def _make_stage(
 ) -> Stage:
     record, metrics, folder = data["stage"], data["metrics"], Path(data["path"])
     is_model = record["kind"] != "augment"
-    size, flops = record.get("size", {}), record.get("flops", {})
+    measured = ("precision", "parameters", "encoder_bits", "paper_mib", "file_mib")
+    size, flops = record["size"] if is_model else {}, record.get("flops", {})
     model = folder / "model.safetensors"
-    if is_model and not (size and model.is_file()):
-        raise InputError(f"{folder} is damaged: it has no {model.name if size else 'size'}; run the stage again")
+    if is_model and not model.is_file():
+        raise InputError(f"{folder} is damaged: it has no {model.name}; run the stage again")
+    if is_model and (absent := [name for name in measured if name not in size]):
+        raise InputError(f"{folder} is damaged: its size has no {', '.join(absent)}; run the stage again")
     file = folder / PREDICTIONS_FILE
     # Without a head there is nothing that it could say, and older versions kept none.
     with_predictions = with_predictions and metrics["score"] is not None and "flops" in record

@@ -7,7 +7,8 @@ import re
 import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from bitkd.errors import InputError
 
@@ -161,10 +162,15 @@ def from_json(text: str, where: str) -> list[Run]:
 
 def check_numbers(run: Run) -> None:
     """ValueError where a run says nothing, or something that is no number or label of its task."""
+    for part in (run, *run.stages):
+        for name, kind in get_type_hints(type(part)).items():
+            if not _is_a(getattr(part, name), kind):
+                where = "" if part is run else f"stage {part.name} of "
+                raise ValueError(f"the {name} of {where}{run.name} is {getattr(part, name)!r}")
     if not run.stages or not set(run.final.dev) - {HOLDOUT}:
         raise ValueError(f"{run.name} without stages or dev sets")
-    if not isinstance(run.seed, int):
-        raise ValueError(f"the seed of {run.name} is {run.seed!r}")
+    if run.budget is not None and not (set(run.budget) >= {"unit", "total"} and _is_a(run.budget["total"], float)):
+        raise ValueError(f"the budget of {run.name} is {run.budget}")
     if run.final.score is None or not math.isfinite(run.final.score):
         raise ValueError(f"the final score of {run.name} is {run.final.score}")
     for stage in run.stages:
@@ -175,6 +181,22 @@ def check_numbers(run: Run) -> None:
                 wrong = [value for value in values if value not in range(run.num_labels)]
             if wrong or not values or len(said.labels) != len(said.predicted):
                 raise ValueError(f"predictions of {name} in stage {stage.name} of {run.name}")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type as a record's fields are annotated: a whole number is a float too, true is no number."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return any(_is_a(value, part) for part in parts)
+    if origin is list:
+        return isinstance(value, list) and all(_is_a(item, parts[0]) for item in value)
+    if origin is tuple:
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_is_a, value, parts))
+    if origin is dict:
+        return isinstance(value, dict) and all(_is_a(k, parts[0]) and _is_a(v, parts[1]) for k, v in value.items())
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return kind is Any or isinstance(value, kind)
 
 
 def _run_of(content: dict[str, Any]) -> Run:

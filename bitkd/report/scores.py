@@ -11,14 +11,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bitkd.errors import InputError
+
 Array = NDArray[np.float64]
 
 
 def weighted_scores(metric: str, num_labels: int | None, labels: Array, predicted: Array, weights: Array) -> Array:
     """Scores (copies,) of predictions (rows,) for labels (rows,), each row taken weights[copy, row] times.
 
-    metric: a name of bitkd.data.metrics.  num_labels: null for a regression.
+    metric: a name of bitkd.data.metrics; InputError for another.  num_labels: null for a regression.
     """
+    known = _OF_NUMBERS if num_labels is None else tuple(_OF_LABELS)
+    if metric not in known:
+        raise InputError(f"metric {metric} is unknown to comparisons; a task's metric is one of {', '.join(known)}")
     with np.errstate(invalid="ignore", divide="ignore"):
         if num_labels is None:
             values = _of_numbers(metric, labels, predicted, weights)
@@ -104,6 +109,10 @@ _OF_LABELS: dict[str, Callable[[Counts], Array]] = {
     "JaccardIndex": _macro(lambda c: _ratio(c.right, c.true + c.said - c.right)),
     "Specificity": _macro(lambda c: _ratio(c.total - c.true - c.said + c.right, c.total - c.true)),
 }
+
+
+_OF_NUMBERS = ("pearson_spearman", "pearson", "spearman", "MeanSquaredError", "MeanAbsoluteError", "R2Score",
+               "ExplainedVariance", "ConcordanceCorrCoef", "KendallRankCorrCoef")  # fmt: skip
 
 
 def _of_numbers(metric: str, labels: Array, predicted: Array, weights: Array) -> Array:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,8 @@ def _check_parameters(path: Path, content: dict[str, Any]) -> None:
     if not isinstance(parameters, dict) or not parameters:
         raise InputError(f"{path}: parameters: is missing; write them as `train.lr: {{values: [2.0e-5, 1.0e-4]}}`")
     for key, spec in parameters.items():
+        if not isinstance(key, str):
+            raise InputError(f"{path}: parameters.{key}: is no name; write a setting's, such as train.lr:")
         if isinstance(spec, dict) and "parameters" in spec:
             raise InputError(f"{path}: parameters.{key}: is nested; write dotted keys, such as {key}.NAME:")
         if key == "run.name":
@@ -164,8 +167,11 @@ def _check_parameters(path: Path, content: dict[str, Any]) -> None:
                 f"{path}: parameters.{key}: {spec} says no values by wandb's schema; write values: [...], value: ..., or "
                 "min: and max: with a distribution: (YAML reads numbers with a point: 2.0e-5, not 2e-5)"
             )
-        if any(value is None for value in [spec.get("value", ""), *spec.get("values", [])]):
-            raise InputError(f"{path}: parameters.{key}: null reaches a command as None; write 'null' in quotes")
+        for value in [spec.get("value", ""), *spec.get("values", [])]:
+            if value is None:
+                raise InputError(f"{path}: parameters.{key}: null reaches a command as None; write 'null' in quotes")
+            if isinstance(value, date):
+                raise InputError(f"{path}: parameters.{key}: YAML reads {value} as a date; write it in quotes")
 
 
 def _check_metric(path: Path, content: dict[str, Any]) -> None:

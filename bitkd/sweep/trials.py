@@ -30,8 +30,8 @@ _STATES = {FINISHED: "finished", FAILED: "failed"}
 class Trial:
     """One choice of parameters and what became of it.
 
-    number: position among the proposals.  run: its run folder.  seconds: of all its starts together.  score: the final
-    student's.
+    number: position among the proposals.  run: its run folder.  seconds: of its starts together, killed ones aside.
+    score: the final student's.
     """
 
     number: int
@@ -172,7 +172,7 @@ class Sweep:
         if self.spec.method != "bayes" or earlier is None:
             return
         now = self._spec()
-        if any(earlier[key] != now[key] for key in ("spec", "settings")):
+        if any(earlier.get(key) != now[key] for key in ("spec", "settings")):
             raise InputError(
                 f"{self.folder} was begun by another file or other settings, and bayes learns from all its trials; give the "
                 "sweep another name:, or delete the folder (its runs are kept)"

@@ -38,6 +38,11 @@ def test_examples_are_counted_by_each_stages_batch(settings, tmp_path):
     assert steps_of(settings(tmp_path, "singlestage", *more)) == {"teacher": 4, "single": 40, "single_binary": 30}
 
 
+def test_shares_that_add_up_to_nearly_one_lose_no_step():
+    shares = {"a": 0.333333, "b": 0.333333, "c": 0.3333335}
+    assert sum(_apportion(3_000_000, shares).values()) == 3_000_000
+
+
 def test_no_half_step_is_lost_to_rounding():
     shares = {"single": 0.15, "ternary": 0.1, "single_binary": 0.75}
     assert _apportion(10, shares) == {"single": 2, "ternary": 1, "single_binary": 7}

@@ -116,6 +116,35 @@ def test_a_run_is_a_group_with_a_job_for_each_stage_and_a_report(settings, conso
     before = len(runs_in(tmp_path / "rte" / "singlestage" / "logs"))
     run(config, console)  # nothing is computed, and nothing is logged
     assert len(runs_in(tmp_path / "rte" / "singlestage" / "logs")) == before
+    run(load_config(settings(tmp_path, "singlestage", "logger=wandb", "seed=3", "run.name=twin")), console)
+    (twin,) = runs_in(tmp_path / "rte" / "twin" / "logs")  # all of its stages came from the store
+    assert (twin["job"], twin["summary"]["dev/score"]) == ("report", report["summary"]["dev/score"])
+
+
+def test_a_report_that_a_kill_prevented_is_written_at_the_next_start(settings, console, tmp_path, offline, monkeypatch):
+    config = load_config(settings(tmp_path, "singlestage", "logger=wandb", "train.max_steps=1"))
+
+    def killed(plan):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tracking, "_track_run", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, console)
+    run(config, console)
+    logs = tmp_path / "rte" / "singlestage" / "logs"
+    assert [entry["job"] for entry in runs_in(logs)].count("report") == 1
+
+
+def test_an_online_mode_without_a_key_is_offline_and_asks_nothing(settings, tmp_path, offline, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a prompt"))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    plan = make_plan(load_config(settings(tmp_path, "singlestage", "logger=wandb")))
+    loggers = tracking.make_loggers(plan, plan.stages[0])
+    assert len(loggers) == 2
+    assert wandb.run.settings.mode == "offline"
+    wandb.finish()
 
 
 def test_under_an_agent_all_stages_are_one_run_whose_steps_go_on(settings, console, tmp_path, offline, monkeypatch):
@@ -181,7 +210,7 @@ def test_a_key_is_in_no_file_that_a_run_writes(settings, console, tmp_path, offl
     assert not Path(tmp_path / "none").exists()
 
 
-def test_without_a_network_a_run_with_a_key_goes_on_with_its_csv_files(
+def test_without_a_network_a_stage_of_a_run_with_a_key_has_its_csv_files(
     settings, console, tmp_path, offline, monkeypatch, caplog
 ):
     for name, value in {

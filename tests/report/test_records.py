@@ -131,6 +131,9 @@ def test_damage_is_named(folder, tmp_path):
         ("metrics.json", {"score": ...}, r"stage2_binary/metrics\.json is damaged \(it has no score\)"),
         ("stage.json", {"curve": [["x"]]}, r"stage2_binary: its stage\.json or metrics\.json is damaged"),
         ("stage.json", {"size": None}, "made by an older version: .*stage2_binary's word_tables"),
+        ("stage.json", {"size": {"word_tables": 2}}, "is damaged: its size has no precision, parameters, "),
+        ("stage.json", {"steps": None}, "are damaged .the steps of stage stage2_binary of multistage-1 is None"),
+        ("stage.json", {"flops": {"student": "9"}}, "are damaged .the student_flops of stage stage2_binary"),
         ("metrics.json", {"dev": ...}, r"are damaged \(.* without stages or dev sets\)"),
     ):
         content = (final / name).read_text()
@@ -143,6 +146,9 @@ def test_damage_is_named(folder, tmp_path):
         ({"seed": "x"}, r"its manifest is damaged .*its seed is 'x'"),
         ({"titles": ...}, r"its manifest is damaged .*'titles'"),
         ({"labels": 5}, r"are damaged"),
+        ({"budget": {}}, r"are damaged .the budget of multistage-1 is \{\}"),
+        ({"budget": "x"}, r"are damaged .the budget of multistage-1 is 'x'"),
+        ({"planned": ["x"]}, r"its manifest is damaged .planned: \['x'\]"),
     ):
         change(folder / "manifest.json", **values)
         with pytest.raises(InputError, match=message):
@@ -177,6 +183,12 @@ def test_a_damaged_comparison_json_is_named(run_of, tmp_path):
         text.replace('"seed"', '"sead"'): "is damaged",
         text.replace('"title"', '"tittle"'): "is damaged",
         text.replace('"seed": 1', '"seed": "x"'): "is damaged .*the seed of",
+        text.replace('"seed": 1', '"seed": true'): "is damaged .*the seed of",
+        re.sub(
+            r'"steps": \d+', '"steps": null', text
+        ): "is damaged .*the steps of stage teacher of singlestage-1 is None",
+        text.replace('"versions": {', '"versions": {"x": 1, '): "is damaged .*the versions of",
+        re.sub(r'"curve": \[\s+\[', '"curve": [["a", 0.5], [', text, count=1): "is damaged .*the curve of",
         re.sub(r'"predicted": \[\d', '"predicted": [7', text): "is damaged .*predictions of dev in stage teacher",
         re.sub(r'"labels": \[[\d., ]+\]', '"labels": []', text): "is damaged .*predictions of dev in stage teacher",
         text[: text.rindex('"score"')] + re.sub('"score": [0-9.]+', '"score": null', text[text.rindex('"score"') :]): (

@@ -8,6 +8,7 @@ from html import escape
 from html.parser import HTMLParser
 
 import pytest
+from matplotlib.image import imread
 
 from bitkd.cli import main
 from bitkd.errors import InputError
@@ -185,7 +186,8 @@ onload = () => {{
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH to render the page with")
-def test_a_browser_renders_the_page_on_a_phone(report, tmp_path):
+@pytest.mark.parametrize(("scheme", "darker"), [(1, "ink"), (0, "paper")], ids=["light", "dark"])
+def test_a_browser_renders_the_page_on_a_phone(report, tmp_path, scheme, darker):
     """In a frame, for a window has a least width; nothing but tables and curves scrolls sideways."""
     (tmp_path / "phone.html").write_text(PHONE.format(escape((report / "index.html").read_text())))
     options = "headless no-sandbox disable-gpu disable-background-networking disable-component-update disable-sync"
@@ -194,8 +196,12 @@ def test_a_browser_renders_the_page_on_a_phone(report, tmp_path):
         f"--user-data-dir={tmp_path / 'profile'}",
         f"--screenshot={tmp_path / 'page.png'}",
         "--window-size=500,6000",
+        f"--blink-settings=preferredColorScheme={scheme}",
     ]
     command += ["--dump-dom", (tmp_path / "phone.html").as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "<title>0 over, 3 plots, true</title>" in done.stdout
-    assert (tmp_path / "page.png").stat().st_size > 20_000
+    picture = imread(tmp_path / "page.png")[10:, 10:390, :3].mean(axis=2)  # within the frame
+    corner = picture[0, 0]
+    assert corner < 0.2 if darker == "paper" else corner > 0.9
+    assert picture.std() > 0.05

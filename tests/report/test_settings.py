@@ -70,8 +70,8 @@ def test_every_pair_is_compared_once():
 
 def test_arms_are_held_against_the_one_that_is_most_alike_and_answer_a_question_where_nothing_else_differs():
     runs = [
-        with_settings(make_one(pipeline, 1), embedding_bits=bits, stages__ternary__lr=lr)
-        for bits, lr in ((None, 1), (32, 2))
+        with_settings(make_one(pipeline, 1), embedding_bits=bits, stages__ternary__student=pipeline)
+        for bits in (None, 32)
         for pipeline in ("multistage", "halfternary")
     ]
     arms = make_arms(runs)
@@ -86,6 +86,41 @@ def test_arms_are_held_against_the_one_that_is_most_alike_and_answer_a_question_
     ]
     (lone,) = differences(make_arms([runs[0], runs[3]]), resamples=5)
     assert lone.question == "not the pipelines alone: they also differ in embedding_bits"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "name", "told"),
+    [
+        ("multistage", "halfternary", "stages.ternary.lr", "they also differ in stages.ternary.lr"),
+        ("multistage", "halfternary", "student.layers", "they also differ in student.layers"),
+        ("multistage", "splitdirect", "student.width", "they also differ in student.width"),
+        ("multistage", "splitdirect", "stages.split.student", "what the ternary stage gives"),
+        ("multistage", "splitdirect", "budget.shares.general", "what the ternary stage gives"),
+        ("progressive", "singlestage", "stages.single.loss.logits", "they also differ in stages.single.loss.logits"),
+        ("multistage", "singlestage", "student.width", ""),
+        ("multistage", "singlestage", "student.layers", "they also differ in student.layers"),
+    ],
+)
+def test_a_question_is_answered_where_pipelines_differ_by_what_they_are_alone(first, second, name, told):
+    arms = make_arms([with_settings(make_one(pipeline, 1), **{name: pipeline}) for pipeline in (first, second)])
+    (found,) = differences(arms, resamples=5)
+    assert found.question.removeprefix("not the pipelines alone: ") == told
+
+
+def test_other_teachers_are_no_answer_either():
+    one, other = make_one("multistage", 1), make_one("halfternary", 1)
+    teacher = replace(other.stages[0], key="another")
+    (found,) = differences(make_arms([one, replace(other, stages=[teacher, *other.stages[1:]])]), resamples=5)
+    assert found.question == "not the pipelines alone: they also differ in their teachers"
+
+
+def test_an_arm_is_held_against_an_earlier_one_of_its_own_budget():
+    runs = [
+        of_budget(with_settings(make_one("singlestage", 1), lr=lr), total) for total in (500, 1000) for lr in (1, 2)
+    ]
+    arms = make_arms(runs)
+    found = [(arms.index(a), arms.index(b)) for a, b in pairs(arms)]
+    assert found == [(1, 0), (2, 0), (3, 2)]
 
 
 def test_runs_on_other_rows_or_models_are_another_arm():

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,9 +21,8 @@ FILES = sorted(file for file in (ROOT / "experiments").rglob("*.yaml"))
 TRIALS = {
     "arms": 10,
     "augmentation": 8,
-    "longer_full": 4,
-    "longer_half": 6,
-    "pilot": 20,
+    "full": 8,
+    "half": 12,
     "pipelines": 18,
     "rates": 4,
     "xtc_budgets": 8,
@@ -117,6 +117,11 @@ def test_wandb_agent_runs_a_trial(agent, settings, tmp_path, monkeypatch, write)
         ),
         ({"parameters": {"run.name": {"value": "a"}}}, "each trial's own"),
         ({"parameters": {"student.layers": {"values": [None]}}}, "'null' in quotes"),
+        (
+            {"parameters": {"data.hub_corpus.name": {"value": date(2023, 11, 1)}}},
+            "2023-11-01 as a date; write it in quotes",
+        ),
+        ({"parameters": {5: {"value": 1}}}, "parameters.5: is no name"),
         ({"paramters": {}}, "'paramters' was unexpected"),
         ({"early_terminate": {"type": "hyperband", "min_iter": 3}}, "a trial is a chain of stages"),
         ({"command": None}, "does not hand the parameters on as key=value"),
