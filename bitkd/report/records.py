@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import reprlib
 import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -162,11 +163,12 @@ def from_json(text: str, where: str) -> list[Run]:
 
 def check_numbers(run: Run) -> None:
     """ValueError where a run says nothing, or something that is no number or label of its task."""
-    for part in (run, *run.stages):
+    parts: list[Run | Stage] = [run, *run.stages]
+    for part in parts:
         for name, kind in get_type_hints(type(part)).items():
             if not _is_a(getattr(part, name), kind):
                 where = "" if part is run else f"stage {part.name} of "
-                raise ValueError(f"the {name} of {where}{run.name} is {getattr(part, name)!r}")
+                raise ValueError(f"the {name} of {where}{run.name} is {reprlib.repr(getattr(part, name))}")
     if not run.stages or not set(run.final.dev) - {HOLDOUT}:
         raise ValueError(f"{run.name} without stages or dev sets")
     if run.budget is not None and not (set(run.budget) >= {"unit", "total"} and _is_a(run.budget["total"], float)):
