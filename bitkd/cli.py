@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="print JSON for machines")
         return command
 
-    settings: dict[str, Any] = {"nargs": "*", "metavar": "key=value", "help": "settings, see below"}
+    settings: dict[str, Any] = {"nargs": "*", "default": [], "metavar": "key=value", "help": "settings, see below"}
     add("run", "run a pipeline: finished stages are skipped, a killed stage resumes").add_argument(
         "settings", **settings
     )

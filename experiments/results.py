@@ -26,6 +26,7 @@ from bitkd.report.summary import (
 
 TABLES = {"headline": headline, "differences": difference_table, "sizes": size_table, "cost": cost_table,
           "stages": stages_table}  # fmt: skip
+NOTHING = "no tables"
 BLOCK = re.compile(r"(<!-- table: (\S+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -46,7 +47,7 @@ def rebuild(results: Path, check: bool = False) -> str:
 
     before = results.read_text(encoding="utf-8")
     if not BLOCK.search(before):
-        return "no tables"
+        return NOTHING
     after = BLOCK.sub(table, before)
     if check:
         return "the same" if after == before else "another"
@@ -79,7 +80,9 @@ def main() -> int:
                 print(f"{results.parent.name}: has records, but no RESULTS.md to hold their tables")
             continue
         try:
-            print(f"{results.parent.name}: {rebuild(results)}")
+            told = rebuild(results)
+            if told != NOTHING:
+                print(f"{results.parent.name}: {told}")
         except InputError as error:
             print(f"{results}: {error}", file=sys.stderr)
             return 2

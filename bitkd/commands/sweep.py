@@ -14,9 +14,10 @@ from rich.table import Column, Table
 
 from bitkd.commands.output import make_console, print_json
 from bitkd.errors import InputError, StoppedError
+from bitkd.store.lock import SILENT_SECONDS
 from bitkd.sweep.runner import run_sweep
 from bitkd.sweep.spec import COMMAND, METRIC, place_of_bitkd, read_sweep
-from bitkd.sweep.trials import Sweep, Trial
+from bitkd.sweep.trials import RUNNING, Sweep, Trial
 
 
 def sweep_command(arguments: argparse.Namespace) -> int:
@@ -26,14 +27,14 @@ def sweep_command(arguments: argparse.Namespace) -> int:
     console = make_console(stderr=arguments.json)
     _check_starter(sweep, console)
     if arguments.dry_run:
-        _show(sweep, arguments.json, commands=True)
+        _show(sweep, arguments.json, shard, commands=True)
         return 0
     try:
         failed = run_sweep(sweep, shard, console)
     except StoppedError as stop:
         print(f"bitkd: {stop}", file=sys.stderr, flush=True)
         return stop.code
-    _show(sweep, arguments.json)
+    _show(sweep, arguments.json, shard)
     for trial in failed:
         print(f"bitkd: trial {trial.name} failed with code {trial.exit_code}; see {trial.log}", file=sys.stderr)
     if failed:
@@ -73,8 +74,11 @@ def _shard(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _show(sweep: Sweep, as_json: bool, commands: bool = False) -> None:
-    trials = sweep.listed()
+def _show(sweep: Sweep, as_json: bool, shard: tuple[int, int], commands: bool = False) -> None:
+    """The trials, best first; with `commands` those of the shard alone, and what starts them."""
+    trials = [trial for trial in sweep.listed() if not commands or trial.number % shard[1] == shard[0] - 1]
+    if not trials:
+        raise InputError(f"--shards {shard[0]}/{shard[1]} has no trial: there are {sweep.total}; use fewer shards")
     if as_json:
         rows = [asdict(trial) | ({"command": sweep.command(trial)} if commands else {}) for trial in trials]
         print_json({"sweep": sweep.spec.name, "folder": str(sweep.folder), "total": sweep.total, "trials": rows})
@@ -86,7 +90,7 @@ def _show(sweep: Sweep, as_json: bool, commands: bool = False) -> None:
     keys = [key for key in keys if key not in common]
     table = Table(Column("trial", no_wrap=True), *keys, METRIC, "seconds", "state", box=None)
     for trial in trials:
-        table.add_row(trial.name, *_cells(trial, keys))
+        table.add_row(trial.name, *_cells(sweep, trial, keys))
     console.print(table)
     if common:
         console.print(f"all trials: {' '.join(f'{key}={value}' for key, value in common.items())}")
@@ -103,7 +107,8 @@ def _shell_word(word: str) -> str:
     return shlex.quote(word)
 
 
-def _cells(trial: Trial, keys: list[str]) -> list[str]:
+def _cells(sweep: Sweep, trial: Trial, keys: list[str]) -> list[str]:
     values = [str(trial.parameters.get(key, "")) for key in keys]
     score = "–" if trial.score is None else f"{trial.score:.4f}"
-    return [*values, score, f"{trial.seconds:.0f}", trial.state]
+    dead = trial.state == RUNNING and not sweep.lock(trial).is_held(SILENT_SECONDS)
+    return [*values, score, f"{trial.seconds:.0f}" if trial.seconds else "–", "killed" if dead else trial.state]

@@ -65,6 +65,11 @@ def check_budget(config: Config) -> dict[str, float]:
             raise InputError(f"budget.shares.{name}={share} is outside 0 to 1; use a positive share, or null for none")
     if given:
         _check_whole(budget, config, trained, shares)
+    if shares and abs(sum(shares.values()) - 1) > 1e-6:
+        raise InputError(
+            f"budget.shares add up to {sum(shares.values()):.6g} ({', '.join(f'{n} {s:g}' for n, s in shares.items())}); "
+            "they must add up to 1"
+        )
     return shares
 
 
@@ -80,11 +85,6 @@ def _check_whole(budget: BudgetSpec, config: Config, trained: list[str], shares:
     missing = [name for name in trained if name not in shares and config.stages[name].kind != "general"]
     if missing:
         raise InputError(f"budget.shares has none for {', '.join(missing)}; every KD stage but General KD needs one")
-    if abs(sum(shares.values()) - 1) > 1e-6:
-        raise InputError(
-            f"budget.shares add up to {sum(shares.values()):.6g} ({', '.join(f'{n} {s:g}' for n, s in shares.items())}); "
-            "they must add up to 1"
-        )
     for name in shares:
         stage = config.stages[name]
         own = next((key for key in ("max_steps", "epochs", "max_tokens") if getattr(stage, key) is not None), None)

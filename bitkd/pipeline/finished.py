@@ -5,7 +5,10 @@ from pathlib import Path
 from bitkd.errors import InputError
 from bitkd.report.reading import check_complete, make_run
 from bitkd.report.records import Run, check_numbers
+from bitkd.store.artifacts import Artifact, checksum
 from bitkd.store.record import RunRecord
+
+WEIGHTS = "model.safetensors"
 
 
 def read_finished(folder: Path, to_compare: bool = False) -> Run:
@@ -27,6 +30,8 @@ def read_finished(folder: Path, to_compare: bool = False) -> Run:
         for name, artifact in record.artifacts().items()
     }
     if to_compare:
+        for artifact in record.artifacts().values():
+            _check_contents(artifact)
         check_complete(str(folder), record.info, stages)
     run = make_run(folder.resolve().name, record.info, stages)
     if to_compare:
@@ -35,3 +40,11 @@ def read_finished(folder: Path, to_compare: bool = False) -> Run:
         except (ValueError, TypeError) as error:
             raise InputError(f"{folder}: its records are damaged ({error}); run it again") from error
     return run
+
+
+def _check_contents(artifact: Artifact) -> None:
+    """InputError where a file of an artifact is another than it was written; the weights, which take long, are left out."""
+    for name, expected in artifact.stage.get("checksums", {}).items():
+        file = artifact.path / name
+        if name != WEIGHTS and file.is_file() and checksum(file) != expected:
+            raise InputError(f"{file} is damaged (it is another than its stage.json tells); run the stage again")

@@ -203,6 +203,13 @@ def warnings_of(arms: list[Arm]) -> list[str]:
                 f"Different teachers at seed {seed}: {sides}. Their differences are those of the teachers as well; compare "
                 "the shares kept, or run the pipelines again with one teacher."
             )
+    steps = {arm.label: arm.chain.steps for arm in arms}
+    if len(set(steps.values())) > 1 and all(arm.first.total is None for arm in arms):
+        shown = "; ".join(f"{label}: {count:,.0f} steps" for label, count in steps.items())
+        found.append(
+            f"No common budget ({shown}): a difference is that of the training's length as well; budget.steps= or "
+            "budget.flops= makes it equal."
+        )
     for arm in arms:
         constant = [str(run.seed) for run in arm.runs if is_constant(run.said.predicted)]
         if constant:

@@ -116,7 +116,8 @@ def _question(first: Arm, second: Arm) -> str:
     if names:
         shown = ", ".join(names[:MOST_NAMED]) + (", …" if len(names) > MOST_NAMED else "")
         return f"not the pipelines alone: they also differ in {shown}"
-    return _asks(first.first, second.first)
+    bits = [arm.first.final.precision for arm in (first, second)]
+    return _asks(first.first, second.first) or (" against ".join(bits) if bits[0] != bits[1] else "")
 
 
 def resampled_scores(runs: list[Run], resamples: int) -> list[Array]:

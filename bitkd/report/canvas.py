@@ -1,7 +1,10 @@
 """How pictures look, and how they become PNG files and SVG elements."""
 
 import io
+import math
 import re
+import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -68,6 +71,19 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     if size:
         text = text.replace(size[0], f'role="img" aria-label="{description}"', 1)
     return text
+
+
+def wrapped(label: str, width: int, most: int = 4) -> str:
+    """An arm's name in lines of `width` letters, at most so many: pictures have little room, and tables have it whole."""
+    lines = textwrap.wrap(label.replace("stages.", ""), width, max_lines=most, placeholder=" …", break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+def legend_lines(labels: Sequence[str], columns: int) -> int:
+    """Lines of text in the longest column of a legend."""
+    lines = [label.count("\n") + 1 for label in labels]
+    rows = math.ceil(len(lines) / columns)
+    return max(sum(lines[start : start + rows]) for start in range(0, len(lines), rows))
 
 
 def arm_colour(position: int) -> str:

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter
 
 from bitkd.report.arms import Arm
 from bitkd.report.boxes import STATES, colour_of, state_of
-from bitkd.report.canvas import INK, MUTED, PAPER, arm_colour, arm_marker
+from bitkd.report.canvas import INK, MUTED, PAPER, arm_colour, arm_marker, legend_lines, wrapped
 from bitkd.report.records import HOLDOUT
 from bitkd.report.summary import Comparison
 
@@ -19,8 +19,12 @@ from bitkd.report.summary import Comparison
 def draw_curves(comparison: Comparison) -> Figure:
     """Scores over the cumulative steps of the chain; below, which stage each arm is in."""
     arms = comparison.arms
-    figure = Figure(figsize=(6.8, 4.1 + 0.3 * len(arms)), layout="constrained")
-    top, strip = figure.subplots(2, sharex=True, height_ratios=[3.2, 0.32 * len(arms) + 0.1])
+    columns = 3 if all(len(arm.label) <= 26 for arm in arms) else 2
+    names = [wrapped(arm.label, 24 if columns == 3 else 44) for arm in arms]
+    lanes = [wrapped(arm.label, 27, 3) for arm in arms]
+    lane = 0.3 + 0.12 * max(name.count("\n") for name in lanes)
+    figure = Figure(layout="constrained")
+    top, strip = figure.subplots(2, sharex=True, height_ratios=[3.2, (lane + 0.02) * len(arms) + 0.1])
     handles = []
     for position, arm in enumerate(arms):
         # Arms share stages: what lies below stays visible as a border.
@@ -32,7 +36,7 @@ def draw_curves(comparison: Comparison) -> Figure:
                 color=arm_colour(position),
                 marker=arm_marker(position),
                 linestyle="-",
-                label=arm.label,
+                label=names[position],
                 markersize=6,
             )
         )
@@ -44,14 +48,16 @@ def draw_curves(comparison: Comparison) -> Figure:
     top.set_ylabel(f"{comparison.metric}\n({'hold-out; ends of stages: dev' if held else 'dev'})")
     top.margins(y=0.08)
     strip.set_ylim(-0.6, len(arms) - 0.4)
-    strip.set_yticks(range(len(arms)), [arm.label for arm in reversed(arms)], fontsize=9)
+    strip.set_yticks(range(len(arms)), lanes[::-1], fontsize=9 if lane == 0.3 else 7.5)
     strip.tick_params(length=0)
     strip.grid(visible=False)
     strip.spines["left"].set_visible(False)
-    strip.set_xlim(-0.01 * total, 1.01 * total)
+    strip.set_xlim(-0.015 * total, 1.02 * total)
     strip.set_xlabel("optimizer steps of the chain, stage after stage\n(the teacher's apart)")
     strip.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    figure.legend(handles=handles, loc="outside upper left", ncols=3)
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns)
+    lines = legend_lines([str(handle.get_label()) for handle in handles], columns)
+    figure.set_size_inches(6.8, 4.1 + lane * len(arms) + 0.16 * max(0, lines - 3))
     patches = [
         Patch(
             facecolor=colour_of(state),

@@ -19,16 +19,19 @@ from bitkd.report.summary import (
 )
 
 CAPTIONS = {
-    "size": "Score against the size of the final student: packed (solid) and on paper (hollow). Bars: ± standard deviation "
-    "over seeds.",
-    "cost": "Score against the training cost of the whole chain; hollow: without General KD. Bars: ± standard deviation over "
-    "seeds.",
-    "curves": "Scores over the steps of the chain. A marker is the end of a stage, measured on dev; lines are "
+    "size": "Score against the size of the final student: packed (solid) and on paper (hollow), joined by a line. Upright bars: "
+    "± standard deviation, where there are several seeds.",
+    "cost": "Score against the training cost of the whole chain; hollow: without General KD. Upright bars: ± standard "
+    "deviation, where there are several seeds.",
+    "curves": "Scores over the steps of the chain. A marker is the end of a stage, measured on dev with the weights that it "
+    "hands on (the best on the way, or the last); lines are "
     "the validations on the way (thin: each seed), a small point where there was but one. Below: which stage each arm is in.",
     "pipelines": "The pipelines, each stage with its metric and cost.",
 }
 
-TEXTS = {"bits", "budget", "device", "drawn", "of", "what it says", "word tables"}
+LONGEST_TITLE = 100
+
+TEXTS = {"bits", "budget", "device", "drawn", "of", "seeds in pairs", "what it says", "word tables"}
 """Columns of words, not of numbers."""
 
 DARK = {
@@ -69,7 +72,7 @@ table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nu
 th,td{padding:.3rem .5rem;text-align:right;border-bottom:1px solid var(--grid);white-space:nowrap}
 th{font-weight:600;vertical-align:bottom;white-space:normal;min-width:4.5rem}
 th:first-child,td:first-child,td.text,th.text{text-align:left}
-tbody th{font-weight:600;white-space:nowrap;text-align:left;
+tbody th{font-weight:600;white-space:normal;min-width:min(13rem,40vw);text-align:left;
 position:sticky;left:0;background:var(--paper)}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,330px),1fr));gap:1rem}
 figure{margin:0;max-width:520px}figcaption{color:var(--muted);font-size:.85rem}
@@ -94,7 +97,8 @@ dt{font-weight:600;margin-top:.5rem}dd{margin:0;max-width:75ch}
 
 def render_page(comparison: Comparison, figures: dict[str, Figure]) -> str:
     """The whole page. figures: see bitkd.report.plots.draw."""
-    title = f"{comparison.first.task}: {', '.join(arm.label for arm in comparison.arms)}"
+    names = ", ".join(arm.label for arm in comparison.arms)
+    title = f"{comparison.first.task}: {names if len(names) <= LONGEST_TITLE else f'{len(comparison.arms)} arms'}"
     parts = [
         f"<h1>{escape(title)}</h1>",
         *(f'<p class="warning" role="note">{escape(text)}</p>' for text in comparison.warnings),

@@ -10,7 +10,7 @@ from matplotlib.patches import FancyBboxPatch, Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from bitkd.report.boxes import STATES, Box, boxes, colour_of
-from bitkd.report.canvas import INK, MUTED, PAPER, STYLE, arm_colour, arm_marker
+from bitkd.report.canvas import INK, MUTED, PAPER, STYLE, arm_colour, arm_marker, legend_lines, wrapped
 from bitkd.report.curves import draw_curves, reference_lines
 from bitkd.report.summary import Comparison, si, size_text
 
@@ -59,7 +59,7 @@ def _scatter(
     text: Callable[[float], str],
 ) -> tuple[Figure, Axes]:
     """Final scores over `pairs` of x values for each arm: a solid marker, and a hollow one where there is a second."""
-    figure = Figure(figsize=(4.6, 4.1), layout="constrained")
+    figure = Figure(layout="constrained")
     axes = figure.add_subplot()
     handles = []
     for position, (arm, (x, second)) in enumerate(zip(comparison.arms, pairs)):
@@ -82,7 +82,8 @@ def _scatter(
             elinewidth=1.3,
             zorder=4,
         )
-        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", markersize=8, label=arm.label))
+        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", markersize=8))
+        handles[-1].set_label(wrapped(arm.label, 25))
     handles += reference_lines(axes, comparison)
     _scale(axes, [value for pair in pairs for value in pair if value], text)
     axes.set_ylabel(f"{comparison.metric} (dev, larger is better)")
@@ -91,6 +92,8 @@ def _scatter(
         handles.append(Line2D([], [], color=INK, marker="o", linestyle="", label=solid))
         handles.append(Line2D([], [], color=INK, marker="o", markerfacecolor=PAPER, linestyle="", label=hollow))
     figure.legend(handles=handles, loc="outside upper left", ncols=2)
+    lines = legend_lines([str(handle.get_label()) for handle in handles], 2)
+    figure.set_size_inches(4.6, 4.1 + 0.16 * max(0, lines - 5))
     return figure, axes
 
 
@@ -133,7 +136,7 @@ def draw_pipelines(comparison: Comparison) -> Figure:
     axes.set_ylim(-0.35, down - 0.35)
     for number, (label, found) in enumerate(lines):
         top = (len(lines) - number) * height - 0.12
-        axes.text(0.1, top, label, fontsize=10.5, fontweight="bold", va="center")
+        axes.text(0.1, top, wrapped(label, round(12 * across), 1), fontsize=10.5, fontweight="bold", va="center")
         for column, box in enumerate(found):
             left = 0.1 + column * width
             frame = FancyBboxPatch(
@@ -146,7 +149,9 @@ def draw_pipelines(comparison: Comparison) -> Figure:
             )
             axes.add_patch(frame)
             middle = left + 0.03 + (width - 0.26) / 2
-            axes.text(middle, top - 0.47, _wrapped(box.title), fontsize=8, ha="center", va="center", color="#111111")
+            axes.text(
+                middle, top - 0.47, _title_lines(box.title), fontsize=8, ha="center", va="center", color="#111111"
+            )
             axes.text(middle, top - 0.85, box.metric, fontsize=8, ha="center", va="center", fontweight="bold")
             axes.text(middle, top - 0.97, "\n".join(box.cost), fontsize=7.5, ha="center", va="top", color=MUTED)
             if column + 1 < len(found) and found[column + 1].follows:
@@ -162,7 +167,7 @@ def draw_pipelines(comparison: Comparison) -> Figure:
     return figure
 
 
-def _wrapped(title: str) -> str:
+def _title_lines(title: str) -> str:
     """Short lines, at most three; what stands in brackets, such as the bits, on a line of its own."""
     lines: list[str] = []
     for word in title.split():

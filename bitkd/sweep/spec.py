@@ -78,7 +78,8 @@ class SweepSpec:
             return config
         except InputError as error:
             shown = " ".join(f"{key}={value}" for key, value in parameters.items())
-            raise InputError(f"{self.file}: the trial {shown} cannot be run: {error}") from error
+            given = f" with {' '.join(self.settings)}" if self.settings else ""
+            raise InputError(f"{self.file}: the trial {shown}{given} cannot be run: {error}") from error
 
 
 def read_sweep(file: str, settings: Sequence[str] = ()) -> SweepSpec:
@@ -133,8 +134,9 @@ def _read(path: Path) -> dict[str, Any]:
 def _check_method(path: Path, content: dict[str, Any]) -> None:
     method = content.get("method")
     if method not in METHODS:
-        hint = nearest(str(method), METHODS) if method else f"write one of {', '.join(METHODS)}"
-        raise InputError(f"{path}: method: {method} is unknown; {hint}")
+        if method is None:
+            raise InputError(f"{path}: method: is missing; write one of {', '.join(METHODS)}")
+        raise InputError(f"{path}: method: {method} is unknown; {nearest(str(method), METHODS)}")
     if method != "grid" and "run_cap" not in content:
         raise InputError(f"{path}: method: {method} never ends by itself; write run_cap: 20, the number of trials")
     cap = content.get("run_cap", 1)

@@ -86,6 +86,7 @@ def test_two_pipelines_run_at_the_same_flops(settings, console, tmp_path):
         (["budget.steps=10", "budget.examples=80"], "budget.steps and budget.examples are both given"),
         (["budget.steps=-1"], "budget.steps=-1 is no budget; use a positive number"),
         (["budget.steps=100", "budget.shares.ternary=0.3"], "budget.shares add up to 1.1 "),
+        (["budget.shares.ternary=0.3"], "budget.shares add up to 1.1 "),
         (["budget.shares.ternaryy=0.3"], "budget.shares.ternaryy is no stage of this pipeline; did you mean ternary?"),
         (["budget.shares.split=0.3"], "budget.shares.split: a split stage has no share"),
         (["budget.shares.teacher=0.3"], "budget.shares.teacher: a finetune stage has no share"),

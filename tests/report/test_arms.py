@@ -82,7 +82,8 @@ def test_different_teachers_of_one_seed_are_named_first(run_of):
     warnings = warnings_of(make_arms(runs))
     assert warnings[0].startswith("Different teachers at seed 1: singlestage against multistage.")
     several = make_arms([run_of(arm, seed) for arm in ("singlestage", "multistage") for seed in (1, 2)])
-    assert warnings_of(several) == []  # each seed has a teacher of its own, the same for both
+    # each seed has a teacher of its own, the same for both
+    assert not any("teachers" in warning for warning in warnings_of(several))
 
 
 def test_devices_and_single_seeds_are_named(run_of):
@@ -94,7 +95,7 @@ def test_devices_and_single_seeds_are_named(run_of):
 
 def test_arms_over_different_seeds_are_named(run_of):
     arms = make_arms([run_of("singlestage", 1), run_of("singlestage", 2), run_of("multistage", 1)])
-    (warning,) = warnings_of(arms)
+    warning = warnings_of(arms)[-1]
     assert "over different seeds (singlestage 1, 2; multistage 1)" in warning
 
 

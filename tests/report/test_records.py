@@ -9,6 +9,7 @@ from bitkd.commands.compare import read_runs
 from bitkd.data import task
 from bitkd.errors import InputError
 from bitkd.report import records
+from bitkd.store.artifacts import checksum
 
 
 def write_run(run, folder):
@@ -169,6 +170,17 @@ def test_damage_is_named(folder, tmp_path):
         read_runs(folder)
     change(folder / "manifest.json", artifacts=...)
     with pytest.raises(InputError, match="is damaged"):
+        read_runs(folder)
+
+
+def test_a_file_that_is_not_what_was_written_is_named(folder):
+    stage = folder / "stage1"  # its predictions are no part of a report, so nothing else would tell
+    change(stage / "stage.json", checksums={"metrics.json": checksum(stage / "metrics.json")})
+    read_runs(folder)
+    change(stage / "metrics.json", score=0.99)
+    with pytest.raises(
+        InputError, match=r"stage1/metrics\.json is damaged \(it is another than its stage\.json tells\)"
+    ):
         read_runs(folder)
 
 

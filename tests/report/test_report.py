@@ -15,6 +15,7 @@ from bitkd.errors import InputError
 from bitkd.report import plots
 from bitkd.report.records import to_json
 from bitkd.report.report import write_report
+from bitkd.report.summary import Comparison
 
 PARTS = {
     "answer",
@@ -137,7 +138,11 @@ def test_records_can_be_taken_together(run_of, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert [arm["arm"] for arm in found["arms"]] == ["multistage", "singlestage"]
     assert [difference["drawn"] for difference in found["differences"]] == ["rows"]
-    assert found["warnings"] == ["One seed: nothing here says how much the numbers vary from seed to seed."]
+    assert found["warnings"] == [
+        "No common budget (multistage: 2,100 steps; singlestage: 600 steps): a difference is that of the training's length as "
+        "well; budget.steps= or budget.flops= makes it equal.",
+        "One seed: nothing here says how much the numbers vary from seed to seed.",
+    ]
 
 
 def test_one_run_alone_is_a_report_too(run_of, tmp_path):
@@ -169,6 +174,31 @@ def test_the_terminal_tells_seeds_and_arms_apart_whatever_the_runs_are_called(ru
         shown = capsys.readouterr().out
         firsts = re.findall(rf"^ {name} +(\w+) +(\d) +teacher", shown, re.MULTILINE)
         assert firsts == [("singlestage", "1"), ("singlestage", "2"), ("multistage", "1")]
+
+
+def test_long_names_leave_the_pictures_whole(run_of):
+    """What stands in a figure stands within it, and curves keep their room."""
+    runs = [
+        replace(
+            run_of("singlestage", 1),
+            settings={f"stages.single_binary.{name}": value for name in ("lr", "warmup_ratio")},
+        )
+        for value in (0.0001, 0.0002, 0.0005)
+    ]
+    comparison = Comparison.of([*runs, run_of("multistage", 1)])
+    assert max(len(arm.label) for arm in comparison.arms) > 80
+    for name, figure in plots.draw(comparison).items():
+        figure.draw_without_rendering()
+        across, down = figure.get_size_inches() * figure.dpi
+        for legend in [*figure.legends, *(axes.get_legend() for axes in figure.axes)]:
+            box = legend.get_window_extent() if legend else figure.bbox
+            assert box.x0 >= -1, name
+            assert box.x1 <= across + 1, name
+            assert box.y1 <= down + 1, name
+        if name != "pipelines":
+            axes = figure.axes[0].get_window_extent()
+            assert axes.width > 0.6 * across, name
+            assert axes.height > 150, name
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -114,6 +114,11 @@ def test_other_teachers_are_no_answer_either():
     assert found.question == "not the pipelines alone: they also differ in their teachers"
 
 
+def test_other_bits_are_named():
+    (found,) = differences(make_arms([make_one("halfternary", 1), make_one("singlestage", 1)]), resamples=5)
+    assert found.question == "W2A8 against W1A8"
+
+
 def test_an_arm_is_held_against_an_earlier_one_of_its_own_budget():
     runs = [
         of_budget(with_settings(make_one("singlestage", 1), lr=lr), total) for total in (500, 1000) for lr in (1, 2)
