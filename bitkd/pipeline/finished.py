@@ -25,12 +25,13 @@ def read_finished(folder: Path, to_compare: bool = False) -> Run:
         raise InputError(
             f"{folder} is not finished: {', '.join(missing) or 'every stage'} missing or of other settings; run it to the end"
         )
+    artifacts = record.artifacts()
     stages = {
         name: {"path": artifact.path, "stage": artifact.stage, "metrics": artifact.metrics}
-        for name, artifact in record.artifacts().items()
+        for name, artifact in artifacts.items()
     }
     if to_compare:
-        for artifact in record.artifacts().values():
+        for artifact in artifacts.values():
             _check_contents(artifact)
         check_complete(str(folder), record.info, stages)
     run = make_run(folder.resolve().name, record.info, stages)
