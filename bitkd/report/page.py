@@ -72,7 +72,9 @@ table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nu
 th,td{padding:.3rem .5rem;text-align:right;border-bottom:1px solid var(--grid);white-space:nowrap}
 th{font-weight:600;vertical-align:bottom;white-space:normal;min-width:4.5rem}
 th:first-child,td:first-child,td.text,th.text{text-align:left}
-tbody th{font-weight:600;white-space:normal;min-width:min(13rem,40vw);text-align:left;
+.name,.words{display:inline-block;width:max-content;max-width:19rem;white-space:normal}.words{max-width:13rem}
+tbody th,tbody td{vertical-align:baseline}
+tbody th{font-weight:600;text-align:left;
 position:sticky;left:0;background:var(--paper)}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,330px),1fr));gap:1rem}
 figure{margin:0;max-width:520px}figcaption{color:var(--muted);font-size:.85rem}
@@ -90,7 +92,7 @@ color:#111;font-weight:600}
 .legend{display:flex;flex-wrap:wrap;gap:.3rem 1rem;font-size:.85rem;color:var(--muted);padding:0;list-style:none}
 .legend i{display:inline-block;width:.9rem;height:.9rem;border-radius:.2rem;margin-right:.35rem;vertical-align:-.1rem}
 details{margin:.4rem 0;border-top:1px solid var(--grid);padding-top:.4rem}summary{cursor:pointer;font-weight:600}
-@media (max-width:600px){tbody th{white-space:normal;min-width:6.5rem}}
+@media (max-width:600px){.name{max-width:7rem}}
 dt{font-weight:600;margin-top:.5rem}dd{margin:0;max-width:75ch}
 """
 
@@ -150,13 +152,18 @@ def _table(table: TextTable, name: str) -> str:
     kinds = [' class="text"' if cell in TEXTS else "" for cell in table.header]
     head = "".join(f'<th scope="col"{kind}>{escape(cell)}</th>' for cell, kind in zip(table.header, kinds))
     rows = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>'
-        + "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(row[1:], kinds[1:]))
+        f'<tr><th scope="row"><span class="name">{escape(row[0])}</span></th>'
+        + "".join(f"<td{kind}>{_words(cell, kind)}</td>" for cell, kind in zip(row[1:], kinds[1:]))
         + "</tr>"
         for row in table.rows
     )
     content = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
     return f'<div class="scroll" tabindex="0"><table class="{name}">{content}</table></div>'
+
+
+def _words(cell: str, kind: str) -> str:
+    """A cell's text; words may take several lines, numbers may not."""
+    return f'<span class="words">{escape(cell)}</span>' if kind else escape(cell)
 
 
 def _figure(figure: Figure, name: str, kind: str = "") -> str:
