@@ -24,6 +24,8 @@ def test_augmentation_is_a_node_of_the_graph(finished, settings, pipeline):
     learners = [stage.name for stage in plan.stages if "data" in stage.upstream]
     assert names.index("augment") < min(names.index(name) for name in learners)
     assert learners == [n for n in names if n not in ("teacher", "general", "init", "split", "augment")]
+    # Runs on other augmented rows are no seeds of one arm.
+    assert plan.sources_read()["content of augmented rows"] == plan["augment"].fingerprint[:12]
     states = {stage.name: plan.state(stage) for stage in plan.stages}
     assert {name for name, state in states.items() if state == "done"} == {"teacher", "general", "init"} & set(names)
 

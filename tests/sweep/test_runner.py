@@ -99,7 +99,7 @@ def test_a_failed_trial_does_not_end_the_sweep_and_is_tried_again(write, tmp_pat
         assert [sweep.trial(number).starts for number in (0, 1)] == [starts, 1]
 
 
-def test_shards_share_the_trials(write, tmp_path, stand_in, console):
+def test_shards_share_the_trials(write, tmp_path, stand_in, console, capsys):
     file = write(
         parameters={
             "train.lr": {"values": [0.1, 0.2, 0.3]},
@@ -113,6 +113,11 @@ def test_shards_share_the_trials(write, tmp_path, stand_in, console):
     run_sweep(sweep, (1, 2), console)
     assert states(sweep) == ["finished"] * 3
     assert main(["sweep", file, "--shards", "3/2"]) == 2
+    capsys.readouterr()
+    assert main(["sweep", file, f"run.dir={tmp_path}", "--shards", "2/2", "--dry-run", "--json"]) == 0
+    assert [trial["number"] for trial in json.loads(capsys.readouterr().out)["trials"]] == [1]
+    assert main(["sweep", file, f"run.dir={tmp_path}", "--shards", "4/4", "--dry-run"]) == 2
+    assert "--shards 4/4 has no trial: there are 3" in capsys.readouterr().err
 
 
 def test_a_trial_that_another_process_runs_is_left_to_it(write, tmp_path, stand_in, console):
@@ -226,7 +231,7 @@ def test_a_signal_reaches_the_trial_and_ends_the_sweep_with_its_code(
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a trial learns of its sweep's death on Linux")
-def test_a_killed_sweep_takes_its_trial_along_and_goes_on_with_it(write, tmp_path, stand_in, console):
+def test_a_killed_sweep_takes_its_trial_along_and_goes_on_with_it(write, tmp_path, stand_in, console, capsys):
     (tmp_path / "hold").touch()
     file = write()
     sweep = sweep_of(file, tmp_path)
@@ -239,6 +244,9 @@ def test_a_killed_sweep_takes_its_trial_along_and_goes_on_with_it(write, tmp_pat
     process.wait()
     wait_for(second / "asked")
     assert states(sweep) == ["finished", "running"]
+    assert main(["sweep", file, f"run.dir={tmp_path}", "--dry-run"]) == 0
+    shown = re.findall(r"^ *two-\S+ .* (\w+) *$", capsys.readouterr().out, re.MULTILINE)
+    assert shown == ["finished", "killed"]
     (tmp_path / "hold").unlink()
     run_sweep(sweep_of(file, tmp_path), (1, 1), console)
     assert states(sweep) == ["finished", "finished"]
