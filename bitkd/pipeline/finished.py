@@ -3,12 +3,10 @@
 from pathlib import Path
 
 from bitkd.errors import InputError
-from bitkd.report.reading import check_complete, make_run
+from bitkd.report.reading import WEIGHTS_FILE, check_complete, make_run
 from bitkd.report.records import Run, check_numbers
 from bitkd.store.artifacts import Artifact, checksum
 from bitkd.store.record import RunRecord
-
-WEIGHTS = "model.safetensors"
 
 
 def read_finished(folder: Path, to_compare: bool = False) -> Run:
@@ -47,5 +45,5 @@ def _check_contents(artifact: Artifact) -> None:
     """InputError where a file of an artifact is another than it was written; the weights, which take long, are left out."""
     for name, expected in artifact.stage.get("checksums", {}).items():
         file = artifact.path / name
-        if name != WEIGHTS and file.is_file() and checksum(file) != expected:
+        if name != WEIGHTS_FILE and file.is_file() and checksum(file) != expected:
             raise InputError(f"{file} is damaged (it is another than its stage.json tells); run the stage again")

@@ -82,8 +82,8 @@ def _scatter(
             elinewidth=1.3,
             zorder=4,
         )
-        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", markersize=8))
-        handles[-1].set_label(wrapped(arm.label, 25))
+        name = wrapped(arm.label, 25)
+        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", markersize=8, label=name))
     handles += reference_lines(axes, comparison)
     _scale(axes, [value for pair in pairs for value in pair if value], text)
     axes.set_ylabel(f"{comparison.metric} (dev, larger is better)")

@@ -9,6 +9,7 @@ from bitkd.errors import InputError
 from bitkd.report.records import HOLDOUT, Predictions, Run, Stage
 
 PREDICTIONS_FILE = "predictions.safetensors"
+WEIGHTS_FILE = "model.safetensors"
 MIB = 2**20
 
 
@@ -124,7 +125,7 @@ def _make_stage(
     is_model = record["kind"] != "augment"
     measured = ("precision", "parameters", "encoder_bits", "paper_mib", "file_mib")
     size, flops = record["size"] if is_model else {}, record.get("flops", {})
-    model = folder / "model.safetensors"
+    model = folder / WEIGHTS_FILE
     if is_model and not model.is_file():
         raise InputError(f"{folder} is damaged: it has no {model.name}; run the stage again")
     if is_model and (absent := [name for name in measured if name not in size]):
