@@ -164,7 +164,7 @@ def _take_care_of_processes() -> Callable[[], None]:
 
     Returns a function that gives the signals back.
     """
-    from bitkd.pipeline.stopping import follow_parent, leave_when_asked
+    from bitkd.processes.signals import follow_parent, leave_when_asked
 
     give_back = leave_when_asked()
     if "LOCAL_RANK" in os.environ:  # set by torchrun, and by Lightning for the processes that it starts

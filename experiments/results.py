@@ -11,18 +11,10 @@ import sys
 from pathlib import Path
 
 from bitkd.commands.compare import read_runs
+from bitkd.compare.comparison import Comparison
 from bitkd.errors import InputError
-from bitkd.report.report import write_comparison
-from bitkd.report.summary import (
-    Comparison,
-    TextTable,
-    cost_table,
-    difference_table,
-    escaped,
-    headline,
-    size_table,
-    stages_table,
-)
+from bitkd.report.tables import TextTable, cost_table, difference_table, escaped, headline, size_table, stages_table
+from bitkd.report.write import write_comparison
 
 TABLES = {"headline": headline, "differences": difference_table, "sizes": size_table, "cost": cost_table,
           "stages": stages_table}  # fmt: skip

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from bitkd.compare.runs import to_json
 from bitkd.errors import InputError
-from bitkd.report.records import to_json
 from experiments import results
 from experiments.results import rebuild
 from tests.report.conftest import make_one

@@ -17,10 +17,10 @@ from bitkd.data.hub import load_tokenizer, resolve_pretrained
 from bitkd.data.metrics import build_metrics, primary_score
 from bitkd.errors import InputError
 from bitkd.models.artifact import load_classifier, permute_labels
-from bitkd.pipeline.sources import open_sources
+from bitkd.sources.sources import open_sources
 from bitkd.stages.base import SCORE, StudentModule
 from bitkd.store.artifacts import STAGE_FILE, Store, read_artifact
-from bitkd.store.record import MANIFEST, RunRecord
+from bitkd.store.run_folder import MANIFEST, RunRecord
 
 log = logging.getLogger(__name__)
 

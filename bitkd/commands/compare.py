@@ -7,13 +7,14 @@ from rich import box
 from rich.table import Table
 
 from bitkd.commands.output import make_console, print_json
+from bitkd.compare.comparison import Comparison
+from bitkd.compare.finished import read_finished
+from bitkd.compare.runs import Run, from_json
 from bitkd.errors import InputError
-from bitkd.pipeline.finished import read_finished
-from bitkd.report.comparison import render
-from bitkd.report.records import Run, from_json
-from bitkd.report.report import RECORD, write_comparison
-from bitkd.report.summary import Comparison, TextTable, difference_table, headline
-from bitkd.store.record import MANIFEST
+from bitkd.report.tables import TextTable, difference_table, headline
+from bitkd.report.terminal import render
+from bitkd.report.write import RECORD, write_comparison
+from bitkd.store.run_folder import MANIFEST
 
 
 def compare_command(arguments: argparse.Namespace) -> int:

@@ -7,9 +7,9 @@ from rich.table import Table
 
 from bitkd.commands.output import make_console, print_json, quieten
 from bitkd.config.load import load_config, to_yaml
-from bitkd.pipeline.memo import open_memo
 from bitkd.pipeline.plan import make_plan
 from bitkd.report.mermaid import draw_graph
+from bitkd.sources.cache import open_memo
 
 
 def plan_command(arguments: argparse.Namespace) -> int:

@@ -7,15 +7,16 @@ from dataclasses import asdict
 from lightning.pytorch.utilities import rank_zero_only
 
 from bitkd.commands.output import is_other_rank, make_console, print_json, quieten
+from bitkd.compare.finished import read_finished
+from bitkd.compare.rows import rows_of
 from bitkd.config.load import load_config
 from bitkd.config.schema import BudgetSpec
-from bitkd.data.augment import load_shards
+from bitkd.data.augment.augmenter import load_shards
 from bitkd.errors import InputError, StoppedError
-from bitkd.pipeline.finished import read_finished
 from bitkd.pipeline.runner import StageFailedError, run
-from bitkd.pipeline.tracking import trial_name
-from bitkd.report.comparison import render, rows_of
+from bitkd.report.terminal import render
 from bitkd.store.artifacts import read_artifact
+from bitkd.tracking.wandb import trial_name
 
 EXAMPLES = 10
 

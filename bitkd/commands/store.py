@@ -9,9 +9,10 @@ from rich.table import Table
 
 from bitkd.commands.output import make_console, print_json
 from bitkd.config.load import load_config
+from bitkd.config.schema import store_root
 from bitkd.errors import InputError
-from bitkd.store.artifacts import Store, store_root
-from bitkd.store.upkeep import Entry, Inventory, prune, take_inventory
+from bitkd.store.artifacts import Store
+from bitkd.store.gc import Entry, Inventory, prune, take_inventory
 
 
 def store_command(arguments: argparse.Namespace) -> int:

@@ -4,7 +4,6 @@
 the whole configuration, laid over the one before: config.yaml, model, trainer, pipeline, task, then the overrides.
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -17,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from bitkd.config.schema import Config
-from bitkd.errors import InputError
+from bitkd.errors import InputError, nearest
 
 _TYPES: dict[Any, str] = {
     bool: "true or false",
@@ -92,13 +91,6 @@ def _set_embedding_bits(config: Config, bits: int) -> None:
 def to_yaml(config: Config) -> str:
     """The configuration as YAML, as `bitkd config` prints it."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-def nearest(name: str, allowed: Iterable[str]) -> str:
-    """A hint such as "did you mean multistage?", or the list of what is allowed."""
-    allowed = list(allowed)
-    match = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-    return f"did you mean {match[0]}?" if match else f"use one of {', '.join(allowed)}"
 
 
 def _split(overrides: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -1,6 +1,7 @@
 """Every knob of bitkd, typed; the meaning of each stands under it."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
@@ -310,3 +311,8 @@ def settings_of(stage: StageSpec, train: TrainSpec) -> dict[str, Any]:
         settings["max_tokens"] = None
     settings["lr"] = stage.lr if stage.lr is not None else train.lr * stage.lr_scale
     return settings
+
+
+def store_root(config: Config) -> Path:
+    """Folder of the artifact store of a run."""
+    return Path(config.run.store or Path(config.run.dir) / "store").expanduser().resolve()

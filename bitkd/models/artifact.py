@@ -17,8 +17,9 @@ from transformers import (
 
 from bitkd.errors import InputError
 from bitkd.models.attention import ATTENTION
+from bitkd.models.encoder import encoder_layers, remember, spec_of
 from bitkd.models.labels import label_order
-from bitkd.models.student import build_blank, encoder_layers, remember, spec_of
+from bitkd.models.student import build_blank
 
 WEIGHTS = "model.safetensors"
 

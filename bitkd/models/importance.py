@@ -2,12 +2,21 @@
 
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bitkd.models.student import Importance, encoder_layers, spec_of
+from bitkd.models.encoder import encoder_layers, spec_of
+
+
+@dataclass
+class Importance:
+    """Importance of each head (layers, heads) and FFN neuron (layers, neurons) of a model; larger is kept."""
+
+    heads: Tensor
+    neurons: Tensor
 
 
 def estimate_importance(model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) -> Importance:

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bitkd.models.student import encoder_layers
+from bitkd.models.encoder import encoder_layers
 
 
 class ProjectionRecorder:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
-from bitkd.models.student import encoder_layers, spec_of
+from bitkd.models.encoder import encoder_layers, spec_of
 from bitkd.quant.modules import QuantEmbedding, QuantLinear
 
 MIB = 2**20

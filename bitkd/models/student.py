@@ -1,60 +1,21 @@
 """Students: which teacher layers, heads and neurons a smaller BERT is made of, and how it is built."""
 
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from bitkd.errors import InputError
 from bitkd.models.attention import ATTENTION
+from bitkd.models.encoder import encoder_layers, spec_of
+from bitkd.models.importance import Importance
 from bitkd.models.spec import ShapeSpec, StudentSpec, check_shape
 from bitkd.quant.prepare import prepare
 from bitkd.quant.spec import QuantSpec
-
-
-@dataclass
-class Importance:
-    """Importance of each head (layers, heads) and FFN neuron (layers, neurons) of a model; larger is kept."""
-
-    heads: Tensor
-    neurons: Tensor
-
-
-def spec_of(source: PreTrainedModel | PretrainedConfig) -> StudentSpec:
-    """The StudentSpec in a model's config; of a stock model, the one that says "all of itself"."""
-    config = source.config if isinstance(source, PreTrainedModel) else source
-    remembered = getattr(config, "bitkd", None)
-    if remembered is not None:
-        return StudentSpec(**copy.deepcopy(remembered))
-    layers, heads = config.num_hidden_layers, config.num_attention_heads
-    return StudentSpec(
-        root_layers=layers,
-        root_heads=heads,
-        head_size=config.hidden_size // heads,
-        heads=heads,
-        neurons=config.intermediate_size,
-        layers=list(range(layers)),
-        kept_heads=[list(range(heads)) for _ in range(layers)],
-    )
-
-
-def remember(model: PreTrainedModel, spec: StudentSpec) -> None:
-    """Write `spec` into the model's config, from where it is saved."""
-    model.config.bitkd = asdict(spec)
-
-
-def encoder_layers(model: PreTrainedModel) -> Sequence[Any]:
-    """The encoder layers of a BERT-shaped model."""
-    encoder: Any = getattr(model.base_model, "encoder", None)
-    if not isinstance(getattr(encoder, "layer", None), nn.ModuleList):
-        raise InputError(
-            f"{type(model).__name__} has no encoder.layer; use a BERT-shaped encoder (BERT, RoBERTa, ELECTRA)"
-        )
-    return encoder.layer
 
 
 def build_blank(config: PretrainedConfig, classification: bool) -> PreTrainedModel:

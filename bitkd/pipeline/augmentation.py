@@ -7,15 +7,15 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from bitkd.data.augment import Augmenter, shard_file, write_shard
-from bitkd.data.augmented import Augmented
-from bitkd.data.candidates import make_candidates
+from bitkd.data.augment.augmenter import Augmenter, shard_file, write_shard
+from bitkd.data.augment.candidates import make_candidates
+from bitkd.data.augment.checks import Augmented
 from bitkd.data.hub import load_tokenizer
 from bitkd.errors import StoppedError
-from bitkd.pipeline.group import Group
 from bitkd.pipeline.planned import Plan, PlannedStage
 from bitkd.pipeline.stage_record import stage_record
-from bitkd.pipeline.stopping import Stopping
+from bitkd.processes.group import Group
+from bitkd.processes.signals import Stopping
 
 POLL_SECONDS = 0.5
 

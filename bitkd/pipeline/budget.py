@@ -3,10 +3,9 @@
 import math
 from collections.abc import Callable, Mapping
 
-from bitkd.config.load import nearest
 from bitkd.config.schema import BudgetSpec, Config, settings_of
-from bitkd.errors import InputError
-from bitkd.pipeline.kinds import DISTILLATION
+from bitkd.errors import InputError, nearest
+from bitkd.stages.kinds import DISTILLATION
 
 UNITS = ("steps", "examples", "flops")
 

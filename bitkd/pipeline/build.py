@@ -14,9 +14,9 @@ from bitkd.callbacks import WeightSplitting
 from bitkd.config.schema import PRETRAINED
 from bitkd.data.metrics import build_metrics, primary_score
 from bitkd.models.artifact import load_classifier, load_encoder, load_student, new_classifier, permute_labels
-from bitkd.models.importance import estimate_importance
-from bitkd.models.student import Importance, add_head, build_student, remember, spec_of
-from bitkd.pipeline.kinds import DISTILLATION
+from bitkd.models.encoder import remember, spec_of
+from bitkd.models.importance import Importance, estimate_importance
+from bitkd.models.student import add_head, build_student
 from bitkd.pipeline.planned import Plan, PlannedStage
 from bitkd.quant.prepare import prepare
 from bitkd.quant.spec import QuantSpec
@@ -25,6 +25,7 @@ from bitkd.stages.distillation import DistillationModule
 from bitkd.stages.finetune import FineTune
 from bitkd.stages.general import GeneralDistillation
 from bitkd.stages.intermediate import IntermediateDistillation
+from bitkd.stages.kinds import DISTILLATION
 from bitkd.stages.prediction import PredictionDistillation
 from bitkd.stages.single_stage import SingleStageDistillation
 from bitkd.stages.spec import OptimSpec

@@ -3,16 +3,16 @@
 import math
 from pathlib import Path
 
-from bitkd.config.load import nearest
 from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, parts_of, settings_of
 from bitkd.data.batches import MULTIPLE, fitting_batch
 from bitkd.data.hub import has_tokenizer, resolve_pretrained
-from bitkd.errors import InputError
+from bitkd.errors import InputError, nearest
 from bitkd.models.labels import label_order
 from bitkd.models.spec import check_shape
-from bitkd.pipeline.facts import SourceFacts
 from bitkd.pipeline.graph import Node, order
-from bitkd.pipeline.kinds import AUGMENT, DISTILLATION, KINDS, TRAINED, upstream_of
+from bitkd.pipeline.inputs import upstream_of
+from bitkd.sources.facts import SourceFacts
+from bitkd.stages.kinds import AUGMENT, DISTILLATION, KINDS, TRAINED
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 """Others would hold the latent weights themselves in half precision, or train what artifacts cannot hold."""

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from bitkd.callbacks.checkpoints import BestCheckpoint, ResumeCheckpoint, latest_checkpoint
-from bitkd.callbacks.cost import TrainingFlops
+from bitkd.callbacks.flops import TrainingFlops
 from bitkd.callbacks.predictions import Predictions
 from bitkd.callbacks.progress import StageProgressBar
 from bitkd.callbacks.throughput import Throughput
@@ -19,13 +19,13 @@ from bitkd.data.task import HOLDOUT
 from bitkd.models.artifact import save_student
 from bitkd.models.size import measure
 from bitkd.pipeline.build import BuiltStage, build_stage, finish_student, load_weights
-from bitkd.pipeline.group import Group, make_trainer
 from bitkd.pipeline.planned import Plan, PlannedStage
 from bitkd.pipeline.stage_record import stage_record
-from bitkd.pipeline.stopping import Stopping
-from bitkd.pipeline.tracking import make_loggers
+from bitkd.processes.group import Group, make_trainer
+from bitkd.processes.signals import Stopping
 from bitkd.stages.base import SCORE
 from bitkd.stages.flops import row_flops
+from bitkd.tracking.wandb import make_loggers
 
 
 def execute(

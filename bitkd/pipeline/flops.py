@@ -13,12 +13,13 @@ from bitkd.config.schema import PRETRAINED, parts_of
 from bitkd.data.base import TokenizedDataModule, lengths_of
 from bitkd.data.batches import MULTIPLE
 from bitkd.data.sampler import TrainBatchSampler
-from bitkd.models.student import Importance, encoder_layers, spec_of
+from bitkd.models.encoder import encoder_layers, spec_of
+from bitkd.models.importance import Importance
 from bitkd.pipeline.build import build_module, finish_student, load_upstream
-from bitkd.pipeline.kinds import AUGMENT
 from bitkd.pipeline.planned import Plan, PlannedStage
 from bitkd.quant.splitting import split_ternary_
 from bitkd.stages.flops import row_flops
+from bitkd.stages.kinds import AUGMENT
 
 
 def step_flops(plan: Plan) -> dict[str, float]:

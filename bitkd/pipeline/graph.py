@@ -1,13 +1,12 @@
 """The stage graph as a data structure: order, upstreams, fingerprints. It knows nothing of torch."""
 
 import difflib
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from bitkd.errors import InputError
+from bitkd.files import digest
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,3 @@ def descendants(nodes: Mapping[str, Node], name: str) -> list[str]:
         if set(nodes[node].upstream.values()) & found:
             found.add(node)
     return [n for n in nodes if n in found and n != name]
-
-
-def digest(content: Any) -> str:
-    """A 20-digit hash of plain data, independent of key order."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:20]

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from bitkd.config.schema import Config
-from bitkd.pipeline.facts import SourceFacts
-from bitkd.pipeline.kinds import AUGMENT, DISTILLATION
 from bitkd.pipeline.planned import PlannedStage
+from bitkd.sources.facts import SourceFacts
+from bitkd.stages.kinds import AUGMENT, DISTILLATION
 from bitkd.store.artifacts import read_artifact
 
 FORMAT = 3

@@ -4,8 +4,8 @@ import zlib
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, parts_of, settings_of
-from bitkd.data.augmented import check_augmentation
+from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, parts_of, settings_of, store_root
+from bitkd.data.augment.checks import check_augmentation
 from bitkd.data.hub import resolve_pretrained
 from bitkd.errors import InputError
 from bitkd.pipeline.budget import budget_steps, check_budget
@@ -18,14 +18,15 @@ from bitkd.pipeline.checks import (
     check_shapes,
     check_training,
 )
-from bitkd.pipeline.facts import SourceFacts, open_facts
 from bitkd.pipeline.graph import Node, fingerprints, order
 from bitkd.pipeline.identity import identity_of
-from bitkd.pipeline.kinds import AUGMENT, TRAINED, upstream_of, wants_augmented
-from bitkd.pipeline.memo import Memo, open_memo
+from bitkd.pipeline.inputs import upstream_of, wants_augmented
 from bitkd.pipeline.planned import Plan, PlannedStage
-from bitkd.store.artifacts import Store, read_artifact, store_root
-from bitkd.store.record import RunRecord
+from bitkd.sources.cache import Memo, open_memo
+from bitkd.sources.facts import SourceFacts, open_facts
+from bitkd.stages.kinds import AUGMENT, TRAINED
+from bitkd.store.artifacts import Store, read_artifact
+from bitkd.store.run_folder import RunRecord
 
 
 def make_plan(config: Config, memo: Memo | None = None) -> Plan:

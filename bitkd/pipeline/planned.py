@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitkd.config.schema import Config, StageSpec, TrainSpec
-from bitkd.pipeline.facts import SourceFacts
-from bitkd.pipeline.graph import digest
-from bitkd.pipeline.kinds import AUGMENT, TRAINED
+from bitkd.files import digest
+from bitkd.sources.facts import SourceFacts
+from bitkd.stages.kinds import AUGMENT, TRAINED
 from bitkd.store.artifacts import Store, read_artifact
-from bitkd.store.record import RunRecord, state_of
+from bitkd.store.run_folder import RunRecord, state_of
 
 if TYPE_CHECKING:
-    from bitkd.pipeline.sources import Sources
+    from bitkd.sources.sources import Sources
 
 
 @dataclass

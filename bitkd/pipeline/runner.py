@@ -6,19 +6,19 @@ from typing import Any
 
 import torch
 
-from bitkd.config.decisive import decisive_settings, hyperparameters
+from bitkd.config.comparable import decisive_settings, hyperparameters
 from bitkd.config.load import to_yaml
 from bitkd.config.schema import Config
 from bitkd.errors import StoppedError
 from bitkd.pipeline.augmentation import augment
 from bitkd.pipeline.execute import execute
-from bitkd.pipeline.group import Group
-from bitkd.pipeline.kinds import AUGMENT
 from bitkd.pipeline.plan import make_plan
 from bitkd.pipeline.planned import Plan, PlannedStage
-from bitkd.pipeline.stopping import Stopping
-from bitkd.pipeline.tracking import close_loggers, track_run, track_stage
+from bitkd.processes.group import Group
+from bitkd.processes.signals import Stopping
+from bitkd.stages.kinds import AUGMENT
 from bitkd.store.lock import Lock
+from bitkd.tracking.wandb import close_loggers, track_run, track_stage
 
 WAIT_SECONDS = 60.0
 

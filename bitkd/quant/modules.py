@@ -11,14 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bitkd.quant.functional import (
-    binarize,
-    binary_codes,
-    clip_gradient,
-    ternarize,
-    ternary_codes,
-    token_codes,
-)
+from bitkd.quant.functional import binarize, binary_codes, clip_gradient, ternarize, ternary_codes, token_codes
 
 
 class _Format(NamedTuple):

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from bitkd.compare.arms import Arm, Cost
+from bitkd.compare.runs import Stage
 from bitkd.report import mermaid
-from bitkd.report.arms import Arm, Cost
-from bitkd.report.records import Stage
-from bitkd.report.summary import mean_text, si, time_text
+from bitkd.report.tables import mean_text, si, time_text
 
 STATES = {
     "finetune": "teacher",

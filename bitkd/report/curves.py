@@ -9,11 +9,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
-from bitkd.report.arms import Arm
+from bitkd.compare.arms import Arm
+from bitkd.compare.comparison import Comparison
+from bitkd.compare.runs import HOLDOUT
 from bitkd.report.boxes import STATES, colour_of, state_of
-from bitkd.report.canvas import INK, MUTED, PAPER, arm_colour, arm_marker, legend_lines, wrapped
-from bitkd.report.records import HOLDOUT
-from bitkd.report.summary import Comparison
+from bitkd.report.style import INK, MUTED, PAPER, arm_colour, arm_marker, legend_lines, wrapped
 
 
 def draw_curves(comparison: Comparison) -> Figure:

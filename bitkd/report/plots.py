@@ -9,10 +9,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from bitkd.compare.comparison import Comparison
 from bitkd.report.boxes import STATES, Box, boxes, colour_of
-from bitkd.report.canvas import INK, MUTED, PAPER, STYLE, arm_colour, arm_marker, legend_lines, wrapped
 from bitkd.report.curves import draw_curves, reference_lines
-from bitkd.report.summary import Comparison, si, size_text
+from bitkd.report.style import INK, MUTED, PAPER, STYLE, arm_colour, arm_marker, legend_lines, wrapped
+from bitkd.report.tables import si, size_text
 
 LOG_FROM = 15
 """Largest value / smallest value from which an axis is logarithmic."""

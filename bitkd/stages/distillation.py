@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 from bitkd.distill.layer_map import group_mean_heads
 from bitkd.distill.losses import attention_score_mse, hidden_mse, logits_mse, relation_kl, soft_cross_entropy
 from bitkd.errors import InputError
+from bitkd.models.encoder import encoder_layers, spec_of
 from bitkd.models.mapping import map_student
 from bitkd.models.projections import ProjectionRecorder
-from bitkd.models.student import encoder_layers, spec_of
 from bitkd.stages.base import StudentModule
 from bitkd.stages.spec import LossSpec
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitkd.config.schema import Config
 from bitkd.errors import InputError
-from bitkd.report.records import write_file
-from bitkd.store.lock import Lock, is_alive
+from bitkd.files import checksum, is_alive, read_json, write_json
+from bitkd.store.lock import Lock
 
 STAGE_FILE = "stage.json"
 METRICS_FILE = "metrics.json"
@@ -175,11 +174,6 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def store_root(config: Config) -> Path:
-    """Folder of the artifact store of a run."""
-    return Path(config.run.store or Path(config.run.dir) / "store").expanduser().resolve()
-
-
 def read_artifact(path: Path | str) -> Artifact:
     """The records of the artifact in a folder; InputError where it is none or is damaged."""
     path = Path(path)
@@ -195,25 +189,6 @@ def read_artifact(path: Path | str) -> Artifact:
         except ValueError as error:
             raise InputError(f"{path / name} is damaged ({error}); run the stage again") from error
     return Artifact(path, *records)
-
-
-def read_json(file: Path) -> Any:
-    """What a file of plain data holds; null where there is none or it is damaged."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write plain data so that readers see the old file or the new one, never half of either."""
-    write_file(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def checksum(file: Path | str) -> str:
-    """SHA-256 of a file's content."""
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _sync(folder: Path) -> None:

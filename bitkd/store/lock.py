@@ -14,6 +14,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from bitkd.files import is_alive
+
 HEARTBEAT_SECONDS = 5.0
 SILENT_SECONDS = 60.0
 """A holder that has been silent for so long is dead; on this machine a process id that is gone tells at once."""
@@ -164,14 +166,3 @@ def _is_gone(holder: dict) -> bool:
         return False
     pid = int(holder["pid"])
     return holder["id"] not in _mine if pid == os.getpid() else not is_alive(pid)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine is there."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

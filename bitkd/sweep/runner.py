@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bitkd.errors import StoppedError
-from bitkd.pipeline.stopping import INTERRUPTED, STOPPED, hear
+from bitkd.processes.signals import INTERRUPTED, STOPPED, hear
 from bitkd.store.lock import SILENT_SECONDS
 from bitkd.sweep.trials import FAILED, FINISHED, RUNNING, Sweep, Trial, score_of
 from bitkd.sweep.trials import STOPPED as CUT

@@ -13,9 +13,9 @@ from jsonschema import ValidationError
 from sweeps.config.schema import fill_parameter
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from bitkd.config.load import load_config, nearest
+from bitkd.config.load import load_config
 from bitkd.config.schema import Config
-from bitkd.errors import InputError
+from bitkd.errors import InputError, nearest
 from bitkd.pipeline.plan import check_settings
 
 METHODS = ("grid", "random", "bayes")

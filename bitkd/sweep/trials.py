@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import sweeps
 
-from bitkd.config.decisive import NUMBERLESS, PLACES, is_among
+from bitkd.config.comparable import NUMBERLESS, PLACES, is_among
 from bitkd.config.schema import Config
 from bitkd.errors import InputError
-from bitkd.pipeline.graph import digest
-from bitkd.pipeline.memo import Memo, open_memo
+from bitkd.files import digest, read_json, write_json
 from bitkd.pipeline.plan import make_plan
-from bitkd.store.artifacts import read_artifact, read_json, write_json
+from bitkd.sources.cache import Memo, open_memo
+from bitkd.store.artifacts import read_artifact
 from bitkd.store.lock import Lock
-from bitkd.store.record import RunRecord
+from bitkd.store.run_folder import RunRecord
 from bitkd.sweep.spec import METRIC, SweepSpec
 
 WAITING, RUNNING, FINISHED, FAILED, STOPPED = "waiting", "running", "finished", "failed", "stopped"

@@ -23,9 +23,9 @@ from figures import Result, report
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from bitkd.data.augment import Augmenter, load_shards, write_shard
+from bitkd.data.augment.augmenter import Augmenter, load_shards, write_shard
+from bitkd.data.augment.candidates import MaskedLMCandidates, Sentence
 from bitkd.data.base import TokenizedDataModule
-from bitkd.data.candidates import MaskedLMCandidates, Sentence
 from bitkd.data.tasks import AugmentSpec
 
 MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}

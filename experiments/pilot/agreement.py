@@ -16,7 +16,7 @@ from torchmetrics.functional.classification import binary_auroc
 from torchmetrics.functional.regression import pearson_corrcoef
 
 from bitkd.store.artifacts import read_artifact
-from bitkd.store.record import RunRecord
+from bitkd.store.run_folder import RunRecord
 
 
 def margins(stage: Path) -> tuple[Tensor, Tensor]:

@@ -5,15 +5,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from bitkd.data.augment import (
-    SHARD_ROWS,
-    Augmenter,
-    load_shards,
-    shard_file,
-    write_shard,
-)
-from bitkd.data.augmented import Augmented, check_augmentation, check_augmented
-from bitkd.data.candidates import MaskedLMCandidates, Sentence, VectorCandidates, make_candidates
+from bitkd.data.augment.augmenter import SHARD_ROWS, Augmenter, load_shards, shard_file, write_shard
+from bitkd.data.augment.candidates import MaskedLMCandidates, Sentence, VectorCandidates, make_candidates
+from bitkd.data.augment.checks import Augmented, check_augmentation, check_augmented
 from bitkd.data.tasks import AugmentSpec
 from bitkd.errors import InputError
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from bitkd.data import demo, demo_model
-from bitkd.data.demo import ensure_demo
-from bitkd.data.demo_text import KIND_OF, LABELS, NOUNS, VERBS, documents, pairs, rivals
+from bitkd.data.demo import files as demo
+from bitkd.data.demo import model as demo_model
+from bitkd.data.demo.files import ensure_demo
+from bitkd.data.demo.text import KIND_OF, LABELS, NOUNS, VERBS, documents, pairs, rivals
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitkd.distill.losses import (
-    attention_score_mse,
-    hidden_mse,
-    logits_mse,
-    relation_kl,
-    soft_cross_entropy,
-)
+from bitkd.distill.losses import attention_score_mse, hidden_mse, logits_mse, relation_kl, soft_cross_entropy
 from bitkd.errors import InputError
 
 MASK = torch.tensor([[True, True, True], [True, False, False]])

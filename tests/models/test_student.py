@@ -7,11 +7,12 @@ from transformers import AutoModel, AutoModelForSequenceClassification, BertConf
 from bitkd.errors import InputError
 from bitkd.models.artifact import load_classifier, load_encoder, load_student, new_classifier, save_student
 from bitkd.models.attention import ATTENTION
-from bitkd.models.importance import estimate_importance
+from bitkd.models.encoder import encoder_layers, spec_of
+from bitkd.models.importance import Importance, estimate_importance
 from bitkd.models.mapping import map_student
 from bitkd.models.size import measure
 from bitkd.models.spec import ShapeSpec, check_shape
-from bitkd.models.student import Importance, add_head, build_student, encoder_layers, spec_of
+from bitkd.models.student import add_head, build_student
 from bitkd.quant.prepare import prepare
 from bitkd.quant.spec import QuantSpec
 from bitkd.quant.splitting import split_ternary_

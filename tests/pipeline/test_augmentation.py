@@ -5,10 +5,10 @@ import pytest
 from bitkd.cli import main
 from bitkd.config.load import load_config
 from bitkd.errors import InputError
-from bitkd.pipeline.group import Group
 from bitkd.pipeline.plan import make_plan
 from bitkd.pipeline.runner import StageFailedError, run
-from bitkd.pipeline.stopping import Stopping
+from bitkd.processes.group import Group
+from bitkd.processes.signals import Stopping
 
 AUGMENTED = ["task.augmentation.enabled=true", "task.augmentation.variants=2", "task.augmentation.candidates=3"]
 
@@ -50,8 +50,8 @@ def test_a_run_on_augmented_rows_counts_epochs_over_them(settings, console, tmp_
 
 
 def test_a_cut_augmentation_goes_on_and_its_rows_can_be_given(settings, console, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("bitkd.data.augment.BLOCK", 16)
-    monkeypatch.setattr("bitkd.data.augment.SHARD_ROWS", 32)
+    monkeypatch.setattr("bitkd.data.augment.augmenter.BLOCK", 16)
+    monkeypatch.setattr("bitkd.data.augment.augmenter.SHARD_ROWS", 32)
     overrides = settings(tmp_path, "singlestage", *AUGMENTED)
     from bitkd.pipeline import augmentation
 

@@ -1,6 +1,6 @@
 import pytest
 
-from bitkd.config.decisive import hyperparameters
+from bitkd.config.comparable import hyperparameters
 from bitkd.config.load import load_config
 from bitkd.errors import InputError
 from bitkd.pipeline.budget import _apportion

@@ -1,7 +1,8 @@
 import pytest
 
 from bitkd.errors import InputError
-from bitkd.pipeline.graph import Node, descendants, digest, fingerprints, order
+from bitkd.files import digest
+from bitkd.pipeline.graph import Node, descendants, fingerprints, order
 
 
 def graph(**upstreams):

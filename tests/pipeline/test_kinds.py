@@ -1,5 +1,5 @@
 from bitkd.pipeline.build import MODULES
-from bitkd.pipeline.kinds import DISTILLATION
+from bitkd.stages.kinds import DISTILLATION
 
 
 def test_kinds_tell_the_terms_of_their_modules():

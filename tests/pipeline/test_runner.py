@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 from tokenizers.normalizers import BertNormalizer
 
-from bitkd.config.decisive import decisive_settings
+from bitkd.config.comparable import decisive_settings
 from bitkd.config.load import load_config
 from bitkd.errors import InputError
 from bitkd.models.artifact import load_classifier, load_student, save_student
-from bitkd.models.student import spec_of
+from bitkd.models.encoder import spec_of
 from bitkd.pipeline.plan import make_plan
 from bitkd.pipeline.runner import StageFailedError, run
 from bitkd.stages.base import StudentModule

@@ -1,14 +1,7 @@
 import pytest
 import torch
 
-from bitkd.quant.functional import (
-    binarize,
-    binary_codes,
-    quantize_tokens,
-    ternarize,
-    ternary_codes,
-    token_codes,
-)
+from bitkd.quant.functional import binarize, binary_codes, quantize_tokens, ternarize, ternary_codes, token_codes
 
 W = torch.tensor([[1.0, -2.0, 0.0, 0.5], [0.1, 0.2, -3.0, -0.1]])
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bitkd.compare.runs import Predictions, Run, Stage
+from bitkd.compare.scores import score
 from bitkd.data.metrics import build_metrics, primary_score
 from bitkd.data.tasks import TaskSpec
-from bitkd.report.records import Predictions, Run, Stage
-from bitkd.report.scores import score
 
 ROWS = 408
 GENERAL = ("general", "General KD", "general", "W32A32", None)

@@ -11,11 +11,11 @@ import pytest
 from matplotlib.image import imread
 
 from bitkd.cli import main
+from bitkd.compare.comparison import Comparison
+from bitkd.compare.runs import to_json
 from bitkd.errors import InputError
 from bitkd.report import plots
-from bitkd.report.records import to_json
-from bitkd.report.report import write_report
-from bitkd.report.summary import Comparison
+from bitkd.report.write import write_report
 
 PARTS = {
     "answer",

@@ -3,8 +3,9 @@ import random
 import pytest
 import torch
 
+from bitkd.models.importance import Importance
 from bitkd.models.spec import ShapeSpec
-from bitkd.models.student import Importance, build_student
+from bitkd.models.student import build_student
 from bitkd.quant.prepare import prepare
 from bitkd.quant.spec import QuantSpec
 from bitkd.quant.splitting import split_ternary_

@@ -5,8 +5,10 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 from bitkd.distill.losses import attention_score_mse, hidden_mse, soft_cross_entropy
 from bitkd.errors import InputError
 from bitkd.models.attention import ATTENTION
+from bitkd.models.encoder import encoder_layers
+from bitkd.models.importance import Importance
 from bitkd.models.spec import ShapeSpec
-from bitkd.models.student import Importance, build_student, encoder_layers
+from bitkd.models.student import build_student
 from bitkd.quant.prepare import prepare
 from bitkd.quant.spec import QuantSpec
 from bitkd.stages.base import NonFiniteLossError, StudentModule

@@ -1,0 +1,187 @@
+"""Paired differences between arms, with an interval by the bootstrap over dev rows and seeds."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator, default_rng
+
+from bitkd.compare.arms import MOST_NAMED, Arm
+from bitkd.compare.runs import Run
+from bitkd.compare.scores import Array, weighted_scores
+
+RESAMPLES = 5000
+LEVEL = 0.95
+SEED = 0
+CELLS = 2_000_000
+"""Weights held in memory at once."""
+
+REFERENCE = "singlestage"
+QUESTIONS = {
+    ("multistage", "halfternary"): "what splitting gives",
+    ("multistage", "splitdirect"): "what the ternary stage gives",
+    ("progressive", "singlestage"): "what the precision steps give",
+}
+"""What a difference of two arms of one budget answers, by their pipelines."""
+
+WIDTH = "student.width"
+OF_PIPELINES = re.compile(r"stages\.[^.]+\.student|budget\.shares\..+")
+"""Settings in which pipelines differ by what they are; those that are held against each other by QUESTIONS have one width."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """first - second in the primary metric of the final students.
+
+    low, high: 95 % percentile interval.  seeds: those that both arms have, taken as pairs; empty where they share none:
+    then each arm's seeds are drawn on their own.  drawn: "rows and seeds", or "rows" where there are no two seeds, or pairs
+    of seeds, to draw.  question: what it answers, where the arms differ in nothing else; else in which settings they do.
+    """
+
+    first: str
+    second: str
+    question: str
+    difference: float
+    low: float
+    high: float
+    seeds: list[int]
+    drawn: str
+
+
+def differences(arms: list[Arm], resamples: int = RESAMPLES) -> list[Difference]:
+    """Every arm against singlestage (or the first arm), and the pairs of QUESTIONS, by the same resamples of the dev rows."""
+    chosen = pairs(arms)
+    if not chosen:
+        return []
+    scores = resampled_scores([run for arm in arms for run in arm.runs], resamples)
+    by_run = {id(run): values for run, values in zip((run for arm in arms for run in arm.runs), scores)}
+    return [
+        _difference(first, second, [by_run[id(run)] for run in first.runs], [by_run[id(run)] for run in second.runs])
+        for first, second in chosen
+    ]
+
+
+def pairs(arms: list[Arm]) -> list[tuple[Arm, Arm]]:
+    """Which arms are compared, each pair once: arms of other budgets only where there is no reference of the same one.
+
+    Of several arms of one pipeline and budget the one is chosen that differs in the fewest settings, the first of equals.
+    """
+    found: list[tuple[int, int]] = []
+
+    def nearest(position: int, candidates: list[int]) -> int | None:
+        return min(candidates, key=lambda at: len(unlike(arms[position].first, arms[at].first)), default=None)
+
+    def partner(position: int, pipeline: str) -> int | None:
+        total = arms[position].first.total
+        same = [at for at, arm in enumerate(arms) if arm.pipeline == pipeline and arm.first.total == total]
+        if arms[position].pipeline == pipeline:
+            same = [at for at in same if at < position]
+        return nearest(position, same)
+
+    fallback = next((at for at, arm in enumerate(arms) if arm.pipeline == REFERENCE), 0)
+    for at in range(len(arms)):
+        reference = partner(at, REFERENCE)
+        reference = fallback if reference is None else reference
+        if at != reference:
+            found.append((at, reference))
+    for first, second in QUESTIONS:
+        for at in (at for at, arm in enumerate(arms) if arm.pipeline == first):
+            other = partner(at, second)
+            if other is not None and (other, at) in found:
+                found[found.index((other, at))] = (at, other)
+            elif other is not None and (at, other) not in found:
+                found.append((at, other))
+    return [(arms[first], arms[second]) for first, second in found]
+
+
+def unlike(one: Run, other: Run) -> list[str]:
+    """Settings that both runs have and that differ, those aside that make a pipeline what it is."""
+    differing = [name for name, value in one.settings.items() if value != other.settings.get(name, value)]
+    same_width = one.pipeline == other.pipeline or _asks(one, other) or _asks(other, one)
+    return [name for name in differing if not OF_PIPELINES.fullmatch(name) and (same_width or name != WIDTH)]
+
+
+def _asks(one: Run, other: Run) -> str:
+    return QUESTIONS.get((one.pipeline, other.pipeline), "")
+
+
+def _question(first: Arm, second: Arm) -> str:
+    if first.pipeline == second.pipeline or first.first.total != second.first.total:
+        return ""  # labels and a warning say in what they differ
+    names = unlike(first.first, second.first)
+    teachers = {run.seed: run.teacher.key for run in first.runs if run.teacher}
+    if any(run.teacher and run.teacher.key != teachers.get(run.seed, run.teacher.key) for run in second.runs):
+        names = ["their teachers", *names]
+    if names:
+        shown = ", ".join(names[:MOST_NAMED]) + (", …" if len(names) > MOST_NAMED else "")
+        return f"not the pipelines alone: they also differ in {shown}"
+    bits = [arm.first.final.precision for arm in (first, second)]
+    return _asks(first.first, second.first) or (" against ".join(bits) if bits[0] != bits[1] else "")
+
+
+def resampled_scores(runs: list[Run], resamples: int) -> list[Array]:
+    """For each run the scores (1 + resamples,): first of the dev rows as they are, then of resamples, the same for all."""
+    labels = np.asarray(runs[0].said.labels, dtype=np.float64)
+    predicted = [np.asarray(run.said.predicted, dtype=np.float64) for run in runs]
+    metric, count = runs[0].metric, runs[0].num_labels
+    parts: list[list[Array]] = [[] for _ in runs]
+    for weights in _weights(len(labels), resamples, default_rng(SEED)):
+        for part, values in zip(parts, predicted):
+            part.append(weighted_scores(metric, count, labels, values, weights))
+    return [np.concatenate(part) for part in parts]
+
+
+def _weights(rows: int, resamples: int, random: Generator) -> Iterator[Array]:
+    """How often each row is drawn, (copies, rows), in parts; the first copy is the dev set itself."""
+    yield np.ones((1, rows))
+    size = max(1, CELLS // rows)
+    for start in range(0, resamples, size):
+        copies = min(size, resamples - start)
+        drawn = random.integers(rows, size=(copies, rows)) + np.arange(copies)[:, None] * rows
+        yield np.bincount(drawn.ravel(), minlength=copies * rows).reshape(copies, rows).astype(np.float64)
+
+
+def seed_weights(seeds: int, resamples: int, random: Generator) -> Array:
+    """How much of the mean each seed is in each copy, (1 + resamples, seeds); the first copy is the plain mean."""
+    drawn = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
+    return np.concatenate([np.ones((1, seeds)), drawn]) / seeds
+
+
+def interval(values: Array, level: float = LEVEL) -> tuple[float, float]:
+    """The percentile interval."""
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _difference(first: Arm, second: Arm, ours: list[Array], theirs: list[Array]) -> Difference:
+    # A generator of its own for each pair: what else is compared changes nothing here.
+    random = default_rng(SEED)
+    resamples = len(ours[0]) - 1
+    common = [seed for seed in first.seeds if seed in second.seeds]
+    if common:
+        paired = _of_seeds(first, ours, common) - _of_seeds(second, theirs, common)
+        values = (paired * seed_weights(len(common), resamples, random)).sum(axis=1)
+        several = len(common) > 1
+    else:
+        means = [
+            (np.stack(scores, axis=1) * seed_weights(len(scores), resamples, random)).sum(axis=1)
+            for scores in (ours, theirs)
+        ]
+        values = means[0] - means[1]
+        several = len(ours) > 1 or len(theirs) > 1
+    low, high = interval(values[1:])
+    return Difference(
+        first=first.label,
+        second=second.label,
+        question=_question(first, second),
+        difference=float(values[0]),
+        low=low,
+        high=high,
+        seeds=common,
+        drawn="rows and seeds" if several else "rows",
+    )
+
+
+def _of_seeds(arm: Arm, scores: list[Array], seeds: list[int]) -> Array:
+    return np.stack([scores[arm.seeds.index(seed)] for seed in seeds], axis=1)

@@ -1,0 +1,76 @@
+"""The embedded task: its rows, its corpus and a tiny pre-trained BERT, made on the spot; nothing is downloaded."""
+
+import hashlib
+import os
+import shutil
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitkd.data.demo.text import documents, pairs
+
+TRAIN_ROWS, DEV_ROWS = 3600, 900
+DOCUMENTS, SENTENCES = 1200, 4
+CODE = ("files.py", "model.py", "text.py")
+
+
+@dataclass(frozen=True)
+class DemoSource:
+    """model: folder of the tiny BERT and its tokenizer.  data: folder with train.tsv and dev.tsv.  corpus: text file."""
+
+    model: Path
+    data: Path
+    corpus: Path
+
+
+def ensure_demo(root: Path) -> DemoSource:
+    """The demo's files under `root`, made if they are not there yet (in about 20 seconds).
+
+    The folder's name changes with this code; it becomes visible when it is whole. A build that was killed is swept.
+    """
+    code = b"".join(Path(__file__).with_name(name).read_bytes() for name in CODE)
+    folder = root / f"demo-{hashlib.sha256(code).hexdigest()[:12]}"
+    source = DemoSource(folder / "model", folder / "data", folder / "corpus.txt")
+    if folder.is_dir():
+        return source
+    # Here, not above: torch and transformers take seconds to load, and mostly the demo is there.
+    from bitkd.data.demo.model import write_model
+
+    root.mkdir(parents=True, exist_ok=True)
+    for leftover in root.glob(".building.*"):
+        if _is_dead(leftover):
+            shutil.rmtree(leftover, ignore_errors=True)
+    building = root / f".building.{socket.gethostname()}.{os.getpid()}"
+    shutil.rmtree(building, ignore_errors=True)
+    _write_text(building)
+    write_model(building / "model", building / "corpus.txt", list(documents(DOCUMENTS, SENTENCES, seed=2)))
+    try:
+        building.rename(folder)
+    except OSError:  # another process was faster
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(building)
+    return source
+
+
+def _is_dead(folder: Path) -> bool:
+    host, pid = folder.name.removeprefix(".building.").rsplit(".", 1)
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _write_text(folder: Path) -> None:
+    (folder / "data").mkdir(parents=True)
+    rows = pairs(TRAIN_ROWS + DEV_ROWS, seed=1)
+    for name, part in (("train", rows[:TRAIN_ROWS]), ("dev", rows[TRAIN_ROWS:])):
+        lines = ["\t".join(row) for row in [("sentence1", "sentence2", "label"), *part]]
+        (folder / "data" / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text = "\n\n".join("\n".join(sentences) for sentences in documents(DOCUMENTS, SENTENCES, seed=2))
+    (folder / "corpus.txt").write_text(text + "\n", encoding="utf-8")

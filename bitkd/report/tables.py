@@ -1,0 +1,199 @@
+"""A comparison: arms, their differences, what a reader must know first. As plain data, and as tables of text."""
+
+import re
+from dataclasses import dataclass
+from functools import partial
+
+from bitkd.compare.arms import Arm, Cost, Mean, mean_of_artifacts
+from bitkd.compare.checks import budget_text
+from bitkd.compare.comparison import Comparison
+from bitkd.compare.runs import HOLDOUT, Stage
+
+NONE = "–"
+PER_STEP = ("FLOP per step", "time per step")
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table as text; the first column names the row."""
+
+    header: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        return "\n".join("| " + " | ".join(escaped(cell).replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+def escaped(text: str) -> str:
+    """Names of people's own in Markdown: what would be a tag or a link stays text."""
+    return re.sub(r"([<\[\]])", r"\\\1", text)
+
+
+def headline(comparison: Comparison) -> TextTable:
+    """The answer: a row for each arm."""
+    budgets = any(arm.first.budget for arm in comparison.arms)
+    header = ["arm", comparison.metric, "share of teacher kept", "student / teacher", "bits", "MiB packed"]
+    header += [
+        "training FLOP",
+        "training time",
+        "seeds",
+        "stages",
+        "hyper-parameters",
+        *(["budget"] if budgets else []),
+    ]
+    rows = []
+    for arm in comparison.arms:
+        chain = arm.chain
+        shares = [mean_text(value, 3) + _seeds_text(value, arm) for value in (arm.kept, arm.ratio)]
+        row = [arm.label, mean_text(arm.final), *shares]
+        row += [
+            arm.first.final.precision,
+            size_text(arm.first.final.packed_mib),
+            si(chain.flops),
+            time_text(chain.seconds),
+        ]
+        row += [str(len(arm.runs)), str(arm.num_stages), str(arm.first.hyperparameters)]
+        rows.append(row + ([budget_text(arm.first.budget) or NONE] if budgets else []))
+    return TextTable(header, rows)
+
+
+def _seeds_text(value: Mean, arm: Arm) -> str:
+    return f" ({value.count} of {len(arm.runs)} seeds)" if 0 < value.count < len(arm.runs) else ""
+
+
+def difference_table(comparison: Comparison) -> TextTable:
+    header = ["difference", f"in {comparison.metric}", "95 % interval", "drawn", "seeds in pairs"]
+    rows = [
+        [
+            f"{found.first} − {found.second}",
+            signed(found.difference),
+            f"{signed(found.low)} to {signed(found.high)}",
+            found.drawn,
+            ", ".join(map(str, found.seeds)) or "none in common",
+        ]
+        for found in comparison.differences
+    ]
+    questions = [found.question for found in comparison.differences]
+    if not any(questions):
+        return TextTable(header, rows)
+    return TextTable([*header, "what it says"], [[*row, question or NONE] for row, question in zip(rows, questions)])
+
+
+def size_table(comparison: Comparison) -> TextTable:
+    header = [
+        "arm",
+        "bits",
+        "MiB on paper",
+        "MiB packed",
+        "MiB of the file",
+        "parameters",
+        "encoder bits",
+        "word tables",
+    ]
+    rows = []
+    for arm in comparison.arms:
+        final = arm.first.final
+        tables = f"{final.word_tables} (all counted)" if final.word_tables > 1 else str(final.word_tables)
+        sizes = [size_text(size) for size in (final.paper_mib, final.packed_mib, final.disk_mib)]
+        rows.append([arm.label, final.precision, *sizes, si(final.parameters), si(final.encoder_bits), tables])
+    return TextTable(header, rows)
+
+
+def cost_table(comparison: Comparison) -> TextTable:
+    """The chain with and without General KD, and what is shared, each on a row of its own."""
+    header = ["arm", "of", "steps", "examples", "student FLOP", "teacher FLOP", "all FLOP", "training time"]
+    header += [*PER_STEP, "device"]
+    rows = []
+    for arm in comparison.arms:
+        parts = [("whole chain", arm.chain)]
+        if arm.has_general:
+            parts.append(("without General KD", arm.without_general))
+        shared = ", ".join(stage.title for stage in arm.first.stages if not stage.in_chain)
+        parts.append((f"shared, apart: {shared or NONE}", arm.shared))
+        for position, (name, cost) in enumerate(parts):
+            device = "; ".join(arm.devices) or NONE if position == 0 else ""
+            rows.append([arm.label if position == 0 else "", name, *_cost_cells(cost), device])
+    return TextTable(header, rows)
+
+
+def _cost_cells(cost: Cost) -> list[str]:
+    flops = [si(value) for value in (cost.student_flops, cost.teacher_flops, cost.flops)]
+    return [f"{cost.steps:,.0f}", si(cost.examples), *flops, time_text(cost.seconds), *_step_cells(cost)]
+
+
+def _step_cells(cost: Cost) -> list[str]:
+    return [si(cost.flops / cost.steps), time_text(cost.seconds / cost.steps)] if cost.steps else [NONE, NONE]
+
+
+def _measured(arm: Arm) -> list[tuple[str, str]]:
+    """Dev sets and metrics of an arm's final student, the task's metrics first."""
+
+    def place(metric: str) -> int:
+        return arm.first.metrics.index(metric) if metric in arm.first.metrics else len(arm.first.metrics)
+
+    sets = {dev: values for dev, values in arm.first.final.dev.items() if dev != HOLDOUT}
+    return [(dev, metric) for dev, values in sets.items() for metric in sorted(values, key=place)]
+
+
+def stage_table(arm: Arm, measured: list[tuple[str, str]] | None = None) -> TextTable:
+    """An arm's stages: each metric of each dev set (those of `measured`) as the mean over seeds, and the cost."""
+    measured = measured or _measured(arm)
+    header = ["stage", *(f"{dev} {metric}" for dev, metric in measured)]
+    header += ["bits", "steps", "student FLOP", "teacher FLOP", "training time", *PER_STEP]
+    rows = []
+    for position, stage in enumerate(arm.first.stages):
+        twins = [run.stages[position] for run in arm.runs]
+        cells = [
+            mean_text(mean_of_artifacts(twins, partial(_dev_value, dev=dev, metric=metric)))
+            if stage.score is not None
+            else NONE
+            for dev, metric in measured
+        ]
+        cost = Cost.mean([Cost.of([twin]) for twin in twins])
+        costs = [f"{cost.steps:,.0f}", si(cost.student_flops), si(cost.teacher_flops), time_text(cost.seconds)]
+        costs += _step_cells(cost)
+        name = stage.title if stage.title == stage.name else f"{stage.title} ({stage.name})"
+        rows.append([name + ("" if stage.in_chain else ", shared"), *cells, stage.precision or NONE, *costs])
+    return TextTable(header, rows)
+
+
+def stages_table(comparison: Comparison) -> TextTable:
+    """The stages of all arms."""
+    measured = list(dict.fromkeys(found for arm in comparison.arms for found in _measured(arm)))
+    tables = [(arm.label, stage_table(arm, measured)) for arm in comparison.arms]
+    return TextTable(["arm", *tables[0][1].header], [[label, *row] for label, table in tables for row in table.rows])
+
+
+def _dev_value(stage: Stage, dev: str, metric: str) -> float | None:
+    return stage.dev.get(dev, {}).get(metric)
+
+
+def mean_text(value: Mean, digits: int = 4) -> str:
+    if value.mean is None:
+        return NONE
+    return f"{round(value.mean, digits) + 0.0:.{digits}f}" + (
+        "" if value.deviation is None else f" ± {value.deviation:.{digits}f}"
+    )
+
+
+def signed(value: float) -> str:
+    return f"{round(value, 4) + 0.0:+.4f}".replace("-", "−")
+
+
+def size_text(mib: float) -> str:
+    return f"{mib:.4g}"
+
+
+def si(value: float) -> str:
+    """A count with a prefix: 1.53 T."""
+    for power, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if value >= 0.9995 * 10**power:
+            return f"{value / 10**power:.3g} {prefix}"
+    return f"{value:.3g}"
+
+
+def time_text(seconds: float) -> str:
+    if seconds < 99.5:
+        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.2g} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"

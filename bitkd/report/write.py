@@ -1,0 +1,89 @@
+"""The report of finished runs, as files in a folder."""
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from bitkd.compare.comparison import Comparison
+from bitkd.compare.rows import Row
+from bitkd.compare.runs import Run, to_json
+from bitkd.errors import InputError
+from bitkd.files import write_file
+from bitkd.report.glossary import definitions, notes, versions
+from bitkd.report.tables import cost_table, difference_table, escaped, headline, size_table, stage_table
+
+RECORD = "comparison.json"
+
+
+def write_report(runs: list[Run], folder: Path) -> None:
+    """Write index.html, report.md, comparison.csv, comparison.json and the pictures into `folder`.
+
+    The same runs give the same bytes, and so does a comparison.json that was written before.
+    InputError where the runs cannot stand beside each other, or the folder cannot be written.
+    """
+    write_comparison(Comparison.of(runs), folder)
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> None:
+    """`write_report` of a comparison that is made already."""
+    from bitkd.report.html import CAPTIONS, render_page
+    from bitkd.report.plots import draw
+    from bitkd.report.style import to_png
+
+    # The record at once: a folder that cannot be written is found before the pictures are drawn.
+    _write(folder, {RECORD: to_json(comparison.runs)})
+    figures = draw(comparison)
+    files: dict[str, str | bytes] = {f"{name}.png": to_png(figure) for name, figure in figures.items()}
+    files["report.md"] = markdown(comparison, CAPTIONS)
+    files["comparison.csv"] = as_csv(comparison)
+    files["index.html"] = render_page(comparison, figures)
+    _write(folder, files)
+
+
+def _write(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            write_file(folder / name, content)
+    except OSError as error:
+        raise InputError(f"{folder} is not writable ({error.strerror}); choose another folder with --out") from error
+
+
+def markdown(comparison: Comparison, captions: dict[str, str]) -> str:
+    """report.md: the page's text and tables, with the PNG pictures."""
+    parts = [f"# {escaped(comparison.first.task)}: {', '.join(escaped(arm.label) for arm in comparison.arms)}"]
+    parts += [f"> **{escaped(text)}**" for text in comparison.warnings]
+    parts += [headline(comparison).markdown(), *map(escaped, notes(comparison))]
+    if comparison.differences:
+        parts += ["## Differences", difference_table(comparison).markdown()]
+    parts += ["## Pictures", *(f"![{caption}]({name}.png)" for name, caption in captions.items())]
+    parts += ["## Sizes of the final students", size_table(comparison).markdown()]
+    parts += ["## Training cost", cost_table(comparison).markdown()]
+    for arm in comparison.arms:
+        parts += [f"## Stages of {escaped(arm.label)}", stage_table(arm).markdown()]
+    parts += ["## What was counted, and how"]
+    parts += ["\n".join(f"- **{term}**: {text}" for term, text in definitions(comparison))]
+    parts += ["## Versions and devices", "; ".join(versions(comparison))]
+    return "\n\n".join(parts) + "\n"
+
+
+def as_csv(comparison: Comparison) -> str:
+    """One row for each run and stage; a column for each metric of each dev set."""
+    measured = list(
+        dict.fromkeys(
+            f"{dev}/{metric}" for _, row in comparison.rows for dev, values in row.dev.items() for metric in values
+        )
+    )
+    plain = [field.name for field in fields(Row) if field.name != "dev"]
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, ["arm", *plain, *measured], restval="", lineterminator="\n")
+    writer.writeheader()
+    for arm, row in comparison.rows:
+        values: dict[str, Any] = asdict(row)
+        dev = values.pop("dev")
+        flat = {f"{name}/{metric}": value for name, section in dev.items() for metric, value in section.items()}
+        writer.writerow({"arm": arm} | values | flat)
+    return stream.getvalue()

@@ -1,0 +1,56 @@
+"""Where the sources of a run lie."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from bitkd.config.schema import DEMO, Config, store_root
+from bitkd.data.demo.files import ensure_demo
+from bitkd.data.documents import Documents, FileDocuments, HubDocuments
+from bitkd.data.hub import resolve_pretrained
+from bitkd.errors import InputError
+
+
+def locate(config: Config) -> tuple[Config, Path]:
+    """Resolve `demo`, local paths and hub ids; InputError where one is missing or the hub cannot be reached.
+
+    Returns the configuration with `demo` replaced by the folders that it stands for, and the folder of the pre-trained BERT.
+    """
+    store = store_root(config)
+    data, model = config.data, config.model
+    if DEMO in (data.dir, model.pretrained) or DEMO in data.corpus:
+        with writable(store.parent):
+            demo = ensure_demo(store.parent / "cache" / "demo")
+        data = replace(
+            data,
+            dir=str(demo.data) if data.dir == DEMO else data.dir,
+            corpus=[str(demo.corpus) if path == DEMO else path for path in data.corpus],
+        )
+        model = replace(model, pretrained=str(demo.model) if model.pretrained == DEMO else model.pretrained)
+    return replace(config, data=data, model=model), resolve_pretrained(model.pretrained)
+
+
+def make_documents(config: Config) -> Documents:
+    """The corpus of General KD; InputError where there is none, or two."""
+    data = config.data
+    if bool(data.corpus) == bool(data.hub_corpus.path):
+        what = "both data.corpus and data.hub_corpus.path are given" if data.corpus else "data.corpus is empty"
+        raise InputError(
+            f"General KD needs a text corpus and {what}; give text files or folders with data.corpus=[PATH,…], or a "
+            "dataset on the hub with data.hub_corpus.path=ID"
+        )
+    if data.hub_corpus.path:
+        return HubDocuments(data.hub_corpus, data.streaming)
+    return FileDocuments(data.corpus)
+
+
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Within this context a refused write means that the run's folder was badly chosen."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{folder} is not writable ({error.strerror or error}); choose another folder with run.dir= or run.store="
+        ) from error

@@ -1,0 +1,159 @@
+"""Looking after a store: what is in it, which runs need it, whether it is whole, and what can go."""
+
+import contextlib
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISREG
+
+from bitkd.errors import InputError
+from bitkd.files import read_json
+from bitkd.store.artifacts import METRICS_FILE, STAGE_FILE, Store
+from bitkd.store.run_folder import MANIFEST, RunRecord
+
+DAY = 86400
+
+KEY = re.compile(r"[a-z_]+-[0-9a-f]{20}")
+"""Other folders beside the artifacts, such as runs, are none of ours."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An artifact, or the work folder of a stage that is not finished.
+
+    runs: folders of the runs that need it.  size: bytes.  age: days since it was last written.
+    """
+
+    key: str
+    finished: bool
+    title: str
+    task: str
+    score: float | None
+    size: int
+    age: float
+    runs: list[str]
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """All that is in a store, the oldest entry first."""
+
+    entries: list[Entry]
+
+    @property
+    def size(self) -> int:
+        return sum(entry.size for entry in self.entries)
+
+
+def take_inventory(store: Store, runs: Path) -> Inventory:
+    """Look through a store. `runs`: a folder of runs (`run.dir`) besides those that the store knows of."""
+    if not store.exists():
+        raise InputError(f"{store.root} is no store; name one with run.dir= or run.store=")
+    needed = needs(store, runs)
+    found = []
+    for key, folder in [*_children(store.root), *_children(store.root / ".work")]:
+        finished = folder.parent == store.root
+        stage, metrics = (read_json(folder / name) or {} for name in (STAGE_FILE, METRICS_FILE))
+        files = _files(folder)
+        found.append(
+            Entry(
+                key=key,
+                finished=finished,
+                title=stage.get("title", "unreadable" if finished else "unfinished"),
+                task=stage.get("task", ""),
+                score=metrics.get("score"),
+                size=sum(state.st_size for state in files if S_ISREG(state.st_mode)),
+                age=(time.time() - max((state.st_mtime for state in files), default=time.time())) / DAY,
+                runs=[name for name, keys in needed.items() if key in keys],
+            )
+        )
+    return Inventory(sorted(found, key=lambda entry: (-entry.age, entry.key)))
+
+
+def prune(
+    store: Store,
+    inventory: Inventory,
+    runs: Path,
+    days: float | None = None,
+    size: int | None = None,
+    needed_too: bool = False,
+    dry: bool = False,
+) -> tuple[list[Entry], list[Entry]]:
+    """Remove entries, the oldest first; returns those removed (or, `dry`, to be removed) and those in use and left.
+
+    days: only entries not written for so long.  size: only until the store has at most so many bytes.
+    needed_too: also what runs need; they would compute it again. What a living run needs stays in any case.
+    """
+    removed, busy = [], []
+    total = inventory.size
+    for entry in inventory.entries:
+        if size is not None and total <= size:
+            break
+        if days is not None and entry.age < days:
+            continue
+        living = set(store.living_runs())
+        needed = needs(store, runs)  # anew each time: a run may have begun meanwhile
+        wanted_by = {name for name, keys in needed.items() if entry.key in keys}
+        if wanted_by and not needed_too:
+            continue
+        if wanted_by & living or entry.key in store.locked():
+            busy.append(entry)
+            continue
+        if not dry:
+            lock = store.lock(entry.key)
+            if lock.wait(0) != "held":
+                busy.append(entry)
+                continue
+            try:
+                store.remove(entry.key) if entry.finished else store.drop_work(entry.key)
+            finally:
+                lock.release()
+        removed.append(entry)
+        total -= entry.size
+    return removed, busy
+
+
+def needs(store: Store, runs: Path) -> dict[str, set[str]]:
+    """Folder of each run -> the keys that it needs: those of its plan, of its links, and of folders that its settings name.
+
+    A run that is out of sight, on another machine or on a disk that is not there, needs what it needed when it last began.
+    One whose folder is gone from where it was on this machine needs nothing.
+    """
+    found: dict[str, set[str]] = {}
+    for folder, host, registered in store.registered():
+        path = Path(folder)
+        deleted = host == socket.gethostname() and path.parent.parent.is_dir() and not _is_run(path)
+        if not deleted:
+            found[folder] = set(registered)
+    for manifest in runs.glob(f"*/*/{MANIFEST}"):
+        found.setdefault(str(manifest.parent), set())
+    for folder, keys in found.items():
+        with contextlib.suppress(OSError, InputError):  # out of sight, or damaged: what is registered must do
+            record = RunRecord.read(Path(folder))
+            links = {Path(os.readlink(link)).name for link in Path(folder).iterdir() if link.is_symlink()}
+            keys |= {*record.info.get("planned", {}).values(), *record.stages.values(), *links}
+    return found
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        return (folder / MANIFEST).is_file()
+    except OSError:  # one that may not be entered
+        return True
+
+
+def _children(folder: Path) -> Iterator[tuple[str, Path]]:
+    if folder.is_dir():
+        yield from ((child.name, child) for child in folder.iterdir() if KEY.fullmatch(child.name) and child.is_dir())
+
+
+def _files(folder: Path) -> list[os.stat_result]:
+    found = []
+    for file in [folder, *folder.rglob("*")]:
+        with contextlib.suppress(OSError):  # renamed or deleted by a run at this moment
+            found.append(file.stat())
+    return found

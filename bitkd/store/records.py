@@ -1,0 +1,217 @@
+"""The records on disk, as types: what an artifact and a run say of themselves.
+
+Each is written by `as_data` and read by `parse_record`, and nowhere else, so that a field has one name and one type.
+"""
+
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from bitkd.errors import InputError
+
+T = TypeVar("T")
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class SizeRecord:
+    """How large a student is, by the two conventions that papers use (they differ by up to 2 MiB at one bit)."""
+
+    parameters: int
+    """Stored weights; both halves of a split count."""
+
+    precision: str
+    """Bits of weights and activations, such as W1A8."""
+
+    paper_mib: float
+    """Every parameter at weight_bits, the word embeddings at embedding_bits, as XTC counts."""
+
+    file_mib: float
+    """Quantized matrices at their bits with FP32 scales, FP32 ones at 32, the rest in fp16, as a packed file would hold
+    it (models without a quantized matrix: everything at 32 bits)."""
+
+    encoder_bits: int
+    """Bits of the encoder's matrices alone, what multistage and singlestage are made equal in."""
+
+    word_tables: int
+    """Word-embedding tables: 2 if the embedding is split."""
+
+
+@dataclass(frozen=True)
+class FlopsRecord:
+    """Floating-point operations of a training, over all processes."""
+
+    student: int
+    """Of the student's forward and backward passes."""
+
+    teacher: int
+    """Of the teacher's forward passes."""
+
+
+@dataclass(frozen=True)
+class AugmentedRecord:
+    """What a folder of augmented rows says of itself."""
+
+    task: str
+    source: str
+    """Hash of the rows that it was made of, without those held out."""
+
+    sources: int
+    """How many rows it was made of."""
+
+    rows: int
+    truncated: int
+    """Rows that were cut to max_length."""
+
+    max_length: int
+    tokenizer: str
+    """Hash of the tokenizer's state."""
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """stage.json: what made an artifact. Nothing of it but the fingerprint says whether it can be used again."""
+
+    format: int
+    name: str
+    kind: str
+    title: str
+    task: str
+    texts: int
+    """Texts of a row, 1 or 2."""
+
+    fingerprint: str
+    inputs: dict[str, str]
+    """Role (student, teacher, data) -> the key of the artifact that played it, or `pretrained`."""
+
+    settings: dict[str, Any]
+    """The stage's settings, and those of its training under `train`."""
+
+    seed: int
+    steps: int
+    """Optimizer steps; 0 if nothing was trained."""
+
+    examples: int
+    """Training rows seen, over all processes and resumptions."""
+
+    seconds: float
+    world_size: int
+    precision: str
+    """The trainer's arithmetic, such as bf16-mixed."""
+
+    device: str
+    created: str
+    versions: dict[str, str]
+    size: SizeRecord | None = None
+    """Of a student; None for rows."""
+
+    selected: str | None = None
+    """Which checkpoint was kept, `best` or `last`; None if nothing was trained."""
+
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    """(step, score) of each validation."""
+
+    flops: FlopsRecord | None = None
+    """Of a student; None for rows."""
+
+    selected_step: int | None = None
+    augmented: AugmentedRecord | None = None
+    """Of rows; None for a student."""
+
+    checksums: dict[str, str] = field(default_factory=dict)
+    """File name -> SHA-256 of every other file of the artifact."""
+
+    def as_data(self) -> dict[str, Any]:
+        """As it is written: a student has no `augmented`, rows have nothing of a student."""
+        data = asdict(self)
+        absent = {"augmented"} if self.augmented is None else {"size", "selected", "curve", "flops", "selected_step"}
+        if self.selected_step is None:
+            absent.add("selected_step")
+        return {name: value for name, value in data.items() if name not in absent}
+
+
+@dataclass(frozen=True)
+class MetricsRecord:
+    """metrics.json: the score, and every metric of each dev set."""
+
+    score: float | None
+    """The task's primary metric on the first dev set, larger is better; None without a head (General KD, rows)."""
+
+    sets: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    """Dev set -> metric -> value; None for one that is undefined."""
+
+    def as_data(self) -> dict[str, Any]:
+        """As it is written: the dev sets beside the score."""
+        return {"score": self.score, **self.sets}
+
+
+@dataclass(frozen=True)
+class BudgetRecord:
+    """The total that a run distributes over its stages."""
+
+    unit: str
+    """steps, examples or flops."""
+
+    total: float
+    shares: dict[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunManifest:
+    """manifest.json: what a run is. Dictionaries are by stage, in graph order."""
+
+    task: str
+    pipeline: str
+    title: str
+    seed: int
+    metric: str
+    metrics: list[str]
+    labels: list[str] | None
+    """None for a regression."""
+
+    processes: int
+    hyperparameters: int
+    """How many the pipeline and the run set."""
+
+    budget: BudgetRecord | None
+    settings: dict[str, Any]
+    """Dotted name -> value of every setting that decides a result, and the content of what was read."""
+
+    titles: dict[str, str]
+    kinds: dict[str, str]
+    upstream: dict[str, dict[str, str]]
+    planned: dict[str, str]
+    """The artifact's key that each stage will have."""
+
+    artifacts: dict[str, str] = field(default_factory=dict)
+    """The artifact's key of each stage that is finished."""
+
+    def as_data(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@cache
+def _adapter(record: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(record)
+
+
+def parse_record(record: type[T], text: str | bytes, where: Path | str, advice: str) -> T:
+    """A record out of its JSON text, every field of its own type (a whole number is a float too, nothing else is cast).
+
+    Raises InputError, which names `where`, the field and what to do (`advice`).
+    """
+    try:
+        if record is MetricsRecord:
+            content = _adapter(dict[str, Any]).validate_json(text, strict=True)
+            score = {"score": content.pop("score")} if "score" in content else {}
+            return _adapter(record).validate_python({**score, "sets": content}, strict=True)
+        return _adapter(record).validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        problem = f"{place}: {first['msg']}" if place else first["msg"]
+        raise InputError(f"{where} is damaged or of another version ({problem}); {advice}") from error

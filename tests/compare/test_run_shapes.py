@@ -1,0 +1,234 @@
+"""Reports of runs of every kind: regressions, several dev sets, hold-outs, augmented rows, given teachers, odd names."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tests.report.test_records import write_run
+
+from bitkd.cli import main
+from bitkd.compare.arms import majority, make_arms, warnings_of
+from bitkd.compare.comparison import Comparison
+from bitkd.compare.finished import read_finished
+from bitkd.compare.load import chain_of
+from bitkd.compare.rows import rows_of
+from bitkd.compare.runs import Predictions, from_json, to_json
+from bitkd.compare.scores import score
+from bitkd.errors import InputError
+from bitkd.report.glossary import definitions, versions
+from bitkd.report.html import CAPTIONS, render_page
+from bitkd.report.plots import draw
+from bitkd.report.tables import cost_table, headline, stages_table
+from bitkd.report.write import markdown
+from tests.report.conftest import make_one
+
+
+def written(runs):
+    """The page and the text of a report, whose record gives the same runs again."""
+    comparison = Comparison.of(runs)
+    assert from_json(to_json(comparison.runs), "x") == comparison.runs
+    return render_page(comparison, draw(comparison)), markdown(comparison, CAPTIONS)
+
+
+def with_stages(run, change):
+    return replace(run, stages=[change(stage) for stage in run.stages])
+
+
+def regression(predicted_of, recorded=None):
+    """A run of a regression whose stages say predicted_of(labels)."""
+    run = make_one("singlestage", 1, rows=60)
+    labels = [float(value) for value in np.round(np.random.default_rng(5).uniform(0, 5, 60), 1)]
+
+    def change(stage):
+        said = [value + 0.1 for value in labels] if stage.kind == "finetune" else predicted_of(labels)
+        found = score("pearson", None, np.array(labels), np.array(said))
+        found = recorded if recorded is not None and stage is run.final else found
+        dev = {"dev": {"loss": 0.1, "pearson": found, "spearman": found}}
+        keeps = {"dev": Predictions(labels, said)} if stage.predictions else None
+        return replace(stage, score=found, dev=dev, predictions=keeps)
+
+    changes = {"task": "stsb", "metric": "pearson", "metrics": ["pearson", "spearman"], "labels": None}
+    return replace(with_stages(run, change), **changes)
+
+
+def test_a_regression():
+    noise = np.random.default_rng(6).normal(size=60)
+    page, text = written([regression(lambda labels: list(np.array(labels) + noise))])
+    assert "pearson of the majority is 0.0000" in text
+    assert "dev spearman" in page
+
+
+def test_a_collapsed_regression_is_not_damaged_but_named():
+    """The correlation of values that hardly vary is rounding noise in 32 bits."""
+    noise = np.random.default_rng(6).normal(size=60)
+    stuck = regression(lambda labels: list(2.5 + 1e-5 * noise), recorded=0.31)
+    assert warnings_of(make_arms([stuck]))[0].startswith(
+        "singlestage: the final student says the same for every dev row"
+    )
+    with pytest.raises(InputError, match=r"is recorded with pearson 0\.3100, but its predictions give"):
+        make_arms([regression(lambda labels: list(2.5 + noise), recorded=0.31)])
+
+
+def test_two_dev_sets_and_a_holdout_before_them():
+    def change(stage):
+        said = stage.predictions and {"m": stage.predictions["dev"], "mm": Predictions([0.0, 1.0], [1.0, 1.0])}
+        values = {"loss": 0.4, "accuracy": stage.score}
+        return replace(stage, dev={"holdout": values, "m": values, "mm": values | {"accuracy": 0.5}}, predictions=said)
+
+    run = replace(with_stages(make_one("singlestage", 1), change), metrics=["accuracy"])
+    assert run.dev_set == "m"
+    page, text = written([run])
+    assert "m accuracy | m loss | mm accuracy | mm loss" in text
+    assert "holdout" not in text
+    assert "hold-out; ends of stages: dev" in page
+    assert "hold-out" in dict(definitions(Comparison.of([run])))
+
+
+def test_augmented_rows_are_apart():
+    run = make_one("singlestage", 1)
+    rows = replace(run.stages[0], name="augment", title="Data augmentation", kind="augment", key="augment-1", upstream={},
+                   in_chain=False, score=None, dev={}, precision="", parameters=0, steps=0, seconds=9.0, curve=[],
+                   predictions=None)  # fmt: skip
+    augmented = replace(run, stages=[run.stages[0], rows, *run.stages[1:]])
+    arm = make_arms([augmented])[0]
+    assert arm.chain == make_arms([run])[0].chain
+    assert arm.shared.seconds == pytest.approx(run.stages[0].seconds + 9)
+    page, text = written([augmented])
+    assert "Data augmentation (augment), shared" in text
+    assert ">Data augmentation<" in page
+
+
+def test_a_given_teacher_costs_nothing():
+    run = make_one("singlestage", 1)
+    free = {"steps": 0, "examples": 0, "student_flops": 0, "seconds": 0.0, "curve": []}
+    given = replace(run, stages=[replace(run.stages[0], **free), *run.stages[1:]])
+    assert make_arms([given])[0].shared.flops == 0
+    page, _ = written([given])
+    assert "no training" in page
+
+
+def test_a_teacher_alone_is_a_report():
+    run = make_one("singlestage", 1)
+    alone = replace(run, stages=run.stages[:1])
+    assert alone.teacher is alone.final
+    written([alone])
+
+
+def test_names_are_text_and_never_markup(tmp_path, capsys):
+    name = "a<b>[red]c|d"
+    runs = [replace(make_one("singlestage", 1), pipeline=name, title=name)]
+    runs.append(replace(with_stages(runs[0], lambda stage: replace(stage, title=name)), seed=2, name=name))
+    runs += [replace(make_one("multistage", 1), pipeline="plain")]
+    page, text = written(runs)
+    assert "a<b>" not in page
+    assert "a&lt;b&gt;[red]c|d" in page
+    assert r"| a\<b>\[red\]c\|d |" in text
+    assert not re.search(r"(?<!\\)<b>", text)
+    (tmp_path / "comparison.json").write_text(to_json(runs))
+    assert main(["compare", str(tmp_path)]) == 0
+    assert "note: Means are over different seeds (a<b>[red]c|d 1, 2; plain 1)" in capsys.readouterr().out
+
+
+def test_machines_are_named_with_processes_and_arithmetic():
+    run = make_one("singlestage", 1)
+    other = with_stages(make_one("multistage", 1), lambda s: replace(s, world_size=2, trainer_precision="bf16-mixed"))
+    arms = make_arms([run, other])
+    assert arms[1].devices == ["x86_64, 2 processes, bf16-mixed"]
+    expected = "x86_64, 1 process, 32-true; x86_64, 2 processes, bf16-mixed"
+    assert f"Trained on different devices ({expected}): seconds cannot be compared." in warnings_of(arms)
+    assert versions(Comparison.of([run, other]))[-1] == f"trained on {expected}"
+    assert cost_table(Comparison.of([other])).rows[0][-1] == "x86_64, 2 processes, bf16-mixed"
+
+
+def test_a_share_that_not_every_seed_has_says_so():
+    runs = [make_one("singlestage", seed) for seed in (1, 2, 3)]
+    floor = majority(runs[0])
+    runs[0] = replace(
+        runs[0],
+        stages=[replace(s, score=floor, predictions=None) if s.name == "teacher" else s for s in runs[0].stages],
+    )
+    table = headline(Comparison.of(runs))
+    kept, ratio = (table.rows[0][table.header.index(name)] for name in ("share of teacher kept", "student / teacher"))
+    assert kept.endswith(" (2 of 3 seeds)")
+    assert "of 3" not in ratio
+
+
+def test_a_teacher_that_seeds_share_has_no_deviation():
+    runs = [make_one("singlestage", seed) for seed in (1, 2)]
+    teacher = runs[0].stages[0]
+    shared = [replace(run, stages=[teacher, *run.stages[1:]]) for run in runs]
+    scores = [
+        [row[table.header.index("dev accuracy")] for row in table.rows]
+        for table in (stages_table(Comparison.of(given)) for given in (runs, shared))
+    ]
+    assert [[("±" in score) for score in column] for column in scores] == [[True] * 4, [False, True, True, True]]
+
+
+def test_stages_of_arms_with_other_metrics_stand_under_one_header():
+    one, other = make_one("singlestage", 1), make_one("multistage", 1)
+    fewer = with_stages(one, lambda s: replace(s, dev={"dev": {k: v for k, v in s.dev["dev"].items() if k != "f1"}}))
+    table = stages_table(Comparison.of([fewer, other]))
+    column = table.header.index("dev f1")
+    assert {len(row) for row in table.rows} == {len(table.header)}
+    assert table.rows[0][column] == "–"
+    assert table.rows[-1][column] != "–"
+
+
+def test_a_step_costs_what_its_stage_costs_by_its_steps():
+    comparison = Comparison.of([make_one("singlestage", 1), make_one("halfternary", 1)])
+
+    def per_step(table, name):
+        return [
+            [row[table.header.index(column)] for column in (name, "FLOP per step", "time per step")]
+            for row in table.rows
+        ]
+
+    costs = per_step(cost_table(comparison), "of")
+    assert costs[0] == ["whole chain", "800 G", "0.31 s"]  # 3 x 200 G of the student, 200 G of the teacher
+    assert costs[1] == ["shared, apart: Teacher", "600 G", "0.31 s"]
+    assert costs[2] == ["whole chain", "500 G", "0.31 s"]
+    stages = stages_table(comparison)
+    assert [row[0] for row in stages.rows] == ["singlestage"] * 4 + ["halfternary"] * 5
+    assert per_step(stages, "stage")[:3] == [
+        ["Teacher (teacher), shared", "600 G", "0.31 s"],
+        ["Initialization (init)", "–", "–"],
+        ["Single-Stage KD (single)", "800 G", "0.31 s"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stages", "chain"),
+    [
+        ({"teacher": ("finetune", "pretrained", None)}, []),
+        ({"teacher": ("finetune", "pretrained", None), "init": ("init", "teacher", None),
+          "single": ("single_stage", "init", "teacher")}, ["init", "single"]),
+        ({"teacher": ("finetune", "pretrained", None), "split": ("split", "teacher", None)}, ["split"]),
+        ({"init": ("init", "pretrained", None), "tuned": ("finetune", "init", None)}, ["init", "tuned"]),
+        ({"augment": ("augment", "pretrained", None), "teacher": ("finetune", "pretrained", None),
+          "init": ("init", "teacher", None), "tuned": ("finetune", "init", None),
+          "single": ("single_stage", "tuned", "teacher")}, ["init", "tuned", "single"]),
+        ({"first": ("finetune", "pretrained", None), "teacher": ("finetune", "first", None),
+          "single": ("single_stage", "pretrained", "teacher")}, ["single"]),
+        ({"init": ("init", "pretrained", None), "tuned": ("finetune", "init", None),
+          "single": ("single_stage", "tuned", "tuned")}, ["init", "tuned", "single"]),
+    ],
+)  # fmt: skip
+def test_fine_tuned_students_are_part_of_the_chain(stages, chain):
+    kinds = {name: kind for name, (kind, _, _) in stages.items()}
+    upstream = {
+        name: {"student": student} | ({"teacher": teacher} if teacher else {})
+        for name, (_, student, teacher) in stages.items()
+    }
+    assert chain_of(kinds, upstream) == chain
+
+
+def test_a_run_that_ends_in_general_kd_is_read_but_not_compared(tmp_path):
+    run = make_one("multistage", 1)
+    folder = write_run(replace(run, stages=run.stages[:2]), tmp_path / "runs" / "general")
+    found = read_finished(folder)
+    assert found.final.kind == "general"
+    assert found.final.predictions is None
+    assert [row.stage for row in rows_of(found)] == ["teacher", "general"]
+    with pytest.raises(InputError, match="ends in no student of the task"):
+        read_finished(folder, to_compare=True)
