@@ -3,6 +3,7 @@
 Each is written by `as_data` and read by `parse_record`, and nowhere else, so that a field has one name and one type.
 """
 
+import json
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -208,7 +209,7 @@ def parse_record(record: type[T], text: str | bytes, where: Path | str, advice: 
         if record is MetricsRecord:
             content = _adapter(dict[str, Any]).validate_json(text, strict=True)
             score = {"score": content.pop("score")} if "score" in content else {}
-            return _adapter(record).validate_python({**score, "sets": content}, strict=True)
+            text = json.dumps({**score, "sets": content})
         return _adapter(record).validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
