@@ -1,7 +1,9 @@
-"""What ends a command early, other than a failure of the work itself."""
+"""What ends a command early, other than a failure of the work itself, and the words for it."""
 
 import difflib
 from collections.abc import Iterable
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 class InputError(ValueError):
@@ -27,3 +29,26 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     allowed = list(allowed)
     match = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
     return f"did you mean {match[0]}?" if match else f"use one of {', '.join(allowed)}"
+
+
+def check_choices(spec: Any, where: str = "") -> None:
+    """Check the fields of a dataclass that are annotated with a Literal: Python itself takes any value.
+
+    where: stands before the field's name in the message, such as "loss.".
+    Raises InputError that names the field, the value and what is allowed.
+    """
+    for name, annotation in get_type_hints(type(spec)).items():
+        allowed = choices_of(annotation)
+        if allowed and getattr(spec, name) not in allowed:
+            shown = [str(choice) for choice in allowed if choice is not None]
+            raise InputError(
+                f"{where}{name}={getattr(spec, name)} is unknown; {nearest(str(getattr(spec, name)), shown)}"
+            )
+
+
+def choices_of(annotation: Any) -> tuple[Any, ...]:
+    """The values of `Literal[...]` or `Literal[...] | None`; none for another annotation."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    found = [choice for part in get_args(annotation) for choice in choices_of(part)]
+    return (*found, None) if found and NoneType in get_args(annotation) else tuple(found)
