@@ -196,7 +196,7 @@ class RunManifest:
 
 
 @cache
-def _adapter(record: type[T]) -> TypeAdapter[T]:
+def _adapter(record: Any) -> TypeAdapter[Any]:
     return TypeAdapter(record)
 
 
