@@ -12,9 +12,9 @@ import torch
 
 from bitkd.config.schema import Config
 from bitkd.data.hub import load_tokenizer
-from bitkd.data.loader import LoaderSpec
+from bitkd.data.batches import LoaderSpec
 from bitkd.data.metrics import build_metrics, primary_score
-from bitkd.data.task import TaskDataModule
+from bitkd.data.modules import TaskDataModule
 from bitkd.models.artifact import load_classifier, permute_labels
 from bitkd.sources.cache import open_cache
 from bitkd.sources.sources import open_sources

@@ -13,7 +13,7 @@ from bitkd.callbacks.flops import TrainingFlops
 from bitkd.callbacks.predictions import Predictions
 from bitkd.callbacks.progress import StageProgressBar
 from bitkd.callbacks.throughput import Throughput
-from bitkd.data.loader import LoaderSpec
+from bitkd.data.batches import LoaderSpec
 from bitkd.data.metrics import primary_score
 from bitkd.data.tasks import HOLDOUT, TaskSpec
 from bitkd.models.artifact import save_student

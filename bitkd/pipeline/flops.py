@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from bitkd.config.schema import PRETRAINED, parts_of
-from bitkd.data.base import lengths_of
+from bitkd.data.tokenized import lengths_of
 from bitkd.data.batches import MULTIPLE
 from bitkd.data.sampler import TrainBatchSampler
 from bitkd.models.artifact import load_encoder

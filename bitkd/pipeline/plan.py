@@ -57,6 +57,10 @@ class Plan:
         record = read_artifact(folder).stage.augmented
         return stage if record is None else stage.with_steps(max(1, record.rows // stage.train.batch_size))
 
+    def state(self, stage: PlannedStage) -> str:
+        """`done`, `partial`, `stale` or `todo`, see `state_of`."""
+        return state_of(self.store, self.folder, stage.name, stage.key)
+
     def given_keys(self) -> list[str]:
         """Artifacts of the store that the settings name by their folders: a teacher, augmented rows, a model."""
         given = [stage.checkpoint or stage.augmented for stage in self.stages] + [self.sources.model]
@@ -88,7 +92,7 @@ class Plan:
                 "steps": stage.total_steps if stage.steps_known or stage.train.max_steps else None,
                 "fingerprint": stage.fingerprint,
                 "key": stage.key,
-                "state": state_of(self.store, self.folder, stage.name, stage.key),
+                "state": self.state(stage),
                 "artifact": str(self.store.path(stage.key)) if self.store.finished(stage.key) else None,
             }
             for stage in self.stages

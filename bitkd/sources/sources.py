@@ -13,7 +13,7 @@ from bitkd.config.schema import Config, store_root
 from bitkd.data.augment.checks import check_augmented
 from bitkd.data.documents import Documents, FileDocuments
 from bitkd.data.hub import load_tokenizer, resolve_pretrained, same_tokens, tokenizer_state
-from bitkd.data.loader import LoaderSpec
+from bitkd.data.batches import LoaderSpec
 from bitkd.data.tasks import check_metrics, check_task, task_fingerprint
 from bitkd.errors import InputError
 from bitkd.files import checksum, digest
@@ -24,8 +24,9 @@ from bitkd.sources.locations import locate, make_documents, writable
 from bitkd.store.artifacts import Store, read_artifact
 
 if TYPE_CHECKING:
-    from bitkd.data.corpus import CorpusDataModule, CorpusRows
-    from bitkd.data.task import TaskDataModule
+    from bitkd.data.corpus_rows import CorpusRows, StreamRows
+    from bitkd.data.modules import CorpusDataModule, TaskDataModule
+    from bitkd.data.stream import StreamDataModule
     from bitkd.data.task_rows import TaskRows
 
 
@@ -126,7 +127,7 @@ class Sources:
 
     def task_module(self, loader: LoaderSpec, augmented: Path | None = None) -> "TaskDataModule":
         """A data module on the task.  augmented: folder of the rows to train on instead of the task's own."""
-        from bitkd.data.task import TaskDataModule
+        from bitkd.data.modules import TaskDataModule
 
         return TaskDataModule(self.task_rows, loader, augmented)
 
@@ -196,18 +197,28 @@ class Sources:
 
     @cached_property
     def corpus_rows(self) -> "CorpusRows":
-        """The corpus, packed; of a stream, what validates it."""
-        from bitkd.data.corpus import CorpusRows, StreamRows
+        """The corpus, packed as a whole."""
+        from bitkd.data.corpus_rows import CorpusRows
 
         data = self.config.data
-        rows = StreamRows if data.streaming else CorpusRows
-        return rows(self.documents, self.tokenizer, data.max_length, data.segments, data.masking)
+        return CorpusRows(self.documents, self.tokenizer, data.max_length, data.segments, data.masking)
 
-    def corpus_module(self, loader: LoaderSpec) -> "CorpusDataModule":
+    @cached_property
+    def stream_rows(self) -> "StreamRows":
+        """The corpus as a stream."""
+        from bitkd.data.corpus_rows import StreamRows
+
+        data = self.config.data
+        return StreamRows(self.documents, self.tokenizer, data.max_length, data.segments, data.masking)
+
+    def corpus_module(self, loader: LoaderSpec) -> "CorpusDataModule | StreamDataModule":
         """A data module on the corpus."""
-        from bitkd.data.corpus import CorpusDataModule, StreamDataModule
+        from bitkd.data.modules import CorpusDataModule
+        from bitkd.data.stream import StreamDataModule
 
-        return (StreamDataModule if self.config.data.streaming else CorpusDataModule)(self.corpus_rows, loader)
+        if self.config.data.streaming:
+            return StreamDataModule(self.stream_rows, loader)
+        return CorpusDataModule(self.corpus_rows, loader)
 
     @cached_property
     def corpus(self) -> RowsInfo:
@@ -218,7 +229,8 @@ class Sources:
         files = self.documents.files if isinstance(self.documents, FileDocuments) else None
 
         def compute() -> dict[str, Any]:
-            return {"hash": self.corpus_rows.fingerprint(), "rows": self.corpus_rows.num_rows}
+            rows = self.stream_rows if data.streaming else self.corpus_rows
+            return {"hash": rows.fingerprint(), "rows": rows.num_rows}
 
         return RowsInfo(**self.cache.get("corpus", settings, files, compute))
 

@@ -387,3 +387,18 @@ def test_general_kd_on_a_stream_resumes_at_the_same_document(settings, tiny_task
 def test_a_stream_has_no_epochs(settings, tmp_path):
     with pytest.raises(InputError, match=r"give stages\.general\.max_steps= or \.max_tokens="):
         make_plan(load_config(settings(tmp_path, "multistage", "data.streaming=true", "train.max_steps=null")))
+
+
+def test_a_head_that_no_term_reads_is_not_a_trained_one(settings, console, tmp_path):
+    """A student from scratch, distilled without the logits term: its head is as random as before."""
+    random = ["student.init=random", "student.hidden_size=16", "student.layers=[0,1]"]
+    overrides = settings(tmp_path, "singlestage", *random, "stages.single.loss.logits=0")
+    plan = run(load_config(overrides), console)
+    stage = plan.folder.artifacts()["single"].stage
+    assert stage.selected == "last"  # scores of a random head choose nothing
+    assert stage.selected_step == 4
+    with pytest.raises(InputError, match="has no trained head"):
+        load_classifier(plan.folder.folder / "single")
+    binary = plan.folder.artifacts()["single_binary"].stage
+    assert binary.selected == "best"
+    load_classifier(plan.folder.folder / "single_binary")
