@@ -7,33 +7,44 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bitkd.api import RunResult, run
-    from bitkd.callbacks.weight_splitting import WeightSplitting
-    from bitkd.config.load import load_config
-    from bitkd.data.augment.augmenter import load_shards
-    from bitkd.data.documents import FileDocuments, HubDocuments
-    from bitkd.data.batches import LoaderSpec
-    from bitkd.data.corpus_rows import CorpusRows, StreamRows
-    from bitkd.data.modules import CorpusDataModule, TaskDataModule
-    from bitkd.data.stream import StreamDataModule
-    from bitkd.data.task_rows import TaskRows
-    from bitkd.data.tasks import TaskSpec
-    from bitkd.errors import InputError, StoppedError
-    from bitkd.models.artifact import load_classifier, load_encoder, load_student, new_classifier, save_student
-    from bitkd.models.importance import estimate_importance
-    from bitkd.models.spec import ShapeSpec
-    from bitkd.models.student import build_student
-    from bitkd.pipeline.runner import StageFailedError
-    from bitkd.quant.functional import binarize, ternarize
-    from bitkd.quant.prepare import prepare
-    from bitkd.quant.spec import QuantSpec
-    from bitkd.quant.splitting import split_ternary
-    from bitkd.stages.finetune import FineTune
-    from bitkd.stages.general import GeneralDistillation
-    from bitkd.stages.intermediate import IntermediateDistillation
-    from bitkd.stages.prediction import PredictionDistillation
-    from bitkd.stages.single_stage import SingleStageDistillation
-    from bitkd.stages.spec import LossSpec, OptimSpec
+    from bitkd.api import RunResult as RunResult
+    from bitkd.api import run as run
+    from bitkd.callbacks.weight_splitting import WeightSplitting as WeightSplitting
+    from bitkd.config.load import load_config as load_config
+    from bitkd.data.augment.augmenter import load_shards as load_shards
+    from bitkd.data.batches import LoaderSpec as LoaderSpec
+    from bitkd.data.corpus_rows import CorpusRows as CorpusRows
+    from bitkd.data.corpus_rows import StreamRows as StreamRows
+    from bitkd.data.documents import FileDocuments as FileDocuments
+    from bitkd.data.documents import HubDocuments as HubDocuments
+    from bitkd.data.modules import CorpusDataModule as CorpusDataModule
+    from bitkd.data.modules import TaskDataModule as TaskDataModule
+    from bitkd.data.stream import StreamDataModule as StreamDataModule
+    from bitkd.data.task_rows import TaskRows as TaskRows
+    from bitkd.data.tasks import TaskSpec as TaskSpec
+    from bitkd.errors import InputError as InputError
+    from bitkd.errors import StoppedError as StoppedError
+    from bitkd.models.artifact import load_classifier as load_classifier
+    from bitkd.models.artifact import load_encoder as load_encoder
+    from bitkd.models.artifact import load_student as load_student
+    from bitkd.models.artifact import new_classifier as new_classifier
+    from bitkd.models.artifact import save_student as save_student
+    from bitkd.models.importance import estimate_importance as estimate_importance
+    from bitkd.models.spec import ShapeSpec as ShapeSpec
+    from bitkd.models.student import build_student as build_student
+    from bitkd.pipeline.runner import StageFailedError as StageFailedError
+    from bitkd.quant.functional import binarize as binarize
+    from bitkd.quant.functional import ternarize as ternarize
+    from bitkd.quant.prepare import prepare as prepare
+    from bitkd.quant.spec import QuantSpec as QuantSpec
+    from bitkd.quant.splitting import split_ternary as split_ternary
+    from bitkd.stages.finetune import FineTune as FineTune
+    from bitkd.stages.general import GeneralDistillation as GeneralDistillation
+    from bitkd.stages.intermediate import IntermediateDistillation as IntermediateDistillation
+    from bitkd.stages.prediction import PredictionDistillation as PredictionDistillation
+    from bitkd.stages.single_stage import SingleStageDistillation as SingleStageDistillation
+    from bitkd.stages.spec import LossSpec as LossSpec
+    from bitkd.stages.spec import OptimSpec as OptimSpec
 
 __version__ = "0.1.0"
 
@@ -77,7 +88,7 @@ _PUBLIC = {
     "split_ternary": "bitkd.quant.splitting",
     "ternarize": "bitkd.quant.functional",
 }
-__all__ = ["__version__", *sorted(_PUBLIC)]  # noqa: PLE0604 - names only
+__all__ = ["__version__", *sorted(_PUBLIC)]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,8 +11,8 @@ import lightning.pytorch as pl
 import torch
 
 from bitkd.config.schema import Config
-from bitkd.data.hub import load_tokenizer
 from bitkd.data.batches import LoaderSpec
+from bitkd.data.hub import load_tokenizer
 from bitkd.data.metrics import build_metrics, primary_score
 from bitkd.data.modules import TaskDataModule
 from bitkd.models.artifact import load_classifier, permute_labels

@@ -10,9 +10,9 @@ import torch
 from transformers import PreTrainedModel
 
 from bitkd.config.schema import PRETRAINED, parts_of
-from bitkd.data.tokenized import lengths_of
 from bitkd.data.batches import MULTIPLE
 from bitkd.data.sampler import TrainBatchSampler
+from bitkd.data.tokenized import lengths_of
 from bitkd.models.artifact import load_encoder
 from bitkd.models.encoder import encoder_layers, spec_of
 from bitkd.models.importance import Importance

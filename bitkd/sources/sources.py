@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from bitkd.config.schema import Config, store_root
 from bitkd.data.augment.checks import check_augmented
+from bitkd.data.batches import LoaderSpec
 from bitkd.data.documents import Documents, FileDocuments
 from bitkd.data.hub import load_tokenizer, resolve_pretrained, same_tokens, tokenizer_state
-from bitkd.data.batches import LoaderSpec
 from bitkd.data.tasks import check_metrics, check_task, task_fingerprint
 from bitkd.errors import InputError
 from bitkd.files import checksum, digest
