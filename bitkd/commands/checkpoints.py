@@ -15,6 +15,7 @@ from bitkd.config.load import load_config
 from bitkd.config.schema import Config, TrainSpec
 from bitkd.data.hub import load_tokenizer, resolve_pretrained
 from bitkd.data.metrics import build_metrics, primary_score
+from bitkd.data.modules import TaskDataModule
 from bitkd.errors import InputError
 from bitkd.models.artifact import load_classifier, permute_labels
 from bitkd.sources.sources import open_sources
@@ -34,7 +35,6 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
         log.warning("the checkpoint was made for task %s, its metrics are those of task %s", own, config.task.name)
     config.model.pretrained = str(folder)
     data = open_sources(config).task_module(TrainSpec(), total_batches=1, accumulate=1, seed=0)
-    data.setup("validate")
     metrics = {name: build_metrics(config.task) for name in data.dev_names}
     module = StudentModule(model, metrics=metrics, score=lambda values: primary_score(config.task, values))
     trainer = _plain_trainer(config)
@@ -104,10 +104,10 @@ def _write_submission(arguments: argparse.Namespace, settings: list[str], split:
     _check_texts(folder, len(config.task.text) == 2)
     config.model.pretrained = str(folder)
     name = split[-1].partition("=")[2]
-    data = open_sources(config).task_module_alone()
-    rows = data.test_rows(name)
+    task_rows = open_sources(config).task_rows_unread()
+    rows = task_rows.test_rows(name)
     trainer = _plain_trainer(config)
-    batches: Any = trainer.predict(StudentModule(model), dataloaders=data.loader_of(rows))
+    batches: Any = trainer.predict(StudentModule(model), dataloaders=TaskDataModule(task_rows).loader_of(rows))
     order = torch.cat([index for index, _ in batches]).argsort()
     logits = torch.cat([logits for _, logits in batches])[order]
     task = config.task

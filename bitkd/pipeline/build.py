@@ -11,8 +11,10 @@ import torch
 from transformers import PreTrainedModel
 
 from bitkd.callbacks import WeightSplitting
-from bitkd.config.schema import PRETRAINED
+from bitkd.config.schema import PRETRAINED, TrainSpec
 from bitkd.data.metrics import build_metrics, primary_score
+from bitkd.data.modules import RowsDataModule
+from bitkd.data.stream import StreamDataModule
 from bitkd.models.artifact import load_classifier, load_encoder, load_student, new_classifier, permute_labels
 from bitkd.models.encoder import remember, spec_of
 from bitkd.models.importance import Importance, estimate_importance
@@ -68,7 +70,8 @@ def build_stage(plan: Plan, stage: PlannedStage) -> BuiltStage:
     spec, config, sources = stage.spec, plan.config, plan.sources
 
     def importance(source: PreTrainedModel) -> Importance:
-        data = sources.corpus_data if spec.kind == "general" else sources.task_data
+        load = sources.corpus_module if spec.kind == "general" else sources.task_module
+        data: RowsDataModule | StreamDataModule = load(TrainSpec(), None, 1, 0)
         return estimate_importance(source, data.importance_batches(config.data.importance_rows))
 
     module = build_module(plan, stage, partial(load_upstream, plan), importance)

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, parts_of, settings_of
-from bitkd.data.batches import MULTIPLE, fitting_batch
+from bitkd.data.batches import MULTIPLE, effective_batch_size
 from bitkd.data.hub import has_tokenizer, resolve_pretrained
 from bitkd.errors import InputError, nearest
 from bitkd.models.labels import label_order
@@ -221,7 +221,7 @@ def check_rows(name: str, rows: dict[str, int], batch_size: int, config: Config)
     """Every process must have something to train on and, as Lightning skips one without, something to validate on."""
     processes = config.trainer.devices * config.trainer.num_nodes
     if "train" in rows:  # a stream's are not counted
-        fitting_batch(rows["train"], batch_size, processes * config.trainer.accumulate_grad_batches)
+        effective_batch_size(rows["train"], batch_size, processes * config.trainer.accumulate_grad_batches)
     for split, count in rows.items():
         if count < processes:
             raise InputError(

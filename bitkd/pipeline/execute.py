@@ -15,7 +15,7 @@ from bitkd.callbacks.predictions import Predictions
 from bitkd.callbacks.progress import StageProgressBar
 from bitkd.callbacks.throughput import Throughput
 from bitkd.data.metrics import primary_score
-from bitkd.data.task import HOLDOUT
+from bitkd.data.tasks import HOLDOUT
 from bitkd.models.artifact import save_student
 from bitkd.models.size import measure
 from bitkd.pipeline.build import BuiltStage, build_stage, finish_student, load_weights

@@ -10,9 +10,10 @@ import torch
 from transformers import PreTrainedModel
 
 from bitkd.config.schema import PRETRAINED, parts_of
-from bitkd.data.base import TokenizedDataModule, lengths_of
 from bitkd.data.batches import MULTIPLE
+from bitkd.data.corpus_rows import StreamRows
 from bitkd.data.sampler import TrainBatchSampler
+from bitkd.data.tokenized import lengths_of
 from bitkd.models.encoder import encoder_layers, spec_of
 from bitkd.models.importance import Importance
 from bitkd.pipeline.build import build_module, finish_student, load_upstream
@@ -66,11 +67,11 @@ def _example(plan: Plan) -> dict[str, Any]:
 def _mean_powers(plan: Plan, stage: PlannedStage) -> tuple[float, float, float]:
     """Means of 1, length and length squared over the padded rows of a stage's first pass."""
     general = stage.spec.kind == "general"
-    data: TokenizedDataModule = plan.sources.corpus_data if general else plan.sources.task_data
-    if data.train_rows is None:  # a stream
+    data = plan.sources.corpus_data if general else plan.sources.task_data
+    if isinstance(data, StreamRows):
         return 1.0, float(plan.config.data.max_length), float(plan.config.data.max_length**2)
     steps = (plan.facts.corpus if general else plan.facts.task).steps_per_epoch(stage.train.batch_size)
-    lengths = lengths_of(data.train_rows)
+    lengths = lengths_of(data.train)
     sampler = TrainBatchSampler(lengths, stage.train.batch_size, steps, seed=0)  # seeds of one arm get equal steps
     parts = parts_of(plan.config.trainer)  # each is padded to its own longest row
     longest = [lengths[batch[part::parts]].max() for batch in sampler for part in range(parts)]

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from bitkd.config.schema import Config, TrainSpec, store_root
-from bitkd.data.augment.augmenter import load_shards
 from bitkd.data.augment.candidates import load_masked_lm
-from bitkd.data.corpus import CorpusDataModule, StreamDataModule
+from bitkd.data.batches import LoaderSpec
+from bitkd.data.corpus_rows import CorpusRows, StreamRows
 from bitkd.data.documents import Documents
 from bitkd.data.hub import load_tokenizer, same_tokens, tokenizer_state
-from bitkd.data.task import TaskDataModule
+from bitkd.data.modules import CorpusDataModule, TaskDataModule
+from bitkd.data.stream import StreamDataModule
+from bitkd.data.task_rows import TaskRows
 from bitkd.files import digest
 from bitkd.models.artifact import is_artifact, label_names, load_classifier, load_config
 from bitkd.models.encoder import spec_of
@@ -33,71 +35,49 @@ class Sources:
         return load_tokenizer(str(self.model))
 
     @cached_property
-    def task_data(self) -> TaskDataModule:
-        """The task's rows, loaded and tokenized; for counts, hashes and validation."""
-        module = self.task_module_alone()
+    def task_data(self) -> TaskRows:
+        """The task's rows, loaded and tokenized."""
+        rows = self.task_rows_unread()
         with writable(self.cache):
-            module.setup("fit")
-        return module
+            _ = rows.train
+        return rows
 
     @cached_property
-    def corpus_data(self) -> CorpusDataModule:
+    def corpus_data(self) -> CorpusRows | StreamRows:
         """The corpus, packed."""
-        module = self._make_corpus_module(TrainSpec(), total_batches=1, accumulate=1, seed=0)
-        module.setup("fit")
-        return module
+        data = self.config.data
+        kind = StreamRows if data.streaming else CorpusRows
+        return kind(self.documents, self.tokenizer, data.max_length, data.segments, data.masking)
 
-    def task_module_alone(self) -> TaskDataModule:
-        """A data module whose training rows and dev sets are not read."""
-        return self._make_task_module(TrainSpec(), total_batches=1, accumulate=1, seed=0)
+    def task_rows_unread(self) -> TaskRows:
+        """The task's rows before they are read."""
+        data = self.config.data
+        return TaskRows(
+            self.config.task,
+            self.tokenizer,
+            data.dir,
+            data.max_length,
+            self.cache,
+            data.selection,  # type: ignore[arg-type]
+            data.selection_seed,
+        )
 
     def task_module(
-        self, train: TrainSpec, total_batches: int, accumulate: int, seed: int, augmented: Path | None = None
+        self, train: TrainSpec, total_batches: int | None, accumulate: int, seed: int, augmented: Path | None = None
     ) -> TaskDataModule:
         """A data module for one stage on the task. `augmented`: folder of the rows to train on instead."""
-        module = self._make_task_module(train, total_batches, accumulate, seed).share(self.task_data)
-        if augmented is not None:
-            module.train_rows = load_shards(augmented)
-        return module
+        return TaskDataModule(self.task_data, self._loader(train, total_batches, accumulate, seed), augmented)
 
-    def corpus_module(self, train: TrainSpec, total_batches: int, accumulate: int, seed: int) -> CorpusDataModule:
+    def corpus_module(
+        self, train: TrainSpec, total_batches: int | None, accumulate: int, seed: int
+    ) -> CorpusDataModule | StreamDataModule:
         """A data module for General KD."""
-        return self._make_corpus_module(train, total_batches, accumulate, seed).share(self.corpus_data)
+        rows, loader = self.corpus_data, self._loader(train, total_batches, accumulate, seed)
+        return StreamDataModule(rows, loader) if isinstance(rows, StreamRows) else CorpusDataModule(rows, loader)
 
-    def _make_task_module(self, train: TrainSpec, total_batches: int, accumulate: int, seed: int) -> TaskDataModule:
+    def _loader(self, train: TrainSpec, total_batches: int | None, accumulate: int, seed: int) -> LoaderSpec:
         data = self.config.data
-        return TaskDataModule(
-            task=self.config.task,
-            tokenizer=self.tokenizer,
-            data_dir=data.dir,
-            max_length=data.max_length,
-            batch_size=train.batch_size,
-            total_batches=total_batches,
-            accumulate=accumulate,
-            seed=seed,
-            eval_batch_size=data.eval_batch_size,
-            num_workers=data.num_workers,
-            cache_dir=str(self.cache),
-            selection=data.selection,
-            selection_seed=data.selection_seed,
-        )
-
-    def _make_corpus_module(self, train: TrainSpec, total_batches: int, accumulate: int, seed: int) -> CorpusDataModule:
-        data = self.config.data
-        kind = StreamDataModule if data.streaming else CorpusDataModule
-        return kind(
-            documents=self.documents,
-            tokenizer=self.tokenizer,
-            max_length=data.max_length,
-            batch_size=train.batch_size,
-            total_batches=total_batches,
-            accumulate=accumulate,
-            seed=seed,
-            eval_batch_size=data.eval_batch_size,
-            num_workers=data.num_workers,
-            segments=data.segments,
-            masking=data.masking,
-        )
+        return LoaderSpec(train.batch_size, total_batches, accumulate, seed, data.eval_batch_size, data.num_workers)
 
     @cached_property
     def documents(self) -> Documents:
@@ -140,7 +120,7 @@ class Sources:
 
     def look_at_rows(self) -> dict[str, Any]:
         """`RowFacts` of the task."""
-        return {"hash": self.task_data.rows_hash, "rows": self.task_data.num_rows}
+        return {"hash": self.task_data.content_hash, "rows": self.task_data.num_rows}
 
     def look_at_corpus(self) -> dict[str, Any]:
         """`RowFacts` of the corpus."""
