@@ -357,8 +357,8 @@ def test_a_run_folder_that_cannot_be_written_is_bad_input(settings, console, tmp
 
 
 def test_general_kd_on_a_stream_resumes_at_the_same_document(settings, tiny_task, console, tmp_path, monkeypatch):
-    monkeypatch.setattr("bitkd.data.corpus.HELD_OUT", 10)
-    monkeypatch.setattr("bitkd.data.corpus.STREAM_BLOCK", 8)
+    monkeypatch.setattr("bitkd.data.corpus_rows.HELD_OUT", 10)
+    monkeypatch.setattr("bitkd.data.stream.STREAM_BLOCK", 8)
     stream = ["data.streaming=true", f"stages.general.max_tokens={12 * 8 * 32}", "checkpoint.every_steps=1"]
     original = StudentModule.training_step
 
