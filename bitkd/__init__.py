@@ -18,7 +18,7 @@ _PUBLIC = {
     "build_student": "bitkd.models.student",
     "load_config": "bitkd.config.load",
     "load_student": "bitkd.models.artifact",
-    "prepare": "bitkd.quant.prepare",
+    "prepare": "bitkd.models.prepare",
     "save_student": "bitkd.models.artifact",
     "split_ternary": "bitkd.quant.splitting",
     "ternarize": "bitkd.quant.functional",

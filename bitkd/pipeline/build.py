@@ -14,12 +14,11 @@ from bitkd.callbacks import WeightSplitting
 from bitkd.config.schema import PRETRAINED
 from bitkd.data.metrics import build_metrics, primary_score
 from bitkd.models.artifact import load_classifier, load_encoder, load_student, new_classifier, permute_labels
-from bitkd.models.encoder import remember, spec_of
+from bitkd.models.encoder import read_spec, write_spec
 from bitkd.models.importance import Importance, estimate_importance
+from bitkd.models.prepare import prepare
 from bitkd.models.student import add_head, build_student
 from bitkd.pipeline.planned import Plan, PlannedStage
-from bitkd.quant.prepare import prepare
-from bitkd.quant.spec import QuantSpec
 from bitkd.stages.base import StudentModule
 from bitkd.stages.distillation import DistillationModule
 from bitkd.stages.finetune import FineTune
@@ -99,7 +98,6 @@ def build_module(
         prepare(student, replace(spec.quant, weight_bits=2, embedding_bits=2 if words == 1 else words))
     else:
         prepare(student, spec.quant)
-    _remember_quant(student, spec.quant)
     settings: dict[str, Any] = {
         "optim": OptimSpec(**{k: getattr(stage.train, k) for k in OptimSpec.__dataclass_fields__}),
         "total_steps": stage.total_steps,
@@ -117,11 +115,10 @@ def build_module(
 def finish_student(stage: PlannedStage, module: StudentModule) -> PreTrainedModel:
     """The student as it is handed on, with its spec brought up to date."""
     student = module.student
-    spec = spec_of(student)
-    spec.split = spec.split or stage.spec.kind == "split"
+    spec = read_spec(student)
     if stage.spec.kind in ("finetune", "prediction", "single_stage"):
         spec.trained_head = True
-    remember(student, spec)
+    write_spec(student, spec)
     return student
 
 
@@ -148,17 +145,11 @@ def _student(
     return source
 
 
-def _remember_quant(student: PreTrainedModel, quant: QuantSpec) -> None:
-    spec = spec_of(student)
-    spec.quant = quant
-    remember(student, spec)
-
-
 def _selection(stage: PlannedStage, student: PreTrainedModel) -> str:
     if stage.spec.select != "auto":
         return stage.spec.select
     headless = stage.spec.kind == "general"
-    random_head = stage.spec.kind == "intermediate" and not spec_of(student).trained_head
+    random_head = stage.spec.kind == "intermediate" and not read_spec(student).trained_head
     return "last" if headless or random_head else "best"
 
 

@@ -13,11 +13,11 @@ from bitkd.config.schema import PRETRAINED, parts_of
 from bitkd.data.base import TokenizedDataModule, lengths_of
 from bitkd.data.batches import MULTIPLE
 from bitkd.data.sampler import TrainBatchSampler
-from bitkd.models.encoder import encoder_layers, spec_of
+from bitkd.models.encoder import encoder_layers, read_spec
 from bitkd.models.importance import Importance
+from bitkd.models.prepare import split_ternary_
 from bitkd.pipeline.build import build_module, finish_student, load_upstream
 from bitkd.pipeline.planned import Plan, PlannedStage
-from bitkd.quant.splitting import split_ternary_
 from bitkd.stages.flops import row_flops
 from bitkd.stages.kinds import AUGMENT
 
@@ -53,7 +53,7 @@ def _upstream(plan: Plan, made: dict[str, PreTrainedModel], name: str) -> PreTra
 
 def _any_heads(source: PreTrainedModel) -> Importance:
     """Which heads and neurons a student keeps changes no cost."""
-    spec, layers = spec_of(source), len(encoder_layers(source))
+    spec, layers = read_spec(source), len(encoder_layers(source))
     return Importance(torch.ones(layers, spec.heads), torch.ones(layers, spec.neurons))
 
 

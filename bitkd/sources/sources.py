@@ -13,8 +13,8 @@ from bitkd.data.documents import Documents
 from bitkd.data.hub import load_tokenizer, same_tokens, tokenizer_state
 from bitkd.data.task import TaskDataModule
 from bitkd.files import digest
-from bitkd.models.artifact import is_artifact, label_names, load_classifier, load_config
-from bitkd.models.encoder import spec_of
+from bitkd.models.artifact import is_artifact, label_names, load_classifier, read_model_config
+from bitkd.models.encoder import read_spec
 from bitkd.sources.locations import locate, make_documents, writable
 
 
@@ -105,7 +105,7 @@ class Sources:
 
     def look_at_model(self, folder: Path) -> dict[str, Any]:
         """`ModelFacts`, as all that follows as plain data."""
-        config = load_config(folder)
+        config = read_model_config(folder)
         return {
             "artifact": is_artifact(config),
             "positions": config.max_position_embeddings,
@@ -114,8 +114,8 @@ class Sources:
 
     def look_at_shape(self, folder: Path) -> tuple[dict[str, Any], int]:
         """StudentSpec and number of layers."""
-        config = load_config(folder)
-        return asdict(spec_of(config)), config.num_hidden_layers
+        config = read_model_config(folder)
+        return asdict(read_spec(config)), config.num_hidden_layers
 
     def look_at_labels(self, folder: Path) -> list[str]:
         """Label names of a classifier; InputError where it has no trained head."""

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 from bitkd.distill.layer_map import group_mean_heads
 from bitkd.distill.losses import attention_score_mse, hidden_mse, logits_mse, relation_kl, soft_cross_entropy
 from bitkd.errors import InputError
-from bitkd.models.encoder import encoder_layers, spec_of
-from bitkd.models.mapping import map_student
+from bitkd.models.encoder import encoder_layers, read_spec
 from bitkd.models.projections import ProjectionRecorder
+from bitkd.models.teacher_map import map_student
 from bitkd.stages.base import StudentModule
 from bitkd.stages.spec import LossSpec
 
@@ -36,7 +36,7 @@ class DistillationModule(StudentModule):
         # A plain list hides the teacher from nn.Module: no checkpoint, optimizer or DDP wrapper sees it.
         self._teacher = [teacher.eval().requires_grad_(False)]
         self._map = map_student(
-            spec_of(student), len(encoder_layers(student)), spec_of(teacher), len(encoder_layers(teacher))
+            read_spec(student), len(encoder_layers(student)), read_spec(teacher), len(encoder_layers(teacher))
         )
         self.project = self._projection(student, teacher)
         self._recorders = self._record_projections(student, teacher)
@@ -112,7 +112,7 @@ class DistillationModule(StudentModule):
 
     def _relation_term(self, mask: Tensor) -> Tensor:
         student, teacher = (recorder.projections for recorder in self._recorders)
-        heads = math.gcd(spec_of(self.teacher).heads, student[0][0].shape[-1], teacher[0][0].shape[-1])
+        heads = math.gcd(read_spec(self.teacher).heads, student[0][0].shape[-1], teacher[0][0].shape[-1])
         return torch.stack(
             [
                 torch.stack([relation_kl(s, q, mask, heads) for s, q in zip(student[i], teacher[t])]).mean()

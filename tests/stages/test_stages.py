@@ -7,9 +7,9 @@ from bitkd.errors import InputError
 from bitkd.models.attention import ATTENTION
 from bitkd.models.encoder import encoder_layers
 from bitkd.models.importance import Importance
+from bitkd.models.prepare import prepare
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
-from bitkd.quant.prepare import prepare
 from bitkd.quant.spec import QuantSpec
 from bitkd.stages.base import NonFiniteLossError, StudentModule
 from bitkd.stages.distillation import DistillationModule
