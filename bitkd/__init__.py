@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from bitkd.models.artifact import new_classifier as new_classifier
     from bitkd.models.artifact import save_student as save_student
     from bitkd.models.importance import estimate_importance as estimate_importance
+    from bitkd.models.prepare import prepare as prepare
     from bitkd.models.spec import ShapeSpec as ShapeSpec
     from bitkd.models.student import build_student as build_student
     from bitkd.pipeline.runner import StageFailedError as StageFailedError
     from bitkd.quant.functional import binarize as binarize
     from bitkd.quant.functional import ternarize as ternarize
-    from bitkd.quant.prepare import prepare as prepare
     from bitkd.quant.spec import QuantSpec as QuantSpec
     from bitkd.quant.splitting import split_ternary as split_ternary
     from bitkd.stages.finetune import FineTune as FineTune
@@ -82,7 +82,7 @@ _PUBLIC = {
     "load_shards": "bitkd.data.augment.augmenter",
     "load_student": "bitkd.models.artifact",
     "new_classifier": "bitkd.models.artifact",
-    "prepare": "bitkd.quant.prepare",
+    "prepare": "bitkd.models.prepare",
     "run": "bitkd.api",
     "save_student": "bitkd.models.artifact",
     "split_ternary": "bitkd.quant.splitting",

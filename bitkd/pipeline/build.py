@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from bitkd.config.schema import PRETRAINED
 from bitkd.data.metrics import build_metrics, primary_score
-from bitkd.models.encoder import remember, spec_of
+from bitkd.models.encoder import read_spec, write_spec
 from bitkd.models.importance import Importance
 from bitkd.pipeline.stage import PlannedStage
 from bitkd.sources.sources import Sources
@@ -59,11 +59,9 @@ def build_module(
 def finish_student(stage: PlannedStage, module: StudentModule) -> PreTrainedModel:
     """The student as the next stages get it, its spec brought up to date."""
     student = module.student
-    spec = spec_of(student)
-    spec.quant = stage.spec.quant
-    spec.split = spec.split or stage.kind.splits
+    spec = read_spec(student)
     spec.trained_head = spec.trained_head or stage.kind.trains_head(stage.spec.loss)
-    remember(student, spec)
+    write_spec(student, spec)
     return student
 
 
@@ -71,7 +69,7 @@ def selection(stage: PlannedStage, student: PreTrainedModel) -> str:
     """Which checkpoint of a fit is kept, `best` or `last`: a head that is random gives no score to choose by."""
     if stage.spec.select != "auto":
         return stage.spec.select
-    scored = spec_of(student).trained_head or stage.kind.trains_head(stage.spec.loss)
+    scored = read_spec(student).trained_head or stage.kind.trains_head(stage.spec.loss)
     return "best" if stage.kind.keeps_head and scored else "last"
 
 

@@ -88,9 +88,10 @@ def _check_precision(name: str, stage: StageSpec, kind: Kind, stages: dict[str, 
                 f"stages.{name}.quant.embedding_bits=2: splitting makes binary embeddings of ternary ones; use 1, or 32"
             )
         student = stages.get(stage.student, stage)
-        if student.quant.weight_bits == 2 and student.quant.word_bits not in (2, 32):
+        bits = student.quant.resolved_embedding_bits
+        if student.quant.weight_bits == 2 and bits not in (2, 32):
             raise InputError(
-                f"stages.{name}: the word embeddings of its student {stage.student} are {student.quant.word_bits}-bit and cannot "
+                f"stages.{name}: the word embeddings of its student {stage.student} are {bits}-bit and cannot "
                 "be split; use embedding_bits=32, or null for the weights' bits"
             )
         if stage.student in split:

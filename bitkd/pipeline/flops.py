@@ -14,11 +14,11 @@ from bitkd.data.batches import MULTIPLE
 from bitkd.data.sampler import TrainBatchSampler
 from bitkd.data.tokenized import lengths_of
 from bitkd.models.artifact import load_encoder
-from bitkd.models.encoder import encoder_layers, spec_of
+from bitkd.models.encoder import encoder_layers, read_spec
 from bitkd.models.importance import Importance
+from bitkd.models.prepare import split_ternary_
 from bitkd.pipeline.build import build_module, finish_student
 from bitkd.pipeline.stage import PlannedStage
-from bitkd.quant.splitting import split_ternary_
 from bitkd.sources.sources import Sources
 from bitkd.stages.flops import row_flops
 
@@ -54,7 +54,7 @@ def step_flops(stages: Sequence[PlannedStage], sources: Sources) -> dict[str, fl
 
 def _any_heads(source: PreTrainedModel) -> Importance:
     """Which heads and neurons a student keeps changes no cost."""
-    spec, layers = spec_of(source), len(encoder_layers(source))
+    spec, layers = read_spec(source), len(encoder_layers(source))
     return Importance(torch.ones(layers, spec.heads), torch.ones(layers, spec.neurons))
 
 

@@ -46,19 +46,19 @@ class Sources:
 
     @by_folder
     def model_info(self, folder: Path) -> ModelInfo:
-        from bitkd.models.artifact import is_artifact, load_config
+        from bitkd.models.artifact import is_artifact, read_model_config
 
-        config = load_config(folder)
+        config = read_model_config(folder)
         return ModelInfo(is_artifact(config), config.max_position_embeddings, config.vocab_size)
 
     @by_folder
     def shape_of(self, folder: Path) -> tuple[StudentSpec, int]:
         """What the model in a folder is, and how many layers it has."""
-        from bitkd.models.artifact import load_config
-        from bitkd.models.encoder import spec_of
+        from bitkd.models.artifact import read_model_config
+        from bitkd.models.encoder import read_spec
 
-        config = load_config(folder)
-        return spec_of(config), config.num_hidden_layers
+        config = read_model_config(folder)
+        return read_spec(config), config.num_hidden_layers
 
     @by_folder
     def labels_of(self, folder: Path) -> list[str]:

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel, get_scheduler
 
 from bitkd.errors import InputError
 from bitkd.models.importance import Importance
+from bitkd.models.inputs import model_inputs
+from bitkd.models.prepare import prepare
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
-from bitkd.quant.prepare import prepare
 from bitkd.quant.spec import QuantSpec
 from bitkd.stages.spec import SCORE, OptimSpec
 
@@ -97,11 +98,6 @@ class StudentModule(pl.LightningModule):
     def forward(self, **inputs: Tensor) -> Any:
         return self.student(**inputs)
 
-    @staticmethod
-    def inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The part of a batch that a model reads."""
-        return {k: v for k, v in batch.items() if k not in ("labels", "index", "position")}
-
     def loss_terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weighted terms of the training loss by name, each a scalar."""
         raise InputError(f"{type(self).__name__} only validates; it has no loss to train with")
@@ -128,7 +124,7 @@ class StudentModule(pl.LightningModule):
         if self.metrics is None:
             loss = torch.stack(list(self.loss_terms(batch).values())).sum()
         else:
-            logits = self.student(**self.inputs(batch)).logits.float()
+            logits = self.student(**model_inputs(batch)).logits.float()
             labels = batch["labels"]
             if logits.shape[1] == 1:
                 predictions = logits[:, 0]
@@ -142,7 +138,7 @@ class StudentModule(pl.LightningModule):
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
         """Row numbers (batch,) and logits (batch, outputs)."""
-        return batch["index"].cpu(), self.student(**self.inputs(batch)).logits.float().cpu()
+        return batch["index"].cpu(), self.student(**model_inputs(batch)).logits.float().cpu()
 
     def on_validation_epoch_end(self) -> None:
         # A fit may validate the first dev sets only.

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bitkd.errors import InputError
-from bitkd.models.encoder import encoder_layers, spec_of
-from bitkd.models.mapping import map_student
+from bitkd.models.attention import use_score_attention
+from bitkd.models.encoder import encoder_layers, read_spec
+from bitkd.models.inputs import model_inputs
+from bitkd.models.prepare import prepare
 from bitkd.models.projections import ProjectionRecorder
 from bitkd.models.student import add_head
-from bitkd.quant.prepare import prepare
+from bitkd.models.teacher_map import map_student
 from bitkd.stages.base import Origin, StudentModule
 from bitkd.stages.kinds import kind_of
 from bitkd.stages.spec import ATTENTION, HIDDEN, TERMS, LossSpec
@@ -44,10 +46,13 @@ class DistillationModule(StudentModule):
             name: resolve_name(TERMS[name].function) for name in self.weights
         }
         self._reads_layers = any(TERMS[name].reads_layers for name in self.weights)
+        if self._reads_layers:
+            for model in (student, teacher):
+                use_score_attention(model)
         # A plain list hides the teacher from nn.Module: no checkpoint, optimizer or DDP wrapper sees it.
         self._teacher = [teacher.eval().requires_grad_(False)]
         self.map = map_student(
-            spec_of(student), len(encoder_layers(student)), spec_of(teacher), len(encoder_layers(teacher))
+            read_spec(student), len(encoder_layers(student)), read_spec(teacher), len(encoder_layers(teacher))
         )
         self.project = self._projection(student, teacher)
         self.recorders = self._record_projections(student, teacher)
@@ -96,7 +101,7 @@ class DistillationModule(StudentModule):
         batch: input_ids, attention_mask and what else the models read, each (batch, length); labels (batch,) for a
         regression that aims at them.
         """
-        inputs, layers = self.inputs(batch), self._reads_layers
+        inputs, layers = model_inputs(batch), self._reads_layers
         with torch.no_grad():
             target = self.teacher(**inputs, output_hidden_states=layers, output_attentions=layers)
         output = self.student(**inputs, output_hidden_states=layers, output_attentions=layers)

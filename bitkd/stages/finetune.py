@@ -4,7 +4,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bitkd.models.artifact import load_classifier, new_classifier, permute_labels
-from bitkd.quant.prepare import prepare
+from bitkd.models.inputs import model_inputs
+from bitkd.models.prepare import prepare
 from bitkd.stages.base import Origin, StudentModule
 
 
@@ -27,7 +28,7 @@ class FineTune(StudentModule):
 
     def loss_terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Cross entropy on `labels` (batch,); of a regression the squared error."""
-        logits = self.student(**self.inputs(batch)).logits
+        logits = self.student(**model_inputs(batch)).logits
         if logits.shape[1] == 1:
             return {"label": nn.functional.mse_loss(logits[:, 0].float(), batch["labels"].float())}
         return {"label": nn.functional.cross_entropy(logits.float(), batch["labels"])}

@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedModel
 
-from bitkd.quant.prepare import prepare
+from bitkd.models.prepare import prepare
 from bitkd.stages.base import Origin
 from bitkd.stages.distillation import DistillationModule
 

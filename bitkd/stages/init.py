@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedModel
 
-from bitkd.quant.prepare import prepare
+from bitkd.models.prepare import prepare
 from bitkd.stages.base import Origin, StudentModule
 
 

@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 from transformers import PreTrainedModel
 
 from bitkd.callbacks.weight_splitting import WeightSplitting
-from bitkd.quant.prepare import prepare
+from bitkd.models.prepare import prepare
 from bitkd.stages.base import Origin, StudentModule
 
 

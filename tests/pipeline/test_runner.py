@@ -11,7 +11,7 @@ from bitkd.config.comparable import decisive_settings
 from bitkd.config.load import load_config
 from bitkd.errors import InputError
 from bitkd.models.artifact import load_classifier, load_student, save_student
-from bitkd.models.encoder import spec_of
+from bitkd.models.encoder import read_spec
 from bitkd.pipeline.plan import make_plan
 from bitkd.pipeline.runner import StageFailedError, run
 from bitkd.stages.base import StudentModule
@@ -162,13 +162,15 @@ def test_every_artifact_says_what_it_is(finished):
     folder = finished / "rte" / "multistage"
     precision = {"teacher": (32, False), "ternary": (2, False), "split": (1, True), "stage2_binary": (1, True)}
     for name, (bits, split) in precision.items():
-        spec = spec_of(load_student(folder / name))
+        spec = read_spec(load_student(folder / name))
         assert (spec.quant.weight_bits, spec.split) == (bits, split)
         record = json.loads((folder / name / "stage.json").read_text())
         assert record["name"] == name
         assert {"fingerprint", "inputs", "seed", "seconds", "steps", "versions", "checksums", "size"} <= set(record)
-    assert spec_of(load_student(folder / "general")).kept_heads == spec_of(load_student(folder / "split")).kept_heads
-    single = [spec_of(load_student(finished / "rte" / "singlestage" / name)) for name in ("single", "single_binary")]
+    assert (
+        read_spec(load_student(folder / "general")).kept_heads == read_spec(load_student(folder / "split")).kept_heads
+    )
+    single = [read_spec(load_student(finished / "rte" / "singlestage" / name)) for name in ("single", "single_binary")]
     assert [spec.quant.weight_bits for spec in single] == [32, 1]
     assert (folder / "logs" / "stage1" / "version_0" / "metrics.csv").read_text().count("train/attention") == 1
 
