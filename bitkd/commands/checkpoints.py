@@ -152,7 +152,7 @@ def _open_classifier(arguments: argparse.Namespace) -> tuple[Path, Any]:
             + (", ".join(str(Path(arguments.checkpoint) / name) for name in stages) or "none is finished yet")
         )
     if (folder / STAGE_FILE).is_file():
-        damage = Store(folder.parent).damage(folder.name)
+        damage = Store(folder.parent).find_damage(folder.name)
         if damage:
             raise InputError(f"{damage}; run its pipeline again: the stage is recomputed")
     return folder, load_classifier(folder)

@@ -186,7 +186,7 @@ def _say(group: Group, console: Any, text: str) -> None:
 def _drop_damaged(plan: Plan, stage: PlannedStage, console: Any) -> None:
     if not plan.store.path(stage.key).exists():
         return
-    damage = plan.store.damage(stage.key)
+    damage = plan.store.find_damage(stage.key)
     if damage:
         console.print(f"{damage}: it is recomputed")
         plan.store.remove(stage.key)

@@ -179,7 +179,7 @@ class SourceFacts:
             raise InputError(
                 f"task.augmentation.path={folder} holds no augmented rows; name a folder that `bitkd augment` made"
             )
-        if damage := self._of_folder("damage", folder, lambda: Store(folder.parent).damage(folder.name)):
+        if damage := self._of_folder("damage", folder, lambda: Store(folder.parent).find_damage(folder.name)):
             raise InputError(f"task.augmentation.path: {damage}; augment again")
         task, length = self.config.task.name, self.config.data.max_length
         facts = Augmented(**vars(record.augmented))
