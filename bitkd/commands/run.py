@@ -7,7 +7,7 @@ from dataclasses import asdict
 from lightning.pytorch.utilities import rank_zero_only
 
 from bitkd.commands.output import is_other_rank, make_console, print_json, quieten
-from bitkd.compare.finished import read_finished
+from bitkd.compare.load import load_run
 from bitkd.compare.rows import rows_of
 from bitkd.config.load import load_config
 from bitkd.config.schema import BudgetSpec
@@ -38,7 +38,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         return stop.code
     if is_other_rank():
         return 0
-    rows = rows_of(read_finished(plan.record.folder))
+    rows = rows_of(load_run(plan.record.folder))
     if arguments.json:
         print_json({"run": str(plan.record.folder), "stages": [asdict(row) for row in rows]})
     else:

@@ -20,7 +20,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
-from bitkd.compare.finished import read_finished
+from bitkd.compare.load import load_run
 from bitkd.errors import InputError, StoppedError
 from bitkd.files import read_json, write_json
 from bitkd.pipeline.planned import Plan, PlannedStage
@@ -128,7 +128,7 @@ def _track_run(plan: Plan) -> None:
 
 def _draw_report(plan: Plan, folder: Path) -> None:
     try:
-        run = read_finished(plan.record.folder, to_compare=True)
+        run = load_run(plan.record.folder, to_compare=True)
     except InputError:  # it ends in no student of the task: there is nothing to draw
         return
     write_report([run], folder)
