@@ -2,23 +2,23 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import socket
 import uuid
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from bitkd.errors import InputError
 from bitkd.files import checksum, is_alive, read_json, write_json
 from bitkd.store.lock import Lock
+from bitkd.store.records import MetricsRecord, StageRecord, parse_record
 
 STAGE_FILE = "stage.json"
 METRICS_FILE = "metrics.json"
-
-_REQUIRED = {STAGE_FILE: ("kind", "seconds"), METRICS_FILE: ("score",)}
+WEIGHTS_FILE = "model.safetensors"
+PREDICTIONS_FILE = "predictions.safetensors"
 
 _RUN = "run-"
 
@@ -28,8 +28,8 @@ class Artifact:
     """A finished stage on disk."""
 
     path: Path
-    stage: dict[str, Any]
-    metrics: dict[str, Any]
+    stage: StageRecord
+    metrics: MetricsRecord
 
 
 class Store:
@@ -82,13 +82,15 @@ class Store:
         return any(any(self.work(key).glob(pattern)) for pattern in ("step-*.ckpt", "shard-*.arrow"))
 
     def damage(self, key: str) -> str | None:
-        """What is wrong with a finished artifact: null when its files can be read and its checksum holds."""
+        """What is wrong with a finished artifact; None if its files can be read and their checksums are right."""
         try:
-            stage = self.load(key).stage
-            found = {name: checksum(self.path(key) / name) for name in stage["checksums"]}
-        except (OSError, ValueError, KeyError) as error:
+            expected_sums = self.load(key).stage.checksums
+            found = {name: checksum(self.path(key) / name) for name in expected_sums}
+        except (OSError, InputError) as error:
             return f"{self.path(key)} cannot be read ({error})"
-        for name, expected in stage["checksums"].items():
+        if METRICS_FILE not in expected_sums:
+            return f"{self.path(key)} cannot be read ({STAGE_FILE} has no checksums)"
+        for name, expected in expected_sums.items():
             if found[name] != expected:
                 return f"{self.path(key) / name} has checksum {found[name][:12]}…, its record says {expected[:12]}…"
         return None
@@ -97,7 +99,9 @@ class Store:
         """The records of a finished artifact."""
         return read_artifact(self.path(key))
 
-    def publish(self, key: str, write: Any, stage: dict[str, Any], metrics: dict[str, Any]) -> Artifact:
+    def publish(
+        self, key: str, write: Callable[[Path], object], stage: StageRecord, metrics: MetricsRecord
+    ) -> Artifact:
         """Make the artifact of `key` visible in one step.
 
         write: called with a temporary folder, puts model and tokenizer there. stage.json is written last, then the
@@ -107,9 +111,9 @@ class Store:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         write(folder)
-        write_json(folder / METRICS_FILE, metrics)
+        write_json(folder / METRICS_FILE, metrics.as_data())
         checksums = {file.name: checksum(file) for file in sorted(folder.iterdir())}
-        write_json(folder / STAGE_FILE, stage | {"checksums": checksums})
+        write_json(folder / STAGE_FILE, replace(stage, checksums=checksums).as_data())
         _sync(folder)
         try:
             os.rename(folder, self.path(key))
@@ -175,20 +179,21 @@ class Store:
 
 
 def read_artifact(path: Path | str) -> Artifact:
-    """The records of the artifact in a folder; InputError where it is none or is damaged."""
+    """The records of the artifact in a folder. Raises InputError if there is none, or a record is damaged."""
     path = Path(path)
-    records = []
-    for name, required in _REQUIRED.items():
-        try:
-            content = json.loads((path / name).read_text(encoding="utf-8"))
-            if absent := [key for key in required if not isinstance(content, dict) or key not in content]:
-                raise ValueError(f"it has no {', '.join(absent)}")
-            records.append(content)
-        except FileNotFoundError as error:
-            raise InputError(f"{path} is no finished artifact: it has no {name}; run the stage again") from error
-        except ValueError as error:
-            raise InputError(f"{path / name} is damaged ({error}); run the stage again") from error
-    return Artifact(path, *records)
+    stage = parse_record(StageRecord, _read(path, STAGE_FILE), path / STAGE_FILE, _ADVICE)
+    metrics = parse_record(MetricsRecord, _read(path, METRICS_FILE), path / METRICS_FILE, _ADVICE)
+    return Artifact(path, stage, metrics)
+
+
+_ADVICE = "run the stage again"
+
+
+def _read(folder: Path, name: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{folder} is no finished artifact: it has no {name}; {_ADVICE}") from error
 
 
 def _sync(folder: Path) -> None:

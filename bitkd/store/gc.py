@@ -13,7 +13,7 @@ from stat import S_ISREG
 from bitkd.errors import InputError
 from bitkd.files import read_json
 from bitkd.store.artifacts import METRICS_FILE, STAGE_FILE, Store
-from bitkd.store.run_folder import MANIFEST, RunRecord
+from bitkd.store.run_folder import MANIFEST
 
 DAY = 86400
 
@@ -129,20 +129,35 @@ def needs(store: Store, runs: Path) -> dict[str, set[str]]:
         deleted = host == socket.gethostname() and path.parent.parent.is_dir() and not _is_run(path)
         if not deleted:
             found[folder] = set(registered)
-    for manifest in runs.glob(f"*/*/{MANIFEST}"):
-        found.setdefault(str(manifest.parent), set())
+    for path in runs.glob("*/*"):
+        if _is_run(path):
+            found.setdefault(str(path), set())
     for folder, keys in found.items():
-        with contextlib.suppress(OSError, InputError):  # out of sight, or damaged: what is registered must do
-            record = RunRecord.read(Path(folder))
-            links = {Path(os.readlink(link)).name for link in Path(folder).iterdir() if link.is_symlink()}
-            keys |= {*record.info.get("planned", {}).values(), *record.stages.values(), *links}
+        keys |= _keys_in_folder(Path(folder))
     return found
+
+
+def _keys_in_folder(run: Path) -> set[str]:
+    """What a run folder names. Not by RunFolder: a damaged manifest, or one of another version, protects its keys too."""
+    found = {link.readlink().name for link in _links(run)}
+    manifest = read_json(run / MANIFEST)
+    sections = [manifest.get(name) for name in ("planned", "artifacts")] if isinstance(manifest, dict) else []
+    values = [value for section in sections if isinstance(section, dict) for value in section.values()]
+    return found | {value for value in values if isinstance(value, str)}
+
+
+def _links(run: Path) -> list[Path]:
+    """Links to artifacts; none if the folder cannot be read, or is no folder."""
+    try:
+        return [child for child in run.iterdir() if child.is_symlink() and not child.name.startswith(".")]
+    except OSError:
+        return []
 
 
 def _is_run(folder: Path) -> bool:
     try:
-        return (folder / MANIFEST).is_file()
-    except OSError:  # one that may not be entered
+        return (folder / MANIFEST).is_file() or bool(_links(folder))
+    except OSError:  # a folder that may not be entered
         return True
 
 

@@ -157,7 +157,7 @@ class BudgetRecord:
     unit: str
     """steps, examples or flops."""
 
-    total: float
+    total: int | float
     shares: dict[str, float | None] = field(default_factory=dict)
 
 
@@ -186,10 +186,10 @@ class RunManifest:
     kinds: dict[str, str]
     upstream: dict[str, dict[str, str]]
     planned: dict[str, str]
-    """The artifact's key that each stage will have."""
+    """Stage -> key that its artifact will have."""
 
     artifacts: dict[str, str] = field(default_factory=dict)
-    """The artifact's key of each stage that is finished."""
+    """Stage -> key of its artifact, for the finished ones."""
 
     def as_data(self) -> dict[str, Any]:
         return asdict(self)
@@ -210,7 +210,7 @@ def parse_record(record: type[T], text: str | bytes, where: Path | str, advice: 
             content = _adapter(dict[str, Any]).validate_json(text, strict=True)
             score = {"score": content.pop("score")} if "score" in content else {}
             text = json.dumps({**score, "sets": content})
-        return _adapter(record).validate_json(text, strict=True)
+        return _adapter(record).validate_json(text, strict=True)  # type: ignore[arg-type]  # a class is hashable
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
