@@ -40,11 +40,10 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
         ),
         (
             "95 % interval",
-            f"percentiles of a bootstrap of {RESAMPLES:,} resamples: dev rows with replacement, the same rows for every "
-            "run, and seeds with replacement, as pairs if two arms share seeds (the difference is then over these "
-            "alone). If only “rows” are resampled, there is one seed, or one that both arms have: the interval then holds for "
-            f"these very runs, and not for the pipelines. With few seeds it is too narrow. Level: {LEVEL:.0%}, of each difference by "
-            "itself.",
+            f"percentiles of {RESAMPLES:,} bootstrap resamples: of dev rows, the same rows for every run, and of seeds, as pairs "
+            "if two arms share seeds (the difference is then over these alone). If only “rows” are resampled, there is one seed, "
+            "or one that both arms have: the interval then holds for these very runs, and not for the pipelines. With few seeds "
+            f"it is too narrow. Level: {LEVEL:.0%}, of each difference by itself.",
         ),
         (
             "MiB on paper",

@@ -1,15 +1,20 @@
-"""Synthetic runs: five arms of an MRPC-like task, as records."""
+"""Synthetic runs: five arms of an MRPC-like task, as records and as run folders."""
 
+import json
 import zlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from bitkd.compare.runs import Predictions, Run, Stage
 from bitkd.compare.scores import score
 from bitkd.data.metrics import build_metrics, primary_score
 from bitkd.data.tasks import TaskSpec
+from bitkd.store.artifacts import METRICS_FILE, PREDICTIONS_FILE, STAGE_FILE, WEIGHTS_FILE
+from bitkd.store.records import FlopsRecord, MetricsRecord, RunManifest, SizeRecord, StageRecord
+from bitkd.store.run_folder import MANIFEST
 
 ROWS = 408
 GENERAL = ("general", "General KD", "general", "W32A32", None)
@@ -54,7 +59,7 @@ def make_stage(name, title, kind, precision, accuracy, labels, seed, steps, widt
     predicted = None if accuracy is None else predict(labels, accuracy, zlib.crc32(f"{seed}/{name}/{width}".encode()))
     value = None if predicted is None else score("accuracy", 2, np.array(labels), np.array(predicted))
     bits = {"W1A8": 1, "W2A8": 2}.get(precision, 32)
-    # Split: stages behind it are told by their names here.
+    # Stages after the split are known by their names here.
     tables = 2 if kind == "split" or name in ("stage1_binary", "stage2_binary") else 1
     parameters = int(22e6 * width * (2 if tables == 2 else 1) + 4.6e6 * (tables - 1))
     seen = range(steps // 4, steps + 1, steps // 4) if trains else ()
@@ -132,6 +137,79 @@ def measure(task: TaskSpec, labels, predicted):
     kind = torch.float32 if task.labels is None else torch.int64
     metrics.update(torch.tensor(predicted, dtype=kind), torch.tensor(labels, dtype=kind))
     return primary_score(task, {name: float(value) for name, value in metrics.compute().items()})
+
+
+def write_run(run, folder):
+    """A run folder as `bitkd run` leaves it, as far as a comparison reads it."""
+    keys = {stage.name: stage.key for stage in run.stages}
+    manifest = RunManifest(
+        task=run.task,
+        pipeline=run.pipeline,
+        title=run.title,
+        seed=run.seed,
+        metric=run.metric,
+        metrics=run.metrics,
+        labels=run.labels,
+        processes=1,
+        hyperparameters=run.hyperparameters,
+        budget=run.budget,
+        settings=run.settings,
+        titles={stage.name: stage.title for stage in run.stages},
+        kinds={stage.name: stage.kind for stage in run.stages},
+        upstream={stage.name: stage.upstream for stage in run.stages},
+        planned=keys,
+        artifacts=keys,
+    )
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text(json.dumps(manifest.as_data()))
+    for stage in run.stages:
+        place = folder.parent / "store" / stage.key
+        place.mkdir(parents=True)
+        (folder / stage.name).symlink_to(place)
+        (place / STAGE_FILE).write_text(json.dumps(stage_record(run, stage).as_data()))
+        (place / METRICS_FILE).write_text(json.dumps(MetricsRecord(stage.score, stage.dev).as_data()))
+        (place / WEIGHTS_FILE).write_bytes(b"x" * 2**10)
+        if stage.predictions:
+            given = stage.predictions["dev"]
+            logits = np.eye(len(run.labels), dtype=np.float32)[np.array(given.predicted, dtype=int)]
+            labels = np.array(given.labels, dtype=np.int64)
+            save_file({"dev.logits": logits, "dev.labels": labels}, place / PREDICTIONS_FILE)
+    return folder
+
+
+def stage_record(run, stage):
+    """What `bitkd run` writes of a student."""
+    size = SizeRecord(
+        parameters=stage.parameters,
+        precision=stage.precision,
+        paper_mib=stage.paper_mib,
+        file_mib=stage.packed_mib,
+        encoder_bits=stage.encoder_bits,
+        word_tables=stage.word_tables,
+    )
+    return StageRecord(
+        format=1,
+        name=stage.name,
+        kind=stage.kind,
+        title=stage.title,
+        task=run.task,
+        texts=2,
+        fingerprint="",
+        inputs={},
+        settings={},
+        seed=run.seed,
+        steps=stage.steps,
+        examples=stage.examples,
+        seconds=stage.seconds,
+        world_size=stage.world_size,
+        precision=stage.trainer_precision,
+        device=stage.device,
+        created="",
+        versions=run.versions,
+        size=size,
+        curve=stage.curve,
+        flops=FlopsRecord(stage.student_flops, stage.teacher_flops),
+    )
 
 
 @pytest.fixture
