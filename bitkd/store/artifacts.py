@@ -1,4 +1,4 @@
-"""The content-addressed artifact store: a folder per fingerprint, complete or absent, never torn."""
+"""The content-addressed artifact store: one folder for each fingerprint, complete or absent."""
 
 import contextlib
 import hashlib
@@ -6,12 +6,12 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bitkd.errors import InputError
-from bitkd.files import checksum, is_alive, read_json, write_json
+from bitkd.files import checksum, is_left_over, read_json, temporary_name, write_json
 from bitkd.store.lock import Lock
 from bitkd.store.records import MetricsRecord, StageRecord, parse_record
 
@@ -39,7 +39,10 @@ class Store:
         self.root = Path(root).expanduser().resolve()
 
     def prepare(self) -> None:
-        """Create the folders, sweep what dead processes left, and make sure that artifacts can be written."""
+        """Create the folders, delete what dead processes left, and check that artifacts can be written.
+
+        Raises InputError if the folder is not writable.
+        """
         try:
             for folder in (self.root, self._temporary):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -50,38 +53,41 @@ class Store:
             raise InputError(
                 f"{self.root} is not writable ({error.strerror}); choose another folder with run.dir= or run.store="
             ) from error
-        self._sweep()
+        self._delete_leftovers()
 
     @property
     def _temporary(self) -> Path:
         return self.root / ".tmp"
 
     def path(self, key: str) -> Path:
-        """Where the artifact of `key` is, or will be."""
+        """Folder of the artifact of `key`, whether or not it exists."""
         return self.root / key
 
     def work(self, key: str) -> Path:
-        """Folder of the checkpoints of a stage that is not finished."""
+        """Folder for the checkpoints of an unfinished stage."""
         return self.root / ".work" / key
 
     def lock(self, key: str) -> Lock:
-        """The right to compute the artifact of `key`; whoever has it may use its work folder."""
+        """The right to compute the artifact of `key` and to use its work folder."""
         return Lock(self.root, key)
 
     def locked(self) -> list[str]:
-        """Keys whose locks are held; one of another machine counts as held until somebody takes it over."""
-        locks = (Lock(self.root, file.name) for file in (self.root / ".locks").glob("[!.]*") if file.suffix != ".beat")
-        return [lock.file.name for lock in locks if lock.is_held()]
+        """Keys whose locks are held; a lock of another machine counts as held for a long time after its last heartbeat."""
+        return [lock.file.name for lock in self._locks("[!.]*") if lock.is_held()]
+
+    def _locks(self, pattern: str) -> Iterator[Lock]:
+        files = (self.root / ".locks").glob(pattern)
+        yield from (Lock(self.root, file.name) for file in files if file.suffix != ".beat")
 
     def finished(self, key: str) -> bool:
-        """Whether an artifact stands there; its checksum is `verify`'s business."""
+        """Whether the artifact exists; its checksums are not checked (see `find_damage`)."""
         return (self.path(key) / STAGE_FILE).is_file()
 
-    def begun(self, key: str) -> bool:
-        """Whether something is kept of a stage that was cut inside."""
+    def has_checkpoint(self, key: str) -> bool:
+        """Whether an interrupted stage left something to resume from."""
         return any(any(self.work(key).glob(pattern)) for pattern in ("step-*.ckpt", "shard-*.arrow"))
 
-    def damage(self, key: str) -> str | None:
+    def find_damage(self, key: str) -> str | None:
         """What is wrong with a finished artifact; None if its files can be read and their checksums are right."""
         try:
             expected_sums = self.load(key).stage.checksums
@@ -96,18 +102,18 @@ class Store:
         return None
 
     def load(self, key: str) -> Artifact:
-        """The records of a finished artifact."""
+        """The records of a finished artifact. Raises InputError, see `read_artifact`."""
         return read_artifact(self.path(key))
 
     def publish(
         self, key: str, write: Callable[[Path], object], stage: StageRecord, metrics: MetricsRecord
     ) -> Artifact:
-        """Make the artifact of `key` visible in one step.
+        """Make the artifact of `key` visible in one step, with the checksums of its files in stage.json.
 
-        write: called with a temporary folder, puts model and tokenizer there. stage.json is written last, then the
-        folder is renamed into place; an artifact that another process published meanwhile is kept.
+        write: called with a temporary folder, where it puts model and tokenizer. stage.json is written last, then the
+        folder is renamed. If another process has published the artifact meanwhile, that one is kept.
         """
-        folder = self._temporary / f"{key}.{socket.gethostname()}.{os.getpid()}"
+        folder = self._temporary / temporary_name(key)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         write(folder)
@@ -125,29 +131,29 @@ class Store:
         return self.load(key)
 
     def register(self, run: Path, keys: list[str]) -> Lock:
-        """Remember a run that uses this store, wherever its folder is, and what it needs, so that `gc` leaves that.
+        """Write down that the run in folder `run` needs `keys`, so that `gc` keeps them wherever the run folder is.
 
-        Returns a lock that is held while the run lives.
+        Returns a lock; hold it while the run is active.
         """
         name = hashlib.sha256(str(run).encode()).hexdigest()[:20]
         self._runs.mkdir(exist_ok=True)
         write_json(self._runs / name, {"folder": str(run), "host": socket.gethostname(), "keys": keys})
-        living = Lock(self.root, f"{_RUN}{name}-{uuid.uuid4().hex}")
-        living.wait(0)
-        return living
+        active = Lock(self.root, f"{_RUN}{name}-{uuid.uuid4().hex}")
+        active.wait(0)
+        return active
 
     def registered(self) -> list[tuple[str, str, list[str]]]:
-        """Folder, machine and keys of each run that was registered; some may be deleted since."""
+        """Folder, machine and keys of each registered run; the folder may have been deleted since."""
         found = (read_json(file) for file in sorted(self._runs.glob("[!.]*")))
         return [(run["folder"], run["host"], run["keys"]) for run in found if run]
 
-    def living_runs(self) -> list[str]:
-        """Folders of the runs that some process works on."""
+    def active_runs(self) -> list[str]:
+        """Folders of the runs that some process is working on."""
         names = {key.removeprefix(_RUN)[:20] for key in self.locked() if key.startswith(_RUN)}
         return [run["folder"] for name in names if (run := read_json(self._runs / name))]
 
     def exists(self) -> bool:
-        """Whether the folder is a store, and not just any."""
+        """Whether `root` is a store, as opposed to some other folder."""
         return self._temporary.is_dir()
 
     @property
@@ -155,26 +161,25 @@ class Store:
         return self.root / ".runs"
 
     def drop_work(self, key: str) -> None:
-        """Delete what is left of a finished stage's way there."""
+        """Delete the checkpoints of a stage."""
         shutil.rmtree(self.work(key), ignore_errors=True)
 
     def remove(self, key: str) -> None:
-        """Take an artifact out of sight, then delete it."""
+        """Move an artifact away, then delete it, so that nobody sees it half deleted."""
         self._temporary.mkdir(parents=True, exist_ok=True)
-        grave = self._temporary / f"removed-{key}.{socket.gethostname()}.{os.getpid()}"
-        shutil.rmtree(grave, ignore_errors=True)
+        trash = self._temporary / temporary_name(f"removed-{key}")
+        shutil.rmtree(trash, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):  # another process was faster
-            os.rename(self.path(key), grave)
-            shutil.rmtree(grave)
+            os.rename(self.path(key), trash)
+            shutil.rmtree(trash)
 
-    def _sweep(self) -> None:
-        for file in (self.root / ".locks").glob(f"{_RUN}*"):
-            if file.suffix != ".beat" and not Lock(self.root, file.name).is_held():
-                file.unlink(missing_ok=True)
-                file.with_name(f"{file.name}.beat").unlink(missing_ok=True)
+    def _delete_leftovers(self) -> None:
+        for lock in self._locks(f"{_RUN}*"):
+            if not lock.is_held():
+                lock.file.unlink(missing_ok=True)
+                lock.beat.unlink(missing_ok=True)
         for folder in self._temporary.iterdir():
-            name, _, pid = folder.name.rpartition(".")
-            if name.endswith(f".{socket.gethostname()}") and pid.isdigit() and not is_alive(int(pid)):
+            if is_left_over(folder.name):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -197,7 +202,7 @@ def _read(folder: Path, name: str) -> bytes:
 
 
 def _sync(folder: Path) -> None:
-    """Force the files to disk before the rename makes them visible: a power cut must not leave an empty model."""
+    """Force the files to disk before the rename makes them visible: a power failure must not leave an empty model."""
     for file in folder.iterdir():
         with open(file, "rb") as stream:
             os.fsync(stream.fileno())

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bitkd.errors import InputError
-from bitkd.files import write_json
+from bitkd.files import temporary_name, write_json
 from bitkd.store.artifacts import Artifact, Store, read_artifact
 from bitkd.store.records import RunManifest, parse_record
 
@@ -73,7 +73,7 @@ class RunFolder:
         finished = self.stages | {stage: key}
         self.manifest = replace(self.manifest, artifacts={name: finished[name] for name in order if name in finished})
         link = self.folder / stage
-        temporary = self.folder / f".{stage}.{os.getpid()}"
+        temporary = self.folder / temporary_name(f".{stage}")
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(os.path.relpath(artifact_path, self.folder))
         os.replace(temporary, link)
@@ -91,6 +91,6 @@ def state_of(store: Store, run_folder: RunFolder, stage: str, key: str) -> str:
     """State of a stage: `done`, `partial` (interrupted), `stale` (finished with other settings or data), or `todo`."""
     if store.finished(key):
         return "done"
-    if store.begun(key):
+    if store.has_checkpoint(key):
         return "partial"
     return "stale" if stage in run_folder.stages else "todo"

@@ -28,7 +28,7 @@ def store(tmp_path):
 def test_a_published_artifact_is_whole(store):
     artifact = publish(store)
     assert store.finished("kind-abc")
-    assert store.damage("kind-abc") is None
+    assert store.find_damage("kind-abc") is None
     assert artifact.metrics == METRICS
     assert artifact.stage.name == RECORD.name
     assert set(artifact.stage.checksums) == {"model.safetensors", "metrics.json"}
@@ -50,18 +50,18 @@ def test_a_flipped_byte_is_found(store, name):
     content = bytearray(file.read_bytes())
     content[1] ^= 1
     file.write_bytes(content)
-    assert "checksum" in store.damage("kind-abc") or "cannot be read" in store.damage("kind-abc")
+    assert "checksum" in store.find_damage("kind-abc") or "cannot be read" in store.find_damage("kind-abc")
 
 
 def test_a_missing_file_is_found(store):
     (publish(store).path / "model.safetensors").unlink()
-    assert "cannot be read" in store.damage("kind-abc")
+    assert "cannot be read" in store.find_damage("kind-abc")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"checksums": {}}', json.dumps(RECORD.as_data() | {"checksums": {}})])
 def test_an_unreadable_record_is_found(store, content):
     (publish(store).path / "stage.json").write_text(content)
-    assert "cannot be read" in store.damage("kind-abc")
+    assert "cannot be read" in store.find_damage("kind-abc")
 
 
 def test_a_removed_artifact_is_gone(store):
