@@ -4,7 +4,6 @@ import shutil
 import subprocess
 import sys
 import time
-import zipfile
 
 import pytest
 
@@ -228,19 +227,3 @@ def test_public_names_are_there():
         assert getattr(bitkd, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = bitkd.nonsense
-
-
-def test_the_wheel_holds_the_configuration(tmp_path, pytestconfig):
-    root = pytestconfig.rootpath
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(root)]
-    subprocess.run(command, check=True, capture_output=True)
-    [wheel] = tmp_path.glob("bitkd-*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    for name in (
-        "config.yaml",
-        "task/mnli.yaml",
-        "pipeline/multistage.yaml",
-        "model/bert-base.yaml",
-        "trainer/gpu.yaml",
-    ):
-        assert f"bitkd/conf/{name}" in names
