@@ -164,12 +164,12 @@ def _take_care_of_processes() -> Callable[[], None]:
 
     Returns a function that gives the signals back.
     """
-    from bitkd.processes.signals import follow_parent, leave_when_asked
+    from bitkd.processes.signals import exit_on_signal, exit_with_parent
 
-    give_back = leave_when_asked()
+    restore = exit_on_signal()
     if "LOCAL_RANK" in os.environ:  # set by torchrun, and by Lightning for the processes that it starts
-        follow_parent()
-    return give_back
+        exit_with_parent()
+    return restore
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    give_back = _take_care_of_processes() if arguments.command in ("run", "augment", "sweep") else None
+    restore = _take_care_of_processes() if arguments.command in ("run", "augment", "sweep") else None
     try:
         from bitkd.commands import find_command
 
@@ -195,5 +195,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     finally:
-        if give_back:
-            give_back()
+        if restore:
+            restore()
