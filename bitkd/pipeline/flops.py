@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from bitkd.config.schema import PRETRAINED, parts_of
+from bitkd.config.schema import PRETRAINED, micro_batches
 from bitkd.data.base import TokenizedDataModule, lengths_of
 from bitkd.data.batches import MULTIPLE
 from bitkd.data.sampler import TrainBatchSampler
@@ -72,7 +72,7 @@ def _mean_powers(plan: Plan, stage: PlannedStage) -> tuple[float, float, float]:
     steps = (plan.facts.corpus if general else plan.facts.task).steps_per_epoch(stage.train.batch_size)
     lengths = lengths_of(data.train_rows)
     sampler = TrainBatchSampler(lengths, stage.train.batch_size, steps, seed=0)  # seeds of one arm get equal steps
-    parts = parts_of(plan.config.trainer)  # each is padded to its own longest row
+    parts = micro_batches(plan.config.trainer)  # each is padded to its own longest row
     longest = [lengths[batch[part::parts]].max() for batch in sampler for part in range(parts)]
     padded = np.array([math.ceil(length / MULTIPLE) * MULTIPLE for length in longest])
     return 1.0, float(padded.mean()), float((padded**2).mean())

@@ -4,7 +4,7 @@ import zlib
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, parts_of, settings_of, store_root
+from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, micro_batches, settings_of, store_root
 from bitkd.data.augment.checks import check_augmentation
 from bitkd.data.hub import resolve_pretrained
 from bitkd.errors import InputError
@@ -99,7 +99,7 @@ def _count_flops(plan: Plan) -> dict[str, float]:
     """FLOPs of an optimizer step of each stage; counted once for the same models, rows and readings of them."""
     config, facts = plan.config, plan.facts
     data = asdict(config.data) | {"dir": None, "corpus": None, "num_workers": None}
-    read = [facts.hash_of(facts.model), facts.task_fingerprint, data, parts_of(config.trainer)]
+    read = [facts.hash_of(facts.model), facts.task_fingerprint, data, micro_batches(config.trainer)]
     if any(stage.kind == "general" for stage in config.stages.values()):
         read.append(facts.corpus.hash)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bitkd.config.comparable import decisive_settings, hyperparameters
+from bitkd.config.comparable import hyperparameters, result_settings
 from bitkd.config.load import to_yaml
 from bitkd.config.schema import Config
 from bitkd.errors import StoppedError
@@ -129,7 +129,7 @@ def _begin(plan: Plan, console: Any) -> Lock:
         processes=processes,
         hyperparameters=hyperparameters(config),
         budget=_budget(config),
-        settings=decisive_settings(config) | plan.sources_read(),
+        settings=result_settings(config) | plan.sources_read(),
         titles={stage.name: stage.title for stage in plan.stages},
         kinds={stage.name: stage.spec.kind for stage in plan.stages},
         upstream={stage.name: stage.upstream for stage in plan.stages},

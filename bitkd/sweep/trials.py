@@ -6,7 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from bitkd.config.comparable import NUMBERLESS, PLACES, is_among
+from bitkd.config.comparable import LOCAL_PATHS, NO_EFFECT_ON_RESULTS, is_among
 from bitkd.config.schema import Config
 from bitkd.errors import InputError
 from bitkd.files import digest, read_json, write_json
@@ -214,4 +214,6 @@ def score_of(run: Path) -> float | None:
 
 def _with_result(settings: Sequence[str]) -> list[str]:
     """The settings that can change a result; a trial's name depends on them."""
-    return sorted(text for text in settings if not is_among(text.partition("=")[0], (*NUMBERLESS, *PLACES)))
+    return sorted(
+        text for text in settings if not is_among(text.partition("=")[0], (*NO_EFFECT_ON_RESULTS, *LOCAL_PATHS))
+    )

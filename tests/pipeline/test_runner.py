@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers.normalizers import BertNormalizer
 
-from bitkd.config.comparable import decisive_settings
+from bitkd.config.comparable import result_settings
 from bitkd.config.load import load_config
 from bitkd.errors import InputError
 from bitkd.models.artifact import load_classifier, load_student, save_student
@@ -179,7 +179,7 @@ def test_a_run_records_the_settings_that_decide_its_numbers_and_what_it_read(fin
 
     found = settings_of("singlestage")
     read = {name: value for name, value in found.items() if name.startswith("content of ")}
-    assert found == decisive_settings(load_config(settings(finished))) | read
+    assert found == result_settings(load_config(settings(finished))) | read
     assert found["train.lr"] == 1e-2
     assert set(read) == {"content of model", "content of rows"}
     assert read.items() < settings_of("multistage").items()
