@@ -13,7 +13,7 @@ import time
 
 import pytest
 import torch
-from tests.pipeline.test_processes import ENVIRONMENT, start
+from tests.processes.test_processes import ENVIRONMENT, start
 
 from bitkd.config.load import load_config
 from bitkd.pipeline.plan import make_plan
