@@ -22,7 +22,7 @@ EXAMPLES = 10
 
 
 def run_command(arguments: argparse.Namespace) -> int:
-    quieten(speaks=not is_other_rank())
+    quieten(show_notes=not is_other_rank())
     console = make_console(stderr=arguments.json)
     config = load_config(arguments.settings)
     config.run.name = config.run.name or trial_name(config.pipeline.name)
@@ -48,7 +48,7 @@ def run_command(arguments: argparse.Namespace) -> int:
 
 
 def augment_command(arguments: argparse.Namespace) -> int:
-    quieten(speaks=not is_other_rank())
+    quieten(show_notes=not is_other_rank())
     console = make_console(stderr=arguments.json)
     config = load_config([*arguments.settings, "task.augmentation.enabled=true"], require=("task",))
     if config.task.augmentation.path:

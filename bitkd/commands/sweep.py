@@ -1,4 +1,4 @@
-"""The command that runs a wandb sweep file: sweep."""
+"""The sweep command: runs a wandb sweep file."""
 
 import argparse
 import os
@@ -21,6 +21,7 @@ from bitkd.sweep.trials import Sweep, Trial, TrialState
 
 
 def sweep_command(arguments: argparse.Namespace) -> int:
+    """Run the trials of a sweep file, or show them; returns the exit code."""
     shard = _shard(arguments.shards)
     _put_on_path(str(Path(sys.executable).parent))
     sweep = Sweep.open(read_sweep(arguments.file, arguments.settings))

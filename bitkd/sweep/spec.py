@@ -184,8 +184,8 @@ def _check_method(path: Path, content: dict[str, Any]) -> None:
         raise InputError(f"{path}: run_cap: {cap} is no number of trials; write a whole number from 1 on")
     if "early_terminate" in content:
         raise InputError(
-            f"{path}: early_terminate: is not possible: a trial is a chain of stages, and what an early stage scores says "
-            "nothing of the last; leave it out, or sweep shorter stages"
+            f"{path}: early_terminate: is not possible: a trial is a chain of stages, and an early stage's score says "
+            "nothing about the last; leave it out, or sweep shorter stages"
         )
 
 
@@ -222,7 +222,7 @@ def _check_command(path: Path, content: dict[str, Any]) -> None:
         raise InputError(f"{path}: command: does not pass the parameters as key=value; write {COMMAND}")
     for word in command:
         if word.startswith("${") and word.endswith("}") and word[2:-1] not in (*_MACROS, "args_no_hyphens"):
-            raise InputError(f"{path}: command: {word} is of no use to bitkd; write {COMMAND}")
+            raise InputError(f"{path}: command: {word} is not supported; write {COMMAND}")
     _overrides(command, path)
 
 

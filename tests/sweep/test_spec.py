@@ -126,7 +126,7 @@ def test_wandb_agent_runs_a_trial(agent, settings, tmp_path, monkeypatch, write)
         ({"early_terminate": {"type": "hyperband", "min_iter": 3}}, "a trial is a chain of stages"),
         ({"command": None}, "does not pass the parameters as key=value"),
         ({"command": ["${env}", "bitkd", "run", "${args}"]}, "does not pass the parameters"),
-        ({"command": ["${env}", "bitkd", "run", "${args_no_hyphens}", "${args}"]}, r"\$\{args\} is of no use"),
+        ({"command": ["${env}", "bitkd", "run", "${args_no_hyphens}", "${args}"]}, r"\$\{args\} is not supported"),
         ({"command": ["python", "train.py", "${args_no_hyphens}"]}, "does not start `bitkd run`"),
         ({"command": ["bitkd", "run", "--json", "${args_no_hyphens}"]}, "no options"),
     ],
