@@ -1,4 +1,4 @@
-"""The command line. It imports nothing heavy, so that --help and --version answer at once."""
+"""The command line. It imports nothing heavy, so that --help, --version and refusals come at once."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ from bitkd.errors import InputError
 
 SETTINGS_HELP = """\
 settings are key=value, in any order:
-  task=NAME pipeline=NAME model=NAME trainer=NAME   choose a file of conf/, or name a YAML file of your own
+  task=NAME pipeline=NAME model=NAME trainer=NAME   choose a file of conf/, or give the path of a YAML file
   stages.NODE.max_steps|epochs|lr|teacher|…=VALUE   one stage of the pipeline
   train.epochs|max_steps|batch_size|lr|…=VALUE      the default of all stages
   student.layers=[1,3,5] student.width=0.5          the student's shape
@@ -19,53 +19,55 @@ settings are key=value, in any order:
   trainer.devices=2 trainer.precision=bf16-mixed logger=wandb seed=1 run.dir=runs run.name=NAME
 `bitkd config task=NAME pipeline=NAME` prints every key with its value.
 
-exit codes: 0 done, 1 a failure while working, 2 bad input (nothing was started). A run that is asked to stop saves first, and
-leaves with 75 (SIGTERM, SIGUSR1) or 130 (Ctrl-C): run the same command again.
+exit codes: 0 done, 1 a failure while working, 2 bad input (nothing was started). A run that is asked to stop saves and
+exits with 75 (SIGTERM, SIGUSR1) or 130 (Ctrl-C): run the same command again to resume.
 """
 
 PLAN_HELP = """
 
-states: done (in the store: skipped), partial (cut inside: resumes), stale (finished once with other settings or
-inputs: recomputed), todo.
+states: done (in the store: skipped), partial (interrupted: resumed), stale (finished with other settings or inputs:
+computed again), todo.
 """
 
 AUGMENT_HELP = """
 
-The rows go into the artifact store, where `bitkd run … task.augmentation.enabled=true` with the same settings finds them.
+The rows are kept in the artifact store; `bitkd run … task.augmentation.enabled=true` with the same settings uses them.
 """
 
 STORE_HELP = """
 
-gc removes artifacts and checkpoints that no run needs: a run needs every stage of its present configuration, what its links
-name, and artifacts that its settings name; one whose folder was deleted needs nothing. What a living run needs stays.
+gc deletes artifacts and checkpoints that no run uses. A run uses the stages of its current configuration, the artifacts
+its folder links to, and artifacts its settings point to. A deleted run folder uses nothing. Artifacts of running jobs
+are never deleted.
 """
 
 COMPARE_HELP = """
 
-Runs of one pipeline and of the same settings under several seeds are one arm: means, deviations, and differences
-between arms with a 95 % interval by the bootstrap. Runs of different tasks, dev rows or labels are refused, and so are
-unfinished ones. Runs whose teachers differ at one seed are shown, under a plain warning at the top of every output.
+Runs of one pipeline with the same settings and different seeds are one arm. The tables show means, deviations, and
+differences between arms with a 95 % bootstrap interval. Unfinished runs are refused, and so are runs of different
+tasks, dev rows or labels. If teachers differ at one seed, every output begins with a warning.
 A comparison.json gives the same tables and plots again without the runs.
 """
 
 SWEEP_HELP = """
 
-The file is one that `wandb sweep` takes; its trials run on this machine, without a server, one after another: finished ones are
-skipped, a cut one goes on, a failed one is tried again. settings hold for all trials.
+The file is a sweep file of wandb; its trials run on this machine, without a server, one after another. Run the same
+command again to restart: finished trials are skipped unless data, model or code changed, interrupted ones are resumed,
+failed ones are tried again. Settings apply to all trials.
 """
 
 EVALUATE_SETTINGS_HELP = """\
 settings:
-  task=NAME                  required: whose dev sets and metrics
-  data.dir=FOLDER            the task's files; without it they come from the hub
+  task=NAME                  required: the dev sets and metrics
+  data.dir=FOLDER            the task's files; without it they are loaded from the hub
   data.max_length=128 data.eval_batch_size=64 trainer.accelerator=gpu trainer.precision=bf16-mixed
 """
 
 PREDICT_SETTINGS_HELP = """\
-settings, none of them required:
-  task=NAME                  outputs in this task's label order; wanted where a checkpoint has no label names
+settings, all optional:
+  task=NAME                  outputs in this task's label order; needed if the checkpoint has no label names
   data.max_length=128        tokens of a row (with task=)
-  split=NAME                 a test set of the task (with task= and --out): writes a submission in GLUE's format
+  split=NAME                 a test set of the task (with task= and --out): writes a submission file for GLUE
   data.dir=FOLDER            the task's files, for split=
 """
 
@@ -94,11 +96,11 @@ def _parser() -> argparse.ArgumentParser:
         "settings", **settings
     )
 
-    plan = add("plan", "print each stage, its inputs and its state; runs nothing", PLAN_HELP)
+    plan = add("plan", "print each stage, its inputs and its state; run nothing", PLAN_HELP)
     plan.add_argument("settings", **settings)
     plan.add_argument("--mermaid", action="store_true", help="print the graph as a Mermaid picture")
 
-    augment = add("augment", "make the augmented rows of a task, and show some of them", AUGMENT_HELP)
+    augment = add("augment", "make the augmented rows of a task and show some of them", AUGMENT_HELP)
     augment.add_argument("settings", **settings)
 
     evaluate = add(
@@ -118,30 +120,32 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", metavar="FILE", help="with split=: where the submission goes")
     predict.add_argument("--labels", help="the checkpoint's label names in its order, comma-separated, if it has none")
 
-    compare = add("compare", "finished runs side by side, seeds aggregated", COMPARE_HELP, epilog=None)
+    compare = add("compare", "compare finished runs, aggregated over seeds", COMPARE_HELP, epilog=None)
     compare.add_argument(
-        "runs", nargs="+", metavar="RUN", help="run folder <run.dir>/<task>/<run.name>, or a comparison.json of before"
+        "runs", nargs="+", metavar="RUN", help="run folder <run.dir>/<task>/<run.name>, or an earlier comparison.json"
     )
     compare.add_argument(
         "--out", metavar="DIR", help="also write index.html, report.md, comparison.csv, comparison.json and plots there"
     )
 
-    store = add(
-        "store", "what is in the artifact store: list it, verify its checksums, remove what no run needs", STORE_HELP
-    )
+    store = add("store", "list the artifact store, verify its checksums, or delete what no run uses", STORE_HELP)
     store.add_argument("action", choices=["list", "verify", "gc"])
     store.add_argument("settings", **(settings | {"help": "run.dir=FOLDER, or run.store=FOLDER (default: runs/store)"}))
-    store.add_argument("--older-than", type=float, metavar="DAYS", help="gc: only what was not written for so long")
     store.add_argument(
-        "--max-size", type=float, metavar="GB", help="gc: the oldest first, only until the store is as small"
+        "--older-than", type=float, metavar="DAYS", help="gc: only entries not written for this many days"
     )
-    store.add_argument("--needed", action="store_true", help="gc: also what runs need (they would compute it again)")
-    store.add_argument("--dry-run", action="store_true", help="gc: only show what would be removed")
+    store.add_argument(
+        "--max-size", type=float, metavar="GB", help="gc: the oldest first, until the store is this small"
+    )
+    store.add_argument(
+        "--needed", action="store_true", help="gc: also what finished runs use (they would compute it again)"
+    )
+    store.add_argument("--dry-run", action="store_true", help="gc: only show what would be deleted")
 
     sweep = add("sweep", "run the trials of a wandb sweep file", SWEEP_HELP)
     sweep.add_argument("file", metavar="FILE", help="such as experiments/sweeps/arms.yaml")
     sweep.add_argument("settings", **settings)
-    sweep.add_argument("--shards", default="1/1", metavar="i/n", help="only each n-th trial, from the i-th")
+    sweep.add_argument("--shards", default="1/1", metavar="i/n", help="only every n-th trial, starting with the i-th")
     sweep.add_argument("--dry-run", action="store_true", help="check everything and show the trials; run nothing")
 
     add("config", "print the resolved configuration").add_argument("settings", **settings)
@@ -151,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    # argparse ends a list of settings at the first option; those behind it belong to the list too.
+    # argparse ends a list of settings at the first option; those after it belong to the list too.
     if any(word.startswith("-") for word in rest) or (rest and not hasattr(arguments, "settings")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
@@ -160,28 +164,28 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _take_care_of_processes() -> Callable[[], None]:
-    """Before anything heavy is imported: what asks this process to leave, or kills its launcher, may come at any moment.
+    """Handle signals and the end of the launcher, before anything heavy is imported: they may come at any moment.
 
-    Returns a function that gives the signals back.
+    Returns a function that puts back the signal handlers of before.
     """
-    from bitkd.processes.signals import follow_parent, leave_when_asked
+    from bitkd.processes.signals import exit_on_signal, exit_with_parent
 
-    give_back = leave_when_asked()
+    restore = exit_on_signal()
     if "LOCAL_RANK" in os.environ:  # set by torchrun, and by Lightning for the processes that it starts
-        follow_parent()
-    return give_back
+        exit_with_parent()
+    return restore
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 a failure while working, 2 bad input, 75 or 130 asked to stop."""
     arguments = _parse(argv)
     # Libraries read these when they are imported.
-    # Waiting threads sleep instead of spinning: where another process wants a core, small models run ten times faster.
+    # Waiting threads sleep instead of spinning: if another process needs a core, small models run ten times faster.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    give_back = _take_care_of_processes() if arguments.command in ("run", "augment", "sweep") else None
+    restore = _take_care_of_processes() if arguments.command in ("run", "augment", "sweep") else None
     try:
         from bitkd.commands import find_command
 
@@ -195,5 +199,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     finally:
-        if give_back:
-            give_back()
+        if restore:
+            restore()

@@ -1,4 +1,4 @@
-"""What ends a command early, other than a failure of the work itself, and the words for it."""
+"""What ends a command early, other than a failure of the work itself, and the wording of its messages."""
 
 import difflib
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ class InputError(ValueError):
 
 
 class StoppedError(Exception):
-    """The process was asked to leave (SIGTERM, SIGUSR1, Ctrl-C), and has saved where it is.
+    """The process was asked to stop (SIGTERM, SIGUSR1, Ctrl-C), and has saved its state.
 
     code: what the command line exits with, 75 (sysexits' EX_TEMPFAIL: try again), or 130 after Ctrl-C.
     """
@@ -34,7 +34,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 def check_choices(spec: Any, where: str = "") -> None:
     """Check the fields of a dataclass that are annotated with a Literal: Python itself takes any value.
 
-    where: stands before the field's name in the message, such as "loss.".
+    where: put before the field's name in the message, such as "loss.".
     Raises InputError that names the field, the value and what is allowed.
     """
     for name, annotation in get_type_hints(type(spec)).items():

@@ -1,4 +1,4 @@
-"""What each command does; `bitkd.cli` parses, this works."""
+"""What each command does; `bitkd.cli` parses the arguments."""
 
 import argparse
 from collections.abc import Callable
@@ -18,5 +18,5 @@ _MODULES = {
 
 
 def find_command(name: str) -> Callable[[argparse.Namespace], int]:
-    """The function of a command; only its own module is imported, so that light commands answer at once."""
+    """The function of a command; only its own module is imported, so that light commands are fast."""
     return getattr(import_module(f"bitkd.commands.{_MODULES[name]}"), f"{name}_command")

@@ -1,4 +1,4 @@
-"""How commands speak: tables and lines for people, JSON for machines, and one voice among several processes."""
+"""Output of commands: tables and lines for people, JSON for machines, from one of several processes only."""
 
 import json
 import logging
@@ -7,35 +7,36 @@ from typing import Any
 
 from rich.console import Console
 
-# Settings and other programs' words stand in the lines: [/data/wiki.txt] is a list here, not the end of a colour.
+# Disable rich markup: user text such as [/data/wiki.txt] would be read as a closing tag.
 _VERBATIM: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
 
 
 def make_console(stderr: bool = False) -> Console:
-    """rich's console; where the output is no terminal, wide enough for a table's rows to stay lines."""
+    """rich's console; if the output is no terminal, wide enough that the rows of a table are not wrapped."""
     console = Console(stderr=stderr, soft_wrap=True, **_VERBATIM)
     return console if console.is_terminal else Console(stderr=stderr, width=180, **_VERBATIM)
 
 
 def print_json(content: Any) -> None:
+    """Print plain data as JSON."""
     print(json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def is_other_rank() -> bool:
-    """Whether this is one of the processes that work but neither write nor speak."""
+    """Whether this process is not rank zero, and so writes and prints nothing."""
     from lightning.pytorch.utilities import rank_zero_only
 
     return rank_zero_only.rank != 0  # type: ignore[attr-defined]
 
 
-def quieten(speaks: bool = True) -> None:
-    """Keep the libraries' routine remarks off the screen; errors stay, and where it `speaks`, our own lines.
+def quieten(show_notes: bool = True) -> None:
+    """Hide the libraries' routine messages, but not errors.  show_notes: print the log messages of bitkd itself.
 
-    Their progress bars are kept off by the environment, see `bitkd.cli`.
+    Progress bars are turned off by environment variables, see `bitkd.cli`.
     """
-    # The project's own remarks: counts of truncated or empty rows, where candidates come from.
+    # Such as counts of truncated or empty rows.
     own = logging.getLogger("bitkd")
-    if speaks and not own.handlers:
+    if show_notes and not own.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("note: %(message)s"))
         own.addHandler(handler)

@@ -46,6 +46,7 @@ def plan_command(arguments: argparse.Namespace) -> int:
 
 
 def config_command(arguments: argparse.Namespace) -> int:
+    """Print the resolved configuration; returns the exit code."""
     config = load_config(arguments.settings, require=())
     if arguments.json:
         print_json(asdict(config))

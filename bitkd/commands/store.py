@@ -16,6 +16,7 @@ from bitkd.store.gc import Entry, Inventory, prune, take_inventory
 
 
 def store_command(arguments: argparse.Namespace) -> int:
+    """List, verify or clean the store; returns the exit code."""
     config = load_config(arguments.settings, require=())
     store = Store(store_root(config))
     runs = Path(config.run.dir).expanduser().resolve()
@@ -44,9 +45,9 @@ def _verify(arguments: argparse.Namespace, store: Store, inventory: Inventory) -
     else:
         for damage in damaged.values():
             print(damage)
-        print(f"{len(artifacts) - len(damaged)} of {len(artifacts)} artifacts are whole")
+        print(f"{len(artifacts) - len(damaged)} of {len(artifacts)} artifacts are undamaged")
         if damaged:
-            print("run their pipelines again: what is damaged is recomputed")
+            print("run their pipelines again: damaged artifacts are computed again")
     return 1 if damaged else 0
 
 
@@ -62,7 +63,7 @@ def _collect(arguments: argparse.Namespace, store: Store, inventory: Inventory, 
     if removed:
         make_console().print(_table(removed))
     for entry in busy:
-        print(f"{entry.key} is in use and stays")
+        print(f"{entry.key} is used by a running job and stays")
     verb = "would be removed" if arguments.dry_run else "removed"
     print(f"{len(removed)} of {len(inventory.entries)} entries {verb}, {decimal(sum(entry.size for entry in removed))}")
     return 0

@@ -1,4 +1,4 @@
-"""The command that runs a wandb sweep file: sweep."""
+"""The sweep command: runs a wandb sweep file."""
 
 import argparse
 import os
@@ -17,10 +17,11 @@ from bitkd.errors import InputError, StoppedError
 from bitkd.store.lock import TIMEOUT_SECONDS
 from bitkd.sweep.runner import run_sweep
 from bitkd.sweep.spec import COMMAND, METRIC, place_of_bitkd, read_sweep
-from bitkd.sweep.trials import RUNNING, Sweep, Trial
+from bitkd.sweep.trials import Sweep, Trial, TrialState
 
 
 def sweep_command(arguments: argparse.Namespace) -> int:
+    """Run the trials of a sweep file, or show them; returns the exit code."""
     shard = _shard(arguments.shards)
     _put_on_path(str(Path(sys.executable).parent))
     sweep = Sweep.open(read_sweep(arguments.file, arguments.settings))
@@ -43,14 +44,14 @@ def sweep_command(arguments: argparse.Namespace) -> int:
 
 
 def _put_on_path(folder: str) -> None:
-    """Trials find the bitkd that runs the sweep, where no other is on the PATH before it."""
+    """Let trials find the bitkd that runs the sweep, unless another one comes first on the PATH."""
     folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
     if folder not in folders:
         os.environ["PATH"] = os.pathsep.join([*folders, folder])
 
 
 def _check_starter(sweep: Sweep, console: Console) -> None:
-    """That the trials' command finds a bitkd; a note where it is another than the one that checked the file."""
+    """Raises InputError if the trials' command finds no bitkd; prints a note if it finds another one than this."""
     words = sweep.spec.command(sweep.proposals[0])
     place = place_of_bitkd(words, sweep.spec.file)
     if words[place - 1] == "-m":
@@ -59,10 +60,10 @@ def _check_starter(sweep: Sweep, console: Console) -> None:
     found = shutil.which(words[place], path=path)
     if found is None:
         raise InputError(
-            f"{sweep.spec.file}: command: {words[place]} is not found by the trials (PATH={path}); write {COMMAND}"
+            f"{sweep.spec.file}: command: {words[place]} is not found on the trials' PATH ({path}); write {COMMAND}"
         )
     if Path(found).resolve().parent != Path(sys.executable).parent.resolve():
-        console.print(f"note: trials are run by {found}, which is another than the one that checked them")
+        console.print(f"note: trials are run by {found}, which is not the bitkd that checked them")
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -75,7 +76,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _show(sweep: Sweep, as_json: bool, shard: tuple[int, int], commands: bool = False) -> None:
-    """The trials, best first; with `commands` those of the shard alone, and what starts them."""
+    """Print the trials, best first.  commands: only those of the shard, with their command lines."""
     trials = [trial for trial in sweep.listed() if not commands or trial.number % shard[1] == shard[0] - 1]
     if not trials:
         raise InputError(f"--shards {shard[0]}/{shard[1]} has no trial: there are {sweep.total}; use fewer shards")
@@ -110,5 +111,5 @@ def _shell_word(word: str) -> str:
 def _cells(sweep: Sweep, trial: Trial, keys: list[str]) -> list[str]:
     values = [str(trial.parameters.get(key, "")) for key in keys]
     score = "–" if trial.score is None else f"{trial.score:.4f}"
-    dead = trial.state == RUNNING and not sweep.lock(trial).is_held(TIMEOUT_SECONDS)
+    dead = trial.state == TrialState.RUNNING and not sweep.lock(trial).is_held(TIMEOUT_SECONDS)
     return [*values, score, f"{trial.seconds:.0f}" if trial.seconds else "–", "killed" if dead else trial.state]

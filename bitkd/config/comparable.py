@@ -1,60 +1,67 @@
-"""The settings that decide a run's numbers: which they are, as flat dotted names, and how many were set."""
+"""Which settings can change a result: as flat dotted names, for comparing runs, and how many were set."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass, replace
 from typing import Any
 
 from bitkd.config.schema import Config, ShapeSpec, StageSpec, TrainSpec
+from bitkd.stages.kinds import kind_of
 
-NUMBERLESS = ("run", "logger", "wandb", "checkpoint", "data.num_workers", "data.eval_batch_size", "trainer.accelerator",
+NO_EFFECT_ON_RESULTS = ("run", "logger", "wandb", "checkpoint", "data.num_workers", "data.eval_batch_size", "trainer.accelerator",
               "trainer.strategy", "trainer.log_every_n_steps")  # fmt: skip
-"""What changes no number."""
+"""Settings that cannot change a result."""
 
-PLACES = ("data.dir", "data.corpus")
-"""Where a machine keeps its rows: another may keep the same elsewhere."""
+LOCAL_PATHS = ("data.dir", "data.corpus")
+"""Folders of this machine: another one may keep the same rows elsewhere."""
 
-SILENT = (*NUMBERLESS, *PLACES, "seed", "pipeline", "model.pretrained", "task.augmentation.path",
+NOT_COMPARED = (*NO_EFFECT_ON_RESULTS, *LOCAL_PATHS, "seed", "pipeline", "model.pretrained", "task.augmentation.path",
           "task.augmentation.model", "task.augmentation.vectors")  # fmt: skip
-"""What two runs of one arm need not have in common: also their seed, and paths of the same models and rows."""
+"""Settings that may differ between two runs of one arm: also their seed, and the paths of models and rows, which are
+compared by content."""
 
-OF_CORPORA = ("hub_corpus", "streaming", "masking", "segments")
+CORPUS_ONLY = ("hub_corpus", "streaming", "masking", "segments")
 """Settings of `data` that only General KD reads."""
 
-NOT_TUNED = ("kind", "title", "student", "teacher", "augmented", "checkpoint", "labels", "seed")
-"""What a stage is, in distinction to how it is trained and quantized."""
+STRUCTURAL = ("kind", "title", "student", "teacher", "augmented", "checkpoint", "labels", "seed")
+"""What a stage is, as opposed to how it is trained and quantized."""
 
-SILENT_IN_STAGES = ("title", "checkpoint")
+NOT_COMPARED_IN_STAGES = ("title", "checkpoint")
 
 
-def decisive_settings(config: Config) -> dict[str, Any]:
-    """Dotted name -> value of every setting that decides numbers, the seed apart; a teacher that is given counts as true."""
+def result_settings(config: Config) -> dict[str, Any]:
+    """Dotted name -> value of every setting that can change a result, except the seed.
+
+    A given teacher appears as `given: true`, without its path.
+    """
     content = asdict(config)
     if config.budget.total is None:
         del content["budget"]
-    if all(stage.kind != "general" for stage in config.stages.values()):
-        for key in OF_CORPORA:
+    if not any(kind_of(stage.kind).on_corpus for stage in config.stages.values()):
+        for key in CORPUS_ONLY:
             del content["data"][key]
     if not config.task.augmentation.enabled:
         content["task"]["augmentation"] = {"enabled": False}
     for name, stage in content["stages"].items():
         given = config.stages[name].checkpoint is not None
-        content["stages"][name] = {key: value for key, value in stage.items() if key not in SILENT_IN_STAGES}
+        content["stages"][name] = {key: value for key, value in stage.items() if key not in NOT_COMPARED_IN_STAGES}
         content["stages"][name] |= {"given": True} if given else {}
-    return {name: value for name, value in _flat(content) if not is_among(name, SILENT)}
+    return {name: value for name, value in _flat(content) if not is_among(name, NOT_COMPARED)}
 
 
 def hyperparameters(config: Config) -> int:
-    """How many hyper-parameters a configuration sets: values of `student`, `train` and of every stage but the teacher that differ
-    from their defaults, `embedding_bits`, and the shares of a budget (the last follows from the others) with its total.
+    """How many hyper-parameters a configuration sets.
+
+    Counted are: values of `student`, `train` and every stage except the teacher that differ from their defaults;
+    `embedding_bits`; the shares of a budget (the last one follows from the others) and its total.
     """
-    stages = [stage for stage in config.stages.values() if stage.kind != "finetune"]
-    words = config.embedding_bits
-    if words is not None:  # one setting, however many stages it reaches
-        own = [replace(s.quant, embedding_bits=None) if s.quant.embedding_bits == words else s.quant for s in stages]
+    stages = [stage for stage in config.stages.values() if not kind_of(stage.kind).fine_tunes]
+    bits = config.embedding_bits
+    if bits is not None:  # one setting, however many stages it reaches
+        own = [replace(s.quant, embedding_bits=None) if s.quant.embedding_bits == bits else s.quant for s in stages]
         stages = [replace(stage, quant=quant) for stage, quant in zip(stages, own)]
     count = _differing(config.student, ShapeSpec()) + _differing(config.train, TrainSpec())
-    count += sum(_differing(stage, StageSpec(), NOT_TUNED) for stage in stages)
-    return count + (words is not None) + (len(config.budget.given_shares) if config.budget.total else 0)
+    count += sum(_differing(stage, StageSpec(), STRUCTURAL) for stage in stages)
+    return count + (bits is not None) + (len(config.budget.given_shares) if config.budget.total else 0)
 
 
 def _differing(spec: Any, default: Any, skipped: tuple[str, ...] = ()) -> int:
@@ -74,5 +81,5 @@ def _flat(content: dict[str, Any], above: str = "") -> list[tuple[str, Any]]:
 
 
 def is_among(name: str, settings: Sequence[str]) -> bool:
-    """Whether a dotted name is one of `settings`, or lies in a section that is."""
+    """Whether a dotted name is one of `settings`, or is in a section that is."""
     return any(name == setting or name.startswith(f"{setting}.") for setting in settings)

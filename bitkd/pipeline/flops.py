@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from bitkd.config.schema import PRETRAINED, parts_of
+from bitkd.config.schema import PRETRAINED, micro_batches
 from bitkd.data.batches import MULTIPLE
 from bitkd.data.sampler import TrainBatchSampler
 from bitkd.data.tokenized import lengths_of
@@ -74,7 +74,7 @@ def _mean_powers(stage: PlannedStage, sources: Sources) -> tuple[float, float, f
     steps = facts.steps_per_epoch(stage.train.batch_size)
     lengths = lengths_of(rows.train)
     sampler = TrainBatchSampler(lengths, stage.train.batch_size, steps, seed=0)  # seeds of one arm get equal steps
-    parts = parts_of(config.trainer)  # each is padded to its own longest row
+    parts = micro_batches(config.trainer)  # each is padded to its own longest row
     longest = [lengths[batch[part::parts]].max() for batch in sampler for part in range(parts)]
     padded = np.array([math.ceil(length / MULTIPLE) * MULTIPLE for length in longest])
     return 1.0, float(padded.mean()), float((padded**2).mean())

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, parts_of, settings_of, store_root
+from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, micro_batches, settings_of, store_root
 from bitkd.data.augment.checks import check_augmentation
 from bitkd.data.hub import resolve_pretrained
 from bitkd.errors import InputError
@@ -203,7 +203,7 @@ def _count_flops(stages: list[PlannedStage], sources: Sources) -> dict[str, floa
     """FLOPs of an optimizer step of each stage; counted once for the same models, rows and readings of them."""
     config = sources.config
     data = asdict(config.data) | {"dir": None, "corpus": None, "num_workers": None}
-    read = [sources.hash_of(sources.model), sources.task_fingerprint, data, parts_of(config.trainer)]
+    read = [sources.hash_of(sources.model), sources.task_fingerprint, data, micro_batches(config.trainer)]
     if uses_corpus(config):
         read.append(sources.corpus.hash)
     described = [

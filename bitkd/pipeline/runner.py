@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bitkd.config.comparable import decisive_settings, hyperparameters
+from bitkd.config.comparable import hyperparameters, result_settings
 from bitkd.config.load import to_yaml
 from bitkd.config.schema import Config
 from bitkd.errors import StoppedError
@@ -140,7 +140,7 @@ def _manifest(plan: Plan) -> RunManifest:
         processes=config.trainer.devices * config.trainer.num_nodes,
         hyperparameters=hyperparameters(config),
         budget=BudgetRecord(*total, config.budget.shares) if total else None,
-        settings=decisive_settings(config) | plan.content_read(),
+        settings=result_settings(config) | plan.content_read(),
         titles={stage.name: stage.title for stage in stages},
         kinds={stage.name: stage.kind.name for stage in stages},
         upstream={stage.name: stage.upstream for stage in stages},

@@ -1,5 +1,6 @@
 """The processes of a run: started before the first stage, reused to the last."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -15,17 +16,23 @@ from bitkd.config.schema import TrainerSpec
 from bitkd.errors import InputError
 from bitkd.processes.signals import INTERRUPTED, LAUNCHER, STOPPED
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 GRACE_SECONDS = 10.0
-"""For rank zero to tell what happened, after a process that it started has died."""
+"""Time for rank zero to report its own error, after a process that it started has died."""
 
 
 def make_trainer(spec: TrainerSpec, find_unused_parameters: bool = False, **settings: Any) -> pl.Trainer:
-    """A Lightning Trainer with the run's processes and precision."""
+    """A Lightning Trainer with the run's processes and precision; `settings` go to the Trainer.
+
+    Raises InputError if the settings do not fit this machine.
+    """
     strategy: Any = spec.strategy
     if spec.devices * spec.num_nodes > 1 and spec.strategy in ("auto", "ddp"):
-        # Buffers are constants here, and uneven dev sets must not wait for each other inside a forward.
+        # Buffers are constants here. To broadcast them would make ranks wait for each other in every forward pass, and
+        # with uneven dev sets one rank has no more passes.
         strategy = DDPStrategy(broadcast_buffers=False, find_unused_parameters=find_unused_parameters)
     try:
         return pl.Trainer(
@@ -33,7 +40,7 @@ def make_trainer(spec: TrainerSpec, find_unused_parameters: bool = False, **sett
             devices=spec.devices,
             num_nodes=spec.num_nodes,
             strategy=strategy,
-            precision=spec.precision,  # type: ignore[arg-type]
+            precision=spec.precision,
             use_distributed_sampler=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -46,8 +53,8 @@ def make_trainer(spec: TrainerSpec, find_unused_parameters: bool = False, **sett
 class Group:
     """The process group of a run. Rank zero decides and writes; every decision is broadcast, so that all agree.
 
-    Lightning starts its other processes at the first fit only, which would be too late: a stage may be skipped
-    by one rank and waited for by another.
+    Lightning starts the other processes at its first fit. That is too late: ranks must agree before it which stages are
+    finished.
     """
 
     def __init__(self, spec: TrainerSpec) -> None:
@@ -59,19 +66,22 @@ class Group:
                 os.environ[LAUNCHER] = str(os.getpid())
                 self._strategy.launcher.launch(lambda: None)
                 del os.environ[LAUNCHER]
-                _take_over_observer()
+                _report_dead_ranks(launched=bool(getattr(self._strategy.launcher, "procs", [])))
             self._strategy.setup_environment()
 
     @property
     def is_global_zero(self) -> bool:
+        """Whether this is rank zero."""
         return self._strategy.is_global_zero
 
     @property
     def rank(self) -> int:
+        """Rank of this process among all of the run."""
         return int(getattr(self._strategy, "global_rank", 0))
 
     @property
     def world_size(self) -> int:
+        """Number of processes of the run."""
         return int(getattr(self._strategy, "world_size", 1))
 
     @property
@@ -92,21 +102,35 @@ class Group:
         self._strategy.barrier()
 
 
-def _take_over_observer() -> None:
-    """Lightning watches the processes that it started, and kills this one too when one of them dies: in silence, and maybe
-    before the work has failed with a message of its own.
+OBSERVER = "child-process-observer"
+"""Name of Lightning's thread that watches the processes it started (lightning/fabric/strategies/launchers)."""
+
+
+def _report_dead_ranks(launched: bool) -> None:
+    """When a process that Lightning started dies, say so, and give rank zero time to report its own error first.
+
+    Lightning's own observer kills this process too, at once and without a message. It has no public hook.
+    launched: whether Lightning has started processes.
     """
-    for thread in threading.enumerate():
-        if thread.name == "child-process-observer":
-            thread._terminate_all = partial(_bring_down, thread._child_processes)  # type: ignore[attr-defined]
+    private = ("_terminate_all", "_child_processes")
+    threads = (thread for thread in threading.enumerate() if thread.name == OBSERVER)
+    observers = [thread for thread in threads if all(hasattr(thread, name) for name in private)]
+    for thread in observers:
+        thread._terminate_all = partial(_bring_down, thread._child_processes)  # type: ignore[attr-defined]
+    if launched and not observers:
+        log.warning(
+            "Lightning has no thread %s as its version 2.6 has: if a rank dies, the run may end without a message, or hang; "
+            "install lightning<2.7",
+            OBSERVER,
+        )
 
 
-def _bring_down(processes: list[subprocess.Popen]) -> None:
+def _bring_down(processes: list[subprocess.Popen[bytes]]) -> None:
     rank, code = next((rank, p.returncode) for rank, p in enumerate(processes, start=1) if p.returncode)
     stopped = code in (STOPPED, INTERRUPTED)
     if not stopped:
         print(
-            f"bitkd: rank {rank} died (code {code}); all processes leave, run the same command again to go on",
+            f"bitkd: rank {rank} died (code {code}); all processes exit, run the same command again to resume",
             file=sys.stderr,
             flush=True,
         )

@@ -1,17 +1,14 @@
-"""A wandb sweep file: read, checked against wandb's own schema and bitkd's configuration; its command as an agent composes it."""
+"""A wandb sweep file: read, checked against bitkd's configuration and wandb's schema; its command as wandb agent builds it."""
 
+import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import sweeps
 import yaml
-from jsonschema import ValidationError
-from sweeps.config.schema import fill_parameter
-from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from bitkd.config.load import load_config
 from bitkd.config.schema import Config
@@ -21,29 +18,38 @@ from bitkd.pipeline.plan import check_settings
 METHODS = ("grid", "random", "bayes")
 
 METRIC = "dev/score"
-"""What every run ends in: the final student's primary metric on the first dev set, larger is better."""
+"""The score of a run: the final student's primary metric on the first dev set, larger is better."""
 
 COMMAND = 'command: ["${env}", bitkd, run, "${args_no_hyphens}"]'
 
 _MACROS = ("env", "interpreter", "program")
 
+_ENVIRONMENT_VARIABLE = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")  # as wandb.sdk.launch.sweeps.utils has it
+
 
 @dataclass(frozen=True)
 class SweepSpec:
-    """A checked sweep file.  content: as wandb's schema fills it.  settings: key=value for all trials, beside the file's."""
+    """A checked sweep file."""
 
     file: Path
     name: str
     content: dict[str, Any]
+    """With the defaults of wandb's schema."""
+
     settings: tuple[str, ...] = ()
+    """key=value for all trials, besides those of the file."""
+
+    _configs: dict[tuple[str, ...], Config] = field(default_factory=dict, repr=False, compare=False)
+    """Settings of a trial -> its configuration, which takes a tenth of a second to load."""
 
     @property
     def method(self) -> str:
+        """grid, random or bayes."""
         return self.content["method"]
 
     @property
     def run_cap(self) -> int | None:
-        """The largest number of trials."""
+        """The largest number of trials; None if a grid has no limit."""
         return self.content["run_cap"]
 
     @property
@@ -52,30 +58,34 @@ class SweepSpec:
         return self.content["metric"].get("target")
 
     def command(self, parameters: Mapping[str, Any], *more: str) -> list[str]:
-        """The words that `wandb agent` would start a trial with (wandb_agent.Agent._command_run); more: key=value."""
+        """The command line of a trial, as `wandb agent` builds it (wandb_agent.Agent._command_run).  more: key=value."""
         given = dict(parameters) | dict(text.split("=", 1) for text in (*self.settings, *more))
-        macros = create_sweep_command_args({"args": {key: {"value": value} for key, value in given.items()}})
-        macros |= {
+        macros = {
+            "args_no_hyphens": [f"{key}={value}" for key, value in given.items()],
             "env": ["/usr/bin/env"],
             "interpreter": ["python"],
             "program": [str(self.content.get("program", ""))],
         }
         words: list[str] = []
-        for word in map(str, create_sweep_command(list(self.content["command"]))):  # a list of its own: it is changed
-            whole = word.startswith("${") and word.endswith("}")
-            words += macros[word[2:-1]] if whole else [word]
+        for word in map(str, self.content["command"]):
+            word = _ENVIRONMENT_VARIABLE.sub(lambda found: os.environ.get(found[1], found[1]), word)
+            is_macro = word.startswith("${") and word.endswith("}")
+            words += macros[word[2:-1]] if is_macro else [word]
         return words
 
     def config(self, parameters: Mapping[str, Any], check: bool = False) -> Config:
-        """The configuration of a trial; InputError names the nearest right key.
+        """The configuration of a trial.  check: also make the checks that need neither models nor data.
 
-        check: refuse what its run would refuse before any look at models or data, too.
+        Raises InputError if the trial's settings are wrong.
         """
+        settings = _overrides(self.command(parameters), self.file)
+        key = tuple(sorted(settings))
         try:
-            config = load_config(_overrides(self.command(parameters), self.file))
+            if key not in self._configs:
+                self._configs[key] = load_config(settings)
             if check:
-                check_settings(config)
-            return config
+                check_settings(self._configs[key])
+            return self._configs[key]
         except InputError as error:
             shown = " ".join(f"{key}={value}" for key, value in parameters.items())
             given = f" with {' '.join(self.settings)}" if self.settings else ""
@@ -83,34 +93,64 @@ class SweepSpec:
 
 
 def read_sweep(file: str, settings: Sequence[str] = ()) -> SweepSpec:
-    """The sweep in `file`, checked but for its parameters' keys (see `SweepSpec.config`)."""
+    """The sweep in `file`.  settings: key=value for all trials.
+
+    Raises InputError if the file or a setting is wrong: the listed values are checked, the combinations of several in
+    `Sweep.open`. All checks that need no engine come first, because to load it takes seconds.
+    """
     path = Path(file).expanduser()
     content = _read(path)
     _check_method(path, content)
     _check_parameters(path, content)
-    # run_cap is wandb's server's; the schema of this version does not know it.
-    known = {key: value for key, value in content.items() if key != "run_cap"}
-    try:
-        wrong = sweeps.schema_violations_from_proposed_config(known)
-        filled = {} if wrong else dict(sweeps.SweepConfig(known)) | {"run_cap": content.get("run_cap")}
-    except (ValueError, ValidationError) as error:
-        wrong = [str(error)]
-    if wrong:
-        raise InputError(f"{path} is no sweep by wandb's schema: {'; '.join(wrong)}")
-    _check_metric(path, filled)
+    _check_metric(path, content)
     _check_command(path, content)
+    parameters = _without_settings(path, content["parameters"], settings)
+    spec = SweepSpec(path, str(content.get("name") or path.stem), content, tuple(settings))
+    for listed in listed_values(parameters):
+        spec.config(listed, check=True)
+
+    from bitkd.sweep.engine import fill_content
+
+    filled = fill_content(path, content)
+    filled["parameters"] = {key: filled["parameters"][key] for key in parameters}
+    return replace(spec, content=filled)
+
+
+def listed_values(parameters: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The first value of each parameter together, then each other listed value in place of the first.
+
+    A distribution is represented by its smallest value, or left out if the file does not say it.
+    """
+    values = {key: _values_of(parameter) for key, parameter in parameters.items() if isinstance(parameter, dict)}
+    first = {key: listed[0] for key, listed in values.items() if listed}
+    yield first
+    yield from (first | {key: value} for key, listed in values.items() for value in listed[1:])
+
+
+def _values_of(parameter: Mapping[str, Any]) -> list[Any]:
+    if "value" in parameter:
+        return [parameter["value"]]
+    if isinstance(parameter.get("values"), list):
+        return parameter["values"]
+    logarithmic = "log" in str(parameter.get("distribution", "")) and "values" not in parameter["distribution"]
+    return [parameter["min"]] if "min" in parameter and not logarithmic else []
+
+
+def _without_settings(path: Path, parameters: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """The parameters that no setting replaces. Raises InputError if a setting is wrong or replaces a swept one."""
+    left = dict(parameters)
     for text in settings:
         key, equals, _ = text.partition("=")
         if not equals or not key:
             raise InputError(f"'{text}' is no setting; write key=value")
         if key == "run.name":
             raise InputError("run.name= is each trial's own in a sweep; leave it out, or give the file a name:")
-        if "value" not in filled["parameters"].get(key, {"value": ""}):
+        if "value" not in left.get(key, {"value": ""}):
             raise InputError(f"{key}= is swept by {path}; leave it out, or change the file")
-        filled["parameters"].pop(key, None)  # one value for all trials: the setting's
-    if not filled["parameters"]:
+        left.pop(key, None)
+    if not left:
         raise InputError(f"{path}: the settings leave no parameter to sweep; use `bitkd run`")
-    return SweepSpec(path, str(content.get("name") or path.stem), filled, tuple(settings))
+    return left
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -144,8 +184,8 @@ def _check_method(path: Path, content: dict[str, Any]) -> None:
         raise InputError(f"{path}: run_cap: {cap} is no number of trials; write a whole number from 1 on")
     if "early_terminate" in content:
         raise InputError(
-            f"{path}: early_terminate: is not possible: a trial is a chain of stages, and what an early stage scores says "
-            "nothing of the last; leave it out, or sweep shorter stages"
+            f"{path}: early_terminate: is not possible: a trial is a chain of stages, and an early stage's score says "
+            "nothing about the last; leave it out, or sweep shorter stages"
         )
 
 
@@ -160,16 +200,7 @@ def _check_parameters(path: Path, content: dict[str, Any]) -> None:
             raise InputError(f"{path}: parameters.{key}: is nested; write dotted keys, such as {key}.NAME:")
         if key == "run.name":
             raise InputError(f"{path}: parameters.run.name: is each trial's own; leave it out")
-        try:
-            known = isinstance(spec, dict) and fill_parameter(key, spec)
-        except ValueError as error:
-            raise InputError(f"{path}: parameters.{error}") from error
-        if not known:
-            raise InputError(
-                f"{path}: parameters.{key}: {spec} says no values by wandb's schema; write values: [...], value: ..., or "
-                "min: and max: with a distribution: (YAML reads numbers with a point: 2.0e-5, not 2e-5)"
-            )
-        for value in [spec.get("value", ""), *spec.get("values", [])]:
+        for value in _values_of(spec) if isinstance(spec, dict) else []:
             if value is None:
                 raise InputError(f"{path}: parameters.{key}: null reaches a command as None; write 'null' in quotes")
             if isinstance(value, date):
@@ -188,10 +219,10 @@ def _check_metric(path: Path, content: dict[str, Any]) -> None:
 def _check_command(path: Path, content: dict[str, Any]) -> None:
     command = [str(word) for word in content.get("command", [])]
     if "${args_no_hyphens}" not in command:
-        raise InputError(f"{path}: command: does not hand the parameters on as key=value; write {COMMAND}")
+        raise InputError(f"{path}: command: does not pass the parameters as key=value; write {COMMAND}")
     for word in command:
         if word.startswith("${") and word.endswith("}") and word[2:-1] not in (*_MACROS, "args_no_hyphens"):
-            raise InputError(f"{path}: command: {word} is of no use to bitkd; write {COMMAND}")
+            raise InputError(f"{path}: command: {word} is not supported; write {COMMAND}")
     _overrides(command, path)
 
 
@@ -204,7 +235,7 @@ def _overrides(words: list[str], path: Path) -> list[str]:
 
 
 def place_of_bitkd(words: list[str], path: Path) -> int:
-    """Where `bitkd run` stands in a command; InputError where it does not."""
+    """Position of `bitkd` in a command. Raises InputError if the command does not start `bitkd run`."""
     for position, word in enumerate(words):
         if Path(word).name == "bitkd" and words[position + 1 : position + 2] == ["run"]:
             return position

@@ -1,15 +1,12 @@
-"""The trials of a sweep: proposed by wandb's own engine, remembered as files, so that a killed sweep goes on."""
+"""The trials of a sweep: proposed by an engine, kept as files, so that a killed sweep can be resumed."""
 
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import sweeps
-
-from bitkd.config.comparable import NUMBERLESS, PLACES, is_among
+from bitkd.config.comparable import LOCAL_PATHS, NO_EFFECT_ON_RESULTS, is_among
 from bitkd.config.schema import Config
 from bitkd.errors import InputError
 from bitkd.files import digest, read_json, write_json
@@ -18,30 +15,42 @@ from bitkd.sources.cache import FactCache, open_cache
 from bitkd.store.artifacts import read_artifact
 from bitkd.store.lock import Lock
 from bitkd.store.run_folder import RunFolder
-from bitkd.sweep.spec import METRIC, SweepSpec
+from bitkd.sweep.spec import SweepSpec, listed_values
 
-WAITING, RUNNING, FINISHED, FAILED, STOPPED = "waiting", "running", "finished", "failed", "stopped"
 
-_STATES = {FINISHED: "finished", FAILED: "failed"}
-"""States as the engine calls them; all others are under way to it."""
+class TrialState(StrEnum):
+    """What became of a trial."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    """Asked to stop by a signal; it is resumed."""
 
 
 @dataclass
 class Trial:
-    """One choice of parameters and what became of it.
-
-    number: position among the proposals.  run: its run folder.  seconds: of its starts together, killed ones aside.
-    score: the final student's.
-    """
+    """One choice of parameters and what became of it."""
 
     number: int
+    """Position among the proposals, from 0."""
+
     name: str
     parameters: dict[str, Any]
     log: str
+    """File with the output of its process."""
+
     run: str
-    state: str = WAITING
+    """Its run folder."""
+
+    state: str = TrialState.WAITING
     score: float | None = None
+    """Of the final student; None if it is not finished."""
+
     seconds: float = 0.0
+    """Of all its starts together, except those that were killed."""
+
     starts: int = 0
     exit_code: int | None = None
 
@@ -53,39 +62,36 @@ class Sweep:
     spec: SweepSpec
     folder: Path
     proposals: list[dict[str, Any]] = field(default_factory=list)
-    """All of them, in order; of bayes, only those that need no score."""
-
-    _configs: dict[str, Config] = field(default_factory=dict)
-    """Name of a trial -> its configuration, which takes time to put together."""
+    """The parameters of all trials, in order; of bayes, only those that need no score."""
 
     _planned: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Name of a finished trial -> the artifacts that its run would end with by now."""
+    """Finished trial -> artifact keys it would have with today's data and code (to detect stale trials)."""
 
     _cache: FactCache | None = None
 
     @classmethod
     def open(cls, spec: SweepSpec) -> "Sweep":
-        """Check every trial that is known beforehand; InputError before anything is written."""
-        try:
-            proposals = _known(spec)
-        except (ValueError, AssertionError) as error:
-            raise InputError(f"{spec.file}: wandb's engine refuses it: {error}") from error
+        """Check every trial that is known beforehand. Raises InputError before anything is written."""
+        from bitkd.sweep import engine
+
+        proposals = engine.known_proposals(spec)
         if not proposals:
             raise InputError(f"{spec.file}: its parameters give no trial; give each parameter a value")
         folder = Path(spec.config(proposals[0]).run.dir).expanduser().resolve() / "sweeps" / spec.name
         sweep = cls(spec, folder, proposals)
-        for parameters in (*proposals, *_values(spec, proposals[0])):
-            sweep._trial(0, parameters, check=True)
+        listed = listed_values(spec.content["parameters"]) if spec.method == "bayes" else ()
+        for parameters in (*proposals, *(proposals[0] | values for values in listed)):
+            spec.config(parameters, check=True)
         sweep._check_earlier()
         return sweep
 
     @property
     def total(self) -> int:
-        """Number of proposals."""
+        """Number of trials."""
         return (self.spec.run_cap or 0) if self.spec.method == "bayes" else len(self.proposals)
 
     def begin(self) -> None:
-        """Create the folder and keep what is run in it."""
+        """Create the folder and write down which sweep it belongs to. Raises InputError if it is not writable."""
         try:
             for name in ("trials", "logs"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -96,15 +102,17 @@ class Sweep:
             ) from error
 
     def trial(self, number: int) -> Trial:
-        """The trial of a number, as its file tells or new; of bayes, proposed from what is finished by now."""
+        """Trial `number`: from its file, or new. With bayes, a new one is proposed from the scores so far."""
         if number < len(self.proposals):
             return self._trial(number, self.proposals[number])
+        from bitkd.sweep import engine
+
         earlier = self.trials()
         kept = next((trial.parameters for trial in earlier if trial.number == number), None)
-        return self._trial(number, kept or _propose(self.spec, number, [self.read(trial) for trial in earlier]))
+        return self._trial(number, kept or engine.propose(self.spec, number, [self.read(trial) for trial in earlier]))
 
     def read(self, trial: Trial) -> Trial:
-        """The same trial, as its file tells by now."""
+        """The same trial, read from its file again."""
         return self._trial(trial.number, trial.parameters)
 
     def trials(self) -> list[Trial]:
@@ -130,35 +138,32 @@ class Sweep:
         return Lock(self.folder, trial.name)
 
     def command(self, trial: Trial) -> list[str]:
-        """The words that start a trial, as `wandb agent` composes them."""
+        """The command line of a trial, as `wandb agent` builds it."""
         return self.spec.command(trial.parameters, f"run.name={trial.name}")
 
-    def _trial(self, number: int, parameters: dict[str, Any], check: bool = False) -> Trial:
+    def _trial(self, number: int, parameters: dict[str, Any]) -> Trial:
         name = f"{self.spec.name}-{digest([parameters, _with_result(self.spec.settings)])[:8]}"
-        if name not in self._configs:
-            self._configs[name] = self.spec.config(parameters, check)
-        config = self._configs[name]
+        config = self.spec.config(parameters)
         run = Path(config.run.dir).expanduser().resolve() / config.task.name / name
         made = Trial(number, name, parameters, str(self.folder / "logs" / f"{name}.log"), str(run))
         found = _read(self._file(name))
         if found is None:
             return made
-        if found.state == FINISHED and not self._holds(found, run):
-            found.state, found.score = WAITING, None
-        if self.spec.method != "bayes":  # which finds by its number what it proposed
+        if found.state == TrialState.FINISHED and not self._is_current(name, config, run):
+            found.state, found.score = TrialState.WAITING, None
+        if self.spec.method != "bayes":  # bayes finds its proposals by number
             found.number = number
         found.run, found.log = made.run, made.log
         return found
 
-    def _holds(self, trial: Trial, run: Path) -> bool:
-        """Whether a finished trial's run is there, and would be the same with the sources and settings of now."""
+    def _is_current(self, name: str, config: Config, run: Path) -> bool:
+        """Whether a finished trial's run exists, and would be the same with today's data, code and settings."""
         if score_of(run) is None:
             return False
-        if trial.name not in self._planned:
-            config = self._configs[trial.name]
+        if name not in self._planned:
             self._cache = self._cache or open_cache(config, read_disk=True)
-            self._planned[trial.name] = planned_keys(config, self._cache)
-        return RunFolder.read(run).stages == self._planned[trial.name]
+            self._planned[name] = planned_keys(config, self._cache)
+        return RunFolder.read(run).stages == self._planned[name]
 
     def _file(self, name: str) -> Path:
         return self.folder / "trials" / f"{name}.json"
@@ -167,20 +172,20 @@ class Sweep:
         return {"file": str(self.spec.file), "spec": self.spec.content, "settings": _with_result(self.spec.settings)}
 
     def _check_earlier(self) -> None:
-        """Bayes proposes from scores, which must be of the same sweep."""
+        """With bayes, raises InputError if the folder belongs to another sweep: its scores would mislead the engine."""
         earlier = read_json(self.folder / "sweep.json")
         if self.spec.method != "bayes" or earlier is None:
             return
         now = self._spec()
         if any(earlier.get(key) != now[key] for key in ("spec", "settings")):
             raise InputError(
-                f"{self.folder} was begun by another file or other settings, and bayes learns from all its trials; give the "
+                f"{self.folder} belongs to another file or other settings, and bayes learns from all its trials; give the "
                 "sweep another name:, or delete the folder (its runs are kept)"
             )
 
 
 def _read(file: Path) -> Trial | None:
-    """A trial's file; null where there is none, or none of this version's."""
+    """A trial from its file; None if there is no file, or it is damaged."""
     content = read_json(file)
     try:
         return Trial(**{key: value for key, value in content.items() if key in Trial.__dataclass_fields__})
@@ -189,7 +194,7 @@ def _read(file: Path) -> Trial | None:
 
 
 def planned_keys(config: Config, cache: FactCache) -> dict[str, str]:
-    """Stage -> artifact that a run of `config` ends with. InputError where it could not be run."""
+    """Stage -> key of the artifact that a run of `config` would have. Raises InputError if it could not be run."""
     try:
         return {stage.name: stage.key for stage in make_plan(config, cache).stages}
     finally:
@@ -197,7 +202,7 @@ def planned_keys(config: Config, cache: FactCache) -> dict[str, str]:
 
 
 def score_of(run: Path) -> float | None:
-    """Score of a finished run's final student; null where a stage is missing."""
+    """Score of a finished run's final student; None if a stage is missing."""
     try:
         manifest = RunFolder.read(run).manifest
         if not manifest or not manifest.planned or manifest.artifacts != manifest.planned:
@@ -207,43 +212,8 @@ def score_of(run: Path) -> float | None:
         return None
 
 
-def _known(spec: SweepSpec) -> list[dict[str, Any]]:
-    if spec.method == "grid":
-        limit = spec.run_cap or 10**9  # the engine ends by itself
-        return [_plain(found) for found in sweeps.next_runs(spec.content, [], n=limit) if found is not None]
-    return [_propose(spec, number, []) for number in range((spec.run_cap or 1) if spec.method == "random" else 1)]
-
-
-def _values(spec: SweepSpec, first: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Of bayes, whose trials are not known beforehand: the first with each listed value in turn."""
-    if spec.method == "bayes":
-        for key, parameter in spec.content["parameters"].items():
-            for value in parameter.get("values", []):
-                yield first | {key: value}
-
-
-def _propose(spec: SweepSpec, number: int, earlier: Sequence[Trial]) -> dict[str, Any]:
-    """Proposal `number`; equal ones from equal scores, whichever process asks."""
-    random.seed(number)  # what the engine samples with
-    np.random.seed(number)
-    runs = [
-        sweeps.SweepRun(
-            name=trial.name,
-            state=_STATES.get(trial.state, "running"),
-            config={key: {"value": value} for key, value in trial.parameters.items()},
-            summaryMetrics={} if trial.score is None else {METRIC: trial.score},
-        )
-        for trial in earlier
-    ]
-    return _plain(sweeps.next_run(spec.content, runs))
-
-
-def _plain(run: Any) -> dict[str, Any]:
-    """A proposal without numpy's types, which a command would spell in their own way."""
-    values = {key: entry["value"] for key, entry in run.config.items()}
-    return {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
-
-
 def _with_result(settings: Sequence[str]) -> list[str]:
-    """The settings that a trial is told apart by."""
-    return sorted(text for text in settings if not is_among(text.partition("=")[0], (*NUMBERLESS, *PLACES)))
+    """The settings that can change a result; a trial's name depends on them."""
+    return sorted(
+        text for text in settings if not is_among(text.partition("=")[0], (*NO_EFFECT_ON_RESULTS, *LOCAL_PATHS))
+    )

@@ -8,7 +8,7 @@ from bitkd.compare.arms import make_arms
 from bitkd.compare.bootstrap import differences, pairs
 from bitkd.compare.checks import check_same_stages
 from bitkd.compare.comparison import warnings_of
-from bitkd.config.comparable import decisive_settings
+from bitkd.config.comparable import result_settings
 from bitkd.config.load import load_config
 from bitkd.config.schema import Config, StageSpec
 from bitkd.errors import InputError
@@ -156,7 +156,7 @@ def test_a_difference_of_budgets_answers_no_question_and_is_named_first():
 
 def test_what_decides_no_number_is_no_setting(settings, tmp_path):
     def of(*more):
-        return decisive_settings(load_config(settings(tmp_path, "singlestage", *more)))
+        return result_settings(load_config(settings(tmp_path, "singlestage", *more)))
 
     plain = of()
     silent = ["seed=7", "run.name=x", "logger=wandb", "data.num_workers=2", "checkpoint.every_minutes=1",
@@ -175,5 +175,5 @@ def test_what_decides_no_number_is_no_setting(settings, tmp_path):
 
 def test_a_given_teacher_counts_but_not_where_it_lies():
     first, second = (Config(stages={"teacher": StageSpec(kind="finetune", checkpoint=place)}) for place in "ab")
-    assert decisive_settings(first) == decisive_settings(second)
-    assert decisive_settings(first) != decisive_settings(Config(stages={"teacher": StageSpec(kind="finetune")}))
+    assert result_settings(first) == result_settings(second)
+    assert result_settings(first) != result_settings(Config(stages={"teacher": StageSpec(kind="finetune")}))

@@ -2,7 +2,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from bitkd.config.load import choices, conf_dir, load_config, to_yaml
-from bitkd.config.schema import TrainSpec, settings_of
+from bitkd.config.schema import Config, DataSpec, StageSpec, TrainerSpec, TrainSpec, settings_of
 from bitkd.errors import InputError
 
 BOTH = ["pipeline=multistage", "task=demo"]
@@ -66,14 +66,37 @@ def test_the_printed_configuration_says_everything():
         (["pipeline=multistage"], r"task= is missing; choose one of .*mrpc"),
         (["task=demo"], r"pipeline= is missing; choose one of .*singlestage"),
         ([*BOTH, "nonsense"], r"'nonsense' is no setting; write key=value"),
-        ([*BOTH, "train=fast"], r"train= takes no value of its own"),
+        ([*BOTH, "train=fast"], r"train= is a section and takes no value"),
         (["pipeline=/nowhere/mine.yaml", "task=demo"], r"there is no such file"),
+        ([*BOTH, "trainer.precision=bf16"], r"^trainer\.precision=bf16 is unknown; did you mean bf16-mixed\?$"),
+        ([*BOTH, "logger=tensorboard"], r"^logger=tensorboard is unknown; use one of csv, wandb$"),
+        (
+            [*BOTH, "stages.stage1.schedule=linaer"],
+            r"^stages\.stage1\.schedule=linaer is unknown; did you mean linear\?$",
+        ),
+        (
+            [*BOTH, "stages.stage1.select=null"],
+            r"^stages\.stage1\.select=null is unknown; use one of auto, best, last$",
+        ),
+        ([*BOTH, "data.segments=3"], r"^data\.segments=3 is unknown; use one of 1, 2$"),
+        ([*BOTH, "data.segments=two"], r"^data\.segments=two is unknown; use one of 1, 2$"),
         ([*BOTH, "student.layers=[1"], r"cannot be read: did not find expected"),
     ],
 )
 def test_bad_settings_say_what_to_do(overrides, message):
     with pytest.raises(InputError, match=message):
         load_config(overrides)
+
+
+def test_choices_are_checked_in_files_too_and_null_is_one_of_those_that_may_be_none(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("pipeline: {name: mine}\nstages:\n  one: {kind: finetune, select: bets, schedule: null}\n")
+    with pytest.raises(InputError, match=r"^stages\.one\.select=bets is unknown; did you mean best\?$"):
+        load_config([f"pipeline={file}", "task=demo"])
+    chosen = ["stages.one.select=best", "stages.one.schedule=null", "data.segments=1"]
+    file.write_text(file.read_text().replace("bets", "best"))
+    config = load_config([f"pipeline={file}", "task=demo", *chosen])
+    assert (config.stages["one"].select, config.stages["one"].schedule, config.data.segments) == ("best", None, 1)
 
 
 def test_broken_yaml_is_named(tmp_path):
@@ -96,3 +119,17 @@ def test_a_stage_overrides_the_defaults_of_all():
 
 def test_conf_is_found():
     assert (conf_dir() / "pipeline" / "multistage.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DataSpec(segments=3), r"^data\.segments=3 is unknown; use one of 1, 2$"),
+        (lambda: TrainerSpec(precision="bf16"), r"^trainer\.precision=bf16 is unknown; did you mean bf16-mixed"),
+        (lambda: StageSpec(kind="init", select="first"), r"^select=first is unknown; use one of auto, best, last$"),
+        (lambda: Config(logger="none"), r"^logger=none is unknown"),
+    ],
+)
+def test_choices_are_checked_in_python_too(make, message):
+    with pytest.raises(InputError, match=message):
+        make()

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers.normalizers import BertNormalizer
 
-from bitkd.config.comparable import decisive_settings
+from bitkd.config.comparable import result_settings
 from bitkd.config.load import load_config
 from bitkd.errors import InputError
 from bitkd.models.artifact import load_classifier, load_student, save_student
@@ -181,7 +181,7 @@ def test_a_run_records_the_settings_that_decide_its_numbers_and_what_it_read(fin
 
     found = settings_of("singlestage")
     read = {name: value for name, value in found.items() if name.startswith("content of ")}
-    assert found == decisive_settings(load_config(settings(finished))) | read
+    assert found == result_settings(load_config(settings(finished))) | read
     assert found["train.lr"] == 1e-2
     assert set(read) == {"content of model", "content of rows"}
     assert read.items() < settings_of("multistage").items()
@@ -298,7 +298,7 @@ stages:
         (["stages.init.teacher=teacher"], "a init stage has no teacher"),
         (["stages.init.student=single"], "the graph has a cycle"),
         (["stages.single.teacher=pretrained"], "has no trained head to learn logits from"),
-        (["stages.single.select=newest"], "use auto, best or last"),
+        (["stages.single.select=newest"], "select=newest is unknown; did you mean best"),
         (["stages.single.quant.weight_bits=3"], r"stages\.single: weight_bits=3 is unsupported; use 1 \(binary\)"),
         (["stages.single.quant.activation_bits=4"], "activation_bits=4 is unsupported"),
         (["stages.init.checkpoint=x"], "is only for a finetune stage"),
@@ -312,7 +312,7 @@ stages:
         (["train.batch_size=0"], "train.batch_size=0 is too small; use at least 1"),
         (["data.max_length=400"], r"data\.max_length=400 is outside .*use 8 to 64"),
         (["data.max_length=4"], "use 8 to 64"),
-        (["logger=tensorboard"], "use csv or wandb"),
+        (["logger=tensorboard"], "use one of csv, wandb"),
         (["stages.single.loss.unmatched_heads=relatoin"], "loss.unmatched_heads=relatoin is unknown; use relation or"),
         (["stages.single.loss.regression_target=lable"], "use teacher or label"),
         (["stages.single.loss.hidden=-1"], r"loss.hidden=-1.0 is no weight"),
@@ -322,7 +322,7 @@ stages:
         (["data.eval_batch_size=0"], "data.eval_batch_size=0 is too small"),
         (["trainer.log_every_n_steps=0"], "trainer.log_every_n_steps=0 is too small"),
         (["data.num_workers=-1"], "is negative; use 0 or more"),
-        (["trainer.precision=bf16-true"], "use 32-true, bf16-mixed, 16-mixed"),
+        (["trainer.precision=bf16-true"], "did you mean bf16-mixed"),
         (["data.dir=/nowhere"], r"data\.dir=/nowhere: there is no such folder"),
         (["model.pretrained=/nowhere/bert"], r"model\.pretrained=/nowhere/bert: there is no such folder"),
     ],

@@ -62,8 +62,8 @@ def test_two_processes_augment_to_the_rows_of_one(settings, tmp_path):
     script = tmp_path / "small_shards.py"
     script.write_text(
         "import sys\n"
-        "from bitkd.data import augment\n"
-        "augment.BLOCK, augment.SHARD_ROWS = 8, 16\n"
+        "from bitkd.data.augment import augmenter\n"
+        "augmenter.BLOCK, augmenter.SHARD_ROWS = 8, 16\n"
         "from bitkd.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )

@@ -19,8 +19,8 @@ from bitkd.config.load import load_config
 from bitkd.errors import StoppedError
 from bitkd.pipeline.runner import run
 from bitkd.stages.base import StudentModule
-from bitkd.sweep import trials
-from bitkd.sweep.runner import _Outlet, run_sweep
+from bitkd.sweep import engine
+from bitkd.sweep.runner import TrialProcess, run_sweep
 from bitkd.sweep.spec import read_sweep
 from bitkd.sweep.trials import Sweep
 
@@ -75,9 +75,9 @@ def test_a_dry_run_writes_nothing(write, tmp_path, stand_in, capsys):
 def test_the_bitkd_of_the_trials_is_looked_for_before_any_starts(write, tmp_path, stand_in, capsys):
     file = write(command=["${env}", "PATH=/nowhere", "bitkd", "run", "${args_no_hyphens}"])
     assert main(["sweep", file, f"run.dir={tmp_path / 'runs'}"]) == 2
-    assert "bitkd is not found by the trials (PATH=/nowhere)" in capsys.readouterr().err
+    assert "bitkd is not found on the trials' PATH (/nowhere)" in capsys.readouterr().err
     assert main(["sweep", write(), f"run.dir={tmp_path / 'runs'}", "--dry-run"]) == 0
-    assert re.search(r"note: trials are run by \S+/bitkd, which is another than", capsys.readouterr().out)
+    assert re.search(r"note: trials are run by \S+/bitkd, which is not the bitkd that checked", capsys.readouterr().out)
     assert not (tmp_path / "runs").exists()
 
 
@@ -129,7 +129,7 @@ def test_a_trial_that_another_process_runs_is_left_to_it(write, tmp_path, stand_
     lock.release()
     assert states(sweep) == ["waiting", "finished"]
     assert any(f"is run by process {os.getpid()}" in line for line in console.lines)
-    assert console.lines[-1].startswith("1 of 2 trials were left to the processes that hold them")
+    assert console.lines[-1].startswith("1 of 2 trials are run by other processes")
 
 
 def test_a_lock_that_a_dead_container_left_does_not_skip_its_trial(write, tmp_path, stand_in, console):
@@ -162,8 +162,8 @@ def test_bayes_proposes_once_for_each_trial(write, tmp_path, stand_in, console, 
         "pipeline": {"value": "singlestage"},
     }
     sweep = sweep_of(write(method="bayes", run_cap=3, parameters=parameters), tmp_path)
-    asked, propose = [], trials._propose
-    monkeypatch.setattr(trials, "_propose", lambda spec, n, earlier: asked.append(n) or propose(spec, n, earlier))
+    asked, propose = [], engine.propose
+    monkeypatch.setattr(engine, "propose", lambda spec, n, earlier: asked.append(n) or propose(spec, n, earlier))
     run_sweep(sweep, (1, 1), console)
     assert asked == [1, 2]
     assert [trial.state for trial in sweep.trials()] == ["finished"] * 3
@@ -192,16 +192,16 @@ def test_a_signal_leaves_the_trials_loaders_alive_to_end_its_step(tmp_path):
         f"open({str(tmp_path / 'ready')!r}, 'w')\n"
         "time.sleep(60)\n"
     )
-    outlet = _Outlet()
+    process = TrialProcess()
 
     def ask():
         wait_for(tmp_path / "ready")
-        outlet.pass_on(signal.SIGTERM)
+        process.forward(signal.SIGTERM)
 
     asking = threading.Thread(target=ask)
     asking.start()
     with open(tmp_path / "log", "wb") as log:
-        assert outlet.run([sys.executable, "-IS", "-c", code], log) == 75
+        assert process.run([sys.executable, "-IS", "-c", code], log) == 75
     asking.join()
 
 
@@ -295,7 +295,7 @@ def test_two_real_trials_one_cut_in_a_stage_share_their_stages_and_end_like_uncu
         return 0
 
     monkeypatch.setattr(StudentModule, "training_step", cut)
-    monkeypatch.setattr(_Outlet, "run", in_process)
+    monkeypatch.setattr(TrialProcess, "run", in_process)
     with pytest.raises(StoppedError):
         run_sweep(sweep, (1, 1), console)
     assert states(sweep) == ["finished", "stopped"]

@@ -102,14 +102,14 @@ def test_wandb_agent_runs_a_trial(agent, settings, tmp_path, monkeypatch, write)
         ({"method": "random"}, "run_cap: 20"),
         ({"run_cap": 0}, "run_cap: 0 is no number of trials"),
         ({"metric": None}, "metric: is missing; write metric: {name: dev/score, goal: maximize}"),
-        ({"metric": {"name": "dev/score", "goal": "largest"}}, "'largest' is not one of"),
+        ({"metric": {"name": "dev/score", "goal": "largest"}}, "write metric: {name: dev/score, goal: maximize}"),
         ({"metric": {"name": "dev/score"}}, "without a goal wandb takes minimize"),
         ({"metric": {"name": "dev/f1", "goal": "maximize"}}, "write metric"),
         ({"parameters": {}}, "parameters: is missing"),
-        ({"parameters": {"train.lr": {}}}, "parameters.train.lr: {} says no values"),
-        ({"parameters": {"train.lr": {"values": []}}}, "parameters.train.lr: .* says no values"),
-        ({"parameters": {"train.lr": {"min": "1e-5", "max": "1e-4"}}}, "2.0e-5, not 2e-5"),
-        ({"parameters": {"train.lr": {"min": 2.0, "max": 1.0}}}, "min 2.0 is not less than max 1.0"),
+        ({"parameters": KNOWN | {"train.lr": {}}}, "parameters.train.lr: {} says no values"),
+        ({"parameters": KNOWN | {"train.lr": {"values": []}}}, "parameters.train.lr: .* says no values"),
+        ({"parameters": KNOWN | {"train.lr": {"min": "1e-5", "max": "1e-4"}}}, "2.0e-5, not 2e-5"),
+        ({"parameters": KNOWN | {"train.lr": {"min": 0.2, "max": 0.1}}}, "min 0.2 is not less than max 0.1"),
         ({"parameters": {"train": {"parameters": {"lr": {"value": 1.0}}}}}, "dotted keys, such as train.NAME:"),
         *(
             ({"name": name}, "becomes a folder's name and a setting")
@@ -124,9 +124,9 @@ def test_wandb_agent_runs_a_trial(agent, settings, tmp_path, monkeypatch, write)
         ({"parameters": {5: {"value": 1}}}, "parameters.5: is no name"),
         ({"paramters": {}}, "'paramters' was unexpected"),
         ({"early_terminate": {"type": "hyperband", "min_iter": 3}}, "a trial is a chain of stages"),
-        ({"command": None}, "does not hand the parameters on as key=value"),
-        ({"command": ["${env}", "bitkd", "run", "${args}"]}, "does not hand the parameters on"),
-        ({"command": ["${env}", "bitkd", "run", "${args_no_hyphens}", "${args}"]}, r"\$\{args\} is of no use"),
+        ({"command": None}, "does not pass the parameters as key=value"),
+        ({"command": ["${env}", "bitkd", "run", "${args}"]}, "does not pass the parameters"),
+        ({"command": ["${env}", "bitkd", "run", "${args_no_hyphens}", "${args}"]}, r"\$\{args\} is not supported"),
         ({"command": ["python", "train.py", "${args_no_hyphens}"]}, "does not start `bitkd run`"),
         ({"command": ["bitkd", "run", "--json", "${args_no_hyphens}"]}, "no options"),
     ],
@@ -172,7 +172,22 @@ def test_settings_hold_for_all_trials_and_replace_what_is_not_swept(write):
         read_sweep(write(), ["run.name=mine"])
 
 
-def test_the_sweep_room_imports_nothing_of_torch():
-    code = "import sys, bitkd.commands.sweep; print(sorted({'torch', 'lightning', 'transformers'} & set(sys.modules)))"
+HEAVY = ["torch", "lightning", "transformers", "datasets", "wandb", "sweeps", "sklearn", "scipy"]
+
+
+def test_a_wrong_sweep_is_refused_before_anything_heavy_is_imported(write, tmp_path):
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(Path(write(parameters=KNOWN | {"train.lrr": {"values": [0.1]}})).read_text())
+    refused = [["/nowhere.yaml"], [str(wrong)], *([write(), text] for text in ("train.x=1", "task=mrcp", "seed=x"))]
+    code = f"from bitkd.cli import main; import sys; codes = [main(['sweep', *words]) for words in {refused}]"
+    code += f"; print(codes, sorted(set({HEAVY}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.strip() == "[2, 2, 2, 2, 2] []", done.stderr
+    for told in (
+        "cannot be read",
+        "unknown key train.lrr",
+        "unknown key train.x",
+        "task=mrcp is unknown",
+        "'seed=x' has",
+    ):
+        assert told in done.stderr

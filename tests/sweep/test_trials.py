@@ -4,7 +4,7 @@ import pytest
 
 from bitkd.errors import InputError
 from bitkd.sweep.spec import read_sweep
-from bitkd.sweep.trials import FINISHED, Sweep, Trial
+from bitkd.sweep.trials import Sweep, Trial, TrialState
 
 KNOWN = {"task": {"value": "demo"}, "pipeline": {"value": "singlestage"}}
 
@@ -40,12 +40,12 @@ def bayes(write, tmp_path, **more):
 
 
 def finish(sweep, trial: Trial, score: float) -> None:
-    trial.state, trial.score = FINISHED, score
+    trial.state, trial.score = TrialState.FINISHED, score
     sweep.keep(trial)
 
 
 def test_bayes_learns_from_scores_and_proposes_the_same_from_the_same(write, tmp_path, monkeypatch):
-    monkeypatch.setattr(Sweep, "_holds", lambda *_: True)
+    monkeypatch.setattr(Sweep, "_is_current", lambda *_: True)
     found = []
     for folder in ("one", "two"):
         sweep = bayes(write, tmp_path / folder)

@@ -1,0 +1,140 @@
+"""The small sections of the configuration; the meaning of each setting stands under it."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bitkd.data.documents import HubCorpusSpec
+from bitkd.errors import check_choices
+
+
+@dataclass
+class ModelSpec:
+    """The pre-trained BERT that every stage descends from."""
+
+    pretrained: str = "bert-base-uncased"
+    """A hub id or a local folder; `demo` is the tiny BERT that bitkd makes itself."""
+
+
+@dataclass
+class DataSpec:
+    """The rows and texts of a run, and how they are batched."""
+
+    dir: str | None = None
+    """A folder with the task's files (GLUE: the official TSV layout); null loads from the hub."""
+
+    corpus: list[str] = field(default_factory=list)
+    """Text files or folders for General KD."""
+
+    hub_corpus: HubCorpusSpec = field(default_factory=HubCorpusSpec)
+    """A corpus on the Hugging Face hub, used if `corpus` is empty."""
+
+    streaming: bool = False
+    """Read the corpus as a stream: nothing is kept in memory or on disk, and the budget is in steps or tokens."""
+
+    masking: float = 0.0
+    """Share of the corpus's tokens that are masked: 0 (TinyBERT's second version), or 0.15 (its first)."""
+
+    max_length: int = 128
+    """Tokens of a row; longer ones are truncated, counted and reported."""
+
+    eval_batch_size: int = 64
+    """Rows of one validation batch in each process."""
+
+    selection: Literal["dev", "holdout"] = "dev"
+    """Rows that select checkpoints: `dev`, as published, or `holdout`, a stratified tenth of the training rows. With
+    `holdout`, the dev sets are used once, at the end of a stage."""
+
+    selection_seed: int = 0
+    """Seed of the choice of held-out rows."""
+
+    num_workers: int = 0
+    """Loader processes of each training process."""
+
+    segments: Literal[1, 2] = 2
+    """General KD: 2 packs [CLS] A [SEP] B [SEP] with token types, 1 a single segment."""
+
+    importance_rows: int = 512
+    """Training rows for estimating the importance of heads and neurons, if student.width is below 1."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, "data.")
+
+
+@dataclass
+class TrainerSpec:
+    """Lightning's own names and meanings."""
+
+    accelerator: str = "auto"
+    """cpu, gpu, … or auto."""
+
+    devices: int = 1
+    """Processes on each node; the number is fixed for a run."""
+
+    num_nodes: int = 1
+    """Machines."""
+
+    strategy: str = "auto"
+    """auto, or ddp."""
+
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Arithmetic of the training. Lightning's other precisions hold the latent weights themselves in half precision, or
+    train what artifacts cannot hold."""
+
+    accumulate_grad_batches: int = 1
+    """Batches whose gradients are added up before a step; the effective batch stays `batch_size`."""
+
+    log_every_n_steps: int = 10
+    """Steps between two rows of the training log."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, "trainer.")
+
+
+@dataclass
+class RunSpec:
+    """Where results go."""
+
+    dir: str = "runs"
+    """Folder of all runs; a run is `<dir>/<task>/<name>`."""
+
+    name: str | None = None
+    """Name of this run; null takes the pipeline's."""
+
+    store: str | None = None
+    """Artifact store that runs share; null is `<dir>/store`."""
+
+
+@dataclass
+class CheckpointSpec:
+    """Checkpoints inside a stage; they change no result."""
+
+    every_minutes: float = 5.0
+    """At most this much work is lost if the process is killed, plus the step or validation in progress."""
+
+    every_steps: int | None = None
+    """Optimizer steps between two checkpoints, besides every_minutes; null: only by time."""
+
+
+@dataclass
+class WandbSpec:
+    """Settings of `logger=wandb`; without an API key the run is written offline, for a later `wandb sync`."""
+
+    project: str = "bitkd"
+    """Project of the runs."""
+
+    entity: str | None = None
+    """Team or user; null is the key's own."""
+
+    artifacts: bool = False
+    """Also upload the final student's folder."""
+
+
+@dataclass
+class PipelineSpec:
+    """Name and title of the pipeline; its stages are under `stages`."""
+
+    name: str = ""
+    """Also the default of run.name."""
+
+    title: str = ""
+    """What the pipeline is, for people."""
