@@ -21,7 +21,7 @@ from bitkd.models.artifact import load_classifier, permute_labels
 from bitkd.sources.sources import open_sources
 from bitkd.stages.base import SCORE, StudentModule
 from bitkd.store.artifacts import STAGE_FILE, Store, read_artifact
-from bitkd.store.run_folder import MANIFEST, RunRecord
+from bitkd.store.run_folder import MANIFEST, RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.settings, require=("task",))
     folder, model = _open_classifier(arguments)
     permute_labels(model, config.task.labels, _labels(arguments))
-    if (folder / STAGE_FILE).is_file() and (own := read_artifact(folder).stage["task"]) != config.task.name:
+    if (folder / STAGE_FILE).is_file() and (own := read_artifact(folder).stage.task) != config.task.name:
         log.warning("the checkpoint was made for task %s, its metrics are those of task %s", own, config.task.name)
     config.model.pretrained = str(folder)
     data = open_sources(config).task_module(TrainSpec(), total_batches=1, accumulate=1, seed=0)
@@ -146,13 +146,13 @@ def _plain_trainer(config: Config) -> pl.Trainer:
 def _open_classifier(arguments: argparse.Namespace) -> tuple[Path, Any]:
     folder = resolve_pretrained(arguments.checkpoint, setting="CHECKPOINT ")
     if (folder / MANIFEST).is_file():
-        stages = RunRecord.read(folder).stages
+        stages = RunFolder.read(folder).stages
         raise InputError(
             f"{arguments.checkpoint} is a run; name one of its stages: "
             + (", ".join(str(Path(arguments.checkpoint) / name) for name in stages) or "none is finished yet")
         )
     if (folder / STAGE_FILE).is_file():
-        damage = Store(folder.parent).damage(folder.name)
+        damage = Store(folder.parent).find_damage(folder.name)
         if damage:
             raise InputError(f"{damage}; run its pipeline again: the stage is recomputed")
     return folder, load_classifier(folder)
@@ -163,11 +163,11 @@ def _check_texts(folder: Path, pairs: bool) -> None:
     if not (folder / STAGE_FILE).is_file():
         return
     stage = read_artifact(folder).stage
-    wanted = stage.get("texts")
+    wanted = stage.texts
     if wanted == 2 and not pairs:
-        raise InputError(f"the checkpoint's task {stage['task']} reads two texts; give --text-pair too")
+        raise InputError(f"the checkpoint's task {stage.task} reads two texts; give --text-pair too")
     if wanted == 1 and pairs:
-        raise InputError(f"the checkpoint's task {stage['task']} reads one text; leave --text-pair out")
+        raise InputError(f"the checkpoint's task {stage.task} reads one text; leave --text-pair out")
 
 
 def _labels(arguments: argparse.Namespace) -> list[str] | None:

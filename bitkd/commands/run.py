@@ -65,7 +65,8 @@ def augment_command(arguments: argparse.Namespace) -> int:
     if is_other_rank():
         return 0
     folder = plan.store.path(plan.stages[0].key)
-    facts = read_artifact(folder).stage["augmented"]
+    facts = read_artifact(folder).stage.augmented
+    assert facts
     rows = load_shards(folder)
     varied = [i for i in range(min(len(rows), 20 * EXAMPLES)) if i and rows[i]["index"] == rows[i - 1]["index"]]
     examples = [rows[i] for i in varied[:: max(1, len(varied) // EXAMPLES)][:EXAMPLES]]
@@ -73,12 +74,12 @@ def augment_command(arguments: argparse.Namespace) -> int:
         shown = [
             {name: row[name] for name in ("text_a", "text_b", "label", "index") if name in row} for row in examples
         ]
-        print_json({"folder": str(folder), **facts, "examples": shown})
+        print_json({"folder": str(folder), **vars(facts), "examples": shown})
         return 0
     originals = plan.sources.task_data.train_texts()
     for row in examples:
         for name in ("text_a", "text_b"):
             if name in row and row[name] != originals[name][row["index"]]:
                 print(f"row {row['index']}: {originals[name][row['index']]}\n    -> {row[name]}")
-    print(f"{facts['rows']} rows of {facts['sources']}: {folder}")
+    print(f"{facts.rows} rows of {facts.sources}: {folder}")
     return 0

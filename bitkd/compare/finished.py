@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from bitkd.compare.load import WEIGHTS_FILE, check_complete, make_run
+from bitkd.compare.load import check_complete, make_run
 from bitkd.compare.runs import Run, check_numbers
 from bitkd.errors import InputError
 from bitkd.files import checksum
-from bitkd.store.artifacts import Artifact
-from bitkd.store.run_folder import RunRecord
+from bitkd.store.artifacts import WEIGHTS_FILE, Artifact
+from bitkd.store.run_folder import RunFolder
 
 
 def read_finished(folder: Path, to_compare: bool = False) -> Run:
@@ -15,10 +15,9 @@ def read_finished(folder: Path, to_compare: bool = False) -> Run:
 
     to_compare: also where they lack what a comparison needs: a student of the task, and what older versions did not record.
     """
-    record = RunRecord.read(folder)
-    planned = record.info.get("planned") or {}
-    if not isinstance(planned, dict):
-        raise InputError(f"{folder}: its manifest is damaged (planned: {planned}); run it again")
+    record = RunFolder.read(folder)
+    assert record.manifest
+    info, planned = record.manifest.as_data(), record.manifest.planned
     missing = [name for name, key in planned.items() if record.stages.get(name) != key]
     if missing or not planned:
         raise InputError(
@@ -26,14 +25,14 @@ def read_finished(folder: Path, to_compare: bool = False) -> Run:
         )
     artifacts = record.artifacts()
     stages = {
-        name: {"path": artifact.path, "stage": artifact.stage, "metrics": artifact.metrics}
+        name: {"path": artifact.path, "stage": artifact.stage.as_data(), "metrics": artifact.metrics.as_data()}
         for name, artifact in artifacts.items()
     }
     if to_compare:
         for artifact in artifacts.values():
             _check_contents(artifact)
-        check_complete(str(folder), record.info, stages)
-    run = make_run(folder.resolve().name, record.info, stages)
+        check_complete(str(folder), info, stages)
+    run = make_run(folder.resolve().name, info, stages)
     if to_compare:
         try:
             check_numbers(run)
@@ -44,7 +43,7 @@ def read_finished(folder: Path, to_compare: bool = False) -> Run:
 
 def _check_contents(artifact: Artifact) -> None:
     """InputError where a file of an artifact is another than it was written; the weights, which take long, are left out."""
-    for name, expected in artifact.stage.get("checksums", {}).items():
+    for name, expected in artifact.stage.checksums.items():
         file = artifact.path / name
         if name != WEIGHTS_FILE and file.is_file() and checksum(file) != expected:
             raise InputError(f"{file} is damaged (it is another than its stage.json tells); run the stage again")

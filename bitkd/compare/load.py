@@ -7,9 +7,8 @@ from typing import Any
 
 from bitkd.compare.runs import HOLDOUT, Predictions, Run, Stage
 from bitkd.errors import InputError
+from bitkd.store.artifacts import PREDICTIONS_FILE, WEIGHTS_FILE
 
-PREDICTIONS_FILE = "predictions.safetensors"
-WEIGHTS_FILE = "model.safetensors"
 MIB = 2**20
 
 

@@ -4,18 +4,19 @@ import os
 import shutil
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bitkd.data.augment.augmenter import Augmenter, shard_file, write_shard
 from bitkd.data.augment.candidates import make_candidates
-from bitkd.data.augment.checks import Augmented
 from bitkd.data.hub import load_tokenizer
 from bitkd.errors import StoppedError
 from bitkd.pipeline.planned import Plan, PlannedStage
 from bitkd.pipeline.stage_record import stage_record
 from bitkd.processes.group import Group
 from bitkd.processes.signals import Stopping
+from bitkd.store.records import AugmentedRecord, MetricsRecord
 
 POLL_SECONDS = 0.5
 
@@ -68,7 +69,7 @@ def augment(plan: Plan, stage: PlannedStage, group: Group, stopping: Stopping, c
 
 def _publish(plan: Plan, stage: PlannedStage, augmenter: Augmenter, folder: Path, console: Any) -> None:
     made = [write_shard(augmenter, number, folder) for number in range(augmenter.shards)]
-    facts = Augmented(
+    facts = AugmentedRecord(
         task=plan.config.task.name,
         source=plan.sources.task_data.source_hash(),
         sources=len(augmenter.rows["label"]),
@@ -81,7 +82,7 @@ def _publish(plan: Plan, stage: PlannedStage, augmenter: Augmenter, folder: Path
         console.print(
             f"{stage.name}: {facts.truncated} of the augmented rows are longer than {facts.max_length} tokens and are cut"
         )
-    record = stage_record(plan, stage, sum(record.seconds for record in made)) | {"augmented": vars(facts)}
+    record = replace(stage_record(plan, stage, sum(record.seconds for record in made)), augmented=facts)
 
     def write(target: Path) -> None:
         for number in range(augmenter.shards):
@@ -91,4 +92,4 @@ def _publish(plan: Plan, stage: PlannedStage, augmenter: Augmenter, folder: Path
             except OSError:  # a file system without links
                 shutil.copyfile(file, target / file.name)
 
-    plan.store.publish(stage.key, write, record, {"score": None})
+    plan.store.publish(stage.key, write, record, MetricsRecord(score=None))

@@ -1,9 +1,8 @@
 """One stage under Lightning: fit or validate, resume where it was cut, choose a checkpoint, write the artifact."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import LearningRateMonitor
@@ -25,6 +24,7 @@ from bitkd.processes.group import Group, make_trainer
 from bitkd.processes.signals import Stopping
 from bitkd.stages.base import SCORE
 from bitkd.stages.flops import row_flops
+from bitkd.store.records import FlopsRecord, MetricsRecord, SizeRecord
 from bitkd.tracking.wandb import make_loggers
 
 
@@ -60,13 +60,18 @@ def execute(
     checker.validate(built.module, datamodule=built.data, verbose=False)
     values = {name: float(value) for name, value in checker.callback_metrics.items() if "/" in name}
     student = finish_student(stage, built.module)
-    metrics: dict[str, Any] = {"score": _dev_score(plan, built, values) if has_head else None}
-    metrics |= {name: _section(values, name) for name in built.module.dev_names}
-    record = stage_record(plan, stage, resume.seconds if built.fit else 0.0, flops.examples)
-    record |= {"size": asdict(measure(student)), "selected": built.select if built.fit else None, "curve": best.curve}
-    record["flops"] = {"student": flops.student, "teacher": flops.teacher}
-    if built.fit:
-        record |= {"selected_step": best.step if built.select == "best" else trainer.global_step}
+    metrics = MetricsRecord(
+        score=_dev_score(plan, built, values) if has_head else None,
+        sets={name: _section(values, name) for name in built.module.dev_names},
+    )
+    record = replace(
+        stage_record(plan, stage, resume.seconds if built.fit else 0.0, flops.examples),
+        size=SizeRecord(**asdict(measure(student))),
+        selected=built.select if built.fit else None,
+        curve=[(int(step), score) for step, score in best.curve],
+        flops=FlopsRecord(flops.student, flops.teacher),
+        selected_step=(best.step if built.select == "best" else trainer.global_step) if built.fit else None,
+    )
     if group.is_global_zero:
 
         def write(folder: Path) -> None:

@@ -49,7 +49,7 @@ def identity_of(stage: PlannedStage, config: Config, sources: SourceFacts) -> di
         elif stage.train.max_steps:
             del settings["epochs"]
         if stage.augmented is not None:
-            identity["augmented"] = read_artifact(stage.augmented).stage["checksums"]
+            identity["augmented"] = read_artifact(stage.augmented).stage.checksums
         identity |= {
             "train": settings,
             "select": spec.select,

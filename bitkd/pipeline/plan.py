@@ -26,7 +26,7 @@ from bitkd.sources.cache import Memo, open_memo
 from bitkd.sources.facts import SourceFacts, open_facts
 from bitkd.stages.kinds import AUGMENT, TRAINED
 from bitkd.store.artifacts import Store, read_artifact
-from bitkd.store.run_folder import RunRecord
+from bitkd.store.run_folder import RunFolder
 
 
 def make_plan(config: Config, memo: Memo | None = None) -> Plan:
@@ -34,7 +34,7 @@ def make_plan(config: Config, memo: Memo | None = None) -> Plan:
 
     memo: facts of the sources that may be taken from earlier looks; null looks at all of them now.
     """
-    record = RunRecord.open(Path(config.run.dir), config.task.name, config.run.name or config.pipeline.name)
+    record = RunFolder.open(Path(config.run.dir), config.task.name, config.run.name or config.pipeline.name)
     config = check_settings(config)
     sources = open_facts(config, memo or open_memo(config, recall=False))
     config = sources.config
@@ -136,7 +136,9 @@ def _plan_stage(name: str, config: Config, sources: SourceFacts, steps: int | No
         stage.count_steps(None)
     elif given.enabled and given.path and wants_augmented(spec):
         stage.augmented = sources.given_rows
-        stage.count_steps(max(1, read_artifact(stage.augmented).stage["augmented"]["rows"] // train.batch_size))
+        augmented = read_artifact(stage.augmented).stage.augmented
+        assert augmented
+        stage.count_steps(max(1, augmented.rows // train.batch_size))
     elif spec.kind in TRAINED:
         data = sources.corpus if spec.kind == "general" else sources.task
         check_rows(name, data.rows, train.batch_size, config)

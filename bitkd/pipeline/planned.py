@@ -10,7 +10,7 @@ from bitkd.files import digest
 from bitkd.sources.facts import SourceFacts
 from bitkd.stages.kinds import AUGMENT, TRAINED
 from bitkd.store.artifacts import Store, read_artifact
-from bitkd.store.run_folder import RunRecord, state_of
+from bitkd.store.run_folder import RunFolder, state_of
 
 if TYPE_CHECKING:
     from bitkd.sources.sources import Sources
@@ -66,7 +66,7 @@ class Plan:
     facts: SourceFacts
     stages: list[PlannedStage]
     store: Store
-    record: RunRecord
+    record: RunFolder
 
     @property
     def sources(self) -> "Sources":
@@ -86,8 +86,9 @@ class Plan:
         """Count the steps of a stage on augmented rows, which are there by now."""
         folder = self.augmented_rows(stage)
         if not stage.settled and folder is not None:
-            rows = read_artifact(folder).stage["augmented"]["rows"]
-            stage.count_steps(max(1, rows // stage.train.batch_size))
+            augmented = read_artifact(folder).stage.augmented
+            assert augmented
+            stage.count_steps(max(1, augmented.rows // stage.train.batch_size))
 
     def given_keys(self) -> list[str]:
         """Artifacts of the store that the settings name by their folders: a teacher, augmented rows, a model."""
@@ -105,7 +106,7 @@ class Plan:
         if made := next((stage.fingerprint for stage in self.stages if stage.spec.kind == AUGMENT), None):
             read["augmented rows"] = made
         elif given := next((stage.augmented for stage in self.stages if stage.augmented), None):
-            read["augmented rows"] = digest(read_artifact(given).stage["checksums"])
+            read["augmented rows"] = digest(read_artifact(given).stage.checksums)
         return {f"content of {name}": found[:12] for name, found in read.items()}
 
     def rows(self) -> list[dict[str, Any]]:

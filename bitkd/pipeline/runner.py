@@ -18,6 +18,7 @@ from bitkd.processes.group import Group
 from bitkd.processes.signals import Stopping
 from bitkd.stages.kinds import AUGMENT
 from bitkd.store.lock import Lock
+from bitkd.store.records import BudgetRecord, RunManifest
 from bitkd.tracking.wandb import close_loggers, track_run, track_stage
 
 WAIT_SECONDS = 60.0
@@ -116,26 +117,26 @@ def _begin(plan: Plan, console: Any) -> Lock:
     """Note what this run is, and say where it goes on in another way than it began. Returns a lock for as long as it lives."""
     config = plan.config
     processes = config.trainer.devices * config.trainer.num_nodes
-    before = plan.record.info.get("processes", processes)
-    info: dict[str, Any] = {
-        "task": config.task.name,
-        "pipeline": config.pipeline.name,
-        "title": config.pipeline.title,
-        "seed": config.seed,
-        "metric": config.task.metric,
-        "metrics": config.task.metrics,
-        "labels": config.task.labels,
-        "processes": processes,
-        "hyperparameters": hyperparameters(config),
-        "budget": _budget(config),
-        "settings": decisive_settings(config) | plan.sources_read(),
-        "titles": {stage.name: stage.title for stage in plan.stages},
-        "kinds": {stage.name: stage.spec.kind for stage in plan.stages},
-        "upstream": {stage.name: stage.upstream for stage in plan.stages},
-        "planned": {stage.name: stage.key for stage in plan.stages},
-    }
-    plan.record.begin(info, to_yaml(config), list(info["titles"]))
-    living = plan.store.register(plan.record.folder, [*info["planned"].values(), *plan.given_keys()])
+    before = plan.record.manifest.processes if plan.record.manifest else processes
+    manifest = RunManifest(
+        task=config.task.name,
+        pipeline=config.pipeline.name,
+        title=config.pipeline.title,
+        seed=config.seed,
+        metric=config.task.metric,
+        metrics=config.task.metrics,
+        labels=config.task.labels,
+        processes=processes,
+        hyperparameters=hyperparameters(config),
+        budget=_budget(config),
+        settings=decisive_settings(config) | plan.sources_read(),
+        titles={stage.name: stage.title for stage in plan.stages},
+        kinds={stage.name: stage.spec.kind for stage in plan.stages},
+        upstream={stage.name: stage.upstream for stage in plan.stages},
+        planned={stage.name: stage.key for stage in plan.stages},
+    )
+    plan.record.begin(manifest, to_yaml(config))
+    living = plan.store.register(plan.record.folder, [*manifest.planned.values(), *plan.given_keys()])
     if before != processes:
         console.print(
             f"this run had {before} processes until now and has {processes}: stages that train are computed anew, because "
@@ -149,11 +150,11 @@ def _begin(plan: Plan, console: Any) -> Lock:
     return living
 
 
-def _budget(config: Config) -> dict[str, Any] | None:
+def _budget(config: Config) -> BudgetRecord | None:
     if config.budget.total is None:
         return None
     unit, total = config.budget.total
-    return {"unit": unit, "total": total, "shares": config.budget.shares}
+    return BudgetRecord(unit, total, dict(config.budget.shares))
 
 
 def _take(plan: Plan, stage: PlannedStage, group: Group, lock: Lock, label: str, console: Any) -> bool:
@@ -185,7 +186,7 @@ def _say(group: Group, console: Any, text: str) -> None:
 def _drop_damaged(plan: Plan, stage: PlannedStage, console: Any) -> None:
     if not plan.store.path(stage.key).exists():
         return
-    damage = plan.store.damage(stage.key)
+    damage = plan.store.find_damage(stage.key)
     if damage:
         console.print(f"{damage}: it is recomputed")
         plan.store.remove(stage.key)
@@ -204,8 +205,9 @@ def _failure(plan: Plan, stage: PlannedStage, group: Group, error: Exception, re
 def _summary(plan: Plan, stage: PlannedStage) -> str:
     artifact = plan.store.load(stage.key)
     if stage.spec.kind == AUGMENT:
-        facts = artifact.stage["augmented"]
-        return f"{facts['rows']} rows of {facts['sources']}, {artifact.stage['seconds']:.0f} s"
-    score = artifact.metrics["score"]
+        facts = artifact.stage.augmented
+        assert facts
+        return f"{facts.rows} rows of {facts.sources}, {artifact.stage.seconds:.0f} s"
+    score = artifact.metrics.score
     metric = plan.config.task.metric
-    return (f"{metric} {score:.4f}, " if score is not None else "") + f"{artifact.stage['seconds']:.0f} s"
+    return (f"{metric} {score:.4f}, " if score is not None else "") + f"{artifact.stage.seconds:.0f} s"

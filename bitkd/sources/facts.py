@@ -175,14 +175,14 @@ class SourceFacts:
         """Folder of the augmented rows that were made before; InputError where they do not fit this run."""
         folder = Path(self.config.task.augmentation.path or "").expanduser().resolve()
         record = read_artifact(folder).stage
-        if "augmented" not in record:
+        if record.augmented is None:
             raise InputError(
                 f"task.augmentation.path={folder} holds no augmented rows; name a folder that `bitkd augment` made"
             )
-        if damage := self._of_folder("damage", folder, lambda: Store(folder.parent).damage(folder.name)):
+        if damage := self._of_folder("damage", folder, lambda: Store(folder.parent).find_damage(folder.name)):
             raise InputError(f"task.augmentation.path: {damage}; augment again")
         task, length = self.config.task.name, self.config.data.max_length
-        facts = Augmented(**record["augmented"])
+        facts = Augmented(**vars(record.augmented))
         check_augmented(folder, facts, task, self.training_rows_hash, length, self.tokenizer.hash)
         return folder
 

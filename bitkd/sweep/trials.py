@@ -17,7 +17,7 @@ from bitkd.pipeline.plan import make_plan
 from bitkd.sources.cache import Memo, open_memo
 from bitkd.store.artifacts import read_artifact
 from bitkd.store.lock import Lock
-from bitkd.store.run_folder import RunRecord
+from bitkd.store.run_folder import RunFolder
 from bitkd.sweep.spec import METRIC, SweepSpec
 
 WAITING, RUNNING, FINISHED, FAILED, STOPPED = "waiting", "running", "finished", "failed", "stopped"
@@ -158,7 +158,7 @@ class Sweep:
             config = self._configs[trial.name]
             self._memo = self._memo or open_memo(config, recall=True)
             self._planned[trial.name] = planned_keys(config, self._memo)
-        return RunRecord.read(run).stages == self._planned[trial.name]
+        return RunFolder.read(run).stages == self._planned[trial.name]
 
     def _file(self, name: str) -> Path:
         return self.folder / "trials" / f"{name}.json"
@@ -199,13 +199,11 @@ def planned_keys(config: Config, memo: Memo) -> dict[str, str]:
 def score_of(run: Path) -> float | None:
     """Score of a finished run's final student; null where a stage is missing."""
     try:
-        record = RunRecord.read(run)
-        planned = record.info["planned"]
-        final = list(planned)[-1]
-        if record.stages != planned:
+        manifest = RunFolder.read(run).manifest
+        if not manifest or not manifest.planned or manifest.artifacts != manifest.planned:
             return None
-        return read_artifact(run / final).metrics["score"]
-    except (InputError, KeyError, IndexError):
+        return read_artifact(run / list(manifest.planned)[-1]).metrics.score
+    except InputError:
         return None
 
 

@@ -248,10 +248,9 @@ def _facts_after(plan: Plan, stage: PlannedStage) -> dict[str, Any]:
     """Numbers of a finished stage: metrics of every dev set, sizes, and what it cost."""
     artifact = plan.store.load(stage.key)
     metrics, record = artifact.metrics, artifact.stage
-    facts: dict[str, Any] = {SCORE: metrics.get("score")}
-    for name, values in metrics.items():
-        if isinstance(values, dict):
-            facts |= {f"{name}/{key}": value for key, value in values.items()}
-    facts |= {f"size/{key}": value for key, value in record.get("size", {}).items()}
-    facts |= {f"flops/{key}": value for key, value in record.get("flops", {}).items()}
-    return facts | {key: record[key] for key in ("steps", "examples", "seconds") if key in record}
+    facts: dict[str, Any] = {SCORE: metrics.score}
+    for name, values in metrics.sets.items():
+        facts |= {f"{name}/{key}": value for key, value in values.items()}
+    facts |= {f"size/{key}": value for key, value in vars(record.size).items()} if record.size else {}
+    facts |= {f"flops/{key}": value for key, value in vars(record.flops).items()} if record.flops else {}
+    return facts | {key: getattr(record, key) for key in ("steps", "examples", "seconds")}
