@@ -12,6 +12,9 @@ from bitkd.callbacks.checkpoints import BestCheckpoint, ResumeCheckpoint, latest
 from bitkd.callbacks.flops import TrainingFlops
 from bitkd.callbacks.predictions import Predictions
 from bitkd.callbacks.progress import StageProgressBar
+from bitkd.callbacks.random_states import RandomStates
+from bitkd.callbacks.seconds import TrainingSeconds
+from bitkd.callbacks.stop import StopRequest, ValidateLastStep
 from bitkd.callbacks.throughput import Throughput
 from bitkd.data.metrics import primary_score
 from bitkd.data.tasks import HOLDOUT
@@ -37,14 +40,15 @@ def execute(
     work = plan.store.work(stage.key)
     loggers = make_loggers(plan, stage) if group.is_global_zero else []
     best = BestCheckpoint(work, SCORE)
-    intervals = plan.config.checkpoint
-    resume = ResumeCheckpoint(
-        work, stage.seed, intervals.every_minutes, intervals.every_steps, lambda: stopping.requested
-    )
-    built.callbacks.append(KeepSignals(stopping))
     flops = TrainingFlops(row_flops)
+    intervals = plan.config.checkpoint
+    resume = ResumeCheckpoint(work, intervals.every_minutes, intervals.every_steps)
+    seconds = TrainingSeconds()
+    kept: list[pl.Callback] = [flops, seconds, RandomStates(stage.seed), ValidateLastStep(), best, resume]
+    kept.append(StopRequest(lambda: stopping.requested, resume.save))
+    built.callbacks.append(KeepSignals(stopping))
     if built.fit:
-        trainer = _fit(plan, stage, group, built, [flops, best, resume], loggers, position, progress_bar)
+        trainer = _fit(plan, stage, group, built, kept, loggers, position, progress_bar)
         if built.select == "best" and best.score is not None:
             load_weights(built.module, best.file)
     # The artifact's own metrics come from the very weights that it holds, not from a log of the way there.
@@ -65,7 +69,7 @@ def execute(
         sets={name: _section(values, name) for name in built.module.dev_names},
     )
     record = replace(
-        stage_record(plan, stage, resume.seconds if built.fit else 0.0, flops.examples),
+        stage_record(plan, stage, seconds.seconds if built.fit else 0.0, flops.examples),
         size=SizeRecord(**asdict(measure(student))),
         selected=built.select if built.fit else None,
         curve=[(int(step), score) for step, score in best.curve],
