@@ -62,14 +62,14 @@ def test_splits_share_no_hypothesis(rows):
         assert set(collections.Counter(row[1] for row in part).values()) == {len(LABELS)}
 
 
-def test_rivals_exclude_a_word_and_leave_its_kin():
+def test_rivals_exclude_a_word_but_not_what_it_is_a_kind_of():
     assert set(rivals("dog")) == {*KIND_OF, *NOUNS} - {"dog", "animal", *VERBS, *(w for v in VERBS.values() for w in v)}
     assert set(rivals("moves")) == {"rests", *VERBS["rests"]}
     assert rivals("big") == ["small"]
     assert rivals("in") == []
 
 
-def test_documents_tell_of_one_scene_each():
+def test_documents_describe_one_scene_each():
     text = list(documents(3, 4, seed=0))
     assert [len(sentences) for sentences in text] == [4, 4, 4]
     assert text == list(documents(3, 4, seed=0)) != list(documents(3, 4, seed=1))
@@ -96,7 +96,7 @@ def test_a_finished_demo_is_not_made_again(tmp_path, quick, monkeypatch):
     assert ensure_demo(tmp_path) == first
 
 
-def test_a_killed_build_leaves_nothing_visible_and_is_swept(tmp_path, quick, monkeypatch):
+def test_a_killed_build_leaves_nothing_visible_and_is_deleted(tmp_path, quick, monkeypatch):
     def killed(*arguments):
         raise KeyboardInterrupt
 
