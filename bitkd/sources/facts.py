@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitkd.config.schema import Config, store_root
-from bitkd.data.augment.checks import Augmented, check_augmented
+from bitkd.data.augment.checks import check_augmented
 from bitkd.data.documents import FileDocuments
 from bitkd.data.hub import resolve_pretrained
 from bitkd.data.tasks import check_metrics, check_task, task_fingerprint
@@ -182,8 +182,7 @@ class SourceFacts:
         if damage := self._of_folder("damage", folder, lambda: Store(folder.parent).find_damage(folder.name)):
             raise InputError(f"task.augmentation.path: {damage}; augment again")
         task, length = self.config.task.name, self.config.data.max_length
-        facts = Augmented(**vars(record.augmented))
-        check_augmented(folder, facts, task, self.training_rows_hash, length, self.tokenizer.hash)
+        check_augmented(folder, record.augmented, task, self.training_rows_hash, length, self.tokenizer.hash)
         return folder
 
 

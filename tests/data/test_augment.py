@@ -7,9 +7,10 @@ from transformers import BertConfig, BertForMaskedLM
 
 from bitkd.data.augment.augmenter import SHARD_ROWS, Augmenter, load_shards, shard_file, write_shard
 from bitkd.data.augment.candidates import MaskedLMCandidates, Sentence, VectorCandidates, make_candidates
-from bitkd.data.augment.checks import Augmented, check_augmentation, check_augmented
+from bitkd.data.augment.checks import check_augmentation, check_augmented
 from bitkd.data.tasks import AugmentSpec
 from bitkd.errors import InputError
+from bitkd.store.records import AugmentedRecord
 
 WORDS = ["dog", "cat", "bird", "sees", "likes", "runs", "sleeps", "big", "small", "red", "blue", "fast", "old", "new"]
 
@@ -167,8 +168,8 @@ def test_a_full_disk_leaves_no_part_of_a_shard(tiny_tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"source": "lm"}, "use auto, masked_lm or vectors"),
-        ({"precision": "bf16"}, "use 32-true or bf16-mixed"),
+        ({"source": "lm"}, r"augmentation\.source=lm is unknown; use one of auto, masked_lm, vectors"),
+        ({"precision": "bf16"}, r"augmentation\.precision=bf16 is unknown; did you mean bf16-mixed"),
         ({"probability": 0.0}, r"outside \(0, 1\]"),
         ({"variants": 0}, "variants=0 is too small"),
         ({"vectors": "/nowhere"}, "there is no such file"),
@@ -201,10 +202,10 @@ def test_rows_made_for_another_run_are_refused(tmp_path, change, message):
         "tokenizer": "a",
     }
     with pytest.raises(InputError, match=message):
-        check_augmented(tmp_path, Augmented(**(facts | change)), "mrpc", "x", 128, "a")
+        check_augmented(tmp_path, AugmentedRecord(**(facts | change)), "mrpc", "x", 128, "a")
 
 
-def test_a_shard_whose_note_was_lost_is_made_again(tiny_tokenizer, tmp_path):
+def test_a_shard_whose_record_was_lost_is_made_again(tiny_tokenizer, tmp_path):
     maker = augmenter(tiny_tokenizer, rows_of(8))
     first = write_shard(maker, 0, tmp_path)
     content = shard_file(tmp_path, 0).read_bytes()
