@@ -74,7 +74,7 @@ class Packer:
 
     @staticmethod
     def _random_segment(documents: list[list[int]], number: int, length: int, random: np.random.Generator) -> list[int]:
-        """A segment of a document other than `number`."""
+        """A segment of a document other than `number`, if there is another."""
         if len(documents) == 1:
             return documents[0][:length]
         other = documents[(number + int(random.integers(1, len(documents)))) % len(documents)]

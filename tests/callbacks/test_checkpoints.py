@@ -106,11 +106,11 @@ def best_weights(folder):
 @pytest.mark.parametrize("stop_at", [1, 3, 4, 5, 8, 11])
 def test_resumed_equals_uninterrupted(tmp_path, stop_at, accumulate):
     whole, whole_best = fit(tmp_path / "whole", accumulate=accumulate)
-    fit(tmp_path / "cut", stop_at=stop_at * accumulate, accumulate=accumulate)
-    resumed, resumed_best = fit(tmp_path / "cut", accumulate=accumulate)
+    fit(tmp_path / "interrupted", stop_at=stop_at * accumulate, accumulate=accumulate)
+    resumed, resumed_best = fit(tmp_path / "interrupted", accumulate=accumulate)
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
     assert (whole_best.score, whole_best.step) == (resumed_best.score, resumed_best.step)
-    first, second = best_weights(tmp_path / "whole"), best_weights(tmp_path / "cut")
+    first, second = best_weights(tmp_path / "whole"), best_weights(tmp_path / "interrupted")
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -118,10 +118,10 @@ def test_resumed_equals_uninterrupted(tmp_path, stop_at, accumulate):
 @pytest.mark.parametrize("step", [3, 4, 12])
 def test_a_requested_stop_is_after_a_whole_step_and_saves_it(tmp_path, step, accumulate):
     whole, whole_best = fit(tmp_path / "whole", accumulate=accumulate)
-    stopped, _ = fit(tmp_path / "cut", every_steps=None, accumulate=accumulate, stop_after=step)
-    assert [file.name for file in tmp_path.glob("cut/step-*.ckpt")] == [f"step-{step:09d}.ckpt"]
+    stopped, _ = fit(tmp_path / "interrupted", every_steps=None, accumulate=accumulate, stop_after=step)
+    assert [file.name for file in tmp_path.glob("interrupted/step-*.ckpt")] == [f"step-{step:09d}.ckpt"]
     assert stopped.scores == [done for done in (4, 8, 12) if done <= step]  # its validation is part of the step
-    resumed, resumed_best = fit(tmp_path / "cut", every_steps=None, accumulate=accumulate)
+    resumed, resumed_best = fit(tmp_path / "interrupted", every_steps=None, accumulate=accumulate)
     assert stopped.scores + resumed.scores == [4, 8, 12]
     assert (whole_best.curve, whole_best.step) == (resumed_best.curve, resumed_best.step)
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
@@ -136,8 +136,8 @@ def test_a_data_module_that_cannot_resume_is_refused(tmp_path):
 @pytest.mark.parametrize("every_steps", [3, 5, 7])
 def test_checkpoints_at_any_step_resume_alike(tmp_path, every_steps):
     whole, _ = fit(tmp_path / "whole", every_steps=every_steps, interval=5)
-    fit(tmp_path / "cut", stop_at=9, every_steps=every_steps, interval=5)
-    resumed, _ = fit(tmp_path / "cut", every_steps=every_steps, interval=5)
+    fit(tmp_path / "interrupted", stop_at=9, every_steps=every_steps, interval=5)
+    resumed, _ = fit(tmp_path / "interrupted", every_steps=every_steps, interval=5)
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
 
 

@@ -19,7 +19,14 @@ def rows():
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(demo_model, "PRETRAINING_STEPS", 20)
+    """A demo that is built in a second: a smaller corpus, hardly any pre-training."""
+    monkeypatch.setattr(demo, "DOCUMENTS", 60)
+    monkeypatch.setattr(demo_model, "PRETRAINING_STEPS", 5)
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    monkeypatch.setattr(demo_model, "write_model", lambda folder, corpus, texts: folder.mkdir())
 
 
 def files(source):
@@ -90,13 +97,13 @@ def test_two_builds_have_the_same_bytes_and_load(tmp_path, quick):
     assert len((first.data / "train.tsv").read_text().splitlines()) == demo.TRAIN_ROWS + 1
 
 
-def test_a_finished_demo_is_not_made_again(tmp_path, quick, monkeypatch):
+def test_a_finished_demo_is_not_made_again(tmp_path, no_model, monkeypatch):
     first = ensure_demo(tmp_path)
     monkeypatch.setattr(demo_model, "write_model", None)
     assert ensure_demo(tmp_path) == first
 
 
-def test_a_killed_build_leaves_nothing_visible_and_is_deleted(tmp_path, quick, monkeypatch):
+def test_a_killed_build_leaves_nothing_visible_and_is_deleted(tmp_path, no_model, monkeypatch):
     def killed(*arguments):
         raise KeyboardInterrupt
 

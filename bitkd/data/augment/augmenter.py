@@ -14,8 +14,8 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from bitkd.data.augment.candidates import Candidates, Sentence
 from bitkd.data.augment.stop_words import STOP_WORDS
+from bitkd.data.augment.words import Candidates, Sentence
 from bitkd.data.files import Rows
 from bitkd.data.tasks import AugmentSpec
 from bitkd.data.tokenized import encode_texts
@@ -163,7 +163,7 @@ def write_shard(augmenter: Augmenter, number: int, folder: Path) -> ShardRecord:
 def _read_record(file: Path) -> ShardRecord | None:
     try:
         return ShardRecord(**json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError):  # lost in a power cut: the shard is made again
+    except (OSError, ValueError, TypeError):  # lost when the machine failed: the shard is made again
         return None
 
 

@@ -124,7 +124,7 @@ def _start(vocabulary: int, padding: int) -> BertForPreTraining:
 
 
 def _rival_table(tokenizer: PreTrainedTokenizerFast) -> Tensor:
-    """(vocabulary, vocabulary): 1 where the second word excludes the first."""
+    """(vocabulary, vocabulary): 1 if the second word excludes the first."""
     table = torch.zeros(len(tokenizer), len(tokenizer))
     for word, index in tokenizer.get_vocab().items():
         for other in rivals(word):

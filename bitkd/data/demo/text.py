@@ -76,7 +76,7 @@ def documents(count: int, sentences: int, seed: int) -> Iterator[list[str]]:
 
 
 def _premise(hypothesis: Scene, label: str, rng: random.Random) -> Scene | None:
-    """A scene that stands in the relation `label` to the hypothesis; None if there is none.
+    """A scene that has the relation `label` to the hypothesis; None if there is none.
 
     One word decides. Up to two more are narrower, so that premises of all labels are about equally long.
     """
@@ -104,7 +104,7 @@ def _vague_scene(rng: random.Random) -> Scene:
 
 
 def _change(slot: str, word: str | None, relation: str, rng: random.Random) -> str | None:
-    """A word for `slot` that stands in `relation` to `word`; `word` itself if there is none."""
+    """A word for `slot` that has the `relation` to `word`; `word` itself if there is none."""
     if slot in DETAILS:
         if relation == WIDER:
             return None
