@@ -13,7 +13,6 @@ import time
 
 import pytest
 import torch
-from tests.pipeline.test_processes import ENVIRONMENT, start
 
 from bitkd.config.load import load_config
 from bitkd.pipeline.plan import make_plan
@@ -21,6 +20,7 @@ from bitkd.pipeline.runner import StageFailedError, run
 from bitkd.stages.base import StudentModule
 from bitkd.stages.single_stage import SingleStageDistillation
 from tests.conftest import read_weights
+from tests.processes.test_processes import ENVIRONMENT, start
 
 
 def run_under(settings, prepare, command="run"):
