@@ -1,32 +1,32 @@
-"""Checkpoints inside a stage: the best student so far, and everything needed to continue a fit exactly."""
+"""Checkpoints inside a stage: the best student so far, and what is needed to resume a fit exactly."""
 
 import os
-import random
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint
-from torch import Tensor
 from typing_extensions import override
 
-from bitkd.errors import StoppedError
+from bitkd.callbacks.random_states import gather
+from bitkd.callbacks.step_end import StepEnd, any_rank
+from bitkd.errors import InputError
 
 KEPT = 2
 """Resume checkpoints that are kept: the last one, and the one before in case it is damaged."""
 
 
 class BestCheckpoint(Checkpoint):
-    """Keeps the module's weights of the best validation so far, by the metric `monitor` (larger is better), in
-    `folder/best-N.ckpt`.  curve: [step, score] of every validation.
+    """Keeps the module's weights of the best validation so far in `folder/best-N.ckpt`, N being the step.
 
-    Lightning's ModelCheckpoint forgets its best score where its folder has moved; here score and step travel with the
-    resume checkpoint, so a moved run folder resumes rightly. Files that resume checkpoints still name are kept: a fit that
-    goes on from one need not come by the same scores again where its sums are not exactly repeatable.
+    monitor: name of the logged metric that decides; larger is better.
+    curve: (step, score) of every validation.
+
+    Lightning's ModelCheckpoint forgets its best score if its folder has moved; here score and step are part of the resume
+    checkpoint, so a moved run folder resumes correctly. Best checkpoints that a resume checkpoint refers to are kept: on
+    hardware with non-deterministic sums, a resumed fit may not reach that score again.
     """
 
     def __init__(self, folder: Path, monitor: str) -> None:
@@ -35,7 +35,7 @@ class BestCheckpoint(Checkpoint):
         self.score: float | None = None
         self.step = 0
         self.curve: list[list[float]] = []
-        self._named: list[int] = []
+        self._referenced: list[int] = []
 
     @property
     def file(self) -> Path:
@@ -43,17 +43,19 @@ class BestCheckpoint(Checkpoint):
         return self.folder / f"best-{self.step:09d}.ckpt"
 
     @override
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        self._named = [*self._named, self.step][-KEPT - 1 :]
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._referenced = [*self._referenced, self.step][-KEPT - 1 :]
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"score": self.score, "step": self.step, "named": self._named, "curve": self.curve}
+        return {"score": self.score, "step": self.step, "named": self._referenced, "curve": self.curve}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.score, self.step, self.curve = state_dict["score"], state_dict["step"], state_dict["curve"]
-        self._named = [*state_dict["named"], self.step]
+        self._referenced = [*state_dict["named"], self.step]
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -65,148 +67,86 @@ class BestCheckpoint(Checkpoint):
             self.score, self.step = score, trainer.global_step
             save_checkpoint(trainer, self.file, weights_only=True)
             if trainer.is_global_zero:
-                needed = {self.folder / f"best-{step:09d}.ckpt" for step in (*self._named, self.step)}
+                needed = {self.folder / f"best-{step:09d}.ckpt" for step in (*self._referenced, self.step)}
                 for old in {*self.folder.glob("best-*.ckpt")} - needed:
                     old.unlink()
 
 
-STOP_STEPS = 5
-"""Steps between two questions to all ranks, whether one was asked to stop and whether it is time to save: a question waits for
-the device."""
+class ResumeCheckpoint(StepEnd):
+    """Saves `folder/step-N.ckpt` every `every_minutes` and every `every_steps`, and keeps the last two. A validation does
+    not save: a short stage validates every few seconds, and a resumed fit repeats a validation exactly.
 
+    Lightning restores step, optimizer and schedule; this callback restores the place in the data. With RandomStates, a
+    resumed fit ends with the weights of an uninterrupted one.
 
-class ResumeCheckpoint(Checkpoint):
-    """Saves `folder/step-N.ckpt` every `every_minutes` and every `every_steps`, and keeps the last two. A validation does not
-    save: a short stage validates every few seconds, and repeats a validation exactly.
-
-    Lightning restores step, optimizer and schedule; this callback adds the position in the data, every random state
-    of every rank, and the seconds spent, so that a resumed fit ends with the weights of an uninterrupted one. The fit
-    must be one Lightning epoch over a sampler that can start at a given batch (bitkd.data.sampler).
-
-    seed: starts the training's own randomness (dropout) of each rank, apart from what building the model consumed.
-    asked_to_stop: asked at the end of each step; where it holds on any rank, all of them save and raise StoppedError.
+    The Trainer's data module needs `resume(batch, positions)`, as bitkd's have; the fit must be one Lightning epoch
+    (`LoaderSpec.total_batches`). Raises InputError at the start of a fit without such a data module.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        seed: int,
-        every_minutes: float = 5.0,
-        every_steps: int | None = None,
-        asked_to_stop: Callable[[], bool] = lambda: False,
-    ) -> None:
+    def __init__(self, folder: Path, every_minutes: float = 5.0, every_steps: int | None = None) -> None:
         self.folder = Path(folder)
-        self.seed = seed
         self.every_minutes = every_minutes
         self.every_steps = every_steps
-        self.asked_to_stop = asked_to_stop
-        self.seconds = 0.0
-        self._stop = self._due = False
-        self._clock = self._saved_at = time.monotonic()
-        self._random_states: list[dict[str, Any]] | None = None
+        self._saved_at = time.monotonic()
+        self._saved_step = -1
         self._positions: dict[int, list[int]] = {}
 
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        self._count_seconds()
-        return {"seconds": self.seconds}
+    def save(self, trainer: pl.Trainer) -> None:
+        """Save now, unless this step is saved already."""
+        if trainer.global_step == self._saved_step:
+            return
+        save_checkpoint(trainer, self.folder / f"step-{trainer.global_step:09d}.ckpt")
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        if trainer.is_global_zero:
+            for old in sorted(self.folder.glob("step-*.ckpt"))[:-KEPT]:
+                old.unlink()
 
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds = state_dict["seconds"]
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit" and not hasattr(_data_of(trainer), "resume"):
+            raise InputError(
+                "ResumeCheckpoint cannot resume a fit without a data module that has resume(batch, positions); use one of "
+                "bitkd.data.modules"
+            )
 
     @override
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        states: list[Any] = [random_state()]
-        if trainer.world_size > 1:
-            states = [None] * trainer.world_size
-            torch.distributed.all_gather_object(states, random_state())
-        checkpoint["random_states"] = states
-        positions: list[Any] = [self._positions]
-        if trainer.world_size > 1:
-            positions = [None] * trainer.world_size
-            torch.distributed.all_gather_object(positions, self._positions)
-        checkpoint["stream_positions"] = positions
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["stream_positions"] = gather(trainer, self._positions)
 
     @override
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        self._random_states = checkpoint["random_states"]
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         self._positions = checkpoint["stream_positions"][trainer.global_rank]
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-        trainer.datamodule.resume(progress["ready"], self._positions)  # type: ignore[attr-defined]
+        _data_of(trainer).resume(progress["ready"], self._positions)
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._random_states is None:
-            seed = self.seed + trainer.global_rank
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            torch.manual_seed(seed)
-        else:
-            set_random_state(self._random_states[trainer.global_rank])
-        self._clock = self._saved_at = time.monotonic()
+        super().on_train_start(trainer, pl_module)
+        self._saved_at = time.monotonic()
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if isinstance(batch, dict) and "position" in batch:  # of a stream: which of its readers stands where
+        if isinstance(batch, dict) and "position" in batch:  # of a stream: how far one of its readers has come
             reader, *place = batch["position"].tolist()
             self._positions[reader] = place
-        self._due = bool(self.every_steps and trainer.global_step % self.every_steps == 0)
-        if trainer.global_step >= trainer.max_steps:
-            # Validates the last step too, however the number of steps divides by the validation interval.
-            trainer.should_stop = True
-            return
-        accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
-        validates = (batch_idx + 1) % int(trainer.val_check_batch or 1) == 0
-        if accumulating:
-            return
-        self._stop, late = self._ask(trainer)
-        self._due = self._due or late
-        if not validates:  # else behind the validation, whose score belongs into the checkpoint
-            self._save_if_due(trainer)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     @override
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            stop, late = self._ask(trainer, now=True)  # the validation itself may have been long
-            self._stop, self._due = self._stop or stop, self._due or late
-            self._save_if_due(trainer)
+    def after_step(self, trainer: pl.Trainer, validated: bool) -> None:
+        late = time.monotonic() - self._saved_at >= 60 * self.every_minutes
+        due = any_rank(trainer, late, validated)
+        if due or (self.every_steps and trainer.global_step % self.every_steps == 0):
+            self.save(trainer)
 
-    @override
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._count_seconds()
 
-    def _ask(self, trainer: pl.Trainer, now: bool = False) -> tuple[bool, bool]:
-        """Whether any rank was asked to stop, and whether any finds that it is time to save."""
-        own = self.asked_to_stop(), time.monotonic() - self._saved_at >= 60 * self.every_minutes
-        if trainer.world_size == 1:
-            return own
-        if trainer.global_step % STOP_STEPS and not now:
-            return False, False
-        answers = torch.tensor(own, dtype=torch.int32, device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(answers, torch.distributed.ReduceOp.MAX)
-        stop, late = answers.tolist()
-        return bool(stop), bool(late)
-
-    def _save_if_due(self, trainer: pl.Trainer) -> None:
-        if self._due or self._stop:
-            self._save(trainer)
-        if self._stop:
-            raise StoppedError("asked to stop; the step was finished and saved")
-
-    def _save(self, trainer: pl.Trainer) -> None:
-        save_checkpoint(trainer, self.folder / f"step-{trainer.global_step:09d}.ckpt")
-        self._saved_at = time.monotonic()
-        if trainer.is_global_zero:
-            for old in sorted(self.folder.glob("step-*.ckpt"))[:-KEPT]:
-                old.unlink()
-
-    def _count_seconds(self) -> None:
-        now = time.monotonic()
-        self.seconds += now - self._clock
-        self._clock = now
+def _data_of(trainer: pl.Trainer) -> Any:
+    return trainer.datamodule  # type: ignore[attr-defined]
 
 
 def save_checkpoint(trainer: pl.Trainer, file: Path, weights_only: bool = False) -> None:
@@ -232,32 +172,3 @@ def latest_checkpoint(folder: Path) -> Path | None:
             continue
         return file
     return None
-
-
-def random_state() -> dict[str, Any]:
-    """The random states of Python, numpy and torch as plain numbers and tensors (`weights_only` loads no others)."""
-    numpy_state: Any = np.random.get_state()
-    kind, keys, position, has_gauss, cached = numpy_state
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": [str(kind), keys.tolist(), int(position), int(has_gauss), float(cached)],
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Restore what `random_state` returned."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(_as_bytes(state["torch"]))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(_as_bytes(state["cuda"]))
-
-
-def _as_bytes(state: Tensor) -> Tensor:
-    return state.cpu().to(torch.uint8)

@@ -1,4 +1,4 @@
-"""What a fit costs in floating-point operations, the teacher's forwards included."""
+"""What a fit costs in floating-point operations, the teacher's forward passes included."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,19 +8,22 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+RowFlops = tuple[int, ...]
+"""Coefficients c0, c1, c2 of a row's FLOPs by its padded length L: c0 + c1 · L + c2 · L²."""
+
 
 class TrainingFlops(pl.Callback):
-    """Counts the rows and the FLOPs of a fit, over all processes and resumptions: of the student's forward and backward, and of
-    the teacher's forwards; not those of validation.
+    """Counts the rows and the FLOPs of a fit, over all processes and resumptions; validation does not count.
 
-    count: takes the module and a batch, and gives the coefficients c0, c1, c2 of a row's FLOPs by its padded length L,
-    c0 + c1 · L + c2 · L², of the student and of the teacher (bitkd.stages.flops.row_flops).
+    count: takes the module and a batch, and returns the RowFlops of the student's forward and backward, and of the
+        teacher's forwards (bitkd.stages.flops.row_flops).
+    examples, student, teacher: after the fit, rows trained on, and the FLOPs of student and teacher.
     """
 
-    def __init__(self, count: Callable[[Any, dict[str, Tensor]], tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
+    def __init__(self, count: Callable[[Any, dict[str, Tensor]], tuple[RowFlops, RowFlops]]) -> None:
         self._count = count
         self.student = self.teacher = self.examples = 0
-        self._curves: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+        self._curves: tuple[RowFlops, RowFlops] | None = None
         self._rows = [0, 0, 0]  # of this rank: sums over rows of 1, length, length squared
 
     @override
@@ -38,22 +41,27 @@ class TrainingFlops(pl.Callback):
         self._rows = [total + rows * length**power for power, total in enumerate(self._rows)]
 
     @override
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         checkpoint["flops"] = {"curves": self._curves, "rows": self._over_all_ranks(trainer)}
 
     @override
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         self._curves = checkpoint["flops"]["curves"]
         rows = checkpoint["flops"]["rows"]
         self._rows = rows if trainer.is_global_zero else [0, 0, 0]
-        self._total(rows)  # a fit that has nothing left to do ends without another word
+        self._set_totals(rows)  # if no step is left to run, on_train_end is not called
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._total(self._over_all_ranks(trainer))
+        self._set_totals(self._over_all_ranks(trainer))
 
-    def _total(self, sums: list[int]) -> None:
-        assert self._curves is not None
+    def _set_totals(self, sums: list[int]) -> None:
+        if self._curves is None:  # no batch was trained on
+            return
         self.examples = sums[0]
         self.student, self.teacher = (sum(c * s for c, s in zip(curve, sums)) for curve in self._curves)
 

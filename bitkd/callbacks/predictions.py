@@ -1,4 +1,4 @@
-"""Every row's prediction, kept beside the metrics that are computed from it."""
+"""Every row's prediction, saved beside the metrics that are computed from it."""
 
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import override
 
-PREDICTIONS = "predictions.safetensors"
+from bitkd.callbacks.random_states import gather
+from bitkd.store.artifacts import PREDICTIONS_FILE
 
 
 class Predictions(pl.Callback):
     """Collects logits and labels of a validation, from all ranks, each row once, in the rows' order.
 
-    sets: name of each dev set -> {"logits": (rows, outputs) FP32, "labels": (rows,)}.
+    names: the dev sets, in the order of the validation loaders.
+    sets: after a validation, dev set -> {"logits": (rows, outputs) FP32, "labels": (rows,)}.
     """
 
     def __init__(self, names: list[str]) -> None:
@@ -41,10 +43,7 @@ class Predictions(pl.Callback):
 
     @override
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        gathered: list[Any] = [self._batches]
-        if trainer.world_size > 1:
-            gathered = [None] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, self._batches)
+        gathered = gather(trainer, self._batches)
         for position, name in enumerate(self._names):
             batches = [batch for rank in gathered for batch in rank[position]]
             index, logits, labels = (torch.cat(column) for column in zip(*batches))
@@ -54,4 +53,4 @@ class Predictions(pl.Callback):
     def save(self, folder: Path) -> None:
         """Write `predictions.safetensors` with the tensors `<dev set>.logits` and `<dev set>.labels`."""
         tensors = {f"{name}.{part}": tensor for name, parts in self.sets.items() for part, tensor in parts.items()}
-        save_file(tensors, folder / PREDICTIONS)
+        save_file(tensors, folder / PREDICTIONS_FILE)

@@ -1,5 +1,6 @@
-"""A progress bar that says which stage of the graph is running."""
+"""A progress bar that shows which stage of the graph is running."""
 
+import lightning.pytorch as pl
 from lightning.pytorch.callbacks import RichProgressBar
 from typing_extensions import override
 
@@ -16,5 +17,7 @@ class StageProgressBar(RichProgressBar):
         return self.position
 
     @override
-    def get_metrics(self, trainer, pl_module):
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}

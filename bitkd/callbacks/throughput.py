@@ -1,4 +1,4 @@
-"""How many examples a second a fit gets through."""
+"""How many examples per second a fit processes."""
 
 import time
 from typing import Any
@@ -8,9 +8,9 @@ from typing_extensions import override
 
 
 class Throughput(pl.Callback):
-    """Logs `train/examples_per_second` over all processes, averaged since the log row before.
+    """Logs `train/examples_per_second` over all processes, averaged since the previous log row.
 
-    Lightning's ThroughputMonitor says nothing before its window of a hundred batches is full, longer than a short stage.
+    Lightning's ThroughputMonitor logs nothing until its window of a hundred batches is full: a short stage ends before.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Documents of a text corpus, one after another: from text files, or from a dataset on the hub."""
+"""Documents of a text corpus, read one after another: from text files, or from a dataset on the hub."""
 
 import hashlib
 import itertools
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bitkd.data.files import content_hash
+from bitkd.data.formats import Malformed, read_lines
 from bitkd.data.hub import hub_revision, load_hub_dataset
 from bitkd.errors import InputError
 
@@ -35,6 +36,7 @@ class HubCorpusSpec:
 
 
 READ_ROWS = 100
+"""Rows of a hub's dataset that are read at once."""
 
 
 class Documents(Protocol):
@@ -44,11 +46,11 @@ class Documents(Protocol):
         """The documents from number `start` on."""
 
     def fingerprint(self) -> str:
-        """Changes when the content does."""
+        """A hash that changes when the content does."""
 
 
 class FileDocuments:
-    """Text files, and the *.txt files of folders in order of name."""
+    """Text files, and the *.txt files of folders in order of name; InputError if a path has none."""
 
     def __init__(self, paths: list[str]) -> None:
         self.files = list(_text_files(paths))
@@ -66,7 +68,7 @@ class FileDocuments:
 
 
 class HubDocuments:
-    """The rows of a dataset on the hub; `streaming` keeps nothing of it on the disk."""
+    """The rows of a dataset on the hub. With `streaming`, nothing of it is kept on the disk."""
 
     def __init__(self, spec: HubCorpusSpec, streaming: bool) -> None:
         self.spec = spec
@@ -74,7 +76,7 @@ class HubDocuments:
         self._rows: Any = None
 
     def read(self, start: int = 0) -> Iterator[str]:
-        # `iter`, not iteration: that would deal the rows out to loader processes, which their reader does itself.
+        # `iter`, not iteration: iteration would divide the rows among loader processes, which Stream does itself.
         batches = self._open().skip(start).iter(batch_size=READ_ROWS)
         for text in itertools.chain.from_iterable(batch[self.spec.text] for batch in batches):
             if not isinstance(text, str):
@@ -148,11 +150,7 @@ def _dividers(file: Path) -> tuple[bool, bool]:
 
 
 def _lines(file: Path) -> Iterator[str]:
-    with open(file, "rb") as stream:
-        for number, raw in enumerate(stream, start=1):
-            try:
-                yield raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{file}:{number}: a byte is not UTF-8 (0x{error.object[error.start]:02x}); save the file as UTF-8"
-                ) from error
+    for _, line in read_lines(file):
+        if isinstance(line, Malformed):
+            raise InputError(f"{line}; save the file as UTF-8")
+        yield line

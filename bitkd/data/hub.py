@@ -1,4 +1,4 @@
-"""Loading from the Hugging Face hub, in bounded time; local paths and the local cache are looked at first."""
+"""Loading from the Hugging Face hub in bounded time; local folders and the local cache come first."""
 
 import json
 import os
@@ -11,16 +11,16 @@ from typing import Any
 from bitkd.errors import InputError
 
 PROBE_SECONDS = 8
-"""How long the hub may take to answer at all; everything else then comes from local files."""
+"""Seconds that the hub may take to answer; if it does not, everything comes from local files."""
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
 MODEL_FILES = ["config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model"]
 
 
 def resolve_pretrained(name: str, setting: str = "model.pretrained=") -> Path:
-    """A local folder with the model `name`: itself if it is a folder, else a hub snapshot (cached, or downloaded now).
+    """A local folder with the model `name`: the folder itself, or a snapshot of a hub id (cached, or downloaded now).
 
-    Raises InputError within 20 seconds where the hub cannot be reached; its message begins with `setting`.
+    Raises InputError if there is none, within 20 seconds if the hub cannot be reached; its message begins with `setting`.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -67,7 +67,7 @@ def resolve_pretrained(name: str, setting: str = "model.pretrained=") -> Path:
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer in a local folder; InputError where it has none."""
+    """The tokenizer in a local folder; InputError if it has none."""
     from transformers import AutoTokenizer
 
     try:
@@ -76,7 +76,7 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise InputError(
             f"{folder} has no tokenizer ({_first_line(error)}); name a folder with tokenizer files"
         ) from error
-    # From config.json alone, transformers makes a tokenizer of nothing but special tokens, without a word.
+    # From config.json alone, transformers makes a tokenizer of special tokens only, and does not warn.
     files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
     if not any((Path(folder) / file).is_file() for file in files):
         raise InputError(f"{folder} has no tokenizer (none of {sorted(files)}); name a folder with tokenizer files")
@@ -84,18 +84,20 @@ def load_tokenizer(folder: str | Path) -> Any:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a model's folder brings a tokenizer of its own."""
+    """Whether a model's folder has a tokenizer."""
     return any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES)
 
 
 def same_tokens(one: Any, other: Any) -> bool:
-    """Whether two tokenizers have one vocabulary and read a text with case, accents and punctuation alike."""
+    """Whether two tokenizers have the same vocabulary and make the same tokens of a text with case, accents and
+    punctuation.
+    """
     probe = "The Café isn't open: 42 naïve Visitors, un-\u4e2d said?"
     return one.get_vocab() == other.get_vocab() and one(probe)["input_ids"] == other(probe)["input_ids"]
 
 
 def tokenizer_state(tokenizer: Any) -> str:
-    """All that decides a tokenizer's tokens, except padding and truncation, which a call may leave behind in it."""
+    """All that decides a tokenizer's tokens. Padding and truncation are left out: a call may change them."""
     if not tokenizer.is_fast:
         return str((type(tokenizer).__name__, tokenizer.init_kwargs, sorted(tokenizer.get_vocab().items())))
     state = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -109,18 +111,17 @@ def load_hub_dataset(
     revision: str | None = None,
     setting: str = "the task's files with data.dir=",
 ) -> Any:
-    """A datasets.DatasetDict from the local cache or the hub; an IterableDatasetDict where it is to be streamed.
+    """A datasets.DatasetDict from the local cache or the hub; an IterableDatasetDict with `streaming`.
 
-    Raises InputError within 20 seconds where neither has it; its message names `setting` for local files.
+    Raises InputError if neither has it, within 20 seconds if the hub cannot be reached; its message names `setting` for
+    local files.
     """
     import datasets
 
     label = f"{path}/{name}" if name else path
     problem = hub_problem()
-    offline = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = offline or problem is not None
     try:
-        with without_progress_bars():
+        with without_progress_bars(), _offline(problem is not None):
             return datasets.load_dataset(path, name, streaming=streaming, revision=revision)
     except Exception as error:  # datasets raises many types for "not there"
         reason = (
@@ -129,13 +130,11 @@ def load_hub_dataset(
         raise InputError(
             f"the dataset {label} cannot be loaded: {reason}; give {setting}FOLDER, or try again with a connection"
         ) from error
-    finally:
-        datasets.config.HF_HUB_OFFLINE = offline  # the hub may be back at the next call
 
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """Within this context `datasets` draws no progress bars; it has a global switch alone."""
+    """Within this context `datasets` shows no progress bars. It has only a global switch for them."""
     import datasets
 
     shown = datasets.is_progress_bar_enabled()
@@ -147,8 +146,25 @@ def without_progress_bars() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
+@contextmanager
+def _offline(wanted: bool) -> Iterator[None]:
+    """Within this context `datasets` uses its local cache alone, if `wanted`.
+
+    It has only a global switch for this (datasets 5 has no `local_files_only`). It is switched back, because the hub may
+    answer at the next call.
+    """
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or wanted
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
 def hub_revision(path: str) -> str:
-    """The commit of a dataset on the hub, or of its copy in the local cache; InputError where there is neither."""
+    """The commit of a dataset on the hub, or of its copy in the local cache; InputError if there is neither."""
     from huggingface_hub import HfApi, snapshot_download
 
     try:
@@ -164,9 +180,9 @@ def hub_revision(path: str) -> str:
 
 
 def hub_problem() -> str | None:
-    """Why the hub cannot be used, found within PROBE_SECONDS; null where it answers.
+    """Why the hub cannot be used, found within PROBE_SECONDS; None if it answers.
 
-    HF_ENDPOINT, HF_HUB_OFFLINE and proxies are respected, as huggingface_hub's own client does.
+    HF_ENDPOINT, HF_HUB_OFFLINE and proxies count, as in huggingface_hub's own client.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
@@ -179,12 +195,12 @@ def hub_problem() -> str | None:
     def ask() -> None:
         try:
             status = get_session().head(endpoint, timeout=PROBE_SECONDS).status_code
-        except Exception as error:  # whatever it is, the hub gave no answer
+        except Exception as error:  # any failure means that the hub did not answer
             answers.append(_first_line(error))
         else:
             answers.append(f"it answers with status {status}" if status >= 500 else None)
 
-    # In a thread, because a timeout bounds neither the resolver nor the sum over a host's addresses.
+    # In a thread, because the timeout bounds neither name resolution nor the sum over a host's addresses.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS)

@@ -1,4 +1,4 @@
-"""A task's metrics, all by torchmetrics, and the one score that selects checkpoints."""
+"""A task's metrics, all from torchmetrics, and the score that selects checkpoints."""
 
 import math
 
@@ -11,7 +11,7 @@ from bitkd.data.tasks import OF_LABELS, TaskSpec
 
 
 def build_metrics(task: TaskSpec) -> MetricCollection:
-    """Metrics by name; they are updated with predictions and labels, and exact on shards of any length."""
+    """Metrics by name, to be updated with predictions and labels; exact on any division of the rows among processes."""
     return MetricCollection({name: _build(name, task) for name in task.metrics}, compute_groups=False)
 
 
@@ -23,7 +23,7 @@ def _build(name: str, task: TaskSpec) -> Metric:
         case "f1":
             return BinaryF1Score()
         case "matthews":
-            # For 2 classes torchmetrics takes a limit where one is never predicted, and that is not 0; for 3 it is.
+            # If a class is never predicted the correlation is undefined; torchmetrics gives 0 only for 3 classes or more.
             return MulticlassMatthewsCorrCoef(max(count, 3))
         case "pearson":
             return PearsonCorrCoef()
@@ -37,12 +37,12 @@ def _build(name: str, task: TaskSpec) -> Metric:
 
 
 def primary_score(task: TaskSpec, values: dict[str, float]) -> float:
-    """The task's primary metric out of computed `values`; larger is better, so errors count negatively.
+    """The task's primary metric among computed `values`; larger is better, so errors count negatively.
 
-    A correlation that is undefined (Pearson's, where all predictions are equal) counts as 0: no score is larger than
-    NaN, so the first such checkpoint would stay the best for good.
+    A correlation that is undefined (Pearson's, if all predictions are equal) counts as 0: no score is larger than NaN, so
+    the first such checkpoint would remain the best.
     """
     names = ("pearson", "spearman") if task.metric == "pearson_spearman" else (task.metric,)
-    # torchmetrics says null of some that are no errors (specificity, Kendall's tau).
+    # For some that are no errors (specificity, Kendall's tau) torchmetrics has None here.
     sign = -1.0 if _build(names[0], task).higher_is_better is False else 1.0
     return sign * sum(0.0 if math.isnan(values[name]) else values[name] for name in names) / len(names)

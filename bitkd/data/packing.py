@@ -9,15 +9,20 @@ import numpy as np
 from bitkd.errors import InputError
 
 SHORT_SHARE = 0.1
-"""Share of sequences that are made shorter, so that positions at the end are not the only long-range ones seen."""
+"""Share of sequences that are made shorter than the model's length, as BERT's pre-training does."""
 
 
 class Packer:
-    """Sequences [CLS] A [SEP] B [SEP] with token types, B from another document about half the time; or, with
+    """Makes sequences [CLS] A [SEP] B [SEP] with token types, B from another document about half the time; or, with
     `segments=1`, [CLS] A [SEP].
 
+    tokenizer: any of Hugging Face's.
+    max_length: tokens of a sequence at most, special ones included.
+    segments: 2 or 1.
     masking: share of tokens that are masked as in BERT's pre-training (of these 80 % become [MASK], 10 % another token,
-    10 % stay): 0.15 in TinyBERT's first version, 0 in its second.
+        10 % stay): 0.15 in TinyBERT's first version, 0 in its second.
+
+    Raises InputError if these do not fit each other.
     """
 
     def __init__(self, tokenizer: Any, max_length: int, segments: int = 2, masking: float = 0.0) -> None:
@@ -44,7 +49,11 @@ class Packer:
         return self.tokenizer(documents, **options)["input_ids"]
 
     def pack(self, documents: list[list[int]], random: np.random.Generator) -> Iterator[dict[str, Any]]:
-        """Cut every document into segments; each token stands once as A or as the continuation of an A."""
+        """Divide every document into segments; each token occurs once, in an A or in the B that continues an A.
+
+        documents: tokens of each, as `encode` makes them.
+        Yields rows of input_ids, attention_mask, token_type_ids (if the tokenizer makes them) and length.
+        """
         for number, document in enumerate(documents):
             position = 0
             while position < len(document):
@@ -57,14 +66,15 @@ class Packer:
                 if self.segments == 2:
                     second = document[position : position + length - len(first)]
                     if not second or (random.random() < 0.5 and len(documents) > 1):
-                        # From elsewhere; the continuation is left for the next sequence.
-                        second = self._foreign(documents, number, length - len(first), random)
+                        # The continuation is left for the next sequence.
+                        second = self._random_segment(documents, number, length - len(first), random)
                     else:
                         position += len(second)
                 yield self._join(first, second, random)
 
     @staticmethod
-    def _foreign(documents: list[list[int]], number: int, length: int, random: np.random.Generator) -> list[int]:
+    def _random_segment(documents: list[list[int]], number: int, length: int, random: np.random.Generator) -> list[int]:
+        """A segment of a document other than `number`, if there is another."""
         if len(documents) == 1:
             return documents[0][:length]
         other = documents[(number + int(random.integers(1, len(documents)))) % len(documents)]
@@ -92,8 +102,8 @@ class Packer:
 
     @cached_property
     def _template(self) -> list[tuple[int | None, int, int]]:
-        """(segment or null for a special token, token, token type), read off an example: transformers 5 offers no call
-        that adds special tokens to ids.
+        """(segment, or None for a special token; token; token type) of each part of a sequence, read from an example:
+        transformers 5 offers no call that adds special tokens to ids.
         """
         example = self.tokenizer(*["a"] * self.segments, return_token_type_ids=True)
         parts = zip(example.sequence_ids(0), example["input_ids"], example["token_type_ids"])

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from bitkd.data.batches import LoaderSpec
+from bitkd.data.batches import LoaderSpec, effective_batch_size
 from bitkd.data.corpus_rows import StreamRows, is_held_out
 from bitkd.data.documents import Documents
 from bitkd.data.modules import TokenizedDataModule
@@ -64,7 +64,8 @@ class StreamDataModule(TokenizedDataModule):
         stream = Stream(
             self.rows.documents, self.rows.packer, spec.seed, rank, world, spec.num_workers, start, positions
         )
-        size = spec.batch_size // (world * spec.accumulate)
+        parts = world * spec.accumulate
+        size = effective_batch_size(spec.batch_size, spec.batch_size, parts) // parts
         return StreamLoader(stream, spec.total_batches, batch_size=size, **self._options)
 
     def importance_batches(self, rows: int) -> Iterator[dict[str, Tensor]]:

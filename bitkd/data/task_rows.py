@@ -1,4 +1,4 @@
-"""The task's rows, tokenized once and kept as Arrow."""
+"""The rows of a task: read, hashed and tokenized once, whatever trainings use them."""
 
 import hashlib
 import json
@@ -20,6 +20,7 @@ from bitkd.data.tokenized import encode_texts
 from bitkd.errors import InputError, check_choices
 
 HOLDOUT_SHARE = 0.1
+"""Share of each label's rows that is held out."""
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ class TaskRows:
         return hashlib.sha256(content.encode()).hexdigest()
 
     def test_rows(self, name: str) -> Dataset:
-        """A test set's rows, tokenized, in their order; InputError where the task has no such set."""
+        """A test set's rows, tokenized, in the order of its file, without labels; InputError if the task has no such set."""
         sets = self._sources("test")
         if name not in sets:
             known = f"it has {', '.join(sets)}" if sets else "name one under task.files.test or task.hub.test"
@@ -156,20 +157,20 @@ class TaskRows:
         return _Tokenized(train, dev, truncated, content_hash)
 
     def _divide(self, labels: list[Any]) -> tuple[list[int], list[int]]:
-        """Row numbers held out and kept: a tenth of every label's rows, chosen by the seed (regression: of every whole
-        number's).
+        """Row numbers held out, and the others. A tenth of each label's rows is held out, chosen by the seed; of a
+        regression, of the rows of each rounded label.
         """
         random = np.random.default_rng(self.selection_seed)
         groups = np.round(np.asarray(labels, dtype=float))
-        held: list[int] = []
+        held_out: list[int] = []
         for group in np.unique(groups):
             rows = np.flatnonzero(groups == group)
-            held += random.choice(rows, round(len(rows) * HOLDOUT_SHARE), replace=False).tolist()
-        if not held:
+            held_out += random.choice(rows, round(len(rows) * HOLDOUT_SHARE), replace=False).tolist()
+        if not held_out:
             raise InputError(
                 f"data.selection=holdout: {len(labels)} training rows are too few for a tenth of each label"
             )
-        return sorted(held), sorted(set(range(len(labels))) - set(held))
+        return sorted(held_out), sorted(set(range(len(labels))) - set(held_out))
 
     def _sources(self, kind: str) -> dict[str, str]:
         """Name of each dev or test set -> its file or split."""
@@ -218,8 +219,8 @@ class TaskRows:
             texts = [batch[column] for column in columns]
             return {**encode_texts(self.tokenizer, texts, self.max_length), "index": indices}
 
-        # Everything that changes the tokens is in the name, so a file that is there is right. It is written beside
-        # its place and renamed, so that ranks may write it at once.
+        # The name has everything that changes the tokens, so an existing file is right. `map` writes a temporary file and
+        # renames it, so that several ranks may write at once.
         identity = [self.max_length, self.tokenizer.model_input_names, tokenizer_state(self.tokenizer), rows]
         key = datasets.fingerprint.Hasher.hash(identity)
         file = None
@@ -239,7 +240,10 @@ class TaskRows:
 
 
 def _hub_label(task: TaskSpec, value: Any, names: list[str] | None, place: str) -> int | float:
-    """A label by its name, which is the value itself or the one that a number counts among `names`; or a number."""
+    """The label of a hub's row: of a classification by its name, which is `value` itself or `names[value]`.
+
+    place: of the row, for the message of Malformed.
+    """
     if task.labels is None:
         if isinstance(value, int | float) and math.isfinite(value):
             return float(value)

@@ -1,14 +1,15 @@
-"""What a task is: its texts, its labels, its metrics, and where its rows come from. All of it is data (conf/task)."""
+"""The definition of a task: its texts, its labels, its metrics, and where its rows come from (see conf/task)."""
 
 import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from bitkd.errors import InputError
+from bitkd.errors import InputError, check_choices
 
 OF_LABELS = ("Accuracy", "CohenKappa", "F1Score", "JaccardIndex", "Precision", "Recall", "Specificity")
-"""torchmetrics' own names that read predicted labels; averaged over classes (macro) where they are averaged."""
+"""Metrics of predicted labels, by torchmetrics' own names; those that average over classes give each the same weight
+(macro)."""
 
 OF_NUMBERS = (
     "ConcordanceCorrCoef",
@@ -18,7 +19,7 @@ OF_NUMBERS = (
     "MeanSquaredError",
     "R2Score",
 )
-"""torchmetrics' own names for regressions."""
+"""Metrics of a regression, by torchmetrics' own names."""
 
 GLUE_OF_LABELS = ("accuracy", "f1", "matthews")
 GLUE_OF_NUMBERS = ("pearson", "spearman", "pearson_spearman")
@@ -29,13 +30,17 @@ HOLDOUT = "holdout"
 Selection = Literal["dev", "holdout"]
 """What checkpoints are chosen by: the dev sets, or training rows that are held out."""
 
+CandidateSource = Literal["auto", "masked_lm", "vectors"]
+CandidatePrecision = Literal["32-true", "bf16-mixed"]
+
 
 @dataclass
 class FilesSpec:
-    """A task's files on disk, UTF-8: .tsv (not quoted, as GLUE's are), .csv, .jsonl or .parquet by their names."""
+    """A task's files on disk, in UTF-8. Their suffixes say what they are: .tsv (without quotes, as GLUE's), .csv, .jsonl
+    or .parquet."""
 
     folder: str = ""
-    """Folder under data.dir; the files may also stand in data.dir itself."""
+    """Folder under data.dir; the files may also be in data.dir itself."""
 
     train: str = "train.tsv"
     """File of the training rows."""
@@ -50,10 +55,10 @@ class FilesSpec:
     """Column names of training and dev files without a header line; null reads the first line."""
 
     text: list[str] | None = None
-    """Columns of the texts where they differ from the task's `text`."""
+    """Columns of the texts, if they differ from the task's `text`."""
 
     test_text: list[str] | None = None
-    """Columns of the texts in test files where they differ from those of the training file."""
+    """Columns of the texts in test files, if they differ from those of the training file."""
 
     label: str = "label"
     """Column of the label."""
@@ -61,8 +66,8 @@ class FilesSpec:
     skip_malformed: bool = False
     """Leave out rows that cannot be read, counted and reported, instead of refusing the file."""
 
-    labels_as: str = "names"
-    """How labels are written: `names`, `index` (a number that counts the task's `labels` from 0), or `number`
+    labels_as: Literal["names", "index", "number"] = "names"
+    """How labels are written: `names`, `index` (the position in the task's `labels`, from 0), or `number`
     (regression)."""
 
 
@@ -86,15 +91,15 @@ class HubSpec:
     """Name of each test set -> its split."""
 
     text: list[str] | None = None
-    """Columns of the texts where they differ from the task's `text`."""
+    """Columns of the texts, if they differ from the task's `text`."""
 
     label: str = "label"
-    """Column of the label; class names are mapped by name where the dataset has them."""
+    """Column of the label; classes are matched by name if the dataset has names."""
 
 
 @dataclass
 class AugmentSpec:
-    """TinyBERT's data augmentation (arXiv:1909.10351): words replaced by what fits in their place."""
+    """TinyBERT's data augmentation (arXiv:1909.10351): words replaced by others that fit in their place."""
 
     enabled: bool = False
     """Put an `augment` node into the pipeline; KD stages on the task then train on its rows."""
@@ -108,9 +113,9 @@ class AugmentSpec:
     candidates: int = 15
     """Words to choose a replacement from."""
 
-    source: str = "auto"
+    source: CandidateSource = "auto"
     """Where candidates come from: `masked_lm` predicts words of a single piece and takes word vectors for the others;
-    `vectors` takes word vectors for all; `auto` is masked_lm where the model has a trained masked-LM head."""
+    `vectors` takes word vectors for all; `auto` is masked_lm if the model has a trained masked-LM head, else vectors."""
 
     model: str | None = None
     """The masked language model and its embedding matrix: folder or hub id; null is model.pretrained."""
@@ -121,11 +126,11 @@ class AugmentSpec:
     stop_words: list[str] | None = None
     """Words that are never replaced; null takes English function words."""
 
-    precision: str = "32-true"
-    """Of the masked language model: 32-true, or bf16-mixed."""
+    precision: CandidatePrecision = "32-true"
+    """Precision of the masked language model: 32-true, or bf16-mixed."""
 
     seed: int = 0
-    """Seed of the choices, apart from the run's, so that augmentation is not repeated for every run seed."""
+    """Seed of the choices. It is not the run's seed, so that augmentation is not repeated for every run seed."""
 
     path: str | None = None
     """Rows augmented before: a folder that `bitkd augment` made, for the same task, tokenizer and max_length."""
@@ -136,7 +141,7 @@ class TaskSpec:
     """A classification or regression task over one or two texts."""
 
     name: str = ""
-    """Name of the task; runs stand under it."""
+    """Name of the task; runs are stored under it."""
 
     text: list[str] = field(default_factory=list)
     """One or two columns of text."""
@@ -152,10 +157,10 @@ class TaskSpec:
     or a class of torchmetrics such as F1Score, CohenKappa, MeanAbsoluteError."""
 
     files: FilesSpec = field(default_factory=FilesSpec)
-    """Rows on disk, read where data.dir is given."""
+    """Rows on disk, read if data.dir is given."""
 
     hub: HubSpec = field(default_factory=HubSpec)
-    """Rows on the hub, read where data.dir is not given."""
+    """Rows on the hub, read if data.dir is not given."""
 
     augmentation: AugmentSpec = field(default_factory=AugmentSpec)
     """The augmented task dataset (DA)."""
@@ -167,7 +172,7 @@ class TaskSpec:
 
 
 def check_task(task: TaskSpec) -> None:
-    """InputError where a task's definition contradicts itself."""
+    """Raises InputError if a task's definition contradicts itself."""
     where = f"task {task.name}"
     if not 1 <= len(task.text) <= 2:
         raise InputError(f"{where}: text={task.text} names {len(task.text)} columns; name one or two")
@@ -188,17 +193,18 @@ def check_task(task: TaskSpec) -> None:
     if task.labels is not None and len(set(task.labels)) != len(task.labels):
         raise InputError(f"{where}: labels {task.labels} repeat a name")
     if task.labels is not None and len(task.labels) < 2:
-        raise InputError(f"{where}: labels {task.labels} leave nothing to decide; name two or more, or null")
+        raise InputError(
+            f"{where}: labels {task.labels} leave nothing to decide; name two or more, or null (a regression)"
+        )
     if not task.files.dev and not task.hub.dev:
         raise InputError(f"{where} has no dev set; name one, such as files.dev: {{dev: dev.tsv}}")
-    if task.files.labels_as not in ("names", "index", "number"):
-        raise InputError(f"{where}: files.labels_as={task.files.labels_as} is unknown; use names, index or number")
+    check_choices(task.files, f"{where}: files.")
     if (task.labels is None) != (task.files.labels_as == "number"):
         raise InputError(f"{where}: labels_as={task.files.labels_as} does not fit labels={task.labels}")
 
 
 def check_metrics(task: TaskSpec) -> None:
-    """InputError where a task's metrics are unknown or do not fit its labels."""
+    """Raises InputError if a task's metrics are unknown or do not fit its labels."""
     where = f"task {task.name}"
     allowed = (*GLUE_OF_NUMBERS, *OF_NUMBERS) if task.labels is None else (*GLUE_OF_LABELS, *OF_LABELS)
     for metric in dict.fromkeys([task.metric, *task.metrics]):
@@ -218,7 +224,7 @@ def check_metrics(task: TaskSpec) -> None:
 def task_fingerprint(task: TaskSpec, rows: str, local: bool, dev_names: list[str], selection_seed: int) -> str:
     """Hash of a task's rows and of how it reads them; names and paths of files do not count.
 
-    rows: hash of their content.  local: whether they are files, or on the hub.
+    rows: hash of their content.  local: whether they come from files; if not, from the hub.
     """
     files, hub = task.files, task.hub
     source = (

@@ -12,6 +12,9 @@ from bitkd.callbacks.checkpoints import BestCheckpoint, ResumeCheckpoint, latest
 from bitkd.callbacks.flops import TrainingFlops
 from bitkd.callbacks.predictions import Predictions
 from bitkd.callbacks.progress import StageProgressBar
+from bitkd.callbacks.random_states import RandomStates
+from bitkd.callbacks.seconds import TrainingSeconds
+from bitkd.callbacks.stop import StopRequest, ValidateLastStep
 from bitkd.callbacks.throughput import Throughput
 from bitkd.data.batches import LoaderSpec
 from bitkd.data.metrics import primary_score
@@ -41,11 +44,11 @@ def execute(context: StageContext) -> None:
     data = _data_module(context)
     selected = selection(stage, module.student) if stage.trains else None
     loggers = _loggers(context)
-    best, flops, resume = BestCheckpoint(context.work, SCORE), TrainingFlops(row_flops), _resume_checkpoint(context)
+    best, flops, seconds = BestCheckpoint(context.work, SCORE), TrainingFlops(row_flops), TrainingSeconds()
     callbacks = [*module.callbacks(), KeepSignals(context.stopping)]
     steps = None
     if stage.trains:
-        trainer = _fit(context, module, data, [*callbacks, flops, best, resume], loggers)
+        trainer = _fit(context, module, data, [*callbacks, flops, seconds, *_resumption(context, best)], loggers)
         steps = best.step if selected == "best" else trainer.global_step
         if selected == "best" and best.score is not None:
             load_weights(module, best.file)
@@ -63,7 +66,7 @@ def execute(context: StageContext) -> None:
     student = finish_student(stage, module)
     record = stage_record(
         context,
-        resume.seconds if stage.trains else 0.0,
+        seconds.seconds if stage.trains else 0.0,
         examples=flops.examples,
         size=measure(student),
         selected=selected,
@@ -130,15 +133,12 @@ def _loggers(context: StageContext) -> list[Logger]:
     return [CSVLogger(plan.folder.logs, name=stage.name), *context.observer.loggers(plan, stage)]
 
 
-def _resume_checkpoint(context: StageContext) -> ResumeCheckpoint:
+def _resumption(context: StageContext, best: BestCheckpoint) -> list[pl.Callback]:
+    """What makes a fit that was stopped end as an uninterrupted one. `best` comes before `resume`, which saves it."""
     intervals = context.config.checkpoint
-    return ResumeCheckpoint(
-        context.work,
-        context.stage.seed,
-        intervals.every_minutes,
-        intervals.every_steps,
-        lambda: context.stopping.requested,
-    )
+    resume = ResumeCheckpoint(context.work, intervals.every_minutes, intervals.every_steps)
+    stop = StopRequest(lambda: context.stopping.requested, resume.save)
+    return [RandomStates(context.stage.seed), ValidateLastStep(), best, resume, stop]
 
 
 def _fit(

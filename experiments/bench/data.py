@@ -25,7 +25,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from bitkd.data.augment.augmenter import Augmenter, load_shards, write_shard
-from bitkd.data.augment.candidates import MaskedLMCandidates, Sentence
+from bitkd.data.augment.candidates import MaskedLMCandidates
+from bitkd.data.augment.words import Sentence
 from bitkd.data.batches import LoaderSpec
 from bitkd.data.modules import RowsDataModule
 from bitkd.data.tasks import AugmentSpec

@@ -43,9 +43,9 @@ class Timed(ResumeCheckpoint):
         super().__init__(*arguments, **settings)
         self.saves: list[float] = []
 
-    def _save(self, trainer: Any) -> None:
+    def save(self, trainer: Any) -> None:
         began = time.perf_counter()
-        super()._save(trainer)
+        super().save(trainer)
         self.saves.append(time.perf_counter() - began)
 
 
@@ -64,7 +64,7 @@ class Batches(pl.LightningDataModule):
 def checkpoints() -> Iterator[Result]:
     """Seconds of a save against the five minutes between two."""
     with tempfile.TemporaryDirectory() as folder:
-        resume = Timed(Path(folder), seed=0, every_minutes=1e9, every_steps=SAVE_EVERY)
+        resume = Timed(Path(folder), every_minutes=1e9, every_steps=SAVE_EVERY)
         settings: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         trainer = pl.Trainer(accelerator="cpu", max_steps=STEPS, max_epochs=1, callbacks=[resume], **settings)
         trainer.fit(FineTune(BertForSequenceClassification(BertConfig(**MINILM)), total_steps=STEPS), Batches())

@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -5,6 +7,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from bitkd.callbacks.checkpoints import BestCheckpoint, ResumeCheckpoint, latest_checkpoint
+from bitkd.callbacks.random_states import RandomStates
+from bitkd.callbacks.seconds import TrainingSeconds
+from bitkd.callbacks.stop import StopRequest, ValidateLastStep
+from bitkd.errors import InputError, StoppedError
 from bitkd.stages.base import SCORE
 
 
@@ -62,10 +68,11 @@ class Noisy(pl.LightningModule):
         return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, 12), "interval": "step"}]
 
 
-def fit(folder, stop_at=None, steps=12, accumulate=1, every_steps=1, interval=4):
+def fit(folder, stop_at=None, steps=12, accumulate=1, every_steps=1, interval=4, stop_after=None):
     folder.mkdir(exist_ok=True)
     module, data = Noisy(stop_at), Rows(steps * accumulate)
-    best, resume = BestCheckpoint(folder, SCORE), ResumeCheckpoint(folder, seed=1, every_steps=every_steps)
+    best, resume = BestCheckpoint(folder, SCORE), ResumeCheckpoint(folder, every_steps=every_steps)
+    stop = StopRequest(lambda: module.global_step == stop_after, resume.save)
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=steps,
@@ -78,14 +85,16 @@ def fit(folder, stop_at=None, steps=12, accumulate=1, every_steps=1, interval=4)
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[best, resume],
+        callbacks=[RandomStates(1), TrainingSeconds(), ValidateLastStep(), best, resume, stop],
     )
     checkpoint = latest_checkpoint(folder)
-    if stop_at is None:
+    ending = nullcontext()
+    if stop_at is not None:
+        ending = pytest.raises(RuntimeError, match="killed")
+    if stop_after is not None:
+        ending = pytest.raises(StoppedError, match="asked to stop")
+    with ending:
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    else:
-        with pytest.raises(RuntimeError, match="killed"):
-            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     return module, best
 
 
@@ -97,19 +106,38 @@ def best_weights(folder):
 @pytest.mark.parametrize("stop_at", [1, 3, 4, 5, 8, 11])
 def test_resumed_equals_uninterrupted(tmp_path, stop_at, accumulate):
     whole, whole_best = fit(tmp_path / "whole", accumulate=accumulate)
-    fit(tmp_path / "cut", stop_at=stop_at * accumulate, accumulate=accumulate)
-    resumed, resumed_best = fit(tmp_path / "cut", accumulate=accumulate)
+    fit(tmp_path / "interrupted", stop_at=stop_at * accumulate, accumulate=accumulate)
+    resumed, resumed_best = fit(tmp_path / "interrupted", accumulate=accumulate)
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
     assert (whole_best.score, whole_best.step) == (resumed_best.score, resumed_best.step)
-    first, second = best_weights(tmp_path / "whole"), best_weights(tmp_path / "cut")
+    first, second = best_weights(tmp_path / "whole"), best_weights(tmp_path / "interrupted")
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("step", [3, 4, 12])
+def test_a_requested_stop_is_after_a_whole_step_and_saves_it(tmp_path, step, accumulate):
+    whole, whole_best = fit(tmp_path / "whole", accumulate=accumulate)
+    stopped, _ = fit(tmp_path / "interrupted", every_steps=None, accumulate=accumulate, stop_after=step)
+    assert [file.name for file in tmp_path.glob("interrupted/step-*.ckpt")] == [f"step-{step:09d}.ckpt"]
+    assert stopped.scores == [done for done in (4, 8, 12) if done <= step]  # its validation is part of the step
+    resumed, resumed_best = fit(tmp_path / "interrupted", every_steps=None, accumulate=accumulate)
+    assert stopped.scores + resumed.scores == [4, 8, 12]
+    assert (whole_best.curve, whole_best.step) == (resumed_best.curve, resumed_best.step)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
+
+
+def test_a_data_module_that_cannot_resume_is_refused(tmp_path):
+    trainer = pl.Trainer(accelerator="cpu", max_steps=1, logger=False, callbacks=[ResumeCheckpoint(tmp_path)])
+    with pytest.raises(InputError, match=r"without a data module that has resume\(batch, positions\)"):
+        trainer.fit(Noisy(), DataLoader(torch.randn(4, 4)))
 
 
 @pytest.mark.parametrize("every_steps", [3, 5, 7])
 def test_checkpoints_at_any_step_resume_alike(tmp_path, every_steps):
     whole, _ = fit(tmp_path / "whole", every_steps=every_steps, interval=5)
-    fit(tmp_path / "cut", stop_at=9, every_steps=every_steps, interval=5)
-    resumed, _ = fit(tmp_path / "cut", every_steps=every_steps, interval=5)
+    fit(tmp_path / "interrupted", stop_at=9, every_steps=every_steps, interval=5)
+    resumed, _ = fit(tmp_path / "interrupted", every_steps=every_steps, interval=5)
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
 
 
@@ -149,13 +177,13 @@ def test_two_checkpoints_are_kept_and_seconds_add_up(tmp_path):
     files = sorted(tmp_path.glob("step-*.ckpt"))
     assert [file.name for file in files] == ["step-000000008.ckpt", "step-000000009.ckpt"]
     states = torch.load(files[-1], weights_only=True)["callbacks"]
-    assert states["ResumeCheckpoint"]["seconds"] > 0
+    assert states["TrainingSeconds"]["seconds"] > 0
 
 
 def test_time_is_counted_to_the_end_though_nothing_is_saved(tmp_path):
     module, _ = fit(tmp_path, every_steps=None)
-    resume = next(callback for callback in module.trainer.callbacks if isinstance(callback, ResumeCheckpoint))
-    assert resume.seconds > 0
+    clock = next(callback for callback in module.trainer.callbacks if isinstance(callback, TrainingSeconds))
+    assert clock.seconds > 0
     assert not [*tmp_path.glob("step-*.ckpt")]
 
 

@@ -6,10 +6,12 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from bitkd.data.augment.augmenter import SHARD_ROWS, Augmenter, load_shards, shard_file, write_shard
-from bitkd.data.augment.candidates import MaskedLMCandidates, Sentence, VectorCandidates, make_candidates
-from bitkd.data.augment.checks import Augmented, check_augmentation, check_augmented
+from bitkd.data.augment.candidates import MaskedLMCandidates, VectorCandidates, make_candidates
+from bitkd.data.augment.checks import check_augmentation, check_augmented
+from bitkd.data.augment.words import Sentence
 from bitkd.data.tasks import AugmentSpec
 from bitkd.errors import InputError
+from bitkd.store.records import AugmentedRecord
 
 WORDS = ["dog", "cat", "bird", "sees", "likes", "runs", "sleeps", "big", "small", "red", "blue", "fast", "old", "new"]
 
@@ -127,8 +129,9 @@ def test_a_model_without_a_masked_lm_head_predicts_nothing(tiny_bert, tiny_token
     assert "all candidates come from word vectors" in caplog.text
 
 
-def test_the_rows_do_not_depend_on_who_writes_the_shards(masked_lm, tiny_tokenizer, tmp_path):
-    rows = rows_of(SHARD_ROWS + 100)
+def test_the_rows_do_not_depend_on_who_writes_the_shards(masked_lm, tiny_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("bitkd.data.augment.augmenter.SHARD_ROWS", 128)
+    rows = rows_of(200)
     finder = make_candidates(masked_lm, tiny_tokenizer, "auto", 3, None, "32-true")
     one, other = (augmenter(tiny_tokenizer, rows, finder, variants=2) for _ in range(2))
     for number in range(one.shards):
@@ -139,7 +142,7 @@ def test_the_rows_do_not_depend_on_who_writes_the_shards(masked_lm, tiny_tokeniz
     for number in range(2):
         assert shard_file(tmp_path / "one", number).read_bytes() == shard_file(tmp_path / "two", number).read_bytes()
     loaded = load_shards(tmp_path / "one")
-    assert sorted(set(loaded["index"][:])) == list(range(SHARD_ROWS + 100))
+    assert sorted(set(loaded["index"][:])) == list(range(200))
     assert loaded.cache_files
     expected = tiny_tokenizer(loaded[7]["text_a"], loaded[7]["text_b"])["input_ids"]
     assert loaded[7]["input_ids"] == expected
@@ -167,8 +170,8 @@ def test_a_full_disk_leaves_no_part_of_a_shard(tiny_tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"source": "lm"}, "use auto, masked_lm or vectors"),
-        ({"precision": "bf16"}, "use 32-true or bf16-mixed"),
+        ({"source": "lm"}, r"augmentation\.source=lm is unknown; use one of auto, masked_lm, vectors"),
+        ({"precision": "bf16"}, r"augmentation\.precision=bf16 is unknown; did you mean bf16-mixed"),
         ({"probability": 0.0}, r"outside \(0, 1\]"),
         ({"variants": 0}, "variants=0 is too small"),
         ({"vectors": "/nowhere"}, "there is no such file"),
@@ -201,10 +204,10 @@ def test_rows_made_for_another_run_are_refused(tmp_path, change, message):
         "tokenizer": "a",
     }
     with pytest.raises(InputError, match=message):
-        check_augmented(tmp_path, Augmented(**(facts | change)), "mrpc", "x", 128, "a")
+        check_augmented(tmp_path, AugmentedRecord(**(facts | change)), "mrpc", "x", 128, "a")
 
 
-def test_a_shard_whose_note_was_lost_is_made_again(tiny_tokenizer, tmp_path):
+def test_a_shard_whose_record_was_lost_is_made_again(tiny_tokenizer, tmp_path):
     maker = augmenter(tiny_tokenizer, rows_of(8))
     first = write_shard(maker, 0, tmp_path)
     content = shard_file(tmp_path, 0).read_bytes()

@@ -74,5 +74,5 @@ def test_an_empty_corpus_is_refused(tiny_tokenizer, tmp_path):
 
 def test_a_byte_of_a_corpus_that_is_not_utf8_is_named_by_line(tmp_path):
     (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfone\ntwo \xff\n")
-    with pytest.raises(InputError, match=r"x\.txt:2: a byte is not UTF-8 \(0xff\)"):
+    with pytest.raises(InputError, match=r"x\.txt:2: byte 4 is not UTF-8 \(0xff\); save the file as UTF-8"):
         list(read_documents(tmp_path / "x.txt"))

@@ -19,7 +19,14 @@ def rows():
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(demo_model, "PRETRAINING_STEPS", 20)
+    """A demo that is built in a second: a smaller corpus, hardly any pre-training."""
+    monkeypatch.setattr(demo, "DOCUMENTS", 60)
+    monkeypatch.setattr(demo_model, "PRETRAINING_STEPS", 5)
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    monkeypatch.setattr(demo_model, "write_model", lambda folder, corpus, texts: folder.mkdir())
 
 
 def files(source):
@@ -62,14 +69,14 @@ def test_splits_share_no_hypothesis(rows):
         assert set(collections.Counter(row[1] for row in part).values()) == {len(LABELS)}
 
 
-def test_rivals_exclude_a_word_and_leave_its_kin():
+def test_rivals_exclude_a_word_but_not_what_it_is_a_kind_of():
     assert set(rivals("dog")) == {*KIND_OF, *NOUNS} - {"dog", "animal", *VERBS, *(w for v in VERBS.values() for w in v)}
     assert set(rivals("moves")) == {"rests", *VERBS["rests"]}
     assert rivals("big") == ["small"]
     assert rivals("in") == []
 
 
-def test_documents_tell_of_one_scene_each():
+def test_documents_describe_one_scene_each():
     text = list(documents(3, 4, seed=0))
     assert [len(sentences) for sentences in text] == [4, 4, 4]
     assert text == list(documents(3, 4, seed=0)) != list(documents(3, 4, seed=1))
@@ -90,13 +97,13 @@ def test_two_builds_have_the_same_bytes_and_load(tmp_path, quick):
     assert len((first.data / "train.tsv").read_text().splitlines()) == demo.TRAIN_ROWS + 1
 
 
-def test_a_finished_demo_is_not_made_again(tmp_path, quick, monkeypatch):
+def test_a_finished_demo_is_not_made_again(tmp_path, no_model, monkeypatch):
     first = ensure_demo(tmp_path)
     monkeypatch.setattr(demo_model, "write_model", None)
     assert ensure_demo(tmp_path) == first
 
 
-def test_a_killed_build_leaves_nothing_visible_and_is_swept(tmp_path, quick, monkeypatch):
+def test_a_killed_build_leaves_nothing_visible_and_is_deleted(tmp_path, no_model, monkeypatch):
     def killed(*arguments):
         raise KeyboardInterrupt
 

@@ -68,7 +68,7 @@ def test_mnli_has_two_dev_sets_and_selects_by_the_matched():
     assert list(task_of("mnli").files.dev) == list(task_of("mnli").hub.dev) == ["dev_matched", "dev_mismatched"]
 
 
-def test_a_task_of_ones_own_is_data(tmp_path):
+def test_a_users_task_is_data(tmp_path):
     labels = ["entailment", "neutral", "contradiction"]
     spec = TaskSpec("sick", ["premise", "hypothesis"], labels, files=FilesSpec(dev={"dev": "dev.tsv"}))
     check_task(spec)
@@ -190,7 +190,7 @@ def test_other_formats_hold_the_same_rows(tmp_path, suffix, caplog):
         (
             "r.csv",
             b"premise,hypothesis,label\na,b\n",
-            r"1 row of r\.csv cannot be read, and no other is there: .*r\.csv:2: 2 comma-separated",
+            r"1 row of r\.csv cannot be read, and there is no other: .*r\.csv:2: 2 comma-separated",
         ),
         ("r.csv", b'premise,hypothesis,label\na,"b"c,yes\n', r"r\.csv:2: .*expected after"),
         (
@@ -207,13 +207,13 @@ def test_other_formats_hold_the_same_rows(tmp_path, suffix, caplog):
         ("r.xlsx", b"", r"rows in \.xlsx are unknown; use \.tsv"),
     ],
 )
-def test_faults_of_other_formats_are_told_with_their_place(tmp_path, name, content, message):
+def test_faults_of_other_formats_are_named_with_their_place(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_rows(OWN, tmp_path / name)
 
 
-def test_rows_that_cannot_be_read_are_counted_and_left_out_only_where_asked(tmp_path, caplog):
+def test_rows_that_cannot_be_read_are_counted_and_left_out_only_on_request(tmp_path, caplog):
     file = tmp_path / "train.tsv"
     file.write_bytes(b"premise\thypothesis\tlabel\na\tb\tyes\nc\td\ne\tf\tmaybe\n\xff\tx\tno\ng\n\th\tno\n")
     with pytest.raises(

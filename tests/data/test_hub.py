@@ -7,7 +7,7 @@ from bitkd.data.hub import load_hub_dataset, load_tokenizer, resolve_pretrained
 from bitkd.errors import InputError
 
 
-def test_a_hub_that_cannot_be_reached_is_said_within_twenty_seconds(monkeypatch, tmp_path):
+def test_a_hub_that_cannot_be_reached_is_reported_within_twenty_seconds(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     began = time.monotonic()
     with pytest.raises(InputError, match=r"model\.pretrained=no/such is no local folder.*the hub cannot be reached"):
@@ -17,12 +17,12 @@ def test_a_hub_that_cannot_be_reached_is_said_within_twenty_seconds(monkeypatch,
     assert time.monotonic() - began < 20
 
 
-def test_a_hub_that_takes_the_connection_and_says_nothing_is_given_up_on(monkeypatch):
+def test_a_hub_that_accepts_the_connection_and_does_not_answer_is_given_up_on(monkeypatch):
     import datasets
 
     monkeypatch.setattr("bitkd.data.hub.PROBE_SECONDS", 0.5)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         began = time.monotonic()
         with pytest.raises(InputError, match=r"the hub cannot be reached \(.*model\.pretrained=FOLDER"):
             resolve_pretrained("no/such")
@@ -49,7 +49,7 @@ def test_a_folder_without_tokenizer_files_has_no_tokenizer(tiny_bert, tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_local_paths_are_looked_at_first(tiny_bert, tmp_path):
+def test_local_paths_come_first(tiny_bert, tmp_path):
     assert resolve_pretrained(str(tiny_bert)) == tiny_bert.resolve()
     with pytest.raises(InputError, match="there is no such folder"):
         resolve_pretrained(str(tmp_path / "nowhere"))

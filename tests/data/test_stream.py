@@ -66,7 +66,7 @@ def test_a_second_pass_is_shuffled_anew(documents, packer):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("taken", [1, 7, 80])
-def test_a_resumed_stream_goes_on_with_the_next_sequence(documents, tiny_tokenizer, workers, taken):
+def test_a_resumed_stream_continues_with_the_next_sequence(documents, tiny_tokenizer, workers, taken):
     def batches(start=0, positions=None):
         stream = Stream(documents, Packer(tiny_tokenizer, 16), 0, 0, 1, workers, start, positions)
         return iter(DataLoader(stream, batch_size=4, collate_fn=lambda rows: rows, num_workers=workers))
@@ -98,7 +98,7 @@ def test_files_are_not_held_in_memory_and_are_read_from_any_document_on(document
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_dataset_of_the_hub_is_read_from_any_row_on(tmp_path, monkeypatch, streaming):
-    # A folder of files stands in for a repository: datasets loads both alike.
+    # A folder of files in place of a repository: datasets loads both alike.
     (tmp_path / "train.jsonl").write_text("".join(json.dumps({"body": f"row {i}"}) + "\n" for i in range(20)))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("bitkd.data.hub.hub_problem", lambda: None)

@@ -165,3 +165,8 @@ def test_a_stream_ends_after_total_batches(stream):
         positions[reader] = place
     data.resume(3, positions)
     assert train(data, max_epochs=1).epochs == [module.epochs[0][3:]]
+
+
+def test_a_streams_batch_divides_into_equal_parts(stream):
+    with pytest.raises(InputError, match="batch_size=8 does not divide into 3 equal parts"):
+        StreamDataModule(stream, LoaderSpec(batch_size=8, accumulate=3)).train_dataloader()

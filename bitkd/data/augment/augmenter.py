@@ -1,4 +1,4 @@
-"""TinyBERT's data augmentation (arXiv:1909.10351): variants of the training rows, as shards of tokenized rows in Arrow."""
+"""TinyBERT's data augmentation (arXiv:1909.10351): variants of training rows, in Arrow files (shards) of tokenized rows."""
 
 import json
 import os
@@ -14,36 +14,45 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from bitkd.data.augment.candidates import Candidates, Sentence
 from bitkd.data.augment.stop_words import STOP_WORDS
+from bitkd.data.augment.words import Candidates, Sentence
 from bitkd.data.files import Rows
 from bitkd.data.tasks import AugmentSpec
 from bitkd.data.tokenized import encode_texts
 from bitkd.errors import InputError
 
 BLOCK = 64
-"""Source rows whose candidates are found together; a constant, because results may depend on it in the last bit."""
+"""Source rows whose candidates are found together. A constant, because results may depend on it in the last bit."""
 
 SHARD_BLOCKS = 16
-"""Blocks of a shard: what an interruption loses at most."""
+"""Blocks of a shard, the most that an interruption loses."""
 
 SHARD_ROWS = BLOCK * SHARD_BLOCKS
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What is known of a finished shard: its rows, those cut to the length, and the seconds that it took."""
+    """Metadata of a finished shard."""
 
     rows: int
     truncated: int
+    """Rows that were truncated to max_length."""
+
     seconds: float
+    """Time that it took."""
 
 
 class Augmenter:
-    """Makes the augmented rows of any part of a task's rows; each row's choices come from its own number and the seed.
+    """Makes augmented rows of any part of a task's rows. A row's choices depend on its number and the seed alone.
 
-    A row gives itself and up to `variants` variants of each of its sentences, the other sentence kept. In a variant every
-    word of letters that is no stop word is replaced, with `probability`, by one of its candidates.
+    A row yields itself and up to `variants` variants of each of its sentences, the other sentence unchanged. In a variant
+    every word of letters that is not a stop word is replaced, with `probability`, by one of its candidates.
+
+    rows: the task's rows as texts (`TaskRows.train_texts`).
+    tokenizer: the run's; it splits texts into words.
+    candidates: gives the words to choose from.
+    spec: how many variants, how likely a replacement, which seed.
+    max_length: tokens of an augmented row at most.
     """
 
     def __init__(self, rows: Rows, tokenizer: Any, candidates: Candidates, spec: AugmentSpec, max_length: int) -> None:
@@ -57,7 +66,7 @@ class Augmenter:
 
     @property
     def shards(self) -> int:
-        """How many shards the rows make."""
+        """Number of shards."""
         return -(-len(self.rows["label"]) // SHARD_ROWS)
 
     def shard(self, number: int) -> Iterator[dict[str, list[Any]]]:
@@ -67,7 +76,9 @@ class Augmenter:
             yield self.block(range(start, min(start + BLOCK, end)))
 
     def block(self, sources: range) -> dict[str, list[Any]]:
-        """The augmented rows of some source rows: text_a, text_b (of pairs), label, index (the source row's number)."""
+        """The augmented rows of the source rows `sources`: text_a, text_b (of pairs), label, index (the source row's
+        number).
+        """
         sentences = [self._sentence(self.rows[column][i]) for i in sources for column in self.columns]
         found = iter(zip(sentences, self.candidates.find(sentences)))
         made: dict[str, list[Any]] = {name: [] for name in (*self.columns, "label", "index")}
@@ -114,12 +125,12 @@ class Augmenter:
 
 def write_shard(augmenter: Augmenter, number: int, folder: Path) -> ShardRecord:
     """Write one shard and its record, unless both are there. A failing write (a full disk) leaves no part of either."""
-    file, note = shard_file(folder, number), shard_file(folder, number).with_suffix(".json")
-    if file.is_file() and (known := _read_note(note)):
-        return known
+    file, record_file = shard_file(folder, number), shard_file(folder, number).with_suffix(".json")
+    if file.is_file() and (finished := _read_record(record_file)):
+        return finished
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    temporary, temporary_note = (file.with_suffix(f".{os.getpid()}.{kind}") for kind in ("tmp", "note"))
+    temporary, temporary_record = (file.with_suffix(f".{os.getpid()}.{kind}") for kind in ("tmp", "record"))
     truncated = 0
     label = Value("float64" if isinstance(augmenter.rows["label"][0], float) else "int64")
     texts = {column: Value("string") for column in augmenter.columns}
@@ -137,32 +148,32 @@ def write_shard(augmenter: Augmenter, number: int, folder: Path) -> ShardRecord:
             writer.write_batch({**block, **{name: encoded[name] for name in tokens}})
         rows, _ = writer.finalize()
         record = ShardRecord(rows, truncated, round(time.monotonic() - began, 3))
-        temporary_note.write_text(json.dumps(vars(record)))
-        for written in (temporary_note, temporary):
+        temporary_record.write_text(json.dumps(vars(record)))
+        for written in (temporary_record, temporary):
             with open(written, "rb") as stream:
                 os.fsync(stream.fileno())
-        os.replace(temporary_note, note)
+        os.replace(temporary_record, record_file)
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
-        temporary_note.unlink(missing_ok=True)
+        temporary_record.unlink(missing_ok=True)
     return record
 
 
-def _read_note(file: Path) -> ShardRecord | None:
+def _read_record(file: Path) -> ShardRecord | None:
     try:
         return ShardRecord(**json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError):  # lost in a power cut: the shard is made again
+    except (OSError, ValueError, TypeError):  # lost when the machine failed: the shard is made again
         return None
 
 
 def shard_file(folder: Path, number: int) -> Path:
-    """Where a shard is, or will be."""
+    """The file of a shard."""
     return folder / f"shard-{number:05d}.arrow"
 
 
 def load_shards(folder: Path) -> Dataset:
-    """The augmented rows in a folder, memory-mapped."""
+    """The augmented rows in a folder, memory-mapped; InputError if it has none."""
     files = sorted(folder.glob("shard-*.arrow"))
     if not files:
         raise InputError(f"{folder} has no shard-*.arrow; name a folder that `bitkd augment` made")

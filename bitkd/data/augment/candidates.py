@@ -1,72 +1,71 @@
-"""Words that may stand in for a word: predicted by a masked language model, or near it among word vectors."""
+"""Words that may replace a word: predicted by a masked language model, or its nearest word vectors."""
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModel, AutoModelForMaskedLM
 
+from bitkd.data.augment.words import Candidates, Pieces, Sentence
+from bitkd.data.tasks import CandidatePrecision, CandidateSource
 from bitkd.errors import InputError
 
 FORWARD_TOKENS = 4096
-"""Padded tokens of one forward. It is fixed, and so is which queries share a forward: rounding follows the shape, and
-two nearly equal candidates would otherwise depend on a batch size."""
+"""Padded tokens of one forward pass. It is fixed, and so is which queries share a pass: rounding depends on the shape, so
+that the order of two nearly equal candidates would otherwise depend on a batch size."""
 
 VECTOR_CHUNK = 256
-REMEMBERED_WORDS = 100_000
+"""Words whose nearest vectors are found in one matrix product."""
+
+CACHED_WORDS = 100_000
+"""Words whose candidates are cached, at most."""
 
 log = logging.getLogger(__name__)
-
-
-class Candidates(Protocol):
-    """Gives the words that may replace the words of sentences."""
-
-    def find(self, sentences: Sequence["Sentence"]) -> list[dict[int, list[str]]]:
-        """For each sentence: position of a replaceable word -> its candidates, the best first."""
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """A sentence's words, and the positions of those that may be replaced."""
-
-    words: list[str]
-    replaceable: list[int]
 
 
 class VectorCandidates:
     """Nearest words by cosine of word vectors: of the model's own embedding matrix, or of a file in GloVe's format.
 
-    A word that the vocabulary has in pieces is looked up by the mean of its pieces. A word that a file does not have
-    has no candidates.
+    A word that the vocabulary has only in pieces takes the mean of their vectors. A word that a file does not have has
+    no candidates.
+
+    words: the candidates.  vectors: theirs, (words, dimensions).  count: candidates of a word.
+    mean_vector: gives the vector of a word that is not among `words`, or None.
     """
 
-    def __init__(self, words: list[str], vectors: Tensor, count: int, pieces: "Pieces | None" = None) -> None:
+    def __init__(
+        self,
+        words: list[str],
+        vectors: Tensor,
+        count: int,
+        mean_vector: Callable[[str], Tensor | None] = lambda word: None,
+    ) -> None:
         self.words = words
         self.count = count
-        self._pieces = pieces
+        self._mean_vector = mean_vector
         self._raw = vectors
         self._unit = torch.nn.functional.normalize(vectors.float(), dim=1)
-        self._place = {word: place for place, word in enumerate(words)}
-        self._known: dict[str, list[str]] = {}
+        self._row = {word: row for row, word in enumerate(words)}
+        self._cache: dict[str, list[str]] = {}
 
     @classmethod
     def of_model(cls, folder: Path, tokenizer: Any, count: int) -> "VectorCandidates":
         """Vectors from the input embeddings of the model in `folder`."""
         model = AutoModel.from_pretrained(str(folder), dtype=torch.float32)
         matrix = model.get_input_embeddings().weight.detach()
-        pieces = Pieces(tokenizer, matrix)
+        pieces = Pieces(tokenizer)
         ids = [i for i, word in pieces.whole_words.items() if re.fullmatch("[A-Za-z]{2,}", word)]
-        return cls([pieces.whole_words[i] for i in ids], matrix[ids], count, pieces)
+        return cls([pieces.whole_words[i] for i in ids], matrix[ids], count, partial(pieces.mean_vector, matrix=matrix))
 
     @classmethod
     def of_file(cls, file: Path, count: int) -> "VectorCandidates":
-        """Vectors from a text file with a line "word number number …" for each word."""
+        """Vectors from a text file with a line "word number number …" for each word; InputError if it is not one."""
         if not file.is_file():
             raise InputError(f"task.augmentation.vectors={file}: there is no such file; name a file in GloVe's format")
         words: list[str] = []
@@ -91,19 +90,20 @@ class VectorCandidates:
 
     def find(self, sentences: Sequence[Sentence]) -> list[dict[int, list[str]]]:
         self._look_up({sentence.words[i] for sentence in sentences for i in sentence.replaceable})
-        found = [{i: self._known.get(sentence.words[i], []) for i in sentence.replaceable} for sentence in sentences]
-        if len(self._known) > REMEMBERED_WORDS:
-            self._known.clear()
+        found = [{i: self._cache.get(sentence.words[i], []) for i in sentence.replaceable} for sentence in sentences]
+        if len(self._cache) > CACHED_WORDS:
+            self._cache.clear()
         return found
 
     @torch.inference_mode()
     def _look_up(self, words: set[str]) -> None:
-        new = sorted(words - self._known.keys())
+        new = sorted(words - self._cache.keys())
         vectors = {word: vector for word in new if (vector := self._vector(word)) is not None}
         names = list(vectors)
         for start in range(0, len(names), VECTOR_CHUNK):
             chunk = names[start : start + VECTOR_CHUNK]
-            # Always as many rows: rounding follows the shape, and what is known already depends on the past.
+            # Pad to a fixed number of rows: rounding depends on the shape of the product, and which words are cached
+            # already depends on the order of calls.
             queries = torch.zeros(VECTOR_CHUNK, self._unit.shape[1])
             queries[: len(chunk)] = torch.nn.functional.normalize(
                 torch.stack([vectors[word] for word in chunk]).float(), dim=1
@@ -111,51 +111,21 @@ class VectorCandidates:
             near = (queries @ self._unit.T).topk(min(self.count + 1, len(self.words)), dim=1).indices.tolist()
             for word, places in zip(chunk, near):
                 others = [self.words[place] for place in places if self.words[place] != word]
-                self._known[word] = others[: self.count]
+                self._cache[word] = others[: self.count]
 
     def _vector(self, word: str) -> Tensor | None:
-        if word in self._place:
-            return self._raw[self._place[word]]
-        return self._pieces.mean_vector(word) if self._pieces else None
-
-
-class Pieces:
-    """What a tokenizer makes of words."""
-
-    def __init__(self, tokenizer: Any, matrix: Tensor | None = None) -> None:
-        self.tokenizer = tokenizer
-        self.matrix = matrix
-        vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-        special = set(tokenizer.all_special_ids)
-        marked = any(token.startswith("Ġ") for token, _ in vocabulary)
-        self.whole_words = {
-            i: token[1:] if marked else token
-            for token, i in vocabulary
-            if i not in special
-            and (token.startswith("Ġ") if marked else not token.startswith(("##", "[unused")))
-            and len(token) > marked
-        }
-        """Token -> word, of tokens that are a word by themselves (WordPiece, or byte-level BPE)."""
-
-    def of_words(self, sentences: list[list[str]]) -> tuple[list[list[int]], list[list[int]]]:
-        """Tokens of each sentence without special ones, and for each token the number of its word."""
-        encoded = self.tokenizer(sentences, is_split_into_words=True, add_special_tokens=False, verbose=False)
-        return encoded["input_ids"], [encoded.word_ids(i) for i in range(len(sentences))]
-
-    def mean_vector(self, word: str) -> Tensor | None:
-        """Mean of a word's piece vectors; null where the tokenizer does not know a piece of it."""
-        assert self.matrix is not None
-        ids = self.of_words([[word]])[0][0]
-        if not ids or self.tokenizer.unk_token_id in ids:
-            return None
-        return self.matrix[ids].mean(dim=0)
+        if word in self._row:
+            return self._raw[self._row[word]]
+        return self._mean_vector(word)
 
 
 class MaskedLMCandidates:
-    """A masked language model's best words for a word of a single piece, seen in its sentence: the input is
-    [CLS] masked sentence [SEP] original sentence [SEP], as published. `others` serves words of several pieces.
+    """A masked language model's best words in place of a word of a single piece. Its input is [CLS] masked sentence [SEP]
+    original sentence [SEP], as published. Words of several pieces take their candidates from `others`.
 
     All queries of a call are run together, sorted by length; the head is computed at the masked position alone.
+
+    folder: of the model.  count: candidates of a word.
     """
 
     def __init__(
@@ -164,7 +134,7 @@ class MaskedLMCandidates:
         tokenizer: Any,
         count: int,
         others: Candidates,
-        precision: str = "32-true",
+        precision: CandidatePrecision = "32-true",
         device: str = "cpu",
     ) -> None:
         self.model = load_masked_lm(folder).to(device)
@@ -182,7 +152,9 @@ class MaskedLMCandidates:
         self.model.base_model.register_forward_hook(self._keep_masked)
 
     def _keep_masked(self, module: Any, inputs: Any, output: Any) -> Any:
-        """Between encoder and head: the head over a vocabulary costs as much as the encoder, so only where it is asked."""
+        """Between encoder and head: keep the masked position alone, since a head over the vocabulary costs as much as the
+        encoder.
+        """
         rows = torch.arange(len(self._masked))  # type: ignore[arg-type]
         output.last_hidden_state = output.last_hidden_state[rows, self._masked].unsqueeze(1)
         return output
@@ -198,7 +170,7 @@ class MaskedLMCandidates:
                 places.setdefault(word, []).append(place)
             single = {i for i in sentence.replaceable if len(places.get(i, ())) == 1}
             single = {i for i in single if ids[number][places[i][0]] != self._tokenizer.unk_token_id}
-            # A sentence longer than the model reads keeps the words behind its end as they are.
+            # In a sentence longer than the model reads, the words after that length stay.
             seen = {i for i in single if places[i][0] < self._longest - 2}
             queries += [(number, i, places[i][0]) for i in sorted(seen)]
             rest.append(Sentence(sentence.words, [i for i in sentence.replaceable if i not in single]))
@@ -242,7 +214,7 @@ class MaskedLMCandidates:
 
 
 def _chunks(order: list[int], lengths: list[int]) -> Iterator[list[int]]:
-    """Groups of queries, shortest first, that fill a forward."""
+    """Groups of queries, shortest first, each for one forward pass."""
     chunk: list[int] = []
     for q in order:
         if chunk and (len(chunk) + 1) * lengths[q] > FORWARD_TOKENS:
@@ -254,7 +226,7 @@ def _chunks(order: list[int], lengths: list[int]) -> Iterator[list[int]]:
 
 
 def load_masked_lm(folder: Path) -> Any:
-    """A masked language model with a *trained* head; InputError where the head would start at random."""
+    """A masked language model with a *trained* head; InputError if its head would be random."""
     model, report = AutoModelForMaskedLM.from_pretrained(str(folder), dtype=torch.float32, output_loading_info=True)
     random = sorted(report["missing_keys"]) + sorted(str(key) for key in report.get("mismatched_keys", ()))
     if random:
@@ -275,9 +247,15 @@ def has_masked_lm(folder: Path) -> bool:
 
 
 def make_candidates(
-    folder: Path, tokenizer: Any, source: str, count: int, vectors: str | None, precision: str, device: str = "cpu"
+    folder: Path,
+    tokenizer: Any,
+    source: CandidateSource,
+    count: int,
+    vectors: str | None,
+    precision: CandidatePrecision,
+    device: str = "cpu",
 ) -> Candidates:
-    """The candidates that task.augmentation asks for: see `AugmentSpec.source`."""
+    """The candidates that an AugmentSpec asks for; `folder` is the model's. InputError if it lacks what is needed."""
     near = (
         VectorCandidates.of_file(Path(vectors).expanduser(), count)
         if vectors

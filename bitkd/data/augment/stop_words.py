@@ -1,4 +1,4 @@
-"""English function words, which augmentation leaves alone: replacing one changes grammar or meaning, not wording."""
+"""English function words, which augmentation does not replace: that would change grammar or meaning, not the wording."""
 
 STOP_WORDS = frozenset(
     """

@@ -1,13 +1,12 @@
-"""The embedded task: its rows, its corpus and a tiny pre-trained BERT, made on the spot; nothing is downloaded."""
+"""The demo task: its rows, its corpus and a tiny pre-trained BERT, made on this machine; nothing is downloaded."""
 
 import hashlib
-import os
 import shutil
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 from bitkd.data.demo.text import documents, pairs
+from bitkd.files import is_left_over, temporary_name
 
 TRAIN_ROWS, DEV_ROWS = 3600, 900
 DOCUMENTS, SENTENCES = 1200, 4
@@ -16,31 +15,37 @@ CODE = ("files.py", "model.py", "text.py")
 
 @dataclass(frozen=True)
 class DemoSource:
-    """model: folder of the tiny BERT and its tokenizer.  data: folder with train.tsv and dev.tsv.  corpus: text file."""
+    """Where the demo's files are."""
 
     model: Path
+    """Folder of the tiny BERT and its tokenizer."""
+
     data: Path
+    """Folder with train.tsv and dev.tsv."""
+
     corpus: Path
+    """Text file."""
 
 
 def ensure_demo(root: Path) -> DemoSource:
     """The demo's files under `root`, made if they are not there yet (in about 20 seconds).
 
-    The folder's name changes with this code; it becomes visible when it is whole. A build that was killed is swept.
+    The folder's name changes with this code, and appears only when the folder is complete. What a killed build left
+    behind is deleted.
     """
     code = b"".join(Path(__file__).with_name(name).read_bytes() for name in CODE)
     folder = root / f"demo-{hashlib.sha256(code).hexdigest()[:12]}"
     source = DemoSource(folder / "model", folder / "data", folder / "corpus.txt")
     if folder.is_dir():
         return source
-    # Here, not above: torch and transformers take seconds to load, and mostly the demo is there.
+    # Here, not above: torch and transformers take seconds to load, and the demo is there after the first time.
     from bitkd.data.demo.model import write_model
 
     root.mkdir(parents=True, exist_ok=True)
     for leftover in root.glob(".building.*"):
-        if _is_dead(leftover):
+        if is_left_over(leftover.name):
             shutil.rmtree(leftover, ignore_errors=True)
-    building = root / f".building.{socket.gethostname()}.{os.getpid()}"
+    building = root / temporary_name(".building")
     shutil.rmtree(building, ignore_errors=True)
     _write_text(building)
     write_model(building / "model", building / "corpus.txt", list(documents(DOCUMENTS, SENTENCES, seed=2)))
@@ -51,19 +56,6 @@ def ensure_demo(root: Path) -> DemoSource:
             raise
         shutil.rmtree(building)
     return source
-
-
-def _is_dead(folder: Path) -> bool:
-    host, pid = folder.name.removeprefix(".building.").rsplit(".", 1)
-    if host != socket.gethostname():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
 
 
 def _write_text(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The demo's tiny BERT and its tokenizer, trained on the spot."""
+"""The demo's tiny BERT and its tokenizer, trained on this machine."""
 
 import itertools
 from pathlib import Path
@@ -18,10 +18,13 @@ EMBEDDING_STD = 0.1
 
 
 def write_model(folder: Path, corpus: Path, texts: list[list[str]]) -> None:
-    """Train tokenizer and model on the demo's corpus, a text file and its sentences by document; the same bytes each time."""
+    """Train tokenizer and model; the same bytes each time.
+
+    corpus: text file.  texts: its sentences, by document.
+    """
     tokenizer = _train_tokenizer(corpus)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums of one thread have one order: the same bytes on every build
+    torch.set_num_threads(1)  # one thread adds in one order: the same bytes in every build
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
@@ -35,7 +38,7 @@ def write_model(folder: Path, corpus: Path, texts: list[list[str]]) -> None:
 def _train_tokenizer(corpus: Path) -> PreTrainedTokenizerFast:
     backend = _backend({})
     backend.train([str(corpus)], trainers.WordPieceTrainer(vocab_size=400, special_tokens=SPECIAL, show_progress=False))
-    # Training breaks ties differently from run to run; the words and the letters that it ends with are the same.
+    # Training breaks ties differently from run to run, but ends with the same words and letters.
     used = set(backend.encode(corpus.read_text(encoding="utf-8"), add_special_tokens=False).tokens)
     letters = {piece for piece in backend.get_vocab() if len(piece.removeprefix("##")) == 1}
     pieces = [*SPECIAL, *sorted(used | letters)]
@@ -55,8 +58,8 @@ def _backend(vocabulary: dict[str, int]) -> Tokenizer:
 
 
 def _pretrain(tokenizer: PreTrainedTokenizerFast, texts: list[list[str]]) -> BertModel:
-    """Two tasks on the second sentence of pairs from one document, so that segments learn to look at each other:
-    guess masked words (BERT), and find words that were replaced by a rival (ELECTRA, arXiv:2003.10555).
+    """Pre-train on two tasks about the second sentence of pairs from one document, so that the model learns to compare
+    segments: predict masked words (BERT), and find words that were replaced by a rival (ELECTRA, arXiv:2003.10555).
     """
     model = _start(len(tokenizer), tokenizer.pad_token_id).train()
     finder = nn.Linear(model.config.hidden_size, 1)
@@ -70,14 +73,14 @@ def _pretrain(tokenizer: PreTrainedTokenizerFast, texts: list[list[str]]) -> Ber
         chosen = torch.randint(len(first), (PRETRAINING_BATCH,))
         batch: dict[str, Tensor] = {name: rows[name][chosen] for name in rows}
         ids = batch["input_ids"]
-        told = (batch["token_type_ids"] == 1) & (ids >= len(SPECIAL))
+        second_sentence = (batch["token_type_ids"] == 1) & (ids >= len(SPECIAL))
         draw = torch.rand(ids.shape)
-        masked = told & (draw < MASKED_SHARE)
-        candidates = told & ~masked & replaceable[ids]
+        masked = second_sentence & (draw < MASKED_SHARE)
+        candidates = second_sentence & ~masked & replaceable[ids]
         replaced = candidates & (draw > 1 - REPLACED_SHARE)
-        spoilt = torch.where(masked, tokenizer.mask_token_id, ids)
-        spoilt[replaced] = torch.multinomial(rival[ids[replaced]], 1).squeeze(1)
-        hidden = model.bert(**{**batch, "input_ids": spoilt}).last_hidden_state
+        corrupted = torch.where(masked, tokenizer.mask_token_id, ids)
+        corrupted[replaced] = torch.multinomial(rival[ids[replaced]], 1).squeeze(1)
+        hidden = model.bert(**{**batch, "input_ids": corrupted}).last_hidden_state
         guess = F.cross_entropy(model.cls.predictions(hidden[masked]), ids[masked])
         found = finder(hidden[candidates]).squeeze(1)
         loss = guess + F.binary_cross_entropy_with_logits(found, replaced[candidates].float())
@@ -90,9 +93,8 @@ def _pretrain(tokenizer: PreTrainedTokenizerFast, texts: list[list[str]]) -> Ber
 
 
 def _start(vocabulary: int, padding: int) -> BertForPreTraining:
-    """A tiny BERT before training. In a few hundred steps it learns to compare segments only from a good start:
-
-    queries equal keys, so that a word looks at its equals, and residual branches are small, as a shallow net's.
+    """A tiny BERT before training. It learns to compare segments in a few hundred steps only from a good initialization:
+    queries equal keys, so that a word attends to its equals, and residual branches are small, as in a shallow network.
     """
     config = BertConfig(
         vocab_size=vocabulary,
@@ -122,7 +124,7 @@ def _start(vocabulary: int, padding: int) -> BertForPreTraining:
 
 
 def _rival_table(tokenizer: PreTrainedTokenizerFast) -> Tensor:
-    """(vocabulary, vocabulary): 1 where the second word excludes the first."""
+    """(vocabulary, vocabulary): 1 if the second word excludes the first."""
     table = torch.zeros(len(tokenizer), len(tokenizer))
     for word, index in tokenizer.get_vocab().items():
         for other in rivals(word):

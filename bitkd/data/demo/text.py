@@ -1,8 +1,9 @@
-"""Sentences of the demo task: scenes that are told in more or less detail, and what follows from what.
+"""Sentences of the demo task: scenes that are described in more or less detail, and which entails which.
 
 A scene has a noun, a verb and up to three details. One sentence is entailed by another if it says no more,
 contradicts it if some part excludes the other's (a dog is no cat, a thing at rest does not move), and is neutral if
-it adds something. Pairs start from the hypothesis, which gets a premise for each label: alone it says nothing.
+it adds something. Pairs start from the hypothesis, which gets a premise for each label: so a hypothesis alone says
+nothing about the label.
 """
 
 import random
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 LABELS = ("entailment", "neutral", "contradiction")
 
 Scene = dict[str, str | None]
-"""slot -> word; null leaves a detail out."""
+"""Slot -> word; None leaves a detail out."""
 
 NARROWER, WIDER, EXCLUSIVE = "narrower", "wider", "exclusive"
 
@@ -30,7 +31,7 @@ DETAILS = {
 KIND_OF = {word: kind for kinds in KINDS.values() for kind, words in kinds.items() for word in words}
 
 
-def tell(scene: Scene) -> str:
+def describe(scene: Scene) -> str:
     """The sentence of a scene, such as "a small dog runs in the park ."."""
     words = ["a", scene["size"], scene["color"], scene["noun"], scene["verb"]]
     if scene["place"]:
@@ -44,30 +45,30 @@ def pairs(count: int, seed: int) -> list[tuple[str, str, str]]:
     rows: dict[str, list[tuple[str, str, str]]] = {}
     while len(rows) * len(LABELS) < count:
         scene = _vague_scene(rng)
-        hypothesis = tell(scene)
+        hypothesis = describe(scene)
         premises = [_premise(scene, label, rng) for label in LABELS]
-        told = [(tell(premise), hypothesis, label) for premise, label in zip(premises, LABELS) if premise]
-        if len(told) == len(LABELS):
-            rows.setdefault(hypothesis, told)
+        rows_of_scene = [(describe(premise), hypothesis, label) for premise, label in zip(premises, LABELS) if premise]
+        if len(rows_of_scene) == len(LABELS):
+            rows.setdefault(hypothesis, rows_of_scene)
     return [row for triple in rows.values() for row in triple][:count]
 
 
 def rivals(word: str) -> list[str]:
-    """The words that exclude `word` where it stands: dog -> cat, horse, bird, person, woman, …"""
+    """The words that exclude `word` in its place: dog -> cat, horse, bird, person, woman, …"""
     slots = {slot: [w for kind, words in kinds.items() for w in (kind, *words)] for slot, kinds in KINDS.items()}
     slots |= {slot: list(words) for slot, words in DETAILS.items()}
-    kin = {word, KIND_OF.get(word), *(w for w, kind in KIND_OF.items() if kind == word)}
-    return [other for words in slots.values() if word in words for other in words if other not in kin]
+    related = {word, KIND_OF.get(word), *(w for w, kind in KIND_OF.items() if kind == word)}
+    return [other for words in slots.values() if word in words for other in words if other not in related]
 
 
 def documents(count: int, sentences: int, seed: int) -> Iterator[list[str]]:
-    """Documents of true sentences about one scene each, which lies behind them in full detail."""
+    """Documents, each of true sentences about one scene; each leaves out or widens some of its details."""
     rng = random.Random(seed)
     for _ in range(count):
         scene: Scene = {slot: rng.choice(rng.choice(tuple(kinds.values()))) for slot, kinds in KINDS.items()}
         scene |= {slot: rng.choice(words) for slot, words in DETAILS.items()}
         yield [
-            tell(
+            describe(
                 {slot: _change(slot, word, WIDER, rng) if rng.random() < 0.4 else word for slot, word in scene.items()}
             )
             for _ in range(sentences)
@@ -75,9 +76,9 @@ def documents(count: int, sentences: int, seed: int) -> Iterator[list[str]]:
 
 
 def _premise(hypothesis: Scene, label: str, rng: random.Random) -> Scene | None:
-    """A scene that says `label` about the hypothesis; null where the hypothesis admits none.
+    """A scene that has the relation `label` to the hypothesis; None if there is none.
 
-    One word decides. Up to two more are narrower, as many as keep the premises of all labels about equally long.
+    One word decides. Up to two more are narrower, so that premises of all labels are about equally long.
     """
     decisive = {"entailment": NARROWER, "neutral": WIDER, "contradiction": EXCLUSIVE}[label]
     more = {"entailment": (0, 0, 1), "neutral": (1, 1, 2), "contradiction": (0, 1, 1)}[label]
@@ -103,7 +104,7 @@ def _vague_scene(rng: random.Random) -> Scene:
 
 
 def _change(slot: str, word: str | None, relation: str, rng: random.Random) -> str | None:
-    """A word for `slot` that stands in `relation` to `word`; `word` itself where there is none."""
+    """A word for `slot` that has the `relation` to `word`; `word` itself if there is none."""
     if slot in DETAILS:
         if relation == WIDER:
             return None
