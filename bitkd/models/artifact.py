@@ -35,8 +35,13 @@ def save_student(model: PreTrainedModel, folder: Path | str, tokenizer: PreTrain
     model: an encoder of BERT's shape, bare or a sequence classifier; plain, or made by `build_student`, `prepare` and
     `WeightSplitting`.
     The same weights give the same bytes: the file's only metadata is {"format": "pt"}.
-    Raises InputError if the model was quantized without a record in its configuration.
+    Raises InputError if the model is of another kind, or was quantized without a record in its configuration.
     """
+    if model.base_model is not model and not _is_classifier(type(model).__name__):
+        raise InputError(
+            f"{type(model).__name__} cannot be loaded again as a student; save its encoder (model.base_model), or use a "
+            "model for sequence classification"
+        )
     check_recorded(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,14 +65,17 @@ def load_student(path: Path | str) -> PreTrainedModel:
         raise InputError(f"{folder} is a plain Hugging Face checkpoint, not a bitkd artifact; use load_classifier")
     if not (folder / WEIGHTS_FILE).is_file():
         raise InputError(f"{folder} has no {WEIGHTS_FILE}; name a finished artifact's folder")
-    classification = "SequenceClassification" in (config.architectures or [""])[0]
-    model = build_blank(config, classification)
+    model = build_blank(config, _is_classifier((config.architectures or [""])[0]))
     try:
         state = load_file(folder / WEIGHTS_FILE)
         # The file shows which of the binary layers are pairs: a model may be split in part.
-        make_blank_pairs(model, [name.removesuffix(_FIRST_HALF) for name in state if name.endswith(_FIRST_HALF)])
-        if not any("pooler." in name for name in state) and getattr(model, "pooler", None) is not None:
-            model.pooler = None  # saved without one, as encoders inside some classifiers are
+        pairs = [name.removesuffix(_FIRST_HALF) for name in state if name.endswith(_FIRST_HALF)]
+        make_blank_pairs(model, pairs)
+        if read_spec(config).split != bool(pairs):
+            raise InputError(f"it has {len(pairs)} pairs of layers")
+        # Encoders that were taken out of a classifier may have no pooler.
+        if getattr(model, "pooler", None) is not None and not any(name.startswith("pooler.") for name in state):
+            model.pooler = None  # type: ignore[assignment]
         missing, unexpected = model.load_state_dict(state, strict=False)
     except (AttributeError, InputError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder / WEIGHTS_FILE} does not fit its config.json: {error}") from error
@@ -77,6 +85,10 @@ def load_student(path: Path | str) -> PreTrainedModel:
             f"unexpected {sorted(unexpected)[:3]}; the file is of another version or damaged"
         )
     return model.eval()
+
+
+def _is_classifier(architecture: str) -> bool:
+    return "SequenceClassification" in architecture
 
 
 def read_model_config(folder: Path | str) -> PretrainedConfig:

@@ -160,7 +160,7 @@ class SplitLinear(nn.Module):
             half.weight = _blank(module.weight)
             half.bias = None if module.bias is None else _blank(module.bias)
             halves.append(half)
-        return cls(*halves, quantizer_for(module, bits))
+        return cls(halves[0], halves[1], quantizer_for(module, bits))
 
     @property
     def in_features(self) -> int:

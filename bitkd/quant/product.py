@@ -41,7 +41,7 @@ def _weight_terms(weights: tuple[Tensor, ...], spec: ProductSpec) -> list[tuple[
     if spec.codes is None:
         return [(weights[0], torch.ones((), device=weights[0].device))]
     terms = [spec.codes(w, spec.per_row) for w in weights]
-    if len(terms) == 1:
+    if len(terms) < 2:
         return terms
     (first, a1), (second, a2) = terms
     sum_codes, diff_codes, mean_scale, half_diff = first + second, first - second, (a1 + a2) / 2, (a1 - a2) / 2

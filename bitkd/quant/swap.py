@@ -170,10 +170,10 @@ def _refuse_rejoining(
 def _linear(module: Any, spec: QuantSpec) -> nn.Module:
     settings = {"per_row": spec.per_row, "gradient_clip": spec.gradient_clip}
     if isinstance(module, SplitLinear):
-        halves = (
+        first, second = (
             QuantLinear.from_float(half, weight_bits=HALF_BITS, **settings) for half in (module.first, module.second)
         )
-        return SplitLinear(*halves, quantizer_for(module, spec.activation_bits))
+        return SplitLinear(first, second, quantizer_for(module, spec.activation_bits))
     if spec.weight_bits < FP32 or spec.activation_bits < FP32:
         return QuantLinear.from_float(
             module, weight_bits=spec.weight_bits, activation_bits=spec.activation_bits, **settings

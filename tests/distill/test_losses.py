@@ -55,7 +55,7 @@ def test_regression() -> None:
     assert logits_mse(torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [1.0]])).item() == pytest.approx(2.5)
     with pytest.raises(InputError, match=r"single logit is always zero.*use regression"):
         soft_cross_entropy(torch.zeros(2, 1), torch.zeros(2, 1))
-    with pytest.raises(ValueError, match="differ in shape"):
+    with pytest.raises(InputError, match="differ in shape; choose layers and heads"):
         logits_mse(torch.zeros(2, 1), torch.zeros(2))
 
 

@@ -1,0 +1,52 @@
+import pytest
+import torch
+from transformers import AutoModel, BertConfig
+
+from bitkd.models.attention import ATTENTION
+from bitkd.models.encoder import encoder_layers
+from bitkd.models.prepare import prepare, split_ternary_
+from bitkd.models.size import measure
+from bitkd.models.spec import ShapeSpec
+from bitkd.models.student import build_student
+from bitkd.quant.spec import QuantSpec
+from bitkd.quant.table import WEIGHTS, WeightQuantizer
+from tests.models.conftest import classifier, importance_of
+
+
+def test_sizes_by_both_conventions_are_the_published_ones():
+    with torch.device("meta"):
+        model = AutoModel.from_config(BertConfig(num_hidden_layers=12), attn_implementation=ATTENTION)
+    assert measure(model).paper_mib == pytest.approx(417.6, abs=0.2)
+    size = measure(prepare(model, QuantSpec(weight_bits=1)))
+    assert size.paper_mib == pytest.approx(13.05, abs=0.05)
+    assert size.file_mib == pytest.approx(15.1, abs=0.3)
+    prepare(model, QuantSpec(weight_bits=1, embedding_bits=32))
+    assert measure(model).paper_mib == pytest.approx(13.05 + 30522 * 768 * 31 / 8 / 2**20, abs=0.05)
+
+
+def test_a_split_half_width_student_has_the_encoder_bits_of_a_full_width_one():
+    half = build_student(classifier(), ShapeSpec(width=0.5), importance_of(classifier()))
+    prepare(half, QuantSpec(weight_bits=2))
+    split_ternary_(half)
+    full = build_student(classifier(), ShapeSpec())
+    prepare(full, QuantSpec(weight_bits=1))
+    assert measure(half).encoder_bits == measure(full).encoder_bits
+    assert measure(half).parameters > measure(full).parameters
+
+
+def test_a_full_precision_encoder_counts_32_bits_when_only_embeddings_are_quantized():
+    model = prepare(classifier(), QuantSpec(embedding_bits=1))
+    encoder = sum(
+        m.weight.numel() for layer in encoder_layers(model) for m in layer.modules() if hasattr(m, "in_features")
+    )
+    assert measure(model).encoder_bits == 32 * encoder
+    assert measure(model).file_mib * 2**23 > 32 * encoder
+
+
+def test_a_width_from_the_table_is_counted_at_its_bits(monkeypatch):
+    monkeypatch.setitem(WEIGHTS, 4, WeightQuantizer("4-bit", "linear", "bitkd.quant.functional:binary_codes"))
+    one, four = (measure(prepare(classifier(), QuantSpec(weight_bits=bits))) for bits in (1, 4))
+    assert four.encoder_bits == 4 * one.encoder_bits
+    assert four.paper_mib == 4 * one.paper_mib
+    assert four.precision == "W4A32"
+    assert one.file_mib < four.file_mib < measure(classifier()).file_mib
