@@ -1,4 +1,4 @@
-"""Small files of plain data: written whole or not at all, read, hashed."""
+"""Small files of plain data: written completely or not at all, read, hashed; names that belong to one process."""
 
 import hashlib
 import json
@@ -9,10 +9,9 @@ from typing import Any
 
 
 def write_file(file: Path, content: str | bytes) -> None:
-    """Write a file so that readers see the old one or the new one, never half of either."""
+    """Write a file so that readers see the old content or the new one, never half of either."""
     data = content.encode() if isinstance(content, str) else content
-    # With the host's name: two containers that share a disk may have processes of equal numbers.
-    temporary = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}")
+    temporary = file.with_name(temporary_name(f".{file.name}"))
     try:
         temporary.write_bytes(data)
         os.replace(temporary, file)
@@ -43,6 +42,17 @@ def digest(content: Any) -> str:
     """A 20-digit hash of plain data, independent of the order of keys."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def temporary_name(name: str) -> str:
+    """A name that no other process takes. It has the host's name: processes on a shared disk may have equal ids."""
+    return f"{name}.{socket.gethostname()}.{os.getpid()}"
+
+
+def is_left_over(name: str) -> bool:
+    """Whether a `temporary_name` was made by a process of this machine that is gone."""
+    rest, _, pid = name.rpartition(".")
+    return rest.endswith(f".{socket.gethostname()}") and pid.isdigit() and not is_alive(int(pid))
 
 
 def is_alive(pid: int) -> bool:

@@ -1,8 +1,8 @@
 """Rebuild tables and pictures of the studies whose RESULTS.md marks them, from their records (`make results`).
 
-Between `<!-- table: FILE WHAT -->` and `<!-- end -->` in a study's RESULTS.md stands a table that is made from FILE: of a
-comparison.json WHAT is headline (with the comparison's warnings), differences, sizes, cost or stages, and pictures and page are
-written beside it; of a CSV file it is all rows.
+A study's RESULTS.md holds a table between `<!-- table: FILE WHAT -->` and `<!-- end -->`, made from FILE. For a
+comparison.json, WHAT is headline (with the comparison's warnings), differences, sizes, cost or stages, and pictures and page are
+written beside it; for a CSV file the table is all rows.
 """
 
 import csv
@@ -10,8 +10,8 @@ import re
 import sys
 from pathlib import Path
 
-from bitkd.commands.compare import read_runs
 from bitkd.compare.comparison import Comparison
+from bitkd.compare.load import read_runs
 from bitkd.errors import InputError
 from bitkd.report.tables import TextTable, cost_table, difference_table, escaped, headline, size_table, stages_table
 from bitkd.report.write import write_comparison
@@ -23,7 +23,7 @@ BLOCK = re.compile(r"(<!-- table: (\S+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.
 
 
 def rebuild(results: Path, check: bool = False) -> str:
-    """Rebuild one RESULTS.md; returns what came of it, in words. InputError where a record is missing or damaged.
+    """Rebuild one RESULTS.md; returns the outcome in words. Raises InputError if a record is missing or damaged.
 
     check: write nothing, only say whether its tables are those of its records.
     """
@@ -72,9 +72,9 @@ def main() -> int:
                 print(f"{results.parent.name}: has records, but no RESULTS.md to hold their tables")
             continue
         try:
-            told = rebuild(results)
-            if told != NOTHING:
-                print(f"{results.parent.name}: {told}")
+            outcome = rebuild(results)
+            if outcome != NOTHING:
+                print(f"{results.parent.name}: {outcome}")
         except InputError as error:
             print(f"{results}: {error}", file=sys.stderr)
             return 2

@@ -8,7 +8,7 @@ from bitkd.compare.runs import to_json
 from bitkd.errors import InputError
 from experiments import results
 from experiments.results import rebuild
-from tests.report.conftest import make_one
+from tests.compare.synthetic import make_one
 
 STUDIES = sorted(Path(results.__file__).parent.glob("*/RESULTS.md"))
 

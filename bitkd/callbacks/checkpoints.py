@@ -14,7 +14,6 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 from typing_extensions import override
 
-from bitkd.data.corpus import Position
 from bitkd.errors import StoppedError
 
 KEPT = 2
@@ -133,11 +132,8 @@ class ResumeCheckpoint(Checkpoint):
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
         self._random_states = checkpoint["random_states"]
         self._positions = checkpoint["stream_positions"][trainer.global_rank]
-        if self._positions:
-            positions = {reader: Position(*place) for reader, place in self._positions.items()}
-            trainer.datamodule.positions = positions  # type: ignore[attr-defined]
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-        trainer.datamodule.start_batch = progress["ready"]  # type: ignore[attr-defined]
+        trainer.datamodule.resume(progress["ready"], self._positions)  # type: ignore[attr-defined]
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

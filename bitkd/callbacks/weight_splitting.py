@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from bitkd.errors import InputError
+from bitkd.models.prepare import split_ternary_
 from bitkd.quant.functional import binarize, ternarize
-from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
-from bitkd.quant.prepare import unquantized_activations
-from bitkd.quant.splitting import split_ternary_
+from bitkd.quant.splitting import is_ternary
+from bitkd.quant.swap import is_split, unquantized_activations
 
 _Example = tuple[nn.Module, Any]
 
@@ -23,13 +23,22 @@ _Example = tuple[nn.Module, Any]
 class WeightSplitting(pl.Callback):
     """Turns the ternary layers of a module into pairs of binary ones before a fit or validation starts.
 
-    The split happens in `setup`, once: a module that is already split is left alone, so the callback may stay in a
+    The split happens in `setup`, once: a module that is already split is left as it is, so the callback may stay in a
     Trainer that validates first, resumes or tests. Create the layers in `__init__` or an idempotent `configure_model`.
+    It is recorded in the configuration of a model that was quantized by `bitkd.prepare`, so `save_student` can save it.
 
-    At that moment the split is checked: layer by layer, and by the module's outputs on one batch with FP32 activations.
-    example_inputs: that batch, a dict of keyword arguments or a tuple of positional ones for the module's `forward`;
-    null takes `example_input_array` or, of a Hugging Face model inside the module, random token ids.
+    The split is checked at once: layer by layer, and by the module's outputs on one batch with FP32 activations.
+
+    example_inputs: that batch, a dict of keyword arguments or a tuple of positional ones for the module's `forward`.
+    None takes `example_input_array` or, if a Hugging Face model is inside the module, random token ids.
     tolerance: largest difference allowed; more raises RuntimeError.
+    Raises InputError if the module has neither ternary layers nor pairs.
+
+    Example::
+
+        model = bitkd.prepare(model, QuantSpec(weight_bits=2, activation_bits=8))  # then train it, and split it
+        Trainer(callbacks=[WeightSplitting()]).validate(MyModule(model), loader)
+        bitkd.save_student(model, folder)
     """
 
     def __init__(
@@ -41,9 +50,9 @@ class WeightSplitting(pl.Callback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         pl_module.configure_model()
-        ternary = {name: module for name, module in pl_module.named_modules() if _is_ternary(module)}
+        ternary = {name: module for name, module in pl_module.named_modules() if is_ternary(module)}
         if not ternary:
-            if any(isinstance(module, SplitLinear | SplitEmbedding) for module in pl_module.modules()):
+            if is_split(pl_module):
                 return
             raise InputError(
                 f"{type(pl_module).__name__} has neither ternary nor split layers; quantize it first: "
@@ -51,7 +60,7 @@ class WeightSplitting(pl.Callback):
             )
         example = self._example(pl_module)
         before = _outputs(pl_module, example)
-        # Here, not in on_fit_start: the optimizer would not know the new parameters.
+        # Here, not in on_fit_start: by then the optimizer exists and does not know the new parameters.
         count = split_ternary_(pl_module)
         for name, module in ternary.items():
             self._compare(f"layer {name}", *_quantized_weights(module, pl_module.get_submodule(name)))
@@ -70,7 +79,7 @@ class WeightSplitting(pl.Callback):
             )
 
     def _example(self, pl_module: pl.LightningModule) -> _Example | None:
-        """What to run, and on what; null where the module offers nothing to try."""
+        """The module to run and its inputs; None if there are no inputs to try."""
         inputs: Any = self.example_inputs
         if inputs is None:
             inputs = pl_module.example_input_array
@@ -78,13 +87,9 @@ class WeightSplitting(pl.Callback):
             return pl_module, inputs
         for module in pl_module.modules():
             language_model = hasattr(module, "get_input_embeddings") and hasattr(module, "config")
-            if language_model and any(_is_ternary(child) for child in module.modules()):
+            if language_model and any(is_ternary(child) for child in module.modules()):
                 return module, _random_tokens(module.config)
         return None
-
-
-def _is_ternary(module: nn.Module) -> bool:
-    return isinstance(module, QuantLinear | QuantEmbedding) and module.weight_bits == 2
 
 
 def _random_tokens(config: Any) -> dict[str, Tensor]:

@@ -9,24 +9,20 @@ from bitkd.commands.output import make_console, print_json, quieten
 from bitkd.config.load import load_config, to_yaml
 from bitkd.pipeline.plan import make_plan
 from bitkd.report.mermaid import draw_graph
-from bitkd.sources.cache import open_memo
+from bitkd.sources.cache import open_cache
 
 
 def plan_command(arguments: argparse.Namespace) -> int:
     quieten()
     config = load_config(arguments.settings)
-    memo = open_memo(config, recall=True)
+    cache = open_cache(config, read_disk=True)
     try:
-        plan = make_plan(config, memo)
+        plan = make_plan(config, cache)
     finally:
-        memo.keep()
-    record, store = plan.record, plan.store
+        cache.save()
     stages = plan.rows()
-    for stage, row in zip(plan.stages, stages):
-        row["state"] = plan.state(stage)
-        row["artifact"] = str(store.path(stage.key)) if store.finished(stage.key) else None
     if arguments.json:
-        print_json({"run": str(record.folder), "store": str(store.root), "stages": stages})
+        print_json({"run": str(plan.folder.folder), "store": str(plan.store.root), "stages": stages})
     elif arguments.mermaid:
         print(draw_graph(stages))
     else:
@@ -45,7 +41,7 @@ def plan_command(arguments: argparse.Namespace) -> int:
             table.add_row(str(number), *map(str, cells))
         console = make_console()
         console.print(table)
-        console.print(f"run: {record.folder}\nstore: {store.root}")
+        console.print(f"run: {plan.folder.folder}\nstore: {plan.store.root}")
     return 0
 
 

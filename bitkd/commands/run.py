@@ -2,32 +2,45 @@
 
 import argparse
 import sys
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 
-from lightning.pytorch.utilities import rank_zero_only
-
+from bitkd.api import check_before_imports
 from bitkd.commands.output import is_other_rank, make_console, print_json, quieten
-from bitkd.compare.finished import read_finished
-from bitkd.compare.rows import rows_of
 from bitkd.config.load import load_config
-from bitkd.config.schema import BudgetSpec
-from bitkd.data.augment.augmenter import load_shards
+from bitkd.config.schema import BudgetSpec, Config
 from bitkd.errors import InputError, StoppedError
-from bitkd.pipeline.runner import StageFailedError, run
-from bitkd.report.terminal import render
-from bitkd.store.artifacts import read_artifact
-from bitkd.tracking.wandb import trial_name
+from bitkd.pipeline.plan import Plan
+from bitkd.tracking.agent import trial_name
 
 EXAMPLES = 10
 
 
 def run_command(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.settings)
+    name = config.run.name or trial_name(config.pipeline.name)
+    return _run(replace(config, run=replace(config.run, name=name)), arguments, _show_run)
+
+
+def augment_command(arguments: argparse.Namespace) -> int:
+    config = load_config([*arguments.settings, "task.augmentation.enabled=true"], require=("task",))
+    if config.task.augmentation.path:
+        raise InputError("task.augmentation.path= names rows that are made already; leave it out")
+    run = replace(config.run, name=config.run.name or "augment")
+    return _run(replace(config, stages={}, budget=BudgetSpec(), run=run), arguments, _show_rows)
+
+
+def _run(config: Config, arguments: argparse.Namespace, show: Callable[[Plan, argparse.Namespace], None]) -> int:
+    check_before_imports(config)
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from bitkd.pipeline.runner import StageFailedError, run
+    from bitkd.tracking import make_observer
+
     quieten(speaks=not is_other_rank())
     console = make_console(stderr=arguments.json)
-    config = load_config(arguments.settings)
-    config.run.name = config.run.name or trial_name(config.pipeline.name)
     try:
-        plan = run(config, console, progress_bar=console.is_terminal)
+        plan = run(config, console, make_observer(config), progress_bar=console.is_terminal)
     except StageFailedError as failure:
         rank = rank_zero_only.rank  # type: ignore[attr-defined]
         print(f"bitkd: {f'rank {rank}: ' if rank else ''}{failure}", file=sys.stderr, flush=True)
@@ -36,36 +49,32 @@ def run_command(arguments: argparse.Namespace) -> int:
         if not is_other_rank():
             print(f"bitkd: {stop}", file=sys.stderr, flush=True)
         return stop.code
-    if is_other_rank():
-        return 0
-    rows = rows_of(read_finished(plan.record.folder))
-    if arguments.json:
-        print_json({"run": str(plan.record.folder), "stages": [asdict(row) for row in rows]})
-    else:
-        console.print(render(rows))
-        console.print(f"run: {plan.record.folder}")
+    if not is_other_rank():
+        show(plan, arguments)
     return 0
 
 
-def augment_command(arguments: argparse.Namespace) -> int:
-    quieten(speaks=not is_other_rank())
-    console = make_console(stderr=arguments.json)
-    config = load_config([*arguments.settings, "task.augmentation.enabled=true"], require=("task",))
-    if config.task.augmentation.path:
-        raise InputError("task.augmentation.path= names rows that are made already; leave it out")
-    config.stages, config.budget, config.run.name = {}, BudgetSpec(), config.run.name or "augment"
-    try:
-        plan = run(config, console)
-    except StageFailedError as failure:
-        print(f"bitkd: {failure}", file=sys.stderr, flush=True)
-        return 1
-    except StoppedError as stop:
-        print(f"bitkd: {stop}", file=sys.stderr, flush=True)
-        return stop.code
-    if is_other_rank():
-        return 0
-    folder = plan.store.path(plan.stages[0].key)
-    facts = read_artifact(folder).stage["augmented"]
+def _show_run(plan: Plan, arguments: argparse.Namespace) -> None:
+    from bitkd.compare.finished import read_finished
+    from bitkd.compare.rows import rows_of
+    from bitkd.report.terminal import render
+
+    rows = rows_of(read_finished(plan.folder.folder))
+    if arguments.json:
+        print_json({"run": str(plan.folder.folder), "stages": [asdict(row) for row in rows]})
+    else:
+        console = make_console()
+        console.print(render(rows))
+        console.print(f"run: {plan.folder.folder}")
+
+
+def _show_rows(plan: Plan, arguments: argparse.Namespace) -> None:
+    """Some of the augmented rows beside their originals."""
+    from bitkd.data.augment.augmenter import load_shards
+
+    key = plan.stages[0].key
+    folder, record = plan.store.path(key), plan.store.load(key).stage.augmented
+    assert record is not None  # of a stage that makes rows
     rows = load_shards(folder)
     varied = [i for i in range(min(len(rows), 20 * EXAMPLES)) if i and rows[i]["index"] == rows[i - 1]["index"]]
     examples = [rows[i] for i in varied[:: max(1, len(varied) // EXAMPLES)][:EXAMPLES]]
@@ -73,12 +82,11 @@ def augment_command(arguments: argparse.Namespace) -> int:
         shown = [
             {name: row[name] for name in ("text_a", "text_b", "label", "index") if name in row} for row in examples
         ]
-        print_json({"folder": str(folder), **facts, "examples": shown})
-        return 0
-    originals = plan.sources.task_data.train_texts()
+        print_json({"folder": str(folder), **asdict(record), "examples": shown})
+        return
+    originals = plan.sources.task_rows.train_texts()
     for row in examples:
         for name in ("text_a", "text_b"):
             if name in row and row[name] != originals[name][row["index"]]:
                 print(f"row {row['index']}: {originals[name][row['index']]}\n    -> {row[name]}")
-    print(f"{facts['rows']} rows of {facts['sources']}: {folder}")
-    return 0
+    print(f"{record.rows} rows of {record.sources}: {folder}")

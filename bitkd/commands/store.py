@@ -38,7 +38,7 @@ def _list(arguments: argparse.Namespace, store: Store, inventory: Inventory) -> 
 
 def _verify(arguments: argparse.Namespace, store: Store, inventory: Inventory) -> int:
     artifacts = [entry.key for entry in inventory.entries if entry.finished]
-    damaged = {key: damage for key in artifacts if (damage := store.damage(key))}
+    damaged = {key: damage for key in artifacts if (damage := store.find_damage(key))}
     if arguments.json:
         print_json({"store": str(store.root), "artifacts": len(artifacts), "damaged": damaged})
     else:

@@ -14,7 +14,7 @@ from rich.table import Column, Table
 
 from bitkd.commands.output import make_console, print_json
 from bitkd.errors import InputError, StoppedError
-from bitkd.store.lock import SILENT_SECONDS
+from bitkd.store.lock import TIMEOUT_SECONDS
 from bitkd.sweep.runner import run_sweep
 from bitkd.sweep.spec import COMMAND, METRIC, place_of_bitkd, read_sweep
 from bitkd.sweep.trials import RUNNING, Sweep, Trial
@@ -110,5 +110,5 @@ def _shell_word(word: str) -> str:
 def _cells(sweep: Sweep, trial: Trial, keys: list[str]) -> list[str]:
     values = [str(trial.parameters.get(key, "")) for key in keys]
     score = "–" if trial.score is None else f"{trial.score:.4f}"
-    dead = trial.state == RUNNING and not sweep.lock(trial).is_held(SILENT_SECONDS)
+    dead = trial.state == RUNNING and not sweep.lock(trial).is_held(TIMEOUT_SECONDS)
     return [*values, score, f"{trial.seconds:.0f}" if trial.seconds else "–", "killed" if dead else trial.state]

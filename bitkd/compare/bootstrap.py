@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator, default_rng
 
-from bitkd.compare.arms import MOST_NAMED, Arm
+from bitkd.compare.arms import MAX_SETTINGS_IN_LABEL, Arm
 from bitkd.compare.runs import Run
 from bitkd.compare.scores import Array, weighted_scores
 
@@ -18,39 +18,48 @@ CELLS = 2_000_000
 """Weights held in memory at once."""
 
 REFERENCE = "singlestage"
-QUESTIONS = {
+"""The pipeline that every arm is compared with."""
+
+CONTRASTS = {
     ("multistage", "halfternary"): "what splitting gives",
     ("multistage", "splitdirect"): "what the ternary stage gives",
     ("progressive", "singlestage"): "what the precision steps give",
 }
-"""What a difference of two arms of one budget answers, by their pipelines."""
+"""Two pipelines -> what the difference of two arms of theirs with the same budget shows."""
 
 WIDTH = "student.width"
-OF_PIPELINES = re.compile(r"stages\.[^.]+\.student|budget\.shares\..+")
-"""Settings in which pipelines differ by what they are; those that are held against each other by QUESTIONS have one width."""
+BY_DEFINITION = re.compile(r"stages\.[^.]+\.student|budget\.shares\..+")
+"""Settings that differ by definition between two pipelines and are therefore not reported as differences. Pipelines paired
+in CONTRASTS must also have the same student.width."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """first - second in the primary metric of the final students.
-
-    low, high: 95 % percentile interval.  seeds: those that both arms have, taken as pairs; empty where they share none:
-    then each arm's seeds are drawn on their own.  drawn: "rows and seeds", or "rows" where there are no two seeds, or pairs
-    of seeds, to draw.  question: what it answers, where the arms differ in nothing else; else in which settings they do.
-    """
+    """first - second in the primary metric of the final students."""
 
     first: str
+    """An arm's label."""
+
     second: str
+    """The other arm's label."""
+
     question: str
+    """What the difference shows, if the arms differ in nothing else; otherwise in which settings they differ."""
+
     difference: float
     low: float
+    """Lower end of the 95 % percentile interval."""
+
     high: float
     seeds: list[int]
-    drawn: str
+    """Seeds that both arms have, resampled as pairs; if there are none, each arm's seeds are resampled by themselves."""
+
+    resampled: str
+    """`rows and seeds`, or `rows` if there are no two seeds, or pairs of seeds."""
 
 
 def differences(arms: list[Arm], resamples: int = RESAMPLES) -> list[Difference]:
-    """Every arm against singlestage (or the first arm), and the pairs of QUESTIONS, by the same resamples of the dev rows."""
+    """Every arm against singlestage (or the first arm), and the pairs of CONTRASTS, by the same resamples of the dev rows."""
     chosen = pairs(arms)
     if not chosen:
         return []
@@ -63,18 +72,20 @@ def differences(arms: list[Arm], resamples: int = RESAMPLES) -> list[Difference]
 
 
 def pairs(arms: list[Arm]) -> list[tuple[Arm, Arm]]:
-    """Which arms are compared, each pair once: arms of other budgets only where there is no reference of the same one.
+    """Which arms are compared, each pair once: arms of other budgets only if there is no reference of the same one.
 
-    Of several arms of one pipeline and budget the one is chosen that differs in the fewest settings, the first of equals.
+    If several arms have the reference's pipeline and budget: the one with the fewest different settings, the first of equals.
     """
     found: list[tuple[int, int]] = []
 
     def nearest(position: int, candidates: list[int]) -> int | None:
-        return min(candidates, key=lambda at: len(unlike(arms[position].first, arms[at].first)), default=None)
+        return min(
+            candidates, key=lambda at: len(differing_settings(arms[position].first, arms[at].first)), default=None
+        )
 
     def partner(position: int, pipeline: str) -> int | None:
-        total = arms[position].first.total
-        same = [at for at, arm in enumerate(arms) if arm.pipeline == pipeline and arm.first.total == total]
+        total = arms[position].first.budget_total
+        same = [at for at, arm in enumerate(arms) if arm.pipeline == pipeline and arm.first.budget_total == total]
         if arms[position].pipeline == pipeline:
             same = [at for at in same if at < position]
         return nearest(position, same)
@@ -85,7 +96,7 @@ def pairs(arms: list[Arm]) -> list[tuple[Arm, Arm]]:
         reference = fallback if reference is None else reference
         if at != reference:
             found.append((at, reference))
-    for first, second in QUESTIONS:
+    for first, second in CONTRASTS:
         for at in (at for at, arm in enumerate(arms) if arm.pipeline == first):
             other = partner(at, second)
             if other is not None and (other, at) in found:
@@ -95,35 +106,33 @@ def pairs(arms: list[Arm]) -> list[tuple[Arm, Arm]]:
     return [(arms[first], arms[second]) for first, second in found]
 
 
-def unlike(one: Run, other: Run) -> list[str]:
-    """Settings that both runs have and that differ, those aside that make a pipeline what it is."""
+def differing_settings(one: Run, other: Run) -> list[str]:
+    """Settings that both runs have and that differ, without those that differ by definition."""
     differing = [name for name, value in one.settings.items() if value != other.settings.get(name, value)]
-    same_width = one.pipeline == other.pipeline or _asks(one, other) or _asks(other, one)
-    return [name for name in differing if not OF_PIPELINES.fullmatch(name) and (same_width or name != WIDTH)]
-
-
-def _asks(one: Run, other: Run) -> str:
-    return QUESTIONS.get((one.pipeline, other.pipeline), "")
+    pipelines = (one.pipeline, other.pipeline)
+    same_width = one.pipeline == other.pipeline or pipelines in CONTRASTS or pipelines[::-1] in CONTRASTS
+    return [name for name in differing if not BY_DEFINITION.fullmatch(name) and (same_width or name != WIDTH)]
 
 
 def _question(first: Arm, second: Arm) -> str:
-    if first.pipeline == second.pipeline or first.first.total != second.first.total:
+    if first.pipeline == second.pipeline or first.first.budget_total != second.first.budget_total:
         return ""  # labels and a warning say in what they differ
-    names = unlike(first.first, second.first)
+    names = differing_settings(first.first, second.first)
     teachers = {run.seed: run.teacher.key for run in first.runs if run.teacher}
     if any(run.teacher and run.teacher.key != teachers.get(run.seed, run.teacher.key) for run in second.runs):
         names = ["their teachers", *names]
     if names:
-        shown = ", ".join(names[:MOST_NAMED]) + (", …" if len(names) > MOST_NAMED else "")
+        shown = ", ".join(names[:MAX_SETTINGS_IN_LABEL]) + (", …" if len(names) > MAX_SETTINGS_IN_LABEL else "")
         return f"not the pipelines alone: they also differ in {shown}"
     bits = [arm.first.final.precision for arm in (first, second)]
-    return _asks(first.first, second.first) or (" against ".join(bits) if bits[0] != bits[1] else "")
+    contrast = CONTRASTS.get((first.pipeline, second.pipeline), "")
+    return contrast or (" against ".join(bits) if bits[0] != bits[1] else "")
 
 
 def resampled_scores(runs: list[Run], resamples: int) -> list[Array]:
     """For each run the scores (1 + resamples,): first of the dev rows as they are, then of resamples, the same for all."""
-    labels = np.asarray(runs[0].said.labels, dtype=np.float64)
-    predicted = [np.asarray(run.said.predicted, dtype=np.float64) for run in runs]
+    labels = np.asarray(runs[0].final_predictions.labels, dtype=np.float64)
+    predicted = [np.asarray(run.final_predictions.predicted, dtype=np.float64) for run in runs]
     metric, count = runs[0].metric, runs[0].num_labels
     parts: list[list[Array]] = [[] for _ in runs]
     for weights in _weights(len(labels), resamples, default_rng(SEED)):
@@ -133,19 +142,19 @@ def resampled_scores(runs: list[Run], resamples: int) -> list[Array]:
 
 
 def _weights(rows: int, resamples: int, random: Generator) -> Iterator[Array]:
-    """How often each row is drawn, (copies, rows), in parts; the first copy is the dev set itself."""
+    """How often each row is in each resample, (copies, rows), in parts; the first copy is the dev set itself."""
     yield np.ones((1, rows))
     size = max(1, CELLS // rows)
     for start in range(0, resamples, size):
         copies = min(size, resamples - start)
-        drawn = random.integers(rows, size=(copies, rows)) + np.arange(copies)[:, None] * rows
-        yield np.bincount(drawn.ravel(), minlength=copies * rows).reshape(copies, rows).astype(np.float64)
+        chosen = random.integers(rows, size=(copies, rows)) + np.arange(copies)[:, None] * rows
+        yield np.bincount(chosen.ravel(), minlength=copies * rows).reshape(copies, rows).astype(np.float64)
 
 
 def seed_weights(seeds: int, resamples: int, random: Generator) -> Array:
     """How much of the mean each seed is in each copy, (1 + resamples, seeds); the first copy is the plain mean."""
-    drawn = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
-    return np.concatenate([np.ones((1, seeds)), drawn]) / seeds
+    counts = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
+    return np.concatenate([np.ones((1, seeds)), counts]) / seeds
 
 
 def interval(values: Array, level: float = LEVEL) -> tuple[float, float]:
@@ -179,7 +188,7 @@ def _difference(first: Arm, second: Arm, ours: list[Array], theirs: list[Array])
         low=low,
         high=high,
         seeds=common,
-        drawn="rows and seeds" if several else "rows",
+        resampled="rows and seeds" if several else "rows",
     )
 
 

@@ -1,7 +1,6 @@
-"""What runs must have in common to stand beside each other."""
+"""What runs must have in common to be compared."""
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -10,10 +9,11 @@ from bitkd.compare.scores import score
 from bitkd.errors import InputError
 
 CONSTANT = 1e-3
-"""Span of a regression's values, relative to the largest, below which 32 bits leave a correlation to rounding."""
+"""If predictions vary by less than this (relative to the largest), float32 rounding decides the correlation."""
 
 
 def check_tasks(runs: list[Run]) -> None:
+    """Check that runs are of one task, with the same labels, metric and dev rows. Raises InputError if they are not."""
     tasks = sorted({run.task for run in runs})
     if len(tasks) > 1:
         raise InputError(f"these runs are of different tasks ({', '.join(tasks)}); compare runs of one task at a time")
@@ -24,25 +24,25 @@ def check_tasks(runs: list[Run]) -> None:
                 f"{first.name} and {run.name} measure task {run.task} by other labels or metrics ({first.metric} of "
                 f"{first.labels}, {run.metric} of {run.labels}); compare runs of one task file"
             )
-        ours, theirs = run.said.labels, first.said.labels
-        if run.dev_set != first.dev_set or ours != theirs:
+        labels, of_first = run.final_predictions.labels, first.final_predictions.labels
+        if run.dev_set != first.dev_set or labels != of_first:
             raise InputError(
-                f"{first.name} and {run.name} were measured on different dev rows ({first.dev_set}: {len(theirs)} rows, "
-                f"{run.dev_set}: {len(ours)} rows, or other labels); compare runs on the same data"
+                f"{first.name} and {run.name} were measured on different dev rows ({first.dev_set}: {len(of_first)} rows, "
+                f"{run.dev_set}: {len(labels)} rows, or other labels); compare runs on the same data"
             )
 
 
 def check_predictions(run: Run) -> None:
-    """That the predictions of teacher and final student give the recorded scores."""
+    """Check that the predictions of teacher and final student give the recorded scores. Raises InputError if not."""
     for stage in (run.teacher, run.final):
         if stage is None or stage.predictions is None or stage.score is None:
             continue
         given = stage.predictions.get(run.dev_set)
-        labels = run.said.labels
+        labels = run.final_predictions.labels
         if given is None or given.labels != labels or len(given.predicted) != len(labels):
             raise InputError(f"{run.name}: stage {stage.name} was measured on other dev rows than its final student")
         found = score(run.metric, run.num_labels, np.asarray(labels, float), np.asarray(given.predicted, float))
-        # torchmetrics adds up in 32 bits, and gives 0 for a correlation that it holds for rounding.
+        # torchmetrics adds up in 32 bits, and gives 0 for a correlation that it takes for rounding.
         noise = run.labels is None and (is_constant(given.predicted) or stage.score == 0)
         if not noise and not math.isclose(found, stage.score, rel_tol=1e-3, abs_tol=1e-3):
             raise InputError(
@@ -51,38 +51,34 @@ def check_predictions(run: Run) -> None:
             )
 
 
-def check_alike(group: list[Run]) -> None:
-    """That runs of one arm differ in their seeds alone, as far as their records tell."""
+def check_same_stages(group: list[Run]) -> None:
+    """Check that runs of one arm differ in their seeds alone, as far as their records show. Raises InputError if not."""
     first = group[0]
     for run in group[1:]:
-        # Teachers may differ from seed to seed, but tables take the runs' stages one by one.
-        ours, theirs = (
-            [
-                (s.name, s.kind, *((s.precision, s.parameters, s.steps, s.examples) if s.in_chain else ()))
-                for s in r.stages
-            ]
-            for r in (first, run)
-        )
+        ours, theirs = _outlines(first), _outlines(run)
         if ours != theirs:
             one, other = next(
                 ((a, b) for a, b in zip(ours, theirs) if a != b), ((f"{len(ours)} stages",), (f"{len(theirs)} stages",))
             )
             raise InputError(
-                f"{first.name} and {run.name} are both {named(run)}, but differ in more than their seeds "
+                f"{first.name} and {run.name} are both {described(run)}, but differ in more than their seeds "
                 f"({', '.join(map(str, one))} against {', '.join(map(str, other))}); run one of them under a name of its own "
                 "(pipeline.name=)"
             )
 
 
-def is_constant(predicted: list[float]) -> bool:
-    """Whether predictions are the same for all rows, as far as a metric can tell."""
+def _outlines(run: Run) -> list[tuple[str | int, ...]]:
+    """What seeds must share of each stage. Teachers may differ in more, but tables take the runs' stages one by one."""
+    return [
+        (s.name, s.kind, *((s.precision, s.parameters, s.steps, s.examples) if s.in_chain else ())) for s in run.stages
+    ]
+
+
+def is_constant(predicted: list[int | float]) -> bool:
+    """Whether predictions are the same for all rows, as far as a metric can show."""
     return float(np.ptp(predicted)) <= CONSTANT * float(np.abs(predicted).max())
 
 
-def budget_text(budget: dict[str, Any] | None) -> str:
-    return "" if budget is None else f"{budget['total']:,.6g} {budget['unit']}"
-
-
-def named(run: Run) -> str:
-    budget = budget_text(run.budget)
-    return f"pipeline {run.pipeline}" + (f" with a budget of {budget}" if budget else "")
+def described(run: Run) -> str:
+    """A run's pipeline and budget, for messages."""
+    return f"pipeline {run.pipeline}" + (f" with a budget of {run.budget_text}" if run.budget else "")

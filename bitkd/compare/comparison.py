@@ -4,27 +4,30 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from bitkd.compare.arms import Arm, Mean, majority, make_arms, mean_of_artifacts, warnings_of
+from bitkd.compare.arms import Arm, Mean, majority, make_arms, mean_of_artifacts
 from bitkd.compare.bootstrap import Difference, differences
+from bitkd.compare.checks import is_constant
 from bitkd.compare.rows import Row, rows_of
 from bitkd.compare.runs import Run
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs of one task, as arms.  warnings: plain sentences for the top of every output."""
+    """Runs of one task, as arms."""
 
     arms: list[Arm]
     warnings: list[str]
+    """Plain sentences for the top of every output."""
 
     @classmethod
     def of(cls, runs: list[Run]) -> "Comparison":
-        """InputError where the runs cannot stand beside each other (see `make_arms`)."""
+        """The comparison of these runs. Raises InputError if they cannot be compared (see `make_arms`)."""
         arms = make_arms(runs)
         return cls(arms, warnings_of(arms))
 
     @cached_property
     def differences(self) -> list[Difference]:
+        """Between the arms, see `bitkd.compare.bootstrap.differences`."""
         return differences(self.arms)
 
     @property
@@ -38,6 +41,7 @@ class Comparison:
 
     @property
     def first(self) -> Run:
+        """The first run, for what all runs have in common."""
         return self.arms[0].first
 
     @property
@@ -46,6 +50,7 @@ class Comparison:
 
     @cached_property
     def majority(self) -> float:
+        """The metric of always predicting the most frequent dev label."""
         return majority(self.first)
 
     @property
@@ -54,16 +59,68 @@ class Comparison:
         return mean_of_artifacts([run.teacher for run in self.runs if run.teacher], lambda stage: stage.score)
 
     def as_data(self) -> dict[str, Any]:
-        """For machines: what the report's tables say."""
+        """For machines: what the report's tables show. Users' programs read these keys, whatever the code calls the values."""
         return {
             "task": self.first.task,
             "metric": self.metric,
             "majority": self.majority,
             "warnings": self.warnings,
             "arms": [_arm_data(arm) for arm in self.arms],
-            "differences": [asdict(difference) for difference in self.differences],
+            "differences": [_difference_data(difference) for difference in self.differences],
             "rows": [{"arm": label} | asdict(row) for label, row in self.rows],
         }
+
+
+def warnings_of(arms: list[Arm]) -> list[str]:
+    """What a reader must know before any number: other budgets, teachers that differ at one seed, other devices."""
+    found = []
+    totals = {arm.label: arm.first.budget_text or "none" for arm in arms}
+    if len({arm.first.budget_total for arm in arms}) > 1:
+        shown = "; ".join(f"{label}: {total}" for label, total in totals.items())
+        found.append(f"Budgets differ ({shown}): a difference between such arms is that of their budgets as well.")
+    teachers: dict[int, dict[str, list[str]]] = {}
+    for arm in arms:
+        for run in arm.runs:
+            key = run.teacher.key if run.teacher else "no teacher"
+            teachers.setdefault(run.seed, {}).setdefault(key, []).append(arm.label)
+    for seed, by_key in sorted(teachers.items()):
+        if len(by_key) > 1:
+            sides = " against ".join(", ".join(names) for names in by_key.values())
+            found.append(
+                f"Different teachers at seed {seed}: {sides}. Their differences are those of the teachers as well; compare "
+                "the teacher scores retained, or run the pipelines again with one teacher."
+            )
+    steps = {arm.label: arm.chain.steps for arm in arms}
+    if len(set(steps.values())) > 1 and all(arm.first.budget is None for arm in arms):
+        shown = "; ".join(f"{label}: {count:,.0f} steps" for label, count in steps.items())
+        found.append(
+            f"No common budget ({shown}): a difference is that of the training's length as well; budget.steps= or "
+            "budget.flops= makes it equal."
+        )
+    for arm in arms:
+        constant = [str(run.seed) for run in arm.runs if is_constant(run.final_predictions.predicted)]
+        if constant:
+            found.append(
+                f"{arm.label}: the final student predicts the same for every dev row (seed {', '.join(constant)}): it learned "
+                "nothing that the metric shows."
+            )
+    if any(arm.seeds != arms[0].seeds for arm in arms):
+        seeds = "; ".join(f"{arm.label} {', '.join(map(str, arm.seeds))}" for arm in arms)
+        found.append(
+            f"Means are over different seeds ({seeds}), and so over different teachers if each seed has its own."
+        )
+    devices = sorted({device for arm in arms for device in arm.devices})
+    if len(devices) > 1:
+        found.append(f"Trained on different devices ({'; '.join(devices)}): seconds cannot be compared.")
+    if all(len(arm.runs) == 1 for arm in arms):
+        found.append("One seed: nothing here says how much the numbers vary from seed to seed.")
+    return found
+
+
+def _difference_data(difference: Difference) -> dict[str, Any]:
+    data = asdict(difference)
+    data["drawn"] = data.pop("resampled")
+    return data
 
 
 def _arm_data(arm: Arm) -> dict[str, Any]:
@@ -71,12 +128,12 @@ def _arm_data(arm: Arm) -> dict[str, Any]:
     return {
         "arm": arm.label,
         "pipeline": arm.pipeline,
-        "budget": arm.first.budget,
+        "budget": asdict(arm.first.budget) if arm.first.budget else None,
         "runs": [run.name for run in arm.runs],
         "seeds": arm.seeds,
         "score": asdict(arm.final),
         "teacher": asdict(arm.teacher),
-        "kept": asdict(arm.kept),
+        "kept": asdict(arm.retained),
         "ratio": asdict(arm.ratio),
         "precision": final.precision,
         "parameters": final.parameters,

@@ -1,29 +1,89 @@
-"""A finished run out of its folder's records."""
+"""Finished runs, read from their folders or from a comparison.json."""
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from bitkd.compare.runs import HOLDOUT, Predictions, Run, Stage
+from bitkd.compare.runs import RECORD_FILE, Predictions, Run, Stage, check_run, from_json
+from bitkd.data.tasks import HOLDOUT
 from bitkd.errors import InputError
+from bitkd.files import checksum
+from bitkd.store.artifacts import PREDICTIONS_FILE, WEIGHTS_FILE, Artifact
+from bitkd.store.records import MIB, FlopsRecord, RunManifest, SizeRecord
+from bitkd.store.run_folder import MANIFEST, RunFolder
 
-PREDICTIONS_FILE = "predictions.safetensors"
-WEIGHTS_FILE = "model.safetensors"
-MIB = 2**20
+_NO_SIZE = SizeRecord(parameters=0, precision="", paper_mib=0.0, file_mib=0.0, encoder_bits=0, word_tables=0)
+
+
+def read_runs(source: Path) -> list[Run]:
+    """The runs that a path stands for: a run folder, or a comparison.json (or its folder).
+
+    Raises InputError if a run is not finished or of an older version, or a record is missing or damaged.
+    """
+    source = source.expanduser()
+    file = source / RECORD_FILE if (source / RECORD_FILE).is_file() else source
+    advice = f"name a run folder or a {RECORD_FILE} that `bitkd compare --out` wrote"
+    if file.is_file():
+        if file.suffix != ".json" or file.name == MANIFEST:
+            raise InputError(f"{file} is no {RECORD_FILE}; {advice}")
+        try:
+            return from_json(file.read_text(encoding="utf-8"), str(file))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{file} cannot be read ({error})") from error
+    if source.suffix == ".json":
+        raise InputError(f"{source} does not exist; {advice}")
+    return [load_run(source, to_compare=True)]
+
+
+def load_run(folder: Path, to_compare: bool = False) -> Run:
+    """The run in a folder. Raises InputError if it is not finished, or its records are missing or damaged.
+
+    to_compare: check also what a comparison needs: that the run ends in a student of the task, and that its files are
+    those that were written.
+    """
+    run_folder = RunFolder.read(folder)
+    manifest = run_folder.manifest
+    assert manifest is not None  # read() gives none without
+    missing = [name for name, key in manifest.planned.items() if manifest.artifacts.get(name) != key]
+    if missing or not manifest.planned:
+        names = ", ".join(missing) or "every stage"
+        raise InputError(f"{folder} is not finished: {names} missing or of other settings; run it to the end")
+    artifacts = run_folder.artifacts()
+    if to_compare:
+        for artifact in artifacts.values():
+            _check_contents(artifact)
+    run = _make_run(folder, manifest, artifacts)
+    if to_compare:
+        if not run.final.is_model or run.final.on_corpus:
+            raise InputError(
+                f"{folder} ends in no student of the task (its last stage is of kind {run.final.kind}); name another run"
+            )
+        try:
+            check_run(run)
+        except ValueError as error:
+            raise InputError(f"{folder}: its records are damaged ({error}); run it again") from error
+    return run
+
+
+def _check_contents(artifact: Artifact) -> None:
+    """Raise InputError if a file of an artifact has changed; the weights, which take long, are left out."""
+    for name, expected in artifact.stage.checksums.items():
+        file = artifact.path / name
+        if name != WEIGHTS_FILE and file.is_file() and checksum(file) != expected:
+            raise InputError(f"{file} is damaged (its stage.json has another checksum of it); run the stage again")
 
 
 def chain_of(kinds: Mapping[str, str], upstream: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """The stages of a pipeline's own chain. Apart from it, because pipelines share them: augmented rows and teachers.
+    """The stages of a pipeline's own chain, without what pipelines share: augmented rows and teachers.
 
-    A fine-tuned model is a teacher where it teaches others or comes from the pre-trained model, and is neither the final
-    student nor made from another student.  kinds: by stage, in graph order.  upstream: stage -> role -> stage.
+    A fine-tuned stage counts as a teacher if (a) it teaches another stage or starts from the pre-trained model, and (b) it
+    is not the final stage and not built on a student.  kinds: by stage, in graph order.  upstream: stage -> role -> stage.
     """
     models = [stage for stage in kinds if kinds[stage] != "augment"]
-    taught_by = {upstream.get(stage, {}).get("teacher") for stage in kinds}
+    taught_by = {upstream[stage].get("teacher") for stage in kinds}
     teachers: set[str] = set()
     for stage in models:
-        source = upstream.get(stage, {}).get("student")
+        source = upstream[stage].get("student")
         is_root = source not in kinds
         is_final = stage == models[-1] and len(models) > 1
         if kinds[stage] == "finetune" and not is_final and (is_root or (source in teachers and stage in taught_by)):
@@ -31,143 +91,87 @@ def chain_of(kinds: Mapping[str, str], upstream: Mapping[str, Mapping[str, str]]
     return [stage for stage in models if stage not in teachers]
 
 
-def check_complete(name: str, info: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> None:
-    """InputError where a run lacks what a comparison needs. Arguments: see `make_run`."""
-    last = list(stages.values())[-1]["stage"].get("kind") if stages else None
-    if last in (None, "augment", "general"):
-        raise InputError(f"{name} ends in no student of the task (its last stage is of kind {last}); name another run")
-    absent = [key for key in ("metrics", "kinds", "upstream", "hyperparameters", "settings") if key not in info]
-    for stage, data in stages.items():
-        kind = data["stage"].get("kind")
-        if kind == "augment":
-            continue
-        absent += [f"{stage}'s {key}" for key in ("flops", "curve") if key not in data["stage"]]
-        absent += [f"{stage}'s {key}" for key in ("word_tables",) if key not in (data["stage"].get("size") or {})]
-    if absent:
-        shown = ", ".join(absent[:4]) + (", …" if len(absent) > 4 else "")
-        raise InputError(
-            f"{name} was made by an older version: its records lack {shown}; run it again (bitkd run with its settings)"
-        )
+def _make_run(folder: Path, manifest: RunManifest, artifacts: Mapping[str, Artifact]) -> Run:
+    for field in ("titles", "upstream"):
+        absent = [name for name in artifacts if name not in getattr(manifest, field)]
+        if absent:
+            raise InputError(f"{folder}: its manifest is damaged ({field} lacks {', '.join(absent)}); run it again")
+    kinds = {name: artifact.stage.kind for name, artifact in artifacts.items()}
+    chain = chain_of(kinds, manifest.upstream)
+    teacher = next((name for name, kind in kinds.items() if name not in chain and kind != "augment"), None)
+    return Run(
+        name=folder.resolve().name,
+        pipeline=manifest.pipeline,
+        title=manifest.title,
+        task=manifest.task,
+        metric=manifest.metric,
+        metrics=manifest.metrics,
+        labels=manifest.labels,
+        seed=manifest.seed,
+        hyperparameters=manifest.hyperparameters,
+        budget=manifest.budget,
+        settings=manifest.settings,
+        versions=_versions([artifact.stage.versions for artifact in artifacts.values()]),
+        stages=[
+            _make_stage(name, artifact, manifest, name in chain, name in (teacher, list(artifacts)[-1]))
+            for name, artifact in artifacts.items()
+        ],
+    )
 
 
-def make_run(name: str, info: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> Run:
-    """A run out of its manifest `info` and its artifacts' records.
-
-    stages: stage name -> {"path": folder, "stage": stage.json, "metrics": metrics.json}, in graph order.
-    What an older version did not record is 0 or empty (`check_complete` finds it). Raises InputError where a record
-    is damaged.
-    """
-    names = list(stages)
-    kinds = {stage: data["stage"].get("kind", "") for stage, data in stages.items()}
-    try:
-        if not isinstance(info["seed"], int):
-            raise TypeError(f"its seed is {info['seed']!r}")
-        chain = chain_of(kinds, info.get("upstream", {}))
-        teacher = next((stage for stage in names if kinds[stage] == "finetune" and stage not in chain), None)
-        return Run(
-            name=name,
-            pipeline=info["pipeline"],
-            title=info["title"],
-            task=info["task"],
-            metric=info["metric"],
-            metrics=list(info.get("metrics", [])),
-            labels=info.get("labels"),
-            seed=info["seed"],
-            hyperparameters=info.get("hyperparameters", 0),
-            budget=info.get("budget"),
-            settings=dict(info.get("settings", {})),
-            versions=_versions([data["stage"].get("versions") or {} for data in stages.values()]),
-            stages=[
-                _read_stage(
-                    data,
-                    name=stage,
-                    title=info["titles"][stage],
-                    upstream=dict(info.get("upstream", {}).get(stage, {})),
-                    labels=info.get("labels"),
-                    in_chain=stage in chain,
-                    with_predictions=stage in (teacher, names[-1]),
-                )
-                for stage, data in stages.items()
-            ],
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{name}: its manifest is damaged ({type(error).__name__}: {error}); run it again") from error
-
-
-def _versions(of_stages: list[Mapping[str, str]]) -> dict[str, str]:
-    """Each library's version, or versions where stages were made by several."""
+def _versions(of_stages: list[dict[str, str]]) -> dict[str, str]:
+    """Each library's version, or versions if stages were made by several."""
     names = dict.fromkeys(name for versions in of_stages for name in versions)
     return {name: ", ".join(sorted({versions[name] for versions in of_stages if name in versions})) for name in names}
 
 
-def _read_stage(stage: Mapping[str, Any], **given: Any) -> Stage:
-    try:
-        return _make_stage(stage, **given)
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+def _make_stage(name: str, artifact: Artifact, manifest: RunManifest, in_chain: bool, with_predictions: bool) -> Stage:
+    record, metrics, folder = artifact.stage, artifact.metrics, artifact.path
+    is_model = record.kind != "augment"
+    weights = folder / WEIGHTS_FILE
+    if is_model and (record.size is None or record.flops is None):
         raise InputError(
-            f"{stage['path']}: its stage.json or metrics.json is damaged ({type(error).__name__}: {error}); delete that folder "
-            "and run the stage again"
-        ) from error
-
-
-def _make_stage(
-    data: Mapping[str, Any],
-    name: str,
-    title: str,
-    upstream: dict[str, str],
-    labels: list[str] | None,
-    in_chain: bool,
-    with_predictions: bool,
-) -> Stage:
-    record, metrics, folder = data["stage"], data["metrics"], Path(data["path"])
-    is_model = record["kind"] != "augment"
-    measured = ("precision", "parameters", "encoder_bits", "paper_mib", "file_mib")
-    size, flops = record["size"] if is_model else {}, record.get("flops", {})
-    model = folder / WEIGHTS_FILE
-    if is_model and not model.is_file():
-        raise InputError(f"{folder} is damaged: it has no {model.name}; run the stage again")
-    if is_model and (absent := [name for name in measured if name not in size]):
-        raise InputError(f"{folder} is damaged: its size has no {', '.join(absent)}; run the stage again")
-    file = folder / PREDICTIONS_FILE
-    # Without a head there is nothing that it could say, and older versions kept none.
-    with_predictions = with_predictions and metrics["score"] is not None and "flops" in record
+            f"{folder} was made by an older version: its record lacks size or flops; run it again (bitkd run with the "
+            "run's settings)"
+        )
+    if is_model and not weights.is_file():
+        raise InputError(f"{folder} is damaged: it has no {weights.name}; run the stage again")
+    size, flops = record.size or _NO_SIZE, record.flops or FlopsRecord(0, 0)
+    with_predictions = with_predictions and metrics.score is not None  # without a head there is nothing to predict
     return Stage(
         name=name,
-        title=title,
-        kind=record["kind"],
+        title=manifest.titles[name],
+        kind=record.kind,
         key=folder.resolve().name,
-        upstream=upstream,
+        upstream=manifest.upstream[name],
         in_chain=in_chain,
-        score=_finite(metrics["score"]),
-        dev={
-            dev: {metric: _finite(value) for metric, value in values.items()}
-            for dev, values in metrics.items()
-            if dev != "score"
-        },
-        precision=size.get("precision", ""),
-        parameters=size.get("parameters", 0),
-        encoder_bits=size.get("encoder_bits", 0),
-        word_tables=size.get("word_tables", 1 if is_model else 0),
-        paper_mib=size.get("paper_mib", 0.0),
-        packed_mib=size.get("file_mib", 0.0),
-        disk_mib=model.stat().st_size / MIB if is_model else 0.0,
-        steps=record.get("steps", 0),
-        examples=record.get("examples", 0),
-        student_flops=flops.get("student", 0),
-        teacher_flops=flops.get("teacher", 0),
-        seconds=record["seconds"],
-        device=record.get("device", ""),
-        world_size=record.get("world_size", 1),
-        trainer_precision=record.get("precision", ""),
-        curve=[(step, score) for step, score in record.get("curve", []) if math.isfinite(score)],
-        predictions=read_predictions(file, labels) if with_predictions else None,
+        score=_finite(metrics.score),
+        dev={dev: {metric: _finite(value) for metric, value in values.items()} for dev, values in metrics.sets.items()},
+        precision=size.precision,
+        parameters=size.parameters,
+        encoder_bits=size.encoder_bits,
+        word_tables=size.word_tables,
+        paper_mib=size.paper_mib,
+        packed_mib=size.file_mib,
+        disk_mib=weights.stat().st_size / MIB if is_model else 0.0,
+        steps=record.steps,
+        examples=record.examples,
+        student_flops=flops.student,
+        teacher_flops=flops.teacher,
+        seconds=record.seconds,
+        device=record.device,
+        world_size=record.world_size,
+        trainer_precision=record.precision,
+        curve=[(step, score) for step, score in record.curve if math.isfinite(score)],
+        predictions=read_predictions(folder / PREDICTIONS_FILE, manifest.labels) if with_predictions else None,
     )
 
 
 def read_predictions(file: Path, labels: list[str] | None) -> dict[str, Predictions]:
-    """The predictions of an artifact by dev set; InputError where the file is missing or damaged."""
+    """The predictions of an artifact by dev set. Raises InputError if the file is missing or damaged.
+
+    labels: the task's; None for a regression.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 

@@ -1,18 +1,13 @@
 """Finished runs as rows: one for each stage, as plain data."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
 
 from bitkd.compare.runs import Run, Stage
 
 
 @dataclass(frozen=True)
 class Row:
-    """One stage of one run.  score: the task's primary metric on dev; null where there is no head yet.
-    paper_mib, packed_mib: sizes by the two conventions (bitkd.models.size); disk_mib: the file as it lies there.
-    word_tables: word embeddings side by side, 2 after a split.  student_flops, teacher_flops: of training.
-    seconds: training time, over all resumptions.
-    """
+    """One stage of one run: the columns of comparison.csv. What is not documented here is as in Run and Stage."""
 
     run: str
     stage: str
@@ -20,7 +15,7 @@ class Row:
     task: str
     metric: str
     score: float | None
-    dev: dict[str, Any]
+    dev: dict[str, dict[str, float | None]]
     precision: str
     parameters: int
     encoder_bits: int
@@ -30,6 +25,8 @@ class Row:
     steps: int
     seconds: float
     artifact: str
+    """The artifact's key in the store."""
+
     pipeline: str
     seed: int
     kind: str
@@ -46,29 +43,9 @@ def rows_of(run: Run) -> list[Row]:
 
 
 def _row(run: Run, stage: Stage) -> Row:
-    return Row(
-        run=run.name,
-        stage=stage.name,
-        title=stage.title,
-        task=run.task,
-        metric=run.metric,
-        score=stage.score,
-        dev=stage.dev,
-        precision=stage.precision,
-        parameters=stage.parameters,
-        encoder_bits=stage.encoder_bits,
-        paper_mib=stage.paper_mib,
-        packed_mib=stage.packed_mib,
-        disk_mib=stage.disk_mib,
-        steps=stage.steps,
-        seconds=stage.seconds,
-        artifact=stage.key,
-        pipeline=run.pipeline,
-        seed=run.seed,
-        kind=stage.kind,
-        word_tables=stage.word_tables,
-        examples=stage.examples,
-        student_flops=stage.student_flops,
-        teacher_flops=stage.teacher_flops,
-        device=stage.device,
-    )
+    values = {name: value for name, value in vars(stage).items() if name in _COLUMNS}
+    values |= {"run": run.name, "task": run.task, "metric": run.metric, "pipeline": run.pipeline, "seed": run.seed}
+    return Row(**values, stage=stage.name, artifact=stage.key)
+
+
+_COLUMNS = {field.name for field in fields(Row)}

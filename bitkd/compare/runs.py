@@ -3,69 +3,113 @@
 import json
 import math
 import re
-import reprlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from functools import cache
+from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from bitkd.data.tasks import HOLDOUT
 from bitkd.errors import InputError
+from bitkd.store.records import BudgetRecord
 
+RECORD_FILE = "comparison.json"
 FORMAT = 1
-HOLDOUT = "holdout"
-"""Rows of the training set that choose checkpoints (bitkd.data.task.HOLDOUT, which is slow to import); not the first dev set."""
+
+Number = int | float
+"""For pydantic, to which a whole number is no other type here: what is written as 1 is read and written again as 1."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a stage says about each row of a dev set, in the order of the rows: label numbers, or a regression's values."""
+    """Labels and predictions of each row of a dev set, in the order of the rows."""
 
-    labels: list[float]
-    predicted: list[float]
+    labels: list[Number]
+    """Label numbers, or a regression's values."""
+
+    predicted: list[Number]
+    """As `labels`."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a run.
-
-    in_chain: whether it is part of the pipeline's own chain and its cost, see `bitkd.report.reading`.
-    score: the primary metric on the first dev set, larger is better; null where there is no head (General KD, rows).
-    dev: each dev set's metrics and loss.  paper_mib, packed_mib: sizes by the two conventions (bitkd.models.size).
-    disk_mib: the file as it lies there.  word_tables: 2 after a split with split embeddings.
-    student_flops, teacher_flops: of training, over all processes.  seconds: from the first step to the last by the clock of
-    the first process, validations included, over all resumptions.  device, world_size, trainer_precision: what it was
-    trained on, processes, arithmetic (bf16-mixed).  curve: (step, score) at each validation.  predictions: by dev set; of the
-    teacher and the final stage, else null.
-    """
+    """One stage of a run."""
 
     name: str
     title: str
+    """For people, such as Stage-I KD."""
+
     kind: str
+    """Name of a kind of `bitkd.stages.kinds`."""
+
     key: str
+    """The artifact's key in the store: runs that share an artifact have the same one."""
+
     upstream: dict[str, str]
+    """Role (student, teacher, data) -> the stage that plays it, or `pretrained`."""
+
     in_chain: bool
+    """Whether it is part of the pipeline's own chain and its cost, see `bitkd.compare.load.chain_of`."""
+
     score: float | None
+    """The primary metric on the first dev set, larger is better; None without a head (General KD, rows)."""
+
     dev: dict[str, dict[str, float | None]]
+    """Dev set -> metric -> value, the loss among them."""
+
     precision: str
+    """Bits of weights and activations, such as W1A8; empty for rows."""
+
     parameters: int
     encoder_bits: int
+    """Bits of the encoder's matrices alone."""
+
     word_tables: int
+    """Word-embedding tables: 2 after a split with split embeddings."""
+
     paper_mib: float
+    """Size by the papers' convention, see `bitkd.store.records.SizeRecord`."""
+
     packed_mib: float
+    """Size by the convention of a packed file (SizeRecord.file_mib)."""
+
     disk_mib: float
+    """The weights' file as it is."""
+
     steps: int
     examples: int
     student_flops: int
+    """Of training, over all processes."""
+
     teacher_flops: int
     seconds: float
+    """From the first step to the last by the clock of the first process, validations included, over all resumptions."""
+
     device: str
+    """What it was trained on."""
+
     world_size: int
+    """Processes."""
+
     trainer_precision: str
+    """The trainer's arithmetic, such as bf16-mixed (StageRecord.precision)."""
+
     curve: list[tuple[int, float]]
+    """(step, score) of each validation."""
+
     predictions: dict[str, Predictions] | None = None
+    """By dev set; of the teacher and the final stage, None for the others."""
 
     @property
     def is_model(self) -> bool:
+        """Whether it makes a model, and not rows."""
         return self.kind != "augment"
+
+    @property
+    def on_corpus(self) -> bool:
+        """Whether it trains on the corpus and not on the task: General KD."""
+        return self.kind == "general"
 
     @property
     def machine(self) -> str:
@@ -76,25 +120,36 @@ class Stage:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run.  metric: the task's primary metric.  labels: names in order; null for a regression.
-    hyperparameters: how many the pipeline and the run set.  budget: unit, total and shares, or null.
-    settings: dotted name -> value of all that decides numbers but the seed; runs with the same ones are one arm.
-    stages: in the order of the graph; the last one is the final student.
-    """
+    """A finished run."""
 
     name: str
     pipeline: str
     title: str
+    """The pipeline's, for people."""
+
     task: str
     metric: str
+    """The task's primary metric."""
+
     metrics: list[str]
+    """All metrics of the task."""
+
     labels: list[str] | None
+    """Names in the order of the model's outputs; None for a regression."""
+
     seed: int
     hyperparameters: int
-    budget: dict[str, Any] | None
+    """How many settings the pipeline and the run set."""
+
+    budget: BudgetRecord | None
     settings: dict[str, Any]
+    """Dotted name -> value of every setting but the seed that decides a result; runs with the same ones are one arm."""
+
     versions: dict[str, str]
+    """Library -> version, or versions if stages were made by several."""
+
     stages: list[Stage]
+    """In the order of the graph; the last one is the final student."""
 
     @property
     def final(self) -> Stage:
@@ -102,22 +157,27 @@ class Run:
 
     @property
     def teacher(self) -> Stage | None:
-        """The fine-tuned teacher; null where the pipeline has none."""
-        return next((stage for stage in self.stages if stage.kind == "finetune" and not stage.in_chain), None)
+        """The fine-tuned teacher; None if the pipeline has none."""
+        return next((stage for stage in self.stages if stage.is_model and not stage.in_chain), None)
 
     @property
-    def total(self) -> tuple[str, float] | None:
-        """Unit and total of the budget, which pipelines have in common while their shares differ; null where there is none."""
-        return (self.budget["unit"], self.budget["total"]) if self.budget else None
+    def budget_total(self) -> tuple[str, float] | None:
+        """Unit and total, which pipelines have in common while their shares differ; None without a budget."""
+        return (self.budget.unit, self.budget.total) if self.budget else None
+
+    @property
+    def budget_text(self) -> str:
+        """The total for people, such as 960 steps; empty without a budget."""
+        return f"{self.budget.total:,.6g} {self.budget.unit}" if self.budget else ""
 
     @property
     def num_labels(self) -> int | None:
-        """Null for a regression."""
+        """None for a regression."""
         return None if self.labels is None else len(self.labels)
 
     @property
-    def said(self) -> Predictions:
-        """The final student's predictions on the first dev set; InputError where there are none."""
+    def final_predictions(self) -> Predictions:
+        """The final student's predictions on the first dev set. Raises InputError if the run has none."""
         found = (self.final.predictions or {}).get(self.dev_set)
         if found is None:
             raise InputError(
@@ -131,78 +191,80 @@ class Run:
         return next(name for name in self.final.dev if name != HOLDOUT)
 
 
+@dataclass(frozen=True)
+class ComparisonRecord:
+    """The content of a comparison.json."""
+
+    format: int
+    runs: list[Run]
+
+
 def to_json(runs: list[Run]) -> str:
-    """The record of a comparison: everything that its report is made from. Lists of numbers stand on one line."""
-    text = json.dumps({"format": FORMAT, "runs": [asdict(run) for run in runs]}, indent=1, ensure_ascii=False)
+    """The text of a comparison.json: everything that its report is made from. A list of numbers takes one line."""
+    text = json.dumps(asdict(ComparisonRecord(FORMAT, runs)), indent=1, ensure_ascii=False)
     return re.sub(r"\[\s*(-?\d[-+.\deE,\s]*?)\s*\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
 
 def from_json(text: str, where: str) -> list[Run]:
-    """The runs of a comparison.json; InputError where it is damaged or of another format. where: its name in messages."""
+    """The runs of a comparison.json. where: its name in messages.
+
+    Raises InputError if it is damaged or of another format.
+    """
     advice = "make it again with `bitkd compare RUN… --out DIR`"
     try:
         content = json.loads(text)
-        if not isinstance(content, dict) or "format" not in content:
-            raise InputError(f"{where} is no record of a comparison, or one of an older version; {advice}")
-        if content["format"] != FORMAT:
-            raise InputError(f"{where} has format {content['format']}, this version reads {FORMAT}; {advice}")
-        runs = [_run_of(run) for run in content["runs"]]
+    except ValueError as error:
+        raise InputError(f"{where} is damaged ({error}); {advice}") from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise InputError(f"{where} is no record of a comparison, or one of an older version; {advice}")
+    if content["format"] != FORMAT:
+        raise InputError(f"{where} has format {content['format']}, this version reads {FORMAT}; {advice}")
+    try:
+        runs = _adapter().validate_json(text, strict=True).runs
         for run in runs:
-            check_numbers(run)
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{where} is damaged ({type(error).__name__}: {error}); {advice}") from error
+            check_run(run)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = _place(content, first["loc"])
+        raise InputError(f"{where} is damaged ({place}: {first['msg']}); {advice}") from error
+    except ValueError as error:
+        raise InputError(f"{where} is damaged ({error}); {advice}") from error
     if not runs:
         raise InputError(f"{where} is damaged (it holds no runs); {advice}")
     return runs
 
 
-def check_numbers(run: Run) -> None:
-    """ValueError where a run says nothing, or something that is no number or label of its task."""
-    parts: list[Run | Stage] = [run, *run.stages]
-    for part in parts:
-        for name, kind in get_type_hints(type(part)).items():
-            if not _is_a(getattr(part, name), kind):
-                where = "" if part is run else f"stage {part.name} of "
-                raise ValueError(f"the {name} of {where}{run.name} is {reprlib.repr(getattr(part, name))}")
+@cache
+def _adapter() -> TypeAdapter[ComparisonRecord]:
+    return TypeAdapter(ComparisonRecord)
+
+
+def _place(content: Any, path: Sequence[int | str]) -> str:
+    """A path into plain data for people: entries of a list by their names, if they have one."""
+    parts = []
+    for part in path:
+        try:
+            content = content[part]
+        except (KeyError, IndexError, TypeError):  # what is missing, or one of a type's alternatives
+            content = None
+        named = isinstance(part, int) and isinstance(content, dict) and "name" in content
+        parts.append(str(content["name"] if named else part))
+    return ".".join(parts)
+
+
+def check_run(run: Run) -> None:
+    """What the types cannot say. Raises ValueError if a run has no results, or values that its task cannot have."""
     if not run.stages or not set(run.final.dev) - {HOLDOUT}:
         raise ValueError(f"{run.name} without stages or dev sets")
-    if run.budget is not None and not (set(run.budget) >= {"unit", "total"} and _is_a(run.budget["total"], float)):
-        raise ValueError(f"the budget of {run.name} is {run.budget}")
+    if run.budget is not None and not 0 < run.budget.total < math.inf:
+        raise ValueError(f"the budget of {run.name} is {run.budget.total}")
     if run.final.score is None or not math.isfinite(run.final.score):
         raise ValueError(f"the final score of {run.name} is {run.final.score}")
     for stage in run.stages:
-        for name, said in (stage.predictions or {}).items():
-            values = [*said.labels, *said.predicted]
+        for name, found in (stage.predictions or {}).items():
+            values = [*found.labels, *found.predicted]
             wrong = [value for value in values if not math.isfinite(value)]
             if run.num_labels is not None:
                 wrong = [value for value in values if value not in range(run.num_labels)]
-            if wrong or not values or len(said.labels) != len(said.predicted):
+            if wrong or not values or len(found.labels) != len(found.predicted):
                 raise ValueError(f"predictions of {name} in stage {stage.name} of {run.name}")
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type as a record's fields are annotated: a whole number is a float too, true is no number."""
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin is UnionType:
-        return any(_is_a(value, part) for part in parts)
-    if origin is list:
-        return isinstance(value, list) and all(_is_a(item, parts[0]) for item in value)
-    if origin is tuple:
-        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_is_a, value, parts))
-    if origin is dict:
-        return isinstance(value, dict) and all(_is_a(k, parts[0]) and _is_a(v, parts[1]) for k, v in value.items())
-    if kind in (int, float):
-        return isinstance(value, (int, kind)) and not isinstance(value, bool)
-    return kind is Any or isinstance(value, kind)
-
-
-def _run_of(content: dict[str, Any]) -> Run:
-    stages = []
-    for stage in content["stages"]:
-        given = stage["predictions"]
-        predictions = None if given is None else {name: Predictions(**value) for name, value in given.items()}
-        curve = [(step, score) for step, score in stage["curve"]]
-        stages.append(Stage(**(stage | {"predictions": predictions, "curve": curve})))
-    return Run(**(content | {"stages": stages}))

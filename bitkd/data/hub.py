@@ -3,6 +3,8 @@
 import json
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +121,8 @@ def load_hub_dataset(
     offline = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = offline or problem is not None
     try:
-        return datasets.load_dataset(path, name, streaming=streaming, revision=revision)
+        with without_progress_bars():
+            return datasets.load_dataset(path, name, streaming=streaming, revision=revision)
     except Exception as error:  # datasets raises many types for "not there"
         reason = (
             f"the hub cannot be reached ({problem}) and the local cache has no copy" if problem else _first_line(error)
@@ -129,6 +132,20 @@ def load_hub_dataset(
         ) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = offline  # the hub may be back at the next call
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Within this context `datasets` draws no progress bars; it has a global switch alone."""
+    import datasets
+
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def hub_revision(path: str) -> str:

@@ -1,24 +1,27 @@
-"""Batches of rows of like length: seeded, the same for any number of processes, and able to start anywhere."""
+"""Batches of rows of similar length: seeded, the same for any number of processes, and able to start anywhere."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
-from bitkd.data.batches import fitting_batch
+from bitkd.data.batches import effective_batch_size
 
-POOL = 50
-"""Batches that are sorted by length together: more waste less padding and mix rows less."""
+POOL_BATCHES = 50
+"""Number of batches sorted by length together. Larger: less padding, but rows are shuffled less."""
 
 
 class TrainBatchSampler(torch.utils.data.Sampler[list[int]]):
-    """`total_batches` micro-batches of row numbers, one flat sequence across the epochs of the data.
+    """Micro-batches of row numbers: one sequence without end, of which each Lightning epoch takes the next part.
 
-    lengths: tokens of each row.  batch_size: rows of an optimizer step; each such batch is dealt out to `world_size`
-    processes times `accumulate` micro-batches, so that any split sees the batch that a single process sees.
-    start: micro-batches to leave out at the beginning, for resuming; `len` still counts them, as Lightning does.
+    lengths: tokens of each row.
+    batch_size: rows of an optimizer step. Each such batch is divided among `world_size` processes times `accumulate`
+        micro-batches, so that every division trains on the batch that a single process trains on.
+    total_batches: micro-batches of a Lightning epoch; None: as many as one pass over the rows makes.
+    start: micro-batches to skip at the beginning of the first epoch, to resume; `len` still counts them, as Lightning
+        does.
 
-    Every epoch shuffles the rows anew; rows that do not fill the last batch of an epoch are left out of it. Fewer rows
+    Every pass shuffles the rows anew; rows that do not fill the last batch of a pass are left out of it. Fewer rows
     than batch_size give a smaller batch of all of them.
     """
 
@@ -26,7 +29,7 @@ class TrainBatchSampler(torch.utils.data.Sampler[list[int]]):
         self,
         lengths: Sequence[int] | np.ndarray,
         batch_size: int,
-        total_batches: int,
+        total_batches: int | None,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
@@ -34,58 +37,72 @@ class TrainBatchSampler(torch.utils.data.Sampler[list[int]]):
         start: int = 0,
     ) -> None:
         self.lengths = np.asarray(lengths)
-        self.batch_size = fitting_batch(len(lengths), batch_size, world_size * accumulate)
-        self.total_batches = total_batches
+        self.batch_size = effective_batch_size(len(lengths), batch_size, world_size * accumulate)
         self.seed = seed
         self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
+        self.total_batches = self.batches_per_pass if total_batches is None else total_batches
         self.start = start
+        self._epoch: int | None = None
 
     @property
-    def batches_per_epoch(self) -> int:
+    def batches_per_pass(self) -> int:
         """Micro-batches of each process in one pass over the rows."""
-        return self.steps_per_epoch * self.accumulate
+        return self.steps_per_pass * self.accumulate
 
     @property
-    def steps_per_epoch(self) -> int:
+    def steps_per_pass(self) -> int:
         """Optimizer steps in one pass over the rows."""
         return len(self.lengths) // self.batch_size
+
+    @property
+    def sampler(self) -> "TrainBatchSampler":
+        """Itself: Lightning calls `set_epoch` on the `sampler` of a batch sampler, not on the batch sampler."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this at the start of every epoch, counted from 0."""
+        if self._epoch is not None and epoch != self._epoch:
+            self.start = 0  # only the epoch that is resumed begins in its midst
+        self._epoch = epoch
 
     def __len__(self) -> int:
         return self.total_batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        position = self.start
-        while position < self.total_batches:
-            epoch, offset = divmod(position, self.batches_per_epoch)
-            batches = self._epoch(epoch)
-            for micro in range(offset, min(self.batches_per_epoch, offset + self.total_batches - position)):
+        before = (self._epoch or 0) * self.total_batches
+        position, end = before + self.start, before + self.total_batches
+        while position < end:
+            number, offset = divmod(position, self.batches_per_pass)
+            batches = self._pass(number)
+            for micro in range(offset, min(self.batches_per_pass, offset + end - position)):
                 step, part = divmod(micro, self.accumulate)
-                share = part * self.world_size + self.rank
-                yield batches[step][share :: self.world_size * self.accumulate].tolist()
+                first = part * self.world_size + self.rank
+                yield batches[step][first :: self.world_size * self.accumulate].tolist()
                 position += 1
 
-    def _epoch(self, epoch: int) -> list[np.ndarray]:
-        """The effective batches of one pass over the rows."""
-        random = np.random.default_rng([self.seed, epoch])
+    def _pass(self, number: int) -> list[np.ndarray]:
+        """The batches of all optimizer steps of one pass over the rows."""
+        random = np.random.default_rng([self.seed, number])
         order = random.permutation(len(self.lengths))
-        pools = [order[i : i + POOL * self.batch_size] for i in range(0, len(order), POOL * self.batch_size)]
-        # Shuffled before, sorted stably: rows of one length meet in another order each epoch.
+        pool_rows = POOL_BATCHES * self.batch_size
+        pools = [order[i : i + pool_rows] for i in range(0, len(order), pool_rows)]
+        # Shuffled before, sorted stably: rows of one length meet in another order in each pass.
         rows = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
-        # The remainder left out must not always be the longest rows: cut it off at random.
-        left_out = len(rows) - self.steps_per_epoch * self.batch_size
+        # The rows left out must not always be the longest: choose them at random.
+        left_out = len(rows) - self.steps_per_pass * self.batch_size
         rows = np.delete(rows, random.choice(len(rows), left_out, replace=False))
-        batches = rows.reshape(self.steps_per_epoch, self.batch_size)
+        batches = rows.reshape(self.steps_per_pass, self.batch_size)
         return list(batches[random.permutation(len(batches))])
 
 
 class EvalBatchSampler(torch.utils.data.Sampler[list[int]]):
-    """Every row exactly once, on one rank only, no row padded; longest rows first."""
+    """Every row exactly once, on one rank only, no row repeated to fill a batch; longest rows first."""
 
     def __init__(
         self, lengths: Sequence[int] | np.ndarray, batch_size: int, rank: int = 0, world_size: int = 1
     ) -> None:
-        mine = np.argsort(-np.asarray(lengths), kind="stable")[rank::world_size]
-        self.batches = [mine[i : i + batch_size].tolist() for i in range(0, len(mine), batch_size)]
+        own = np.argsort(-np.asarray(lengths), kind="stable")[rank::world_size]
+        self.batches = [own[i : i + batch_size].tolist() for i in range(0, len(own), batch_size)]
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from bitkd.errors import InputError
 
@@ -25,6 +25,9 @@ GLUE_OF_NUMBERS = ("pearson", "spearman", "pearson_spearman")
 
 HOLDOUT = "holdout"
 """Name of the training rows that are held out to choose checkpoints by."""
+
+Selection = Literal["dev", "holdout"]
+"""What checkpoints are chosen by: the dev sets, or training rows that are held out."""
 
 
 @dataclass

@@ -7,7 +7,7 @@ from bitkd.errors import InputError
 
 def uniform_map(student_layers: int, teacher_layers: int) -> list[int]:
     """Teacher layer of each student layer, k = teacher_layers / student_layers: the last of every k layers
-    (TinyBERT, arXiv:1909.10351). Both 0-based.
+    (TinyBERT, arXiv:1909.10351). Both 0-based. Raises InputError if k is no whole number.
     """
     if student_layers < 1 or teacher_layers % student_layers:
         raise InputError(
@@ -19,8 +19,7 @@ def uniform_map(student_layers: int, teacher_layers: int) -> list[int]:
 
 
 def hidden_map(attention_map: list[int]) -> list[int]:
-    """Teacher hidden state of each student hidden state; 0 is the embedding output, j the output of layer j -
-    1."""
+    """Teacher hidden state of each student hidden state; 0 is the embedding output, j the output of layer j - 1."""
     return [0, *(layer + 1 for layer in attention_map)]
 
 
@@ -28,6 +27,7 @@ def group_mean_heads(teacher_scores: Tensor, heads: int) -> Tensor:
     """The mean of each group of consecutive teacher heads.
 
     teacher_scores: (batch, teacher heads, query, key).  Returns (batch, heads, query, key).
+    Raises InputError if the teacher's heads do not form equal groups.
     """
     found = teacher_scores.shape[1]
     if heads < 1 or found % heads:

@@ -1,8 +1,8 @@
 """Distillation losses, each a scalar computed in FP32.
 
 Losses over tokens take the mean over each example's real tokens, then over the batch: padding, the
-composition of the batch and the number of processes change nothing. What stands in padded positions, NaN
-included, is never read.
+composition of the batch and the number of processes change nothing. Values in padded positions are never
+read, not even NaN.
 """
 
 import torch
@@ -12,7 +12,7 @@ from bitkd.errors import InputError
 
 
 def _squared_error(student: Tensor, teacher: Tensor, real: Tensor) -> Tensor:
-    """(student - teacher)², zero where not `real`; masked before squaring, so no NaN reaches the gradient."""
+    """(student - teacher)², zero outside `real`; masked before squaring, so no NaN reaches the gradient."""
     return torch.where(real, student.float() - teacher.float(), 0.0).square()
 
 
@@ -72,7 +72,7 @@ def logits_mse(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def relation_kl(student: Tensor, teacher: Tensor, mask: Tensor, relation_heads: int) -> Tensor:
-    """KL divergence of the teacher's from the student's self-attention relations (MiniLMv2, arXiv:2012.15828).
+    """KL(teacher || student) of self-attention relations (MiniLMv2, arXiv:2012.15828).
 
     student, teacher: (batch, length, width), one projection (queries, keys or values) with all its heads side
     by side; widths may differ.  mask: (batch, length), True = token.  relation_heads: heads that both are
@@ -97,7 +97,7 @@ def _log_relation(x: Tensor, mask: Tensor, heads: int) -> Tensor:
     """(batch, heads, query, key): log-softmax over the real keys of the scaled dot products of x with itself."""
     x = x.masked_fill(~mask[:, :, None], 0.0).unflatten(-1, (heads, -1)).transpose(1, 2)
     scores = x @ x.transpose(2, 3) * x.shape[-1] ** -0.5
-    # Finite, unlike -inf: a query without any real key would give NaN.
+    # Not -inf: a query without any real key would give NaN.
     return torch.log_softmax(scores.masked_fill(~mask[:, None, None, :], -1e30), dim=-1)
 
 
@@ -107,4 +107,7 @@ def _lengths(mask: Tensor) -> Tensor:
 
 def _same_shape(student: Tensor, teacher: Tensor) -> None:
     if student.shape != teacher.shape:
-        raise ValueError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in shape")
+        raise InputError(
+            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in shape; "
+            "choose layers and heads of the teacher, or project its width, so that they agree"
+        )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -17,25 +18,33 @@ from transformers import (
 
 from bitkd.errors import InputError
 from bitkd.models.attention import ATTENTION
-from bitkd.models.encoder import encoder_layers, remember, spec_of
+from bitkd.models.encoder import encoder_layers, read_spec, write_spec
 from bitkd.models.labels import label_order
+from bitkd.models.prepare import check_recorded
 from bitkd.models.student import build_blank
+from bitkd.quant.swap import make_blank_pairs
 
-WEIGHTS = "model.safetensors"
+WEIGHTS_FILE = "model.safetensors"
+_FIRST_HALF = ".first.weight"
+"""Ends the names of weights that are the first half of a pair."""
 
 
 def save_student(model: PreTrainedModel, folder: Path | str, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """Write `model` into `folder`: model.safetensors, config.json and the tokenizer's files.
 
+    model: an encoder of BERT's shape, bare or a sequence classifier; plain, or made by `build_student`, `prepare` and
+    `WeightSplitting`.
     The same weights give the same bytes: the file's only metadata is {"format": "pt"}.
+    Raises InputError if the model was quantized without a record in its configuration.
     """
+    check_recorded(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    remember(model, spec_of(model))
+    write_spec(model, read_spec(model))
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 
@@ -43,30 +52,35 @@ def save_student(model: PreTrainedModel, folder: Path | str, tokenizer: PreTrain
 def load_student(path: Path | str) -> PreTrainedModel:
     """The model that `save_student` wrote, in eval mode, with identical logits.
 
-    Raises InputError for a folder that is no bitkd artifact or whose tensors do not fit its configuration.
+    Raises InputError if the folder is no bitkd artifact, was saved by another version of bitkd, or is damaged.
     """
     folder = Path(path)
-    config = load_config(folder)
+    config = read_model_config(folder)
     if not is_artifact(config):
         raise InputError(f"{folder} is a plain Hugging Face checkpoint, not a bitkd artifact; use load_classifier")
-    if not (folder / WEIGHTS).is_file():
-        raise InputError(f"{folder} has no {WEIGHTS}; name a finished artifact's folder")
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise InputError(f"{folder} has no {WEIGHTS_FILE}; name a finished artifact's folder")
     classification = "SequenceClassification" in (config.architectures or [""])[0]
     model = build_blank(config, classification)
     try:
-        missing, unexpected = model.load_state_dict(load_file(folder / WEIGHTS), strict=False)
-    except RuntimeError as error:
-        raise InputError(f"{folder / WEIGHTS} does not fit its config.json: {error}") from error
+        state = load_file(folder / WEIGHTS_FILE)
+        # The file shows which of the binary layers are pairs: a model may be split in part.
+        make_blank_pairs(model, [name.removesuffix(_FIRST_HALF) for name in state if name.endswith(_FIRST_HALF)])
+        if not any("pooler." in name for name in state) and getattr(model, "pooler", None) is not None:
+            model.pooler = None  # saved without one, as encoders inside some classifiers are
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except (AttributeError, InputError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{folder / WEIGHTS_FILE} does not fit its config.json: {error}") from error
     if missing or unexpected:
         raise InputError(
-            f"{folder / WEIGHTS} does not fit its config.json: missing {sorted(missing)[:3]}, "
+            f"{folder / WEIGHTS_FILE} does not fit its config.json: missing {sorted(missing)[:3]}, "
             f"unexpected {sorted(unexpected)[:3]}; the file is of another version or damaged"
         )
     return model.eval()
 
 
-def load_config(folder: Path | str) -> PretrainedConfig:
-    """The configuration in a local folder; InputError where there is none."""
+def read_model_config(folder: Path | str) -> PretrainedConfig:
+    """The Hugging Face configuration in a local folder. Raises InputError if there is none."""
     file = Path(folder) / "config.json"
     if not file.is_file():
         raise InputError(f"{folder} is no checkpoint: it has no config.json; name a folder with a saved model")
@@ -85,7 +99,7 @@ def is_artifact(config: PretrainedConfig) -> bool:
 
 
 def load_encoder(folder: Path | str) -> PreTrainedModel:
-    """The bare pre-trained encoder in a local folder, in eval mode, every weight of it trained."""
+    """The bare pre-trained encoder in a local folder, in eval mode. Raises InputError if some weights are missing."""
     model, report = AutoModel.from_pretrained(
         str(folder), attn_implementation=ATTENTION, dtype=torch.float32, output_loading_info=True
     )
@@ -94,9 +108,10 @@ def load_encoder(folder: Path | str) -> PreTrainedModel:
 
 
 def new_classifier(folder: Path | str, labels: list[str] | None) -> PreTrainedModel:
-    """The pre-trained encoder in `folder` under a new, random head for `labels` (null: regression).
+    """The pre-trained encoder in `folder` with a new, random head for `labels` (None: regression).
 
-    The head comes from torch's global random state: seed before.
+    The head depends on torch's global random state, so set a seed before. Raises InputError if some weights of the
+    encoder are missing.
     """
     names = labels or ["score"]
     model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -115,7 +130,8 @@ def new_classifier(folder: Path | str, labels: list[str] | None) -> PreTrainedMo
 
 
 def _refuse_random_encoder(model: PreTrainedModel, report: dict[str, Any], prefix: str, folder: Path | str) -> None:
-    """transformers starts weights that a checkpoint lacks, or has in another size, at random."""
+    """Raise InputError if transformers gave random values to encoder weights that the checkpoint lacks, or has in
+    another size."""
     encoder_layers(model)
     missing = [k for k in report["missing_keys"] if k.startswith(prefix) and not k.startswith(f"{prefix}pooler.")]
     mismatched = [k for k, *_ in report.get("mismatched_keys", ()) if k.startswith(prefix)]
@@ -130,13 +146,13 @@ def _refuse_random_encoder(model: PreTrainedModel, report: dict[str, Any], prefi
 def load_classifier(folder: Path | str) -> PreTrainedModel:
     """A classifier with a *trained* head from a bitkd artifact or a plain Hugging Face checkpoint, in eval mode.
 
-    `from_pretrained` starts a missing head at random with no more than a warning; here that is an InputError.
+    Raises InputError if the head is missing: `from_pretrained` would give a random one with only a warning.
     """
     folder = Path(folder)
-    config = load_config(folder)
+    config = read_model_config(folder)
     advice = "name a checkpoint that was fine-tuned for this task, or train one with `bitkd run`"
     if is_artifact(config):
-        if not spec_of(config).trained_head:
+        if not read_spec(config).trained_head:
             raise InputError(f"{folder} has no trained head (a task-agnostic or headless student); {advice}")
         return load_student(folder)
     model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -150,16 +166,17 @@ def load_classifier(folder: Path | str) -> PreTrainedModel:
     missing = sorted(report["missing_keys"]) + sorted(str(k) for k in report.get("mismatched_keys", ()))
     if missing:
         raise InputError(f"{folder} has no trained head: {missing[0]} is missing; {advice}")
-    spec = spec_of(model)
+    spec = read_spec(model)
     spec.trained_head = True
-    remember(model, spec)
+    write_spec(model, spec)
     return model.eval()
 
 
 def permute_labels(model: Any, task_labels: list[str] | None, names: list[str] | None = None) -> None:
     """Bring the outputs of `model` into the task's label order, by name, in place; see `label_order`.
 
-    names: the checkpoint's own label names in its order, where its config has none ("LABEL_0", …).
+    task_labels: None for a regression.  names: the checkpoint's own label names in its order, if its config has none
+    ("LABEL_0", …). Raises InputError if names cannot be matched, or if the model has no classifier.
     """
     order = label_order(label_names(model.config), task_labels, names)
     if task_labels is None:
@@ -178,5 +195,8 @@ def label_names(config: Any) -> list[str]:
 
 
 def _output_layer(model: Any) -> torch.nn.Linear:
-    linears = [m for m in model.classifier.modules() if isinstance(m, torch.nn.Linear)]
+    head = getattr(model, "classifier", None)
+    linears = [module for module in head.modules() if isinstance(module, torch.nn.Linear)] if head is not None else []
+    if not linears:
+        raise InputError(f"{type(model).__name__} has no classifier; use a model with a classification head")
     return linears[-1]

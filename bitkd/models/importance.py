@@ -1,6 +1,6 @@
 """Which heads and FFN neurons matter most (DynaBERT, arXiv:2004.04037, section 2.1)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -8,27 +8,31 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bitkd.models.encoder import encoder_layers, spec_of
+from bitkd.models.encoder import encoder_layers, read_spec
+from bitkd.models.inputs import model_inputs
 
 
 @dataclass
 class Importance:
-    """Importance of each head (layers, heads) and FFN neuron (layers, neurons) of a model; larger is kept."""
+    """Importance of each head and FFN neuron of a model; the larger ones are kept."""
 
     heads: Tensor
+    """(layers, heads)"""
+
     neurons: Tensor
+    """(layers, neurons)"""
 
 
 def estimate_importance(model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) -> Importance:
     """First-order importance of every head and neuron, summed over `batches` of training rows.
 
-    A mask of ones is laid over each head's output and each FFN activation; the importance is |dL/dmask|. For a neuron
-    that equals |w · dL/dw| of its outgoing weights, the published measure. With a trained head L is the task's loss
-    on the labels. A model without one has no task: there L is a random projection of the last hidden states,
-    whose squared gradient estimates the diagonal of the Gauss-Newton matrix of their mean squared error.
+    Each head's output and each FFN activation is multiplied by a mask of ones; the importance is |dL/dmask|. For a neuron
+    that equals |w · dL/dw| of its outgoing weights, the published measure. For a classifier, L is the task's loss on the
+    labels. A bare encoder has no task: there L is a random projection of the last hidden states, whose squared gradient
+    estimates the diagonal of the Gauss-Newton matrix of their mean squared error.
     Dropout is off; the model's parameters and modes are left as they were.
     """
-    spec = spec_of(model)
+    spec = read_spec(model)
     layers = encoder_layers(model)
     device = next(model.parameters()).device
     head_masks = [torch.ones(spec.heads, device=device, requires_grad=True) for _ in layers]
@@ -44,7 +48,7 @@ def estimate_importance(model: PreTrainedModel, batches: Iterable[dict[str, Tens
             hooks.callback(_mask_input(layer.attention.output.dense, over_heads, spec.head_size).remove)
             hooks.callback(_mask_input(layer.output.dense, neuron_mask.repeat_interleave, 1).remove)
         for batch in batches:
-            inputs = {k: v.to(device) for k, v in batch.items() if k not in ("labels", "index")}
+            inputs = {name: column.to(device) for name, column in model_inputs(batch).items()}
             if has_head:
                 loss = model(**inputs, labels=batch["labels"].to(device)).loss
             else:
@@ -58,5 +62,5 @@ def estimate_importance(model: PreTrainedModel, batches: Iterable[dict[str, Tens
     return Importance(heads, neurons)
 
 
-def _mask_input(module: nn.Module, expand, times: int) -> torch.utils.hooks.RemovableHandle:
+def _mask_input(module: nn.Module, expand: Callable[[int], Tensor], times: int) -> torch.utils.hooks.RemovableHandle:
     return module.register_forward_pre_hook(lambda _, args: (args[0] * expand(times), *args[1:]))

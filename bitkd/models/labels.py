@@ -1,4 +1,4 @@
-"""Which output of a classifier stands for which label. It needs no torch, so that a plan can be made without."""
+"""Which output of a classifier belongs to which label. It needs no torch, so that a plan can be made without."""
 
 from bitkd.errors import InputError
 
@@ -6,9 +6,9 @@ from bitkd.errors import InputError
 def label_order(own: list[str], task_labels: list[str] | None, names: list[str] | None = None) -> list[int]:
     """The output of a classifier for each label of the task, by name.
 
-    own: label names of its outputs.  task_labels: null for a regression.  names: used instead of `own`.
-    Raises InputError where counts differ or names cannot be mapped: label order differs between sources, so a
-    position says nothing.
+    own: label names of its outputs.  task_labels: None for a regression.  names: used instead of `own`.
+    Raises InputError if counts differ or names cannot be matched: the order of labels differs between sources, so
+    outputs are never matched by position.
     """
     found = names or own
     if task_labels is None:

@@ -1,14 +1,18 @@
-"""What a student is: as a user asks for it, and as an artifact remembers it. It needs no torch."""
+"""What a student is: as a user asks for it, and as its config.json records it. It needs no torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
-from bitkd.errors import InputError
+from bitkd.errors import InputError, check_choices
 from bitkd.quant.spec import QuantSpec
+
+SPEC_FORMAT = 1
+"""Version of the StudentSpec in config.json; models of another version are refused, not misread."""
 
 
 @dataclass
 class ShapeSpec:
-    """The student that a user asks for, relative to the model it is cut from."""
+    """The student that a user asks for, relative to the model that it is made of."""
 
     layers: list[int] | None = None
     """Source layers that make up the student, 0-based and ascending; null keeps all of them."""
@@ -17,8 +21,8 @@ class ShapeSpec:
     """Share of attention heads and FFN neurons kept in every layer. Head size and hidden size stay (DynaBERT,
     arXiv:2004.04037); heads times width must be a whole number."""
 
-    init: str = "copy"
-    """`copy` takes the source's weights, most important heads and neurons first; `random` starts afresh."""
+    init: Literal["copy", "random"] = "copy"
+    """`copy` takes the source's weights, those of its most important heads and neurons; `random` draws new ones."""
 
     hidden_size: int | None = None
     """Another hidden size than the source's: only with `init=random`. Losses then learn a width projection."""
@@ -26,36 +30,79 @@ class ShapeSpec:
     dropout: float = 0.1
     """Dropout of the student's hidden states and attention probabilities while it is trained."""
 
+    def __post_init__(self) -> None:
+        check_choices(self, "student.")
+
 
 @dataclass
 class StudentSpec:
-    """What an artifact remembers of a student: its shape, where its parts came from, and its precision.
+    """What a saved student is: its shape, where its parts came from, and its precision.
 
-    `layers[i]` and `kept_heads[i]` name the layer and the heads of the root model that layer i was copied from;
-    both are null for a randomly initialized student. Losses use them to compare like with like.
+    The root is the model that a student, and the students of that student, were copied from.
     """
 
     root_layers: int
+    """Encoder layers of the root."""
+
     root_heads: int
+    """Attention heads in each layer of the root."""
+
     head_size: int
+    """Width of one attention head, the same as in the root."""
+
     heads: int
+    """Attention heads in each layer."""
+
     neurons: int
+    """FFN neurons in each layer."""
+
     layers: list[int] | None = None
+    """layers[i]: the root's layer that layer i was copied from; None for random weights. Losses compare the two."""
+
     kept_heads: list[list[int]] | None = None
+    """kept_heads[i]: the root's heads in layer i; None for random weights."""
+
     quant: QuantSpec = field(default_factory=QuantSpec)
+    """How it is quantized; of a split student, how its halves are."""
+
     split: bool = False
+    """Whether it has layers that are pairs of binary ones."""
+
     trained_head: bool = False
-    format: int = 1
+    """Whether its head was trained, or copied from a trained one."""
+
+    format: int = SPEC_FORMAT
+    """Version of this record."""
 
     def __post_init__(self) -> None:
         if isinstance(self.quant, dict):
             self.quant = QuantSpec(**self.quant)
 
 
+def check_spec_data(content: Any, where: str) -> None:
+    """Check that plain data has the fields of a StudentSpec in this version.
+
+    where: what it was read from, for the message.  Raises InputError if it was written by another version.
+    """
+    advice = "run its pipeline again"
+    if not isinstance(content, dict) or not isinstance(content.get("quant"), dict):
+        raise InputError(f"{where} is damaged: it describes no student; {advice}")
+    if (found := content.get("format")) != SPEC_FORMAT:
+        raise InputError(
+            f"{where} was saved by another version of bitkd (format {found}, this one reads {SPEC_FORMAT}); {advice}"
+        )
+    for part, spec in ((content, StudentSpec), (content["quant"], QuantSpec)):
+        expected = {item.name for item in fields(spec)}
+        unknown, missing = sorted(set(part) - expected), sorted(expected - set(part))
+        if unknown or missing:
+            raise InputError(
+                f"{where} was saved by another version of bitkd or changed by hand (unknown: {', '.join(unknown) or 'none'}; "
+                f"missing: {', '.join(missing) or 'none'}); {advice}"
+            )
+
+
 def check_shape(shape: ShapeSpec, source: StudentSpec, source_layers: int) -> None:
-    """Raise InputError where `shape` cannot be cut from a model of `source_layers` layers."""
-    if shape.init not in ("copy", "random"):
-        raise InputError(f"student.init={shape.init} is unknown; use copy or random")
+    """Raise InputError if `shape` cannot be made of a model of `source_layers` layers."""
     if shape.layers is not None:
         outside = [i for i in shape.layers if not 0 <= i < source_layers]
         if outside or not shape.layers:

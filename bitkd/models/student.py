@@ -1,4 +1,4 @@
-"""Students: which teacher layers, heads and neurons a smaller BERT is made of, and how it is built."""
+"""Build a smaller BERT from chosen layers, heads and neurons of a larger one."""
 
 import copy
 from collections.abc import Iterator
@@ -11,25 +11,28 @@ from transformers import AutoModel, AutoModelForSequenceClassification, Pretrain
 
 from bitkd.errors import InputError
 from bitkd.models.attention import ATTENTION
-from bitkd.models.encoder import encoder_layers, spec_of
+from bitkd.models.encoder import encoder_layers, read_spec
 from bitkd.models.importance import Importance
 from bitkd.models.spec import ShapeSpec, StudentSpec, check_shape
-from bitkd.quant.prepare import prepare
 from bitkd.quant.spec import QuantSpec
+from bitkd.quant.swap import swap_layers
 
 
 def build_blank(config: PretrainedConfig, classification: bool) -> PreTrainedModel:
-    """A model of the shape and precision that `config.bitkd` tells, with random weights."""
+    """A model of the shape and precision that `config.bitkd` records, with random weights.
+
+    Layers of a split student are single ones here; `bitkd.quant.swap.make_blank_pairs` makes pairs of them.
+    """
     config = copy.deepcopy(config)
     family = AutoModelForSequenceClassification if classification else AutoModel
     # Always FP32: latent weights in half precision would lose the small updates of training.
     model = family.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
-    spec = spec_of(config)
+    spec = read_spec(config)
     if (spec.heads * spec.head_size, spec.neurons) != (config.hidden_size, config.intermediate_size):
         for layer in encoder_layers(model):
             _narrow(layer, spec.heads * spec.head_size, spec.neurons, config.initializer_range)
-    if spec.quant != QuantSpec() or spec.split:
-        prepare(model, spec.quant, split=spec.split)
+    if spec.quant != QuantSpec():
+        swap_layers(model, spec.quant)
     return model
 
 
@@ -49,14 +52,18 @@ def _narrow(layer: Any, attention: int, neurons: int, std: float) -> None:
 
 
 def build_student(source: PreTrainedModel, shape: ShapeSpec, importance: Importance | None = None) -> PreTrainedModel:
-    """Cut a student out of `source` (XTC's initialization, arXiv:2206.01859; width as in DynaBERT, arXiv:2004.04037).
+    """An FP32 student made of parts of `source` (XTC's initialization, arXiv:2206.01859; width as in DynaBERT,
+    arXiv:2004.04037).
 
-    importance: needed where `shape.width` < 1 and weights are copied. Embeddings, pooler and classifier are copied.
+    importance: needed if `shape.width` < 1 and weights are copied. Embeddings, pooler and classifier are copied.
     A bare encoder gives a bare encoder, a classifier a classifier. The source is left unchanged.
+    Raises InputError if `shape` does not fit the source.
     """
-    origin = spec_of(source)
+    origin = read_spec(source)
     if origin.split:
-        raise InputError("a split student cannot be cut again: its halves belong together; cut before splitting")
+        raise InputError(
+            "a split student cannot be made smaller: its halves belong together; reduce it before splitting"
+        )
     source_layers = len(encoder_layers(source))
     check_shape(shape, origin, source_layers)
     layers = list(range(source_layers)) if shape.layers is None else list(shape.layers)
@@ -99,7 +106,10 @@ def _kept(
         yield from ((list(range(heads)), list(range(neurons))) for _ in layers)
         return
     if importance is None:
-        raise ValueError("a narrower student needs the importance of its source's heads and neurons")
+        raise InputError(
+            "student.width < 1 needs the importance of the source's heads and neurons; pass "
+            "bitkd.models.importance.estimate_importance(source, batches)"
+        )
     for i in layers:
         top_heads = torch.topk(importance.heads[i].double(), heads).indices.sort().values
         top_neurons = torch.topk(importance.neurons[i].double(), neurons).indices.sort().values
@@ -112,7 +122,10 @@ def _copy_around_encoder(student: PreTrainedModel, source: PreTrainedModel) -> N
     around = {k: v for k, v in source.state_dict().items() if not k.startswith(encoder)}
     missing, unexpected = student.load_state_dict(around, strict=False)
     if unexpected or any(not k.startswith(encoder) for k in missing):
-        raise ValueError(f"student and source differ outside the encoder: missing {missing}, unexpected {unexpected}")
+        raise InputError(
+            f"{type(source).__name__} has other parts around its encoder than a {type(student).__name__} (missing: "
+            f"{missing[:3]}, unexpected: {unexpected[:3]}); use a bare encoder or a sequence classifier"
+        )
 
 
 def _prefix(model: PreTrainedModel) -> str:
@@ -135,15 +148,15 @@ def _copy_layer(target: nn.Module, source: nn.Module, heads: list[int], neurons:
 
 
 def add_head(encoder: PreTrainedModel, teacher: PreTrainedModel) -> PreTrainedModel:
-    """A classifier on top of a task-agnostic `encoder`, pooler and classifier copied from `teacher`.
+    """A classifier on top of a task-agnostic `encoder`, with pooler and classifier copied from `teacher`.
 
-    Where the hidden sizes differ the head starts at random; `spec_of(model).trained_head` tells which it was.
+    If their hidden sizes differ, the head starts at random and `read_spec(model).trained_head` is False.
     """
     config = copy.deepcopy(encoder.config)
     for name in ("id2label", "label2id", "problem_type", "architectures"):
         setattr(config, name, copy.deepcopy(getattr(teacher.config, name)))
     config.num_labels = len(teacher.config.id2label or {})
-    spec = spec_of(config)
+    spec = read_spec(config)
     spec.trained_head = config.hidden_size == teacher.config.hidden_size
     config.bitkd = asdict(spec)
     model = build_blank(config, classification=True)
@@ -159,5 +172,8 @@ def add_head(encoder: PreTrainedModel, teacher: PreTrainedModel) -> PreTrainedMo
     missing, unexpected = model.load_state_dict(state, strict=False)
     random = [k for k in missing if k.startswith(_prefix(model)) and not k.startswith(f"{_prefix(model)}pooler.")]
     if unexpected or random or (spec.trained_head and missing):
-        raise ValueError(f"head and encoder do not fit: missing {missing}, unexpected {unexpected}")
+        raise InputError(
+            f"the head of {type(teacher).__name__} does not fit {type(encoder).__name__} (missing: {missing[:3]}, "
+            f"unexpected: {unexpected[:3]}); use a teacher of the encoder's model family"
+        )
     return model

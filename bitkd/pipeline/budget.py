@@ -1,19 +1,19 @@
 """One total, distributed over a pipeline's stages by the shares in its file."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from bitkd.config.schema import BudgetSpec, Config, settings_of
 from bitkd.errors import InputError, nearest
-from bitkd.stages.kinds import DISTILLATION
+from bitkd.stages.kinds import kind_of
 
 UNITS = ("steps", "examples", "flops")
 
 
-def budget_steps(config: Config, step_flops: Callable[[], Mapping[str, float]]) -> dict[str, int]:
-    """Optimizer steps of every stage that has a share of the run's budget; none where no budget is set.
+def budget_steps(config: Config, step_flops: Mapping[str, float]) -> dict[str, int]:
+    """Optimizer steps of every stage that has a share of the run's budget; none if no budget is set.
 
-    step_flops: gives the FLOPs of one optimizer step of each stage; called for a budget in FLOPs alone.
+    step_flops: FLOPs of one optimizer step of each stage; read for a budget in FLOPs alone.
     Steps add up to the total exactly; examples and FLOPs are rounded down to whole steps of each stage.
     """
     budget = config.budget
@@ -24,7 +24,7 @@ def budget_steps(config: Config, step_flops: Callable[[], Mapping[str, float]]) 
     if unit == "steps":
         steps = _apportion(int(total), shares)
     else:
-        cost = step_flops() if unit == "flops" else {name: batch_size(config, name) for name in shares}
+        cost = step_flops if unit == "flops" else {name: batch_size(config, name) for name in shares}
         steps = {name: int(share * total / cost[name] + 1e-9) for name, share in shares.items()}
     if short := [name for name, count in steps.items() if count < 1]:
         each = {name: 1.0 if unit == "steps" else cost[name] for name in shares}
@@ -42,7 +42,7 @@ def batch_size(config: Config, name: str) -> int:
 
 
 def check_budget(config: Config) -> dict[str, float]:
-    """The shares of the stages; InputError where they, or the total, make no sense."""
+    """The shares of the stages; InputError if they, or the total, make no sense."""
     budget, stages = config.budget, config.stages
     given = [unit for unit in UNITS if getattr(budget, unit) is not None]
     if len(given) > 1:
@@ -52,7 +52,7 @@ def check_budget(config: Config) -> dict[str, float]:
     if given and not 0 < getattr(budget, given[0]) < math.inf:
         raise InputError(f"budget.{given[0]}={getattr(budget, given[0])} is no budget; use a positive number")
     shares = budget.given_shares
-    trained = [name for name, stage in stages.items() if stage.kind in DISTILLATION]
+    trained = [name for name, stage in stages.items() if kind_of(stage.kind).distils]
     for name, share in shares.items():
         if name not in stages:
             raise InputError(f"budget.shares.{name} is no stage of this pipeline; {nearest(name, stages)}")
@@ -81,7 +81,7 @@ def _check_whole(budget: BudgetSpec, config: Config, trained: list[str], shares:
             else "no stage of this pipeline distils, so there is nothing to spend a budget on; leave budget.* out"
         )
     # General KD may be counted apart: its student is for all tasks.
-    missing = [name for name in trained if name not in shares and config.stages[name].kind != "general"]
+    missing = [name for name in trained if name not in shares and not kind_of(config.stages[name].kind).on_corpus]
     if missing:
         raise InputError(f"budget.shares has none for {', '.join(missing)}; every KD stage but General KD needs one")
     for name in shares:

@@ -3,16 +3,18 @@
 import math
 from pathlib import Path
 
-from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, parts_of, settings_of
-from bitkd.data.batches import MULTIPLE, fitting_batch
+from bitkd.config.schema import DEMO, PRETRAINED, Config, StageSpec, TrainSpec, parts_of, settings_of
+from bitkd.data.batches import MULTIPLE, effective_batch_size
+from bitkd.data.files import find_file
 from bitkd.data.hub import has_tokenizer, resolve_pretrained
-from bitkd.errors import InputError, nearest
+from bitkd.errors import InputError
 from bitkd.models.labels import label_order
 from bitkd.models.spec import check_shape
 from bitkd.pipeline.graph import Node, order
-from bitkd.pipeline.inputs import upstream_of
-from bitkd.sources.facts import SourceFacts
-from bitkd.stages.kinds import AUGMENT, DISTILLATION, KINDS, TRAINED
+from bitkd.pipeline.inputs import row_makers, upstream_of, uses_corpus
+from bitkd.sources.locations import make_documents
+from bitkd.sources.sources import Sources
+from bitkd.stages.kinds import Kind, kind_of
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 """Others would hold the latent weights themselves in half precision, or train what artifacts cannot hold."""
@@ -20,86 +22,76 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 def check_graph(config: Config) -> None:
     """Kinds, teachers, heads, precisions: what each node says must fit what it comes from."""
+    for name, stage in config.stages.items():
+        _check_stage(name, stage, kind_of(stage.kind, f"stages.{name}.kind="), config)
     stages = config.stages
-    kinds = {stage.kind for stage in stages.values()}
-    for name, stage in stages.items():
-        if stage.kind not in KINDS:
-            raise InputError(f"stages.{name}.kind={stage.kind} is unknown; {nearest(stage.kind, KINDS)}")
-        if stage.kind in DISTILLATION and not stage.teacher:
-            raise InputError(f"stages.{name}.teacher is missing; a {stage.kind} stage needs a node or {PRETRAINED}")
-        if stage.kind not in DISTILLATION and stage.teacher:
-            raise InputError(f"stages.{name}.teacher={stage.teacher}: a {stage.kind} stage has no teacher; remove it")
-        if stage.checkpoint and stage.kind != "finetune":
-            raise InputError(f"stages.{name}.checkpoint is only for a finetune stage, this is {stage.kind}; remove it")
-        if stage.select not in ("auto", "best", "last"):
-            raise InputError(f"stages.{name}.select={stage.select} is unknown; use auto, best or last")
-    for name, stage in stages.items():
-        if stage.kind in DISTILLATION:
-            terms = DISTILLATION[stage.kind]
-            if not any(getattr(stage.loss, term) > 0 for term in terms):
-                raise InputError(
-                    f"stages.{name}.loss has no term left; give one of {', '.join(terms)} a positive weight"
-                )
-        if stage.kind == "general" and config.data.streaming:
-            settings = settings_of(stage, config.train)
-            shares = config.budget.total is not None and config.budget.shares.get(name)
-            if not settings["max_steps"] and not settings["max_tokens"] and not shares:
-                raise InputError(
-                    f"stages.{name} reads a stream, which has no epochs; give stages.{name}.max_steps= or .max_tokens="
-                )
-        if stage.kind == AUGMENT and stage.student != PRETRAINED:
-            raise InputError(f"stages.{name}.student={stage.student}: an {AUGMENT} stage has none; remove it")
-        if stage.augmented and not config.task.augmentation.enabled and AUGMENT not in kinds:
-            raise InputError(
-                f"stages.{name}.augmented=true, but nothing is augmented; set task.augmentation.enabled=true"
-            )
-        if stage.augmented and (stage.kind not in TRAINED or stage.kind == "general"):
-            raise InputError(
-                f"stages.{name}.augmented=true: a {stage.kind} stage does not train on the task; remove it"
-            )
-        if config.stages.get(stage.student, stage).kind == AUGMENT and stage.kind != AUGMENT:
-            raise InputError(f"stages.{name}.student={stage.student} makes rows, not a student; use another")
-        if stage.seed is not None and not 0 <= stage.seed < 2**32:
-            raise InputError(f"stages.{name}.seed={stage.seed} is out of range; use 0 to {2**32 - 1}")
     nodes = {name: Node(name, upstream_of(stage, config)) for name, stage in stages.items()}
     headless = {PRETRAINED}
     split: set[str] = set()
     for name in order(nodes, {PRETRAINED}):
-        stage = stages[name]
-        if stage.kind == AUGMENT:
+        stage, kind = stages[name], kind_of(stages[name].kind)
+        if kind.makes_rows:
             continue
-        uses_logits = stage.kind == "prediction" or (stage.kind == "single_stage" and stage.loss.logits > 0)
-        if uses_logits and stage.teacher in headless:
+        if kind.distils and kind.trains_head(stage.loss) and stage.teacher in headless:
             raise InputError(
                 f"stages.{name}.teacher={stage.teacher} has no trained head to learn logits from; use another"
             )
-        if stage.kind == "finetune" and stage.student in headless - {PRETRAINED}:
+        if kind.fine_tunes and stage.student in headless - {PRETRAINED}:
             raise InputError(
                 f"stages.{name}.student={stage.student} has no head to fine-tune; use {PRETRAINED}, or a stage that has one"
             )
-        if stage.kind in ("general", "init") and stage.student in headless:
+        if kind.reshapes and stage.student in headless:
             headless.add(name)
-        elif stage.kind not in ("finetune", *DISTILLATION) and stage.student in headless:
+        elif not kind.trains and stage.student in headless:
             raise InputError(
                 f"stages.{name}.student={stage.student} has no head; put a KD stage on the task between them"
             )
-        _check_precision(name, stage, stages, split)
+        _check_precision(name, stage, kind, stages, split)
 
 
-def _check_precision(name: str, stage: StageSpec, stages: dict[str, StageSpec], split: set[str]) -> None:
-    if stage.kind in ("general", "init") and stage.student in split:
+def _check_stage(name: str, stage: StageSpec, kind: Kind, config: Config) -> None:
+    """What a stage says must fit its own kind."""
+    where, augmentation = f"stages.{name}", config.task.augmentation
+    if kind.distils and not stage.teacher:
+        raise InputError(f"{where}.teacher is missing; a {kind.name} stage needs a node or {PRETRAINED}")
+    if not kind.distils and stage.teacher:
+        raise InputError(f"{where}.teacher={stage.teacher}: a {kind.name} stage has no teacher; remove it")
+    if stage.checkpoint and not kind.fine_tunes:
+        raise InputError(f"{where}.checkpoint is only for a finetune stage, this is {kind.name}; remove it")
+    if kind.distils and not kind.active_terms(stage.loss):
+        raise InputError(f"{where}.loss has no term left; give one of {', '.join(kind.terms)} a positive weight")
+    if kind.on_corpus and config.data.streaming:
+        settings = settings_of(stage, config.train)
+        share = config.budget.total is not None and config.budget.shares.get(name)
+        if not settings["max_steps"] and not settings["max_tokens"] and not share:
+            raise InputError(f"{where} reads a stream, which has no epochs; give {where}.max_steps= or .max_tokens=")
+    if kind.makes_rows and stage.student != PRETRAINED:
+        raise InputError(f"{where}.student={stage.student}: an {kind.name} stage has none; remove it")
+    if stage.augmented and not augmentation.enabled and not row_makers(config):
+        raise InputError(f"{where}.augmented=true, but nothing is augmented; set task.augmentation.enabled=true")
+    if stage.augmented and (not kind.trains or kind.on_corpus):
+        raise InputError(f"{where}.augmented=true: a {kind.name} stage does not train on the task; remove it")
+    if stage.student in row_makers(config) and not kind.makes_rows:
+        raise InputError(f"{where}.student={stage.student} makes rows, not a student; use another")
+    if stage.seed is not None and not 0 <= stage.seed < 2**32:
+        raise InputError(f"{where}.seed={stage.seed} is out of range; use 0 to {2**32 - 1}")
+
+
+def _check_precision(name: str, stage: StageSpec, kind: Kind, stages: dict[str, StageSpec], split: set[str]) -> None:
+    if kind.reshapes and stage.student in split:
         raise InputError(
             f"stages.{name}.student={stage.student} is split and cannot be cut again; cut before splitting"
         )
-    if stage.kind == "split":
+    if kind.splits:
         if stage.quant.embedding_bits == 2:
             raise InputError(
                 f"stages.{name}.quant.embedding_bits=2: splitting makes binary embeddings of ternary ones; use 1, or 32"
             )
         student = stages.get(stage.student, stage)
-        if student.quant.weight_bits == 2 and student.quant.word_bits not in (2, 32):
+        bits = student.quant.resolved_embedding_bits
+        if student.quant.weight_bits == 2 and bits not in (2, 32):
             raise InputError(
-                f"stages.{name}: the word embeddings of its student {stage.student} are {student.quant.word_bits}-bit and cannot "
+                f"stages.{name}: the word embeddings of its student {stage.student} are {bits}-bit and cannot "
                 "be split; use embedding_bits=32, or null for the weights' bits"
             )
         if stage.student in split:
@@ -139,9 +131,10 @@ def check_training(config: Config) -> None:
     if config.data.num_workers < 0:
         raise InputError(f"data.num_workers={config.data.num_workers} is negative; use 0 or more")
     for name, stage in config.stages.items():
-        if stage.max_tokens is not None and stage.kind != "general":
+        kind = kind_of(stage.kind)
+        if stage.max_tokens is not None and not kind.on_corpus:
             raise InputError(f"stages.{name}.max_tokens: a budget in tokens is for General KD; use max_steps or epochs")
-        if stage.kind in TRAINED and not stage.checkpoint:
+        if kind.trains and not stage.checkpoint:
             _check_stage_training(name, stage, config.train, parts)
 
 
@@ -171,34 +164,77 @@ def _check_stage_training(name: str, stage: StageSpec, train: TrainSpec, parts: 
             f"does not divide into {parts} equal parts (trainer.devices · trainer.num_nodes · "
             f"trainer.accumulate_grad_batches); use a multiple of {parts}",
         )
-    if settings["schedule"] not in ("linear", "constant"):
-        refuse("schedule", "is unknown; use linear or constant")
 
 
-def check_shapes(config: Config, sources: SourceFacts) -> None:
-    """The student's shape must fit what it is cut from: the pre-trained model, or a given teacher."""
+def check_paths(config: Config, model_setting: str = "model.pretrained=") -> None:
+    """Local files and folders that the settings name must exist; found without opening any.
+
+    model_setting: what stands before the model's name in a message.
+    """
+    data, models = config.data, {model_setting: config.model.pretrained}
+    if data.dir is not None and data.dir != DEMO:
+        for file in (config.task.files.train, *config.task.files.dev.values()):
+            find_file(config.task, file, data.dir)
+    if uses_corpus(config) and DEMO not in data.corpus:
+        make_documents(config)
+    given = {f"stages.{name}.checkpoint=": stage.checkpoint for name, stage in config.stages.items()}
+    for setting, model in (models | given).items():
+        if model is None or model == DEMO:
+            continue
+        folder = Path(model).expanduser()
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            raise InputError(
+                f"{setting}{model} is no checkpoint: it has no config.json; name a folder with a saved model"
+            )
+        if not folder.is_dir() and (folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1):
+            raise InputError(f"{setting}{model}: there is no such folder; give an existing folder or a hub id")
+
+
+def check_test_set(config: Config, name: str) -> None:
+    """A task must have the test set that predictions are asked for."""
+    task, local = config.task, config.data.dir is not None
+    tests, devs = (task.files.test, task.files.dev) if local else (task.hub.test, task.hub.dev)
+    if name not in tests:
+        known = f"it has {', '.join(tests)}" if tests else "name one under task.files.test or task.hub.test"
+        if name in ("train", *devs):
+            known = f"{name} has labels: `bitkd evaluate` reads it"
+        raise InputError(f"task {task.name} has no test set {name}; {known}")
+
+
+def check_sources(sources: Sources) -> None:
+    """The model, the student's shape, the task's rows, the corpus, what augmentation reads: all must fit each other."""
+    _check_model(sources)
+    _check_shapes(sources)
+    _check_candidates(sources)
+    _ = sources.task
+    if uses_corpus(sources.config):
+        _ = sources.corpus
+
+
+def _check_shapes(sources: Sources) -> None:
+    """The student's shape must fit what it is made from: the pre-trained model, or a given teacher."""
+    config = sources.config
     for name, stage in config.stages.items():
-        if stage.kind not in ("general", "init"):
+        if not kind_of(stage.kind).reshapes:
             continue
         source = config.stages.get(stage.student)
         given = source.checkpoint if source else None
         folder = resolve_pretrained(given, f"stages.{stage.student}.checkpoint=") if given else sources.model
-        source_shape = sources.shape_of(folder)
         try:
-            check_shape(config.student, *source_shape)
+            check_shape(config.student, *sources.shape_of(folder))
         except InputError as error:
             raise InputError(f"stages.{name}: {error}") from error
 
 
-def check_model(config: Config, sources: SourceFacts) -> None:
+def _check_model(sources: Sources) -> None:
     """The pre-trained model must be a plain one, and read rows of data.max_length."""
-    model = sources.model_of(sources.model)
+    config, model = sources.config, sources.model_info(sources.model)
     if model.artifact:
         raise InputError(
             f"model.pretrained={config.model.pretrained} is a bitkd artifact; name a plain pre-trained encoder (a fine-tuned "
             "teacher goes into stages.teacher.checkpoint=)"
         )
-    longest = min(model.positions, sources.tokenizer.longest)
+    longest = min(model.positions, sources.tokenizer_info(sources.model).longest)
     padded = math.ceil(config.data.max_length / MULTIPLE) * MULTIPLE
     if config.data.max_length < 8 or padded > longest:
         raise InputError(
@@ -207,13 +243,12 @@ def check_model(config: Config, sources: SourceFacts) -> None:
         )
 
 
-def check_candidates(config: Config, sources: SourceFacts) -> None:
+def _check_candidates(sources: Sources) -> None:
     """A masked language model that is asked for by name must have a trained head; what is missing would be random."""
-    spec = config.task.augmentation
-    if any(stage.kind == AUGMENT for stage in config.stages.values()):
+    if row_makers(sources.config):
         model = sources.augmentation_model
-        sources.tokenizer_of(model)
-        if spec.source == "masked_lm":
+        sources.tokenizer_info(model)
+        if sources.config.task.augmentation.source == "masked_lm":
             sources.check_masked_lm(model)
 
 
@@ -221,7 +256,7 @@ def check_rows(name: str, rows: dict[str, int], batch_size: int, config: Config)
     """Every process must have something to train on and, as Lightning skips one without, something to validate on."""
     processes = config.trainer.devices * config.trainer.num_nodes
     if "train" in rows:  # a stream's are not counted
-        fitting_batch(rows["train"], batch_size, processes * config.trainer.accumulate_grad_batches)
+        effective_batch_size(rows["train"], batch_size, processes * config.trainer.accumulate_grad_batches)
     for split, count in rows.items():
         if count < processes:
             raise InputError(
@@ -229,18 +264,19 @@ def check_rows(name: str, rows: dict[str, int], batch_size: int, config: Config)
             )
 
 
-def check_checkpoint(folder: Path, config: Config, sources: SourceFacts, where: str, names: list[str] | None) -> None:
-    """InputError where the checkpoint in `folder` has no trained head for this task, or reads other tokens."""
+def check_checkpoint(folder: Path, sources: Sources, where: str, names: list[str] | None) -> None:
+    """Raise InputError if the checkpoint in `folder` has no trained head for this task, or reads other tokens."""
+    config = sources.config
     label_order(sources.labels_of(folder), config.task.labels, names)
-    found = sources.model_of(folder)
+    found, tokenizer = sources.model_info(folder), sources.tokenizer_info(sources.model)
     advice = "set model.pretrained= to the model that it was fine-tuned from"
-    if found.vocabulary < sources.tokenizer.size:
+    if found.vocabulary < tokenizer.size:
         raise InputError(
-            f"{where} has {found.vocabulary} tokens, {config.model.pretrained}'s tokenizer {sources.tokenizer.size}; {advice}"
+            f"{where} has {found.vocabulary} tokens, {config.model.pretrained}'s tokenizer {tokenizer.size}; {advice}"
         )
     if found.positions < config.data.max_length:
         raise InputError(
             f"{where} reads at most {found.positions} tokens; lower data.max_length={config.data.max_length}"
         )
-    if has_tokenizer(folder) and not sources.reads_alike(folder):
+    if has_tokenizer(folder) and not sources.same_tokenizer(folder):
         raise InputError(f"{where} has another tokenizer than {config.model.pretrained}; {advice}")

@@ -1,80 +1,86 @@
-"""One stage under Lightning: fit or validate, resume where it was cut, choose a checkpoint, write the artifact."""
+"""One stage under Lightning: fit or validate, resume where it was stopped, choose a checkpoint, write the artifact."""
 
 import math
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, Logger
+from transformers import PreTrainedModel
 
 from bitkd.callbacks.checkpoints import BestCheckpoint, ResumeCheckpoint, latest_checkpoint
 from bitkd.callbacks.flops import TrainingFlops
 from bitkd.callbacks.predictions import Predictions
 from bitkd.callbacks.progress import StageProgressBar
 from bitkd.callbacks.throughput import Throughput
+from bitkd.data.batches import LoaderSpec
 from bitkd.data.metrics import primary_score
-from bitkd.data.task import HOLDOUT
+from bitkd.data.tasks import HOLDOUT, TaskSpec
 from bitkd.models.artifact import save_student
+from bitkd.models.importance import Importance, estimate_importance
 from bitkd.models.size import measure
-from bitkd.pipeline.build import BuiltStage, build_stage, finish_student, load_weights
-from bitkd.pipeline.planned import Plan, PlannedStage
+from bitkd.pipeline.build import build_module, finish_student, load_weights, selection
+from bitkd.pipeline.context import StageContext
 from bitkd.pipeline.stage_record import stage_record
-from bitkd.processes.group import Group, make_trainer
+from bitkd.processes.group import make_trainer
 from bitkd.processes.signals import Stopping
-from bitkd.stages.base import SCORE
+from bitkd.stages.base import StudentModule
 from bitkd.stages.flops import row_flops
-from bitkd.tracking.wandb import make_loggers
+from bitkd.stages.spec import SCORE
+from bitkd.store.records import FlopsRecord, MetricsRecord
 
 
-def execute(
-    plan: Plan, stage: PlannedStage, group: Group, stopping: Stopping, position: str, progress_bar: bool
-) -> None:
-    """Run one stage to its artifact, on all ranks. `position`: "stage 2 of 8: Stage-I KD"."""
-    plan.settle(stage)
-    built = build_stage(plan, stage)
-    work = plan.store.work(stage.key)
-    loggers = make_loggers(plan, stage) if group.is_global_zero else []
-    best = BestCheckpoint(work, SCORE)
-    intervals = plan.config.checkpoint
-    resume = ResumeCheckpoint(
-        work, stage.seed, intervals.every_minutes, intervals.every_steps, lambda: stopping.requested
-    )
-    built.callbacks.append(KeepSignals(stopping))
-    flops = TrainingFlops(row_flops)
-    if built.fit:
-        trainer = _fit(plan, stage, group, built, [flops, best, resume], loggers, position, progress_bar)
-        if built.select == "best" and best.score is not None:
-            load_weights(built.module, best.file)
-    # The artifact's own metrics come from the very weights that it holds, not from a log of the way there.
-    has_head = stage.spec.kind != "general"
-    predictions = Predictions(built.module.dev_names)
+def execute(context: StageContext) -> None:
+    """Run a stage that makes a student to its artifact, on all ranks.
+
+    Every rank builds the same from the same seed, so nothing needs to be sent.
+    """
+    stage, kind, group = context.stage, context.stage.kind, context.group
+    pl.seed_everything(stage.seed, verbose=False)
+    module = build_module(stage, context.sources, context.load, lambda source: _importance(context, source))
+    data = _data_module(context)
+    selected = selection(stage, module.student) if stage.trains else None
+    loggers = _loggers(context)
+    best, flops, resume = BestCheckpoint(context.work, SCORE), TrainingFlops(row_flops), _resume_checkpoint(context)
+    callbacks = [*module.callbacks(), KeepSignals(context.stopping)]
+    steps = None
+    if stage.trains:
+        trainer = _fit(context, module, data, [*callbacks, flops, best, resume], loggers)
+        steps = best.step if selected == "best" else trainer.global_step
+        if selected == "best" and best.score is not None:
+            load_weights(module, best.file)
+    # The artifact's own metrics come from the very weights that it holds, not from a log of the training.
+    predictions = Predictions(module.dev_names)
     checker = make_trainer(
-        plan.config.trainer,
+        context.config.trainer,
         logger=False,
-        callbacks=[*built.callbacks, predictions] if has_head else built.callbacks,
+        callbacks=[*callbacks, predictions] if kind.keeps_head else callbacks,
         enable_checkpointing=False,
         enable_progress_bar=False,
     )
-    checker.validate(built.module, datamodule=built.data, verbose=False)
+    checker.validate(module, datamodule=data, verbose=False)
     values = {name: float(value) for name, value in checker.callback_metrics.items() if "/" in name}
-    student = finish_student(stage, built.module)
-    metrics: dict[str, Any] = {"score": _dev_score(plan, built, values) if has_head else None}
-    metrics |= {name: _section(values, name) for name in built.module.dev_names}
-    record = stage_record(plan, stage, resume.seconds if built.fit else 0.0, flops.examples)
-    record |= {"size": asdict(measure(student)), "selected": built.select if built.fit else None, "curve": best.curve}
-    record["flops"] = {"student": flops.student, "teacher": flops.teacher}
-    if built.fit:
-        record |= {"selected_step": best.step if built.select == "best" else trainer.global_step}
+    student = finish_student(stage, module)
+    record = stage_record(
+        context,
+        resume.seconds if stage.trains else 0.0,
+        examples=flops.examples,
+        size=measure(student),
+        selected=selected,
+        curve=[(int(step), score) for step, score in best.curve],
+        flops=FlopsRecord(flops.student, flops.teacher),
+        selected_step=steps,
+    )
+    score = _dev_score(context.config.task, module.dev_names, values) if kind.keeps_head else None
+    metrics = MetricsRecord(score, {name: _section(values, name) for name in module.dev_names})
     if group.is_global_zero:
 
         def write(folder: Path) -> None:
-            save_student(student, folder, plan.sources.tokenizer)
-            if has_head:
+            save_student(student, folder, context.sources.tokenizer)
+            if kind.keeps_head:
                 predictions.save(folder)
 
-        plan.store.publish(stage.key, write, record, metrics)
+        context.store.publish(stage.key, write, record, metrics)
         for logger in loggers:
             logger.log_metrics({f"final/{name}": value for name, value in values.items()}, step=stage.total_steps)
             logger.finalize("success")
@@ -82,7 +88,7 @@ def execute(
 
 
 class KeepSignals(pl.Callback):
-    """Takes the signals back from Lightning, which puts its own handlers there before it trains or validates."""
+    """Takes the signals back from Lightning, which installs its own handlers before it trains or validates."""
 
     def __init__(self, stopping: Stopping) -> None:
         self.stopping = stopping
@@ -94,34 +100,71 @@ class KeepSignals(pl.Callback):
         self.stopping.install()
 
 
+def _data_module(context: StageContext) -> pl.LightningDataModule:
+    stage, data, sources = context.stage, context.config.data, context.sources
+    accumulate = context.config.trainer.accumulate_grad_batches
+    loader = LoaderSpec(
+        batch_size=stage.train.batch_size,
+        total_batches=stage.total_steps * accumulate,
+        accumulate=accumulate,
+        seed=stage.seed,
+        eval_batch_size=data.eval_batch_size,
+        num_workers=data.num_workers,
+    )
+    if stage.kind.on_corpus:
+        return sources.corpus_module(loader)
+    return sources.task_module(loader, context.plan.augmented_rows(stage))
+
+
+def _importance(context: StageContext, source: PreTrainedModel) -> Importance:
+    sources = context.sources
+    data = sources.corpus_module(LoaderSpec()) if context.stage.kind.on_corpus else sources.task_module(LoaderSpec())
+    return estimate_importance(source, data.importance_batches(context.config.data.importance_rows))
+
+
+def _loggers(context: StageContext) -> list[Logger]:
+    """Loggers of the stage, on rank zero. A resumed stage adds a version_N folder, so that nothing logged before is lost."""
+    if not context.group.is_global_zero:
+        return []
+    plan, stage = context.plan, context.stage
+    return [CSVLogger(plan.folder.logs, name=stage.name), *context.observer.loggers(plan, stage)]
+
+
+def _resume_checkpoint(context: StageContext) -> ResumeCheckpoint:
+    intervals = context.config.checkpoint
+    return ResumeCheckpoint(
+        context.work,
+        context.stage.seed,
+        intervals.every_minutes,
+        intervals.every_steps,
+        lambda: context.stopping.requested,
+    )
+
+
 def _fit(
-    plan: Plan,
-    stage: PlannedStage,
-    group: Group,
-    built: BuiltStage,
-    kept: list[pl.Callback],
+    context: StageContext,
+    module: StudentModule,
+    data: pl.LightningDataModule,
+    callbacks: list[pl.Callback],
     loggers: list[Logger],
-    position: str,
-    progress_bar: bool,
 ) -> pl.Trainer:
-    spec = plan.config.trainer
+    spec, stage, group = context.config.trainer, context.stage, context.group
     checkpoint: Path | None = None
     if group.is_global_zero:
-        work = plan.store.work(stage.key)
-        work.mkdir(parents=True, exist_ok=True)
-        checkpoint = latest_checkpoint(work)
+        context.work.mkdir(parents=True, exist_ok=True)
+        checkpoint = latest_checkpoint(context.work)
     checkpoint = group.broadcast(checkpoint)
-    callbacks: list[pl.Callback] = [Throughput()]
-    if loggers or not group.is_global_zero:
-        callbacks.append(LearningRateMonitor("step"))
-    if progress_bar:
-        callbacks.append(StageProgressBar(position))
+    shown: list[pl.Callback] = [Throughput(), LearningRateMonitor("step")]
+    if context.progress_bar:
+        shown.append(StageProgressBar(context.label))
+    unused = set(stage.kind.terms) - set(stage.kind.active_terms(stage.spec.loss))
     trainer = make_trainer(
         spec,
-        find_unused_parameters=min(vars(stage.spec.loss)[term] for term in ("logits", "hidden", "attention")) <= 0,
-        logger=loggers or group_logger(plan),
-        callbacks=[*callbacks, *built.callbacks, *kept],
-        enable_progress_bar=progress_bar,
+        find_unused_parameters=bool(unused),
+        # Other ranks hold a logger that writes nothing: Lightning makes only rank zero's write.
+        logger=loggers or CSVLogger(context.plan.folder.logs, name="unused"),
+        callbacks=[*shown, *callbacks],
+        enable_progress_bar=context.progress_bar,
         max_steps=stage.total_steps,
         max_epochs=1,
         min_epochs=0,
@@ -131,26 +174,20 @@ def _fit(
         gradient_clip_val=stage.train.gradient_clip or None,
         log_every_n_steps=spec.log_every_n_steps,
     )
-    trainer.fit(built.module, datamodule=built.data, ckpt_path=checkpoint, weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return trainer
 
 
-def _dev_score(plan: Plan, built: BuiltStage, values: dict[str, float]) -> float:
-    """The primary metric on the first dev set, whatever set chose the checkpoint."""
-    name = next(name for name in built.module.dev_names if name != HOLDOUT)
-    prefix = f"{name}/"
+def _dev_score(task: TaskSpec, dev_names: list[str], values: dict[str, float]) -> float:
+    """The primary metric on the first dev set, whichever set chose the checkpoint."""
+    prefix = f"{next(name for name in dev_names if name != HOLDOUT)}/"
     return primary_score(
-        plan.config.task, {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+        task, {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
     )
 
 
-def group_logger(plan: Plan) -> Logger:
-    """Ranks other than zero hold a logger that writes nothing: Lightning makes only rank zero's write."""
-    return CSVLogger(plan.record.logs, name="unused")
-
-
 def _section(values: dict[str, float], name: str) -> dict[str, float | None]:
-    """One dev set's metrics; null for one that is undefined (Pearson's, where all predictions are equal)."""
+    """One dev set's metrics; None for one that is undefined (Pearson's, if all predictions are equal)."""
     section = {
         key[len(name) + 1 :]: value for key, value in values.items() if key.startswith(f"{name}/") and key != SCORE
     }

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,19 +10,20 @@ import torch
 from transformers import PreTrainedModel
 
 from bitkd.config.schema import PRETRAINED, parts_of
-from bitkd.data.base import TokenizedDataModule, lengths_of
 from bitkd.data.batches import MULTIPLE
 from bitkd.data.sampler import TrainBatchSampler
-from bitkd.models.encoder import encoder_layers, spec_of
+from bitkd.data.tokenized import lengths_of
+from bitkd.models.artifact import load_encoder
+from bitkd.models.encoder import encoder_layers, read_spec
 from bitkd.models.importance import Importance
-from bitkd.pipeline.build import build_module, finish_student, load_upstream
-from bitkd.pipeline.planned import Plan, PlannedStage
-from bitkd.quant.splitting import split_ternary_
+from bitkd.models.prepare import split_ternary_
+from bitkd.pipeline.build import build_module, finish_student
+from bitkd.pipeline.stage import PlannedStage
+from bitkd.sources.sources import Sources
 from bitkd.stages.flops import row_flops
-from bitkd.stages.kinds import AUGMENT
 
 
-def step_flops(plan: Plan) -> dict[str, float]:
+def step_flops(stages: Sequence[PlannedStage], sources: Sources) -> dict[str, float]:
     """FLOPs of an optimizer step of each stage that trains, over all processes, the teacher's forwards included.
 
     Counted on untrained models of the stages' shapes, at the lengths of the first pass over the stage's rows (of a stage on
@@ -30,49 +31,50 @@ def step_flops(plan: Plan) -> dict[str, float]:
     """
     costs: dict[str, float] = {}
     made: dict[str, PreTrainedModel] = {}
-    for stage in plan.stages:
-        if stage.spec.kind == AUGMENT:
+
+    def load(name: str) -> PreTrainedModel:
+        return load_encoder(sources.model) if name == PRETRAINED else copy.deepcopy(made[name])
+
+    for position, stage in enumerate(stages):
+        if stage.kind.makes_rows:
             continue
-        module = build_module(plan, stage, partial(_upstream, plan, made), _any_heads)
-        if stage.spec.kind == "split":
+        module = build_module(stage, sources, load, _any_heads)
+        if stage.kind.splits:
             split_ternary_(module)
         if stage.trains:
-            curves = row_flops(module, _example(plan))
+            curves, powers = row_flops(module, _example(sources)), _mean_powers(stage, sources)
             costs[stage.name] = stage.train.batch_size * float(
-                sum(c * power for curve in curves for c, power in zip(curve, _mean_powers(plan, stage)))
+                sum(c * power for curve in curves for c, power in zip(curve, powers))
             )
         made[stage.name] = finish_student(stage, module).requires_grad_(True)
-        later = plan.stages[plan.stages.index(stage) + 1 :]
-        made = {name: model for name, model in made.items() if any(name in s.upstream.values() for s in later)}
+        needed = {name for later in stages[position + 1 :] for name in later.upstream.values()}
+        made = {name: model for name, model in made.items() if name in needed}
     return costs
-
-
-def _upstream(plan: Plan, made: dict[str, PreTrainedModel], name: str) -> PreTrainedModel:
-    return load_upstream(plan, name) if name == PRETRAINED else copy.deepcopy(made[name])
 
 
 def _any_heads(source: PreTrainedModel) -> Importance:
     """Which heads and neurons a student keeps changes no cost."""
-    spec, layers = spec_of(source), len(encoder_layers(source))
+    spec, layers = read_spec(source), len(encoder_layers(source))
     return Importance(torch.ones(layers, spec.heads), torch.ones(layers, spec.neurons))
 
 
-def _example(plan: Plan) -> dict[str, Any]:
-    labels = torch.zeros(1) if plan.config.task.labels is None else torch.zeros(1, dtype=torch.long)
+def _example(sources: Sources) -> dict[str, Any]:
+    labels = torch.zeros(1) if sources.config.task.labels is None else torch.zeros(1, dtype=torch.long)
     tokens = torch.ones(1, 1, dtype=torch.long)
-    return {name: tokens for name in plan.sources.tokenizer.model_input_names} | {"labels": labels}
+    return {name: tokens for name in sources.tokenizer.model_input_names} | {"labels": labels}
 
 
-def _mean_powers(plan: Plan, stage: PlannedStage) -> tuple[float, float, float]:
+def _mean_powers(stage: PlannedStage, sources: Sources) -> tuple[float, float, float]:
     """Means of 1, length and length squared over the padded rows of a stage's first pass."""
-    general = stage.spec.kind == "general"
-    data: TokenizedDataModule = plan.sources.corpus_data if general else plan.sources.task_data
-    if data.train_rows is None:  # a stream
-        return 1.0, float(plan.config.data.max_length), float(plan.config.data.max_length**2)
-    steps = (plan.facts.corpus if general else plan.facts.task).steps_per_epoch(stage.train.batch_size)
-    lengths = lengths_of(data.train_rows)
+    config = sources.config
+    if stage.kind.on_corpus and config.data.streaming:
+        return 1.0, float(config.data.max_length), float(config.data.max_length**2)
+    rows = sources.corpus_rows if stage.kind.on_corpus else sources.task_rows
+    facts = sources.corpus if stage.kind.on_corpus else sources.task
+    steps = facts.steps_per_epoch(stage.train.batch_size)
+    lengths = lengths_of(rows.train)
     sampler = TrainBatchSampler(lengths, stage.train.batch_size, steps, seed=0)  # seeds of one arm get equal steps
-    parts = parts_of(plan.config.trainer)  # each is padded to its own longest row
+    parts = parts_of(config.trainer)  # each is padded to its own longest row
     longest = [lengths[batch[part::parts]].max() for batch in sampler for part in range(parts)]
     padded = np.array([math.ceil(length / MULTIPLE) * MULTIPLE for length in longest])
     return 1.0, float(padded.mean()), float((padded**2).mean())

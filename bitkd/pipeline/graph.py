@@ -1,11 +1,10 @@
 """The stage graph as a data structure: order, upstreams, fingerprints. It knows nothing of torch."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bitkd.errors import InputError
+from bitkd.errors import InputError, nearest
 from bitkd.files import digest
 
 
@@ -19,16 +18,14 @@ class Node:
 
 
 def order(nodes: Mapping[str, Node], sources: set[str]) -> list[str]:
-    """Names so that every node stands behind its upstreams, otherwise as written.
+    """Names so that every node comes after its upstreams, otherwise as written.
 
     Raises InputError on an upstream that is neither a node nor a source, and on a cycle.
     """
     for node in nodes.values():
         for role, name in node.upstream.items():
             if name not in nodes and name not in sources:
-                allowed = [*nodes, *sorted(sources)]
-                close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-                hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(allowed)}"
+                hint = nearest(name, [*nodes, *sorted(sources)])
                 raise InputError(f"stages.{node.name}.{role}={name} is no stage and no source; {hint}")
     ordered: list[str] = []
     waiting = list(nodes)
@@ -66,12 +63,3 @@ def fingerprints(nodes: Mapping[str, Node], sources: Mapping[str, str]) -> dict[
         inputs = {role: known[upstream] for role, upstream in node.upstream.items()}
         known[name] = digest({"identity": dict(node.identity), "inputs": inputs})
     return {name: known[name] for name in nodes}
-
-
-def descendants(nodes: Mapping[str, Node], name: str) -> list[str]:
-    """Every node that hangs on `name`, in graph order."""
-    found = {name}
-    for node in order(nodes, {u for n in nodes.values() for u in n.upstream.values()} - set(nodes)):
-        if set(nodes[node].upstream.values()) & found:
-            found.add(node)
-    return [n for n in nodes if n in found and n != name]

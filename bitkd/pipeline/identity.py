@@ -4,38 +4,37 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bitkd.config.schema import Config
-from bitkd.pipeline.planned import PlannedStage
-from bitkd.sources.facts import SourceFacts
-from bitkd.stages.kinds import AUGMENT, DISTILLATION
+from bitkd.pipeline.stage import PlannedStage
+from bitkd.sources.sources import Sources
+from bitkd.stages.spec import TERMS
 from bitkd.store.artifacts import read_artifact
 
 FORMAT = 3
 """Version of what artifacts hold; a change makes every older one stale."""
 
 
-def identity_of(stage: PlannedStage, config: Config, sources: SourceFacts) -> dict[str, Any]:
+def identity_of(stage: PlannedStage, sources: Sources) -> dict[str, Any]:
     """What changes a stage's numbers, besides what it descends from; never paths, loggers, worker counts."""
-    spec = stage.spec
-    identity: dict[str, Any] = {"format": FORMAT, "kind": spec.kind}
-    if spec.kind == AUGMENT:
-        return identity | _augmentation_identity(config, sources)
+    spec, kind, config = stage.spec, stage.kind, sources.config
+    identity: dict[str, Any] = {"format": FORMAT, "kind": kind.name}
+    if kind.makes_rows:
+        return identity | _augmentation_identity(sources)
     identity |= {"quant": asdict(spec.quant), "precision": config.trainer.precision}
     if stage.checkpoint is not None:
         return identity | {
             "checkpoint": sources.hash_of(stage.checkpoint),
             "labels": spec.labels,
-            **_task_identity(config, sources),
+            **_task_identity(sources),
         }
-    if spec.kind == "general":
+    if kind.on_corpus:
         identity |= {"data": sources.corpus.hash, "segments": config.data.segments}
         identity |= {"masking": config.data.masking, "streaming": config.data.streaming}
-        if config.data.streaming:  # how it is dealt out to readers decides the order of its sequences
+        if config.data.streaming:  # how the stream is divided among readers decides the order of its sequences
             identity |= {"readers": max(1, config.data.num_workers)}
         identity |= {"max_length": config.data.max_length}
     else:
-        identity |= _task_identity(config, sources)
-    if spec.kind in ("general", "init"):
+        identity |= _task_identity(sources)
+    if kind.reshapes:
         identity |= {"shape": asdict(config.student), "seed": stage.seed}
         if config.student.width < 1:
             identity |= {"importance_rows": config.data.importance_rows}
@@ -49,7 +48,7 @@ def identity_of(stage: PlannedStage, config: Config, sources: SourceFacts) -> di
         elif stage.train.max_steps:
             del settings["epochs"]
         if stage.augmented is not None:
-            identity["augmented"] = read_artifact(stage.augmented).stage["checksums"]
+            identity["augmented"] = read_artifact(stage.augmented).stage.checksums
         identity |= {
             "train": settings,
             "select": spec.select,
@@ -57,26 +56,34 @@ def identity_of(stage: PlannedStage, config: Config, sources: SourceFacts) -> di
             "world_size": config.trainer.devices * config.trainer.num_nodes,
             "accumulate": config.trainer.accumulate_grad_batches,
         }
-    if spec.kind in DISTILLATION:
-        unread = {"logits", "hidden", "attention"} - set(DISTILLATION[spec.kind])
-        identity["loss"] = {name: value for name, value in asdict(spec.loss).items() if name not in unread}
+    if kind.distils:
+        identity["loss"] = _loss_identity(stage)
     return identity
 
 
-def _task_identity(config: Config, sources: SourceFacts) -> dict[str, Any]:
-    return {"data": sources.task_fingerprint, "max_length": config.data.max_length}
+def _loss_identity(stage: PlannedStage) -> dict[str, Any]:
+    """The objective's settings without the weights of terms that the stage does not read."""
+    settings = asdict(stage.spec.loss)
+    extra = {name: weight for name, weight in settings.pop("extra").items() if weight}
+    unread = set(TERMS) - set(stage.kind.terms)
+    found = {name: value for name, value in settings.items() if name not in unread}
+    return found | ({"extra": extra} if extra else {})
 
 
-def _augmentation_identity(config: Config, sources: SourceFacts) -> dict[str, Any]:
-    spec = asdict(config.task.augmentation)
+def _task_identity(sources: Sources) -> dict[str, Any]:
+    return {"data": sources.task_fingerprint, "max_length": sources.config.data.max_length}
+
+
+def _augmentation_identity(sources: Sources) -> dict[str, Any]:
+    spec = asdict(sources.config.task.augmentation)
     vectors = spec["vectors"]
     for name in ("enabled", "path", "model", "vectors"):
         del spec[name]
     return {
         "spec": spec,
         "rows": sources.training_rows_hash,
-        "max_length": config.data.max_length,
+        "max_length": sources.config.data.max_length,
         "model": sources.hash_of(sources.augmentation_model),
         "vectors": sources.checksum_of(Path(vectors).expanduser()) if vectors else None,
-        "tokenizer": sources.tokenizer.hash,
+        "tokenizer": sources.tokenizer_info(sources.model).hash,
     }

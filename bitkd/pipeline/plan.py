@@ -1,71 +1,125 @@
 """From a configuration to a checked plan: which stages, in which order, with which fingerprints and states."""
 
 import zlib
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, parts_of, settings_of, store_root
 from bitkd.data.augment.checks import check_augmentation
 from bitkd.data.hub import resolve_pretrained
 from bitkd.errors import InputError
+from bitkd.files import digest
 from bitkd.pipeline.budget import budget_steps, check_budget
-from bitkd.pipeline.checks import (
-    check_candidates,
-    check_checkpoint,
-    check_graph,
-    check_model,
-    check_rows,
-    check_shapes,
-    check_training,
-)
+from bitkd.pipeline.checks import check_checkpoint, check_graph, check_paths, check_rows, check_sources, check_training
 from bitkd.pipeline.graph import Node, fingerprints, order
 from bitkd.pipeline.identity import identity_of
-from bitkd.pipeline.inputs import upstream_of, wants_augmented
-from bitkd.pipeline.planned import Plan, PlannedStage
-from bitkd.sources.cache import Memo, open_memo
-from bitkd.sources.facts import SourceFacts, open_facts
-from bitkd.stages.kinds import AUGMENT, TRAINED
+from bitkd.pipeline.inputs import row_makers, upstream_of, uses_corpus, wants_augmented
+from bitkd.pipeline.stage import PlannedStage
+from bitkd.sources.cache import FactCache, open_cache
+from bitkd.sources.sources import Sources, open_sources
+from bitkd.stages.kinds import AUGMENT, kind_of
 from bitkd.store.artifacts import Store, read_artifact
-from bitkd.store.run_folder import RunRecord
+from bitkd.store.run_folder import RunFolder, state_of
 
 
-def make_plan(config: Config, memo: Memo | None = None) -> Plan:
+@dataclass(frozen=True)
+class Plan:
+    """A checked run: its stages in order, their sources, the store, the folder with the record of earlier starts."""
+
+    stages: list[PlannedStage]
+    sources: Sources
+    store: Store
+    folder: RunFolder
+
+    @property
+    def config(self) -> Config:
+        """The run's configuration, with all stages, and folders in place of `demo`."""
+        return self.sources.config
+
+    def __getitem__(self, name: str) -> PlannedStage:
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def augmented_rows(self, stage: PlannedStage) -> Path | None:
+        """Folder of the augmented rows that a stage trains on, if it does."""
+        if stage.augmented is not None:
+            return stage.augmented
+        return self.store.path(self[stage.upstream["data"]].key) if "data" in stage.upstream else None
+
+    def with_known_rows(self) -> "Plan":
+        """The plan with the steps of stages on augmented rows counted, as far as these rows exist by now."""
+        return replace(self, stages=[self._counted(stage) for stage in self.stages])
+
+    def _counted(self, stage: PlannedStage) -> PlannedStage:
+        folder = self.augmented_rows(stage)
+        if stage.steps_known or folder is None or not self.store.finished(folder.name):
+            return stage
+        record = read_artifact(folder).stage.augmented
+        return stage if record is None else stage.with_steps(max(1, record.rows // stage.train.batch_size))
+
+    def state(self, stage: PlannedStage) -> str:
+        """`done`, `partial`, `stale` or `todo`, see `state_of`."""
+        return state_of(self.store, self.folder, stage.name, stage.key)
+
+    def given_keys(self) -> list[str]:
+        """Artifacts of the store that the settings name by their folders: a teacher, augmented rows, a model."""
+        given = [stage.checkpoint or stage.augmented for stage in self.stages] + [self.sources.model]
+        if self.config.task.augmentation.model:
+            given.append(self.sources.augmentation_model)
+        resolved = [path.resolve() for path in given if path is not None]
+        return [path.name for path in resolved if path.parent == self.store.root]
+
+    def content_read(self) -> dict[str, str]:
+        """What the run reads, by content: model, rows, corpus and augmented rows, whatever their paths."""
+        read = {"model": self.sources.hash_of(self.sources.model), "rows": self.sources.task.hash}
+        if any(stage.kind.on_corpus for stage in self.stages):
+            read["corpus"] = self.sources.corpus.hash
+        if made := next((stage.fingerprint for stage in self.stages if stage.kind.makes_rows), None):
+            read["augmented rows"] = made
+        elif given := next((stage.augmented for stage in self.stages if stage.augmented), None):
+            read["augmented rows"] = digest(read_artifact(given).stage.checksums)
+        return {f"content of {name}": found[:12] for name, found in read.items()}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The stages as plain data, for `bitkd plan`. steps: None if they are not known yet."""
+        return [
+            {
+                "name": stage.name,
+                "kind": stage.kind.name,
+                "title": stage.title,
+                "inputs": stage.upstream,
+                "bits": stage.spec.quant.weight_bits,
+                "steps": stage.total_steps if stage.steps_known or stage.train.max_steps else None,
+                "fingerprint": stage.fingerprint,
+                "key": stage.key,
+                "state": self.state(stage),
+                "artifact": str(self.store.path(stage.key)) if self.store.finished(stage.key) else None,
+            }
+            for stage in self.stages
+        ]
+
+
+def make_plan(config: Config, cache: FactCache | None = None) -> Plan:
     """Check everything that can be checked before work starts; InputError says what is wrong.
 
-    memo: facts of the sources that may be taken from earlier looks; null looks at all of them now.
+    cache: facts of the sources that earlier processes may have found; None computes all of them now.
     """
-    record = RunRecord.open(Path(config.run.dir), config.task.name, config.run.name or config.pipeline.name)
+    folder = RunFolder.open(Path(config.run.dir), config.task.name, config.run.name or config.pipeline.name)
     config = check_settings(config)
-    sources = open_facts(config, memo or open_memo(config, recall=False))
+    check_paths(config)
+    sources = open_sources(config, cache or open_cache(config, read_disk=False))
     config = sources.config
-    uses_corpus = any(stage.kind == "general" for stage in config.stages.values())
-    check_model(config, sources)
-    check_shapes(config, sources)
-    check_candidates(config, sources)
-    _ = sources.task
-    if uses_corpus:
-        _ = sources.corpus
-    names = order({name: Node(name, upstream_of(stage, config)) for name, stage in config.stages.items()}, {PRETRAINED})
-    store = Store(store_root(config))
-
-    def plan_stages(steps: dict[str, int]) -> Plan:
-        stages = [_plan_stage(name, config, sources, steps.get(name)) for name in names]
-        return Plan(config, sources, stages, store, record)
-
-    plan = plan_stages(budget_steps(config, lambda: _count_flops(plan_stages(dict.fromkeys(config.budget.shares, 1)))))
-    stages = plan.stages
-    nodes = {stage.name: Node(stage.name, stage.upstream, identity_of(stage, config, sources)) for stage in stages}
-    hashes = fingerprints(nodes, {PRETRAINED: sources.hash_of(sources.model)})
-    for stage in stages:
-        stage.fingerprint = hashes[stage.name]
-    for stage in stages:
-        if "data" in stage.upstream and plan.store.finished(plan[stage.upstream["data"]].key):
-            plan.settle(stage)
-    return plan
+    check_sources(sources)
+    nodes = {name: Node(name, upstream_of(stage, config)) for name, stage in config.stages.items()}
+    drafts = [_draft(name, sources) for name in order(nodes, {PRETRAINED})]
+    flops = _count_flops(drafts, sources) if config.budget.flops is not None else {}
+    steps = budget_steps(config, flops)
+    stages = _with_fingerprints([_with_steps(stage, sources, steps.get(stage.name)) for stage in drafts], sources)
+    return Plan(stages, sources, Store(store_root(config)), folder).with_known_rows()
 
 
 def check_settings(config: Config) -> Config:
-    """What can be checked without a look at models or data; returns the configuration with all its stages."""
+    """What can be checked without reading models or data; returns the configuration with all its stages."""
     config = _with_augmentation(config)
     if not config.stages:
         raise InputError("the pipeline has no stages; give them under `stages:` in its YAML file")
@@ -73,7 +127,7 @@ def check_settings(config: Config) -> Config:
     check_budget(config)
     check_training(config)
     if config.budget.flops is None:
-        budget_steps(config, dict)
+        budget_steps(config, {})
     return config
 
 
@@ -81,7 +135,9 @@ def _with_augmentation(config: Config) -> Config:
     """The configuration with an `augment` node before the first stage that trains on augmented rows."""
     spec = config.task.augmentation
     check_augmentation(spec)
-    nodes = [name for name, stage in config.stages.items() if stage.kind == AUGMENT]
+    for name, stage in config.stages.items():
+        kind_of(stage.kind, f"stages.{name}.kind=")
+    nodes = row_makers(config)
     if len(nodes) > 1:
         raise InputError(f"{', '.join(nodes)} are all of kind {AUGMENT}; a pipeline augments its task once")
     if nodes or not spec.enabled or spec.path:
@@ -95,61 +151,73 @@ def _with_augmentation(config: Config) -> Config:
     return replace(config, stages=stages or {AUGMENT: node})
 
 
-def _count_flops(plan: Plan) -> dict[str, float]:
-    """FLOPs of an optimizer step of each stage; counted once for the same models, rows and readings of them."""
-    config, facts = plan.config, plan.facts
-    data = asdict(config.data) | {"dir": None, "corpus": None, "num_workers": None}
-    read = [facts.hash_of(facts.model), facts.task_fingerprint, data, parts_of(config.trainer)]
-    if any(stage.kind == "general" for stage in config.stages.values()):
-        read.append(facts.corpus.hash)
-
-    def look() -> dict[str, float]:
-        # Here, not above: it builds every stage's model.
-        from bitkd.pipeline.flops import step_flops
-
-        return step_flops(plan)
-
-    stages = [
-        [
-            *(stage.name, stage.spec.kind, stage.upstream, asdict(stage.spec.quant), asdict(stage.spec.loss)),
-            *(stage.train.batch_size, stage.checkpoint and facts.hash_of(stage.checkpoint)),
-        ]
-        for stage in plan.stages
-    ]
-    return facts.memo.fact("flops", [read, stages, asdict(config.student)], [], look)
-
-
-def _plan_stage(name: str, config: Config, sources: SourceFacts, steps: int | None) -> PlannedStage:
-    """steps: its share of the run's budget, where it has one."""
+def _draft(name: str, sources: Sources) -> PlannedStage:
+    """A stage whose steps and fingerprint are not known yet."""
+    config = sources.config
     spec = config.stages[name]
     train = TrainSpec(**settings_of(spec, config.train))
-    if steps is not None:
-        train.max_steps, train.max_tokens = steps, None
     seed = spec.seed if spec.seed is not None else zlib.crc32(f"{config.seed}/{name}".encode())
-    stage = PlannedStage(name, spec, train, seed, upstream_of(spec, config))
+    stage = PlannedStage(name, spec, kind_of(spec.kind), train, seed, upstream_of(spec, config))
     given = config.task.augmentation
     if spec.checkpoint:
         checkpoint = Path(resolve_pretrained(spec.checkpoint, setting=f"stages.{name}.checkpoint="))
-        check_checkpoint(checkpoint, config, sources, f"stages.{name}.checkpoint={spec.checkpoint}", spec.labels)
-        stage.checkpoint = checkpoint
-    elif "data" in stage.upstream:
-        stage.count_steps(None)
-    elif given.enabled and given.path and wants_augmented(spec):
-        stage.augmented = sources.given_rows
-        stage.count_steps(max(1, read_artifact(stage.augmented).stage["augmented"]["rows"] // train.batch_size))
-    elif spec.kind in TRAINED:
-        data = sources.corpus if spec.kind == "general" else sources.task
-        check_rows(name, data.rows, train.batch_size, config)
-        if train.max_tokens and spec.kind == "general":
-            train.max_steps = max(1, train.max_tokens // (train.batch_size * config.data.max_length))
-        if spec.kind == "general" and config.data.streaming:
-            stage.count_steps(_tenth_of(train))
-        else:
-            stage.count_steps(data.steps_per_epoch(train.batch_size))
+        check_checkpoint(checkpoint, sources, f"stages.{name}.checkpoint={spec.checkpoint}", spec.labels)
+        return replace(stage, checkpoint=checkpoint)
+    if given.enabled and given.path and wants_augmented(spec) and "data" not in stage.upstream:
+        return replace(stage, augmented=sources.given_rows)
     return stage
 
 
-def _tenth_of(train: TrainSpec) -> int:
-    """A stream has no epochs: a tenth of the stage is validated in their place."""
-    assert train.max_steps
-    return max(1, train.max_steps // 10)
+def _with_steps(stage: PlannedStage, sources: Sources, budget: int | None) -> PlannedStage:
+    """A stage with its steps counted.  budget: its part of the run's budget, if there is one."""
+    config, train = sources.config, stage.train
+    if budget is not None:
+        train = replace(train, max_steps=budget, max_tokens=None)
+    if stage.trains and stage.kind.on_corpus and train.max_tokens:
+        tokens = train.batch_size * config.data.max_length
+        train = replace(train, max_steps=max(1, train.max_tokens // tokens))
+    stage = replace(stage, train=train)
+    if not stage.trains:
+        return stage
+    if "data" in stage.upstream:
+        return stage.with_steps(None)
+    if stage.augmented is not None:
+        record = read_artifact(stage.augmented).stage.augmented
+        assert record is not None  # `Sources.given_rows` has seen to it
+        return stage.with_steps(max(1, record.rows // train.batch_size))
+    rows = sources.corpus if stage.kind.on_corpus else sources.task
+    check_rows(stage.name, rows.rows, train.batch_size, config)
+    if stage.kind.on_corpus and config.data.streaming:
+        assert train.max_steps  # `check_graph` has seen to it
+        return stage.with_steps(max(1, train.max_steps // 10))  # no epochs: validate after each tenth of the stage
+    return stage.with_steps(rows.steps_per_epoch(train.batch_size))
+
+
+def _with_fingerprints(stages: list[PlannedStage], sources: Sources) -> list[PlannedStage]:
+    nodes = {stage.name: Node(stage.name, stage.upstream, identity_of(stage, sources)) for stage in stages}
+    found = fingerprints(nodes, {PRETRAINED: sources.hash_of(sources.model)})
+    return [replace(stage, fingerprint=found[stage.name]) for stage in stages]
+
+
+def _count_flops(stages: list[PlannedStage], sources: Sources) -> dict[str, float]:
+    """FLOPs of an optimizer step of each stage; counted once for the same models, rows and readings of them."""
+    config = sources.config
+    data = asdict(config.data) | {"dir": None, "corpus": None, "num_workers": None}
+    read = [sources.hash_of(sources.model), sources.task_fingerprint, data, parts_of(config.trainer)]
+    if uses_corpus(config):
+        read.append(sources.corpus.hash)
+    described = [
+        [
+            *(stage.name, stage.kind.name, stage.upstream, asdict(stage.spec.quant), asdict(stage.spec.loss)),
+            *(stage.train.batch_size, stage.checkpoint and sources.hash_of(stage.checkpoint)),
+        ]
+        for stage in stages
+    ]
+
+    def compute() -> dict[str, float]:
+        # Here, not above: it imports torch and builds every stage's model.
+        from bitkd.pipeline.flops import step_flops
+
+        return step_flops(stages, sources)
+
+    return sources.cache.get("flops", [read, described, asdict(config.student)], [], compute)

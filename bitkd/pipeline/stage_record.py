@@ -1,4 +1,4 @@
-"""What an artifact remembers of how it was made."""
+"""What an artifact records of how it was made."""
 
 import datetime
 import platform
@@ -9,33 +9,34 @@ from typing import Any
 import torch
 
 from bitkd.config.schema import PRETRAINED
-from bitkd.pipeline.planned import Plan, PlannedStage
+from bitkd.pipeline.context import StageContext
+from bitkd.store.records import StageRecord
 
 
-def stage_record(plan: Plan, stage: PlannedStage, seconds: float, examples: int = 0) -> dict[str, Any]:
-    """What made this artifact; nothing of it but the fingerprint says whether it can be used again. examples: rows seen."""
-    inputs = {role: name if name == PRETRAINED else plan[name].key for role, name in stage.upstream.items()}
-    return {
-        "format": 1,
-        "name": stage.name,
-        "kind": stage.spec.kind,
-        "title": stage.title,
-        "task": plan.config.task.name,
-        "texts": len(plan.config.task.text),
-        "fingerprint": stage.fingerprint,
-        "inputs": inputs,
-        "settings": asdict(stage.spec) | {"train": asdict(stage.train)},
-        "seed": stage.seed,
-        "steps": stage.total_steps if stage.trains else 0,
-        "examples": examples,
-        "seconds": round(seconds, 2),
-        "world_size": plan.config.trainer.devices * plan.config.trainer.num_nodes,
-        "precision": plan.config.trainer.precision,
-        "device": _device(plan.config.trainer.accelerator),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in ("torch", "lightning", "transformers", "datasets")}
+def stage_record(context: StageContext, seconds: float, **facts: Any) -> StageRecord:
+    """The record of the stage's artifact.  facts: further fields of StageRecord, as far as the kind has them."""
+    plan, stage, config = context.plan, context.stage, context.config
+    return StageRecord(
+        format=1,
+        name=stage.name,
+        kind=stage.kind.name,
+        title=stage.title,
+        task=config.task.name,
+        texts=len(config.task.text),
+        fingerprint=stage.fingerprint,
+        inputs={role: name if name == PRETRAINED else plan[name].key for role, name in stage.upstream.items()},
+        settings=asdict(stage.spec) | {"train": asdict(stage.train)},
+        seed=stage.seed,
+        steps=stage.total_steps if stage.trains else 0,
+        seconds=round(seconds, 2),
+        world_size=config.trainer.devices * config.trainer.num_nodes,
+        precision=config.trainer.precision,
+        device=_device(config.trainer.accelerator),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        versions={name: version(name) for name in ("torch", "lightning", "transformers", "datasets")}
         | {"python": platform.python_version()},
-    }
+        **{"examples": 0, **facts},
+    )
 
 
 def _device(accelerator: str) -> str:

@@ -5,6 +5,7 @@ summation nor on autocast; no gradient flows through them. Codes are returned in
 for a matmul.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ TERNARY_THRESHOLD = 0.7
 
 
 def _mean_magnitude(w: Tensor, per_row: bool, count: Tensor | int | None = None) -> Tensor:
-    """Sum of |w| over `count` (null: over all elements), one for each row or for all of `w`, in float64."""
+    """Sum of |w| over `count` (None: the number of elements), one for each row or for all of `w`, in float64."""
     exact = torch.float32 if w.device.type == "mps" else torch.float64  # Apple GPUs have no float64
     total = torch.linalg.vector_norm(w, 1, dim=-1 if per_row else None, keepdim=per_row, dtype=exact)
     return total / (count if count is not None else w.shape[-1] if per_row else w.numel())
@@ -67,25 +68,34 @@ def clip_gradient(grad: Tensor, w: Tensor, clip: float | None) -> Tensor:
     return grad if clip is None else grad.masked_fill(w.abs() > clip, 0)
 
 
+def quantize_weight(
+    w: Tensor, codes_of: Callable[..., tuple[Tensor, Tensor]], per_row: bool = False, *, clip: float | None = None
+) -> Tensor:
+    """codes * scale in w's type, straight-through gradient; zero gradient where |w| > clip.
+
+    codes_of: gives the codes and the scale of (w, per_row), as `binary_codes` does.
+    """
+    codes, scale = codes_of(w, per_row)
+    quantized: Tensor = _StraightThrough.apply(w, codes * scale.to(w.dtype), clip)
+    return quantized
+
+
 def binarize(w: Tensor, per_row: bool = False, *, clip: float | None = None) -> Tensor:
     """mean|w| * sign(w) in w's type, straight-through gradient; zero gradient where |w| > clip."""
-    codes, scale = binary_codes(w, per_row)
-    return _StraightThrough.apply(w, codes * scale.to(w.dtype), clip)
+    return quantize_weight(w, binary_codes, per_row, clip=clip)
 
 
 def ternarize(w: Tensor, per_row: bool = False, *, clip: float | None = None) -> Tensor:
     """-alpha, 0 or alpha in w's type, straight-through gradient; zero gradient where |w| > clip."""
-    codes, scale = ternary_codes(w, per_row)
-    return _StraightThrough.apply(w, codes * scale.to(w.dtype), clip)
+    return quantize_weight(w, ternary_codes, per_row, clip=clip)
 
 
 @torch.no_grad()
 def token_codes(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
     """Dynamic symmetric codes of activations, one scale per token, both FP32.
 
-    x: (..., width), one token along the last dimension.  codes: whole numbers in -(2^(bits-1)-1) …
-    2^(bits-1)-1. scale: (..., 1), the token's largest |x| over the largest code. A token of zeros has codes 0
-    and a tiny scale.
+    x: (..., width), one token along the last dimension.  codes: whole numbers in -(2^(bits-1)-1) … 2^(bits-1)-1.
+    scale: (..., 1), the token's largest |x| over the largest code.  A token of zeros has codes 0 and a tiny scale.
     """
     largest = 2 ** (bits - 1) - 1
     with torch.autocast(x.device.type, enabled=False):
@@ -98,4 +108,5 @@ def quantize_tokens(x: Tensor, bits: int = 8) -> Tensor:
     """`x` rounded to its token's codes and scaled back, in x's type, straight-through gradient (see
     `token_codes`)."""
     codes, scale = token_codes(x, bits)
-    return _StraightThrough.apply(x, (codes * scale).to(x.dtype), None)
+    quantized: Tensor = _StraightThrough.apply(x, (codes * scale).to(x.dtype), None)
+    return quantized

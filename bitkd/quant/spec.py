@@ -1,22 +1,25 @@
-"""What is quantized, and how. It needs no torch, so that a configuration can be read without."""
+"""What is quantized, and how. It needs no torch, so that a configuration can be read without it."""
 
 from dataclasses import dataclass
 
 from bitkd.errors import InputError
+from bitkd.quant.table import activation_quantizer, weight_quantizer
 
 
 @dataclass
 class QuantSpec:
-    """Which parts of a model are quantized, and how."""
+    """Which parts of a model are quantized, and how. Raises InputError if a value is not supported."""
 
     weight_bits: int = 32
-    """Bits of the Linear weights inside the encoder: 1 (binary), 2 (ternary) or 32 (FP32)."""
+    """Bits of the Linear weights inside the encoder: 1 (binary), 2 (ternary) or 32 (FP32); the widths are the rows of
+    `bitkd.quant.table.WEIGHTS`."""
 
     embedding_bits: int | None = None
     """Bits of the word embeddings, one scale per row; null means the same as weight_bits."""
 
     activation_bits: int = 32
-    """Bits of the encoder Linears' inputs: 8 (dynamic, symmetric, one scale per token) or 32 (FP32)."""
+    """Bits of the encoder Linears' inputs: 8 (dynamic, symmetric, one scale per token) or 32 (FP32); the widths are the
+    rows of `bitkd.quant.table.ACTIVATIONS`."""
 
     per_row: bool = False
     """One scale per output row of a Linear weight instead of one per matrix."""
@@ -32,20 +35,10 @@ class QuantSpec:
     gradient pass."""
 
     def __post_init__(self) -> None:
-        weights = "1 (binary), 2 (ternary) or 32"
-        if self.weight_bits not in (1, 2, 32):
-            raise InputError(
-                f"weight_bits={self.weight_bits} is unsupported; use {weights} (see QuantSpec.weight_bits)"
-            )
-        if self.embedding_bits not in (None, 1, 2, 32):
-            raise InputError(
-                f"embedding_bits={self.embedding_bits} is unsupported; use {weights}, or null for weight_bits "
-                "(see QuantSpec.embedding_bits)"
-            )
-        if self.activation_bits not in (8, 32):
-            raise InputError(
-                f"activation_bits={self.activation_bits} is unsupported; use 8 or 32 (see QuantSpec.activation_bits)"
-            )
+        weight_quantizer(self.weight_bits)
+        if self.embedding_bits is not None:
+            weight_quantizer(self.embedding_bits, "embedding_bits", ", or null for weight_bits")
+        activation_quantizer(self.activation_bits)
         if self.gradient_clip is not None and not self.gradient_clip > 0:
             raise InputError(
                 f"gradient_clip={self.gradient_clip} is unsupported; use a positive number, or null for no clipping "
@@ -53,6 +46,11 @@ class QuantSpec:
             )
 
     @property
-    def word_bits(self) -> int:
-        """Bits of the word embeddings."""
+    def resolved_embedding_bits(self) -> int:
+        """Bits of the word embeddings: embedding_bits, or weight_bits if that is None."""
         return self.weight_bits if self.embedding_bits is None else self.embedding_bits
+
+    @property
+    def attention_bits(self) -> int:
+        """Bits of queries, keys, values and attention probabilities."""
+        return self.activation_bits if self.attention_activations else 32

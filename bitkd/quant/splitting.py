@@ -7,9 +7,11 @@ With alpha the ternary scale, I the survivors, Z the zeroed elements and A ∪ B
     B:  first = ∓b         second = w ± b           (as in A, halves exchanged)
 so that the signs agree on I and cancel on Z, and both halves have mean |.| = alpha / 2 for
     a = (Σ_I|w| + Σ_B|w| - Σ_A|w|) / (2 Σ_I|w|),    b = (n alpha - Σ|w|) / (2 |Z|).
-The published choice A = {w > 0} works only while 0 < a < 1. On skewed groups the elements of Z are dealt out
-in order of size instead, which keeps |Σ_A - Σ_B| ≤ max_Z|w| ≤ 0.7 max_I|w| and hence a within (0.15, 0.85).
+The published choice A = {w > 0} works only while 0 < a < 1. In skewed groups the elements of Z are assigned to A
+and B alternately, in order of size, which keeps |Σ_A - Σ_B| ≤ max_Z|w| ≤ 0.7 max_I|w| and hence a within (0.15, 0.85).
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +19,11 @@ from torch import Tensor, nn
 from bitkd.errors import InputError
 from bitkd.quant.functional import ternary_codes
 from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
+from bitkd.quant.swap import is_split
+from bitkd.quant.table import is_splittable
 
 _MARGIN = 1e-3
-"""Closer than this to 0 or 1, a * w or (1 - a) * w could lose its sign to FP32 rounding: deal Z out
+"""Closer than this to 0 or 1, a * w or (1 - a) * w could lose its sign to FP32 rounding: assign Z alternately
 instead."""
 
 
@@ -35,20 +39,20 @@ def split_ternary(w: Tensor, per_row: bool = False) -> tuple[Tensor, Tensor]:
     zero = codes.reshape(groups.shape) == 0
     magnitude = groups.abs()
 
-    def total(where: Tensor) -> Tensor:
-        return torch.where(where, magnitude, 0).sum(dim=1, keepdim=True)
+    def total(elements: Tensor) -> Tensor:
+        return torch.where(elements, magnitude, 0).sum(dim=1, keepdim=True)
 
     survivors, zeros = total(~zero), total(zero)
 
-    def share(in_first: Tensor) -> Tensor:
+    def fraction_of_survivors(in_first: Tensor) -> Tensor:
         return (survivors + zeros - 2 * total(in_first & zero)) / (2 * survivors).clamp_min(1e-300)
 
     in_first = groups > 0
-    a = share(in_first)
+    a = fraction_of_survivors(in_first)
     skewed = ((a < _MARGIN) | (a > 1 - _MARGIN)).squeeze(1)
     if skewed.any():
-        in_first[skewed] = _deal_out(magnitude[skewed], zero[skewed])
-        a = share(in_first)
+        in_first[skewed] = _alternate(magnitude[skewed], zero[skewed])
+        a = fraction_of_survivors(in_first)
 
     alpha = scale.double().reshape(-1, 1)
     b = (groups.shape[1] * alpha - survivors - zeros) / (2 * zero.sum(dim=1, keepdim=True)).clamp_min(1)
@@ -58,22 +62,24 @@ def split_ternary(w: Tensor, per_row: bool = False) -> tuple[Tensor, Tensor]:
     return first.to(w.dtype).reshape(w.shape), second.to(w.dtype).reshape(w.shape)
 
 
-def _deal_out(magnitude: Tensor, zero: Tensor) -> Tensor:
+def _alternate(magnitude: Tensor, zero: Tensor) -> Tensor:
     """True for every other element of Z, largest first.  magnitude, zero: (groups, elements)."""
     order = torch.where(zero, magnitude, -1).argsort(dim=1, descending=True, stable=True)
     every_other = (torch.arange(magnitude.shape[1], device=magnitude.device) % 2 == 0).expand_as(order)
     return torch.zeros_like(zero).scatter(1, order, every_other)
 
 
-def split_ternary_(model: nn.Module) -> int:
+def split_layers(model: nn.Module) -> int:
     """Replace every ternary layer inside `model` by a SplitLinear or SplitEmbedding; returns how many.
 
-    The halves compute exactly what the layer computed; biases are halved. The Parameters are new ones, so
-    build the optimizer afterwards. Raises InputError where there is nothing to split.
+    The pair computes exactly what the layer computed; biases are halved, the input quantizer is kept. The halves'
+    Parameters are new ones, so build the optimizer afterwards. Raises InputError if there is nothing to split.
+
+    This changes layers only; `bitkd.models.prepare.split_ternary_` records it in the model's configuration too.
     """
     targets = [(parent, name, child) for parent in model.modules() for name, child in _ternary_children(parent)]
     if not targets:
-        if any(isinstance(module, SplitLinear | SplitEmbedding) for module in model.modules()):
+        if is_split(model):
             raise InputError(
                 "the model is already split: its layers are pairs of binary ones; split a ternary model once"
             )
@@ -85,16 +91,17 @@ def split_ternary_(model: nn.Module) -> int:
     return len(targets)
 
 
-def _ternary_children(parent: nn.Module) -> list[tuple[str, QuantLinear | QuantEmbedding]]:
-    return [
-        (name, child)
-        for name, child in parent.named_children()
-        if isinstance(child, QuantLinear | QuantEmbedding) and child.weight_bits == 2
-    ]
+def is_ternary(module: nn.Module) -> bool:
+    """Whether `module` is a layer that can be split."""
+    return isinstance(module, QuantLinear | QuantEmbedding) and is_splittable(module.weight_bits)
+
+
+def _ternary_children(parent: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(name, child) for name, child in parent.named_children() if is_ternary(child)]
 
 
 @torch.no_grad()
-def _split_module(module: QuantLinear | QuantEmbedding) -> SplitLinear | SplitEmbedding:
+def _split_module(module: Any) -> SplitLinear | SplitEmbedding:
     weights = split_ternary(module.weight, module.per_row)
     split: SplitLinear | SplitEmbedding
     if isinstance(module, QuantEmbedding):

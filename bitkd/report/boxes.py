@@ -1,52 +1,32 @@
-"""A pipeline as boxes in the colours of its states, each with its own metric and cost."""
+"""A pipeline as boxes in the colours of its stages, each with its own metric and cost."""
 
 from dataclasses import dataclass
 
 from bitkd.compare.arms import Arm, Cost
 from bitkd.compare.runs import Stage
-from bitkd.report import mermaid
+from bitkd.report.looks import Look, look_of, weight_bits_of
 from bitkd.report.tables import mean_text, si, time_text
-
-STATES = {
-    "finetune": "teacher",
-    "general": "task-agnostic FP32",
-    "fp32": "task-specific FP32",
-    "two": "2-bit",
-    "split": "splitting",
-    "one": "1-bit",
-    "augment": "rows",
-}
-"""What the colours of bitkd.report.mermaid stand for."""
 
 
 @dataclass(frozen=True)
 class Box:
-    """One stage.  metric: with its deviation over seeds, or why there is none.  cost: lines of text.
-    follows: whether its student is that of the box before it.
-    """
+    """One stage."""
 
     title: str
-    state: str
+    look: Look
     metric: str
+    """With its deviation over seeds, or why there is none."""
+
     cost: list[str]
+    """Lines of text."""
+
     follows: bool
-
-    @property
-    def colour(self) -> str:
-        return colour_of(self.state)
+    """Whether its student is that of the box before it."""
 
 
-def colour_of(state: str) -> str:
-    return mermaid.COLOURS.get(state, "#dddddd")
-
-
-def state_of(stage: Stage) -> str:
-    """Which of STATES a stage's student is in after it."""
-    if stage.kind == "augment":
-        return stage.kind
-    bits = {"W1": 1, "W2": 2}.get(stage.precision.partition("A")[0], 32)
-    is_student = stage.kind == "finetune" and stage.in_chain
-    return mermaid.state_of("init" if is_student else stage.kind, bits)
+def stage_look(stage: Stage) -> Look:
+    """The look of a finished stage."""
+    return look_of(stage.kind, weight_bits_of(stage.precision), stage.in_chain)
 
 
 def boxes(arm: Arm) -> list[Box]:
@@ -65,4 +45,4 @@ def _box(arm: Arm, position: int) -> Box:
     missing = "no task metric" if stage.is_model else ""
     before = arm.first.stages[position - 1].name if position else None
     follows = before is not None and stage.upstream.get("student") == before
-    return Box(stage.title, state_of(stage), mean_text(mean) if mean.count else missing, lines, follows)
+    return Box(stage.title, stage_look(stage), mean_text(mean) if mean.count else missing, lines, follows)

@@ -11,8 +11,9 @@ from matplotlib.ticker import FuncFormatter
 
 from bitkd.compare.arms import Arm
 from bitkd.compare.comparison import Comparison
-from bitkd.compare.runs import HOLDOUT
-from bitkd.report.boxes import STATES, colour_of, state_of
+from bitkd.data.tasks import HOLDOUT
+from bitkd.report.boxes import stage_look
+from bitkd.report.looks import SPLITTING, Look, in_order
 from bitkd.report.style import INK, MUTED, PAPER, arm_colour, arm_marker, legend_lines, wrapped
 
 
@@ -42,10 +43,9 @@ def draw_curves(comparison: Comparison) -> Figure:
         )
     handles += reference_lines(top, comparison)
     total = max(max(arm.chain.steps for arm in arms), 1)
-    states = [_strip(strip, arm, len(arms) - 1 - row, total) for row, arm in enumerate(arms)]
-    seen = [state for state in STATES if any(state in found for found in states)]
-    held = any(HOLDOUT in run.final.dev for run in comparison.runs)
-    top.set_ylabel(f"{comparison.metric}\n({'hold-out; ends of stages: dev' if held else 'dev'})")
+    looks = [_strip(strip, arm, len(arms) - 1 - row) for row, arm in enumerate(arms)]
+    has_holdout = any(HOLDOUT in run.final.dev for run in comparison.runs)
+    top.set_ylabel(f"{comparison.metric}\n({'hold-out; ends of stages: dev' if has_holdout else 'dev'})")
     top.margins(y=0.08)
     strip.set_ylim(-0.6, len(arms) - 0.4)
     strip.set_yticks(range(len(arms)), lanes[::-1], fontsize=9 if lane == 0.3 else 7.5)
@@ -60,20 +60,20 @@ def draw_curves(comparison: Comparison) -> Figure:
     figure.set_size_inches(6.8, 4.1 + lane * len(arms) + 0.16 * max(0, lines - 3))
     patches = [
         Patch(
-            facecolor=colour_of(state),
+            facecolor=look.colour,
             edgecolor=MUTED,
             linewidth=0.6,
-            hatch="////" if state == "general" else None,
-            label=STATES[state] + (": no task metric" if state == "general" else ""),
+            hatch=_hatch(look),
+            label=look.label + ("" if look.has_metric else ": no task metric"),
         )
-        for state in seen
+        for look in in_order(look for found in looks for look in found)
     ]
     figure.legend(handles=patches, loc="outside lower left", ncols=3)
     return figure
 
 
 def _curve(axes: Axes, arm: Arm, colour: str, marker: str, weight: float) -> None:
-    """One arm: each seed thin, their mean thick where they were validated at the same steps; a marker ends each stage."""
+    """One arm: each seed thin, their mean thick if they were validated at the same steps; a marker ends each stage."""
     ends: list[tuple[float, float]] = []
     offset = 0.0
     for position, (stage, mean) in enumerate(arm.stages()):
@@ -102,29 +102,31 @@ def _curve(axes: Axes, arm: Arm, colour: str, marker: str, weight: float) -> Non
     axes.plot(*zip(*ends), marker, color=colour, markersize=5.5 * weight, markeredgecolor=PAPER, mew=0.8, zorder=4)
 
 
-def _strip(axes: Axes, arm: Arm, row: int, total: float) -> set[str]:
-    """The arm's stages as spans in the colours of their states; returns the states."""
-    found, offset = set(), 0.0
+def _strip(axes: Axes, arm: Arm, row: int) -> set[Look]:
+    """The arm's stages as spans in the colours of their looks; returns the looks."""
+    found: set[Look] = set()
+    offset = 0.0
     for stage in (stage for stage in arm.first.stages if stage.in_chain):
-        state = state_of(stage)
+        look = stage_look(stage)
         if stage.steps:
-            found.add(state)
-            hatch = "////" if state == "general" else None
+            found.add(look)
             axes.broken_barh(
                 [(offset, stage.steps)],
                 (row - 0.34, 0.68),
-                facecolor=colour_of(state),
+                facecolor=look.colour,
                 edgecolor=PAPER,
                 linewidth=1,
-                hatch=hatch,
+                hatch=_hatch(look),
             )
-        elif state == "split":
-            found.add(state)
-            axes.plot(
-                offset, row, marker="D", color=colour_of(state), markeredgecolor=INK, markeredgewidth=0.7, zorder=5
-            )
+        elif look == SPLITTING:
+            found.add(look)
+            axes.plot(offset, row, marker="D", color=look.colour, markeredgecolor=INK, markeredgewidth=0.7, zorder=5)
         offset += stage.steps
     return found
+
+
+def _hatch(look: Look) -> str | None:
+    return None if look.has_metric else "////"
 
 
 def reference_lines(axes: Axes, comparison: Comparison) -> list[Line2D]:

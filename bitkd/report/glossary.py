@@ -1,11 +1,23 @@
-"""What the numbers of a report mean, in the words that stand under it."""
+"""The words of a report: what its numbers mean, notes, captions."""
 
 from bitkd.compare.bootstrap import LEVEL, RESAMPLES
 from bitkd.compare.comparison import Comparison
-from bitkd.compare.runs import HOLDOUT
+from bitkd.data.tasks import HOLDOUT
+
+CAPTIONS = {
+    "size": "Score against the size of the final student: packed (solid) and on paper (hollow), joined by a line. Upright bars: "
+    "± standard deviation, if there are several seeds.",
+    "cost": "Score against the training cost of the whole chain; hollow: without General KD. Upright bars: ± standard "
+    "deviation, if there are several seeds.",
+    "curves": "Scores over the steps of the chain. A marker is the end of a stage, measured on dev with the weights that it "
+    "hands on (the best on the way, or the last); lines are "
+    "the validations on the way (thin: each seed), a small point if there was but one. Below: which stage each arm is in.",
+    "pipelines": "The pipelines, each stage with its metric and cost.",
+}
+"""The pictures of `bitkd.report.plots`, in the report's order."""
 
 
-def definitions(comparison: Comparison) -> list[tuple[str, str]]:
+def glossary(comparison: Comparison) -> list[tuple[str, str]]:
     """Terms and their meanings, for this comparison."""
     dev = comparison.first.dev_set
     rows = len(comparison.first.final.predictions[dev].labels) if comparison.first.final.predictions else 0
@@ -13,7 +25,7 @@ def definitions(comparison: Comparison) -> list[tuple[str, str]]:
         (
             "arm",
             "runs of one pipeline and of the same settings, budget included, under different seeds. Numbers are means over "
-            "the seeds, ± the standard deviation (n − 1) where there are two seeds or more.",
+            "the seeds, ± the standard deviation (n − 1) if there are two seeds or more.",
         ),
         (
             comparison.metric,
@@ -21,18 +33,17 @@ def definitions(comparison: Comparison) -> list[tuple[str, str]]:
             "Larger is better; an error counts negatively, an undefined correlation as 0.",
         ),
         (
-            "share of teacher kept",
+            "teacher score retained",
             f"(student − majority) / (teacher − majority), seed by seed; {comparison.metric} of the majority is "
             f"{comparison.majority:.4f}: the constant prediction of the most frequent dev label (of a regression: the mean). "
-            "No value where the teacher is not above it.",
+            "No value if the teacher is not above it.",
         ),
         (
             "95 % interval",
-            f"percentiles of a bootstrap of {RESAMPLES:,} resamples: dev rows drawn with replacement, the same rows for every "
-            "run, and seeds drawn with replacement, as pairs where two arms share seeds (the difference is then over these "
-            "alone). Where it says “rows”, there is one seed, or one that both arms have: the interval then holds for these "
-            f"very runs, and not for the pipelines. With few seeds it is too narrow. Level: {LEVEL:.0%}, of each difference by "
-            "itself.",
+            f"percentiles of {RESAMPLES:,} bootstrap resamples: of dev rows, the same rows for every run, and of seeds, as pairs "
+            "if two arms share seeds (the difference is then over these alone). If only “rows” are resampled, there is one seed, "
+            "or one that both arms have: the interval then holds for these very runs, and not for the pipelines. With few seeds "
+            f"it is too narrow. Level: {LEVEL:.0%}, of each difference by itself.",
         ),
         (
             "MiB on paper",
@@ -41,7 +52,7 @@ def definitions(comparison: Comparison) -> list[tuple[str, str]]:
         (
             "MiB packed",
             "quantized matrices at their bits with FP32 scales, everything else in 16 bits; a model without quantized "
-            "matrices at 32 bits. “MiB of the file” is the file of the run as it lies there, with weights in FP32.",
+            "matrices at 32 bits. “MiB of the file” is the weights' file of the run as it is, in FP32.",
         ),
         (
             "encoder bits",
@@ -90,7 +101,7 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def versions(comparison: Comparison) -> list[str]:
-    """Versions and devices, all of them where stages differ."""
+    """Versions and devices, all of them if stages differ."""
     lines = []
     names = sorted({name for run in comparison.runs for name in run.versions})
     for name in names:

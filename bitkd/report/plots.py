@@ -10,8 +10,9 @@ from matplotlib.patches import FancyBboxPatch, Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from bitkd.compare.comparison import Comparison
-from bitkd.report.boxes import STATES, Box, boxes, colour_of
+from bitkd.report.boxes import Box, boxes
 from bitkd.report.curves import draw_curves, reference_lines
+from bitkd.report.looks import in_order
 from bitkd.report.style import INK, MUTED, PAPER, STYLE, arm_colour, arm_marker, legend_lines, wrapped
 from bitkd.report.tables import si, size_text
 
@@ -36,7 +37,7 @@ def _spread(values: list[float]) -> bool:
 
 
 def _scale(axes: Axes, values: list[float], text: Callable[[float], str]) -> None:
-    """A linear axis, from 0 unless the values are close to each other, or a logarithmic one where their range needs it."""
+    """A linear axis, from 0 unless the values are close to each other, or a logarithmic one if their range needs it."""
     formatter = FuncFormatter(lambda value, _: text(value))
     if _spread(values):
         axes.set_xscale("log")
@@ -59,13 +60,13 @@ def _scatter(
     hollow: str,
     text: Callable[[float], str],
 ) -> tuple[Figure, Axes]:
-    """Final scores over `pairs` of x values for each arm: a solid marker, and a hollow one where there is a second."""
+    """Final scores over `pairs` of x values for each arm: a solid marker, and a hollow one if there is a second."""
     figure = Figure(layout="constrained")
     axes = figure.add_subplot()
     handles = []
     for position, (arm, (x, second)) in enumerate(zip(comparison.arms, pairs)):
         colour, marker, final = arm_colour(position), arm_marker(position), arm.final
-        # Of points at one place, those below stay visible.
+        # If points coincide, those below stay visible.
         size = 7.5 + 3 * (1 - (position + 1) / len(comparison.arms))
         if final.mean is None:
             continue
@@ -121,7 +122,7 @@ COLUMNS = 8
 
 
 def draw_pipelines(comparison: Comparison) -> Figure:
-    """Each arm as a row of boxes, in several lines where there are many."""
+    """Each arm as a row of boxes, in several lines if there are many."""
     lines: list[tuple[str, list[Box]]] = []
     for arm in comparison.arms:
         found = boxes(arm)
@@ -145,7 +146,7 @@ def draw_pipelines(comparison: Comparison) -> Figure:
                 width - 0.26,
                 0.5,
                 boxstyle="round,pad=0.03",
-                facecolor=box.colour,
+                facecolor=box.look.colour,
                 edgecolor="none",
             )
             axes.add_patch(frame)
@@ -158,9 +159,8 @@ def draw_pipelines(comparison: Comparison) -> Figure:
             if column + 1 < len(found) and found[column + 1].follows:
                 axes.text(left + width - 0.115, top - 0.47, "→", fontsize=11, ha="center", va="center", color=MUTED)
     handles = [
-        Patch(facecolor=colour_of(state), label=name)
-        for state, name in STATES.items()
-        if any(box.state == state for _, found in lines for box in found)
+        Patch(facecolor=look.colour, label=look.label)
+        for look in in_order(box.look for _, found in lines for box in found)
     ]
     axes.legend(
         handles=handles, loc="lower left", ncols=len(handles), fontsize=8, bbox_to_anchor=(0, 0), columnspacing=1
@@ -169,7 +169,7 @@ def draw_pipelines(comparison: Comparison) -> Figure:
 
 
 def _title_lines(title: str) -> str:
-    """Short lines, at most three; what stands in brackets, such as the bits, on a line of its own."""
+    """Short lines, at most three; what is in brackets, such as the bits, on its own line."""
     lines: list[str] = []
     for word in title.split():
         if len(word) > 14:

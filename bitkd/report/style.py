@@ -5,6 +5,7 @@ import math
 import re
 import textwrap
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 import matplotlib
@@ -18,7 +19,7 @@ MARKERS = "os^DvPX*"
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"} | {
     colour: f"--arm{number}" for number, colour in enumerate(ARMS)
 }
-"""The page's CSS variables, by the colours that stand for them in an SVG."""
+"""The page's CSS variables, by the colours that they replace in an SVG."""
 
 STYLE: Any = {
     "font.size": 10,
@@ -56,7 +57,7 @@ def to_png(figure: Figure) -> bytes:
 
 
 def to_svg(figure: Figure, name: str, description: str) -> str:
-    """An <svg> element for a page. `name` makes its ids its own."""
+    """An <svg> element for a page.  name: stands before its ids, so that several fit on one page."""
     stream = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None})
@@ -69,12 +70,12 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
         text = text.replace(colour, f"var({variable})")
     size = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', text)
     if size:
-        text = text.replace(size[0], f'role="img" aria-label="{description}"', 1)
+        text = text.replace(size[0], f'role="img" aria-label="{escape(description)}"', 1)
     return text
 
 
 def wrapped(label: str, width: int, most: int = 4) -> str:
-    """An arm's name in lines of `width` letters, at most so many: pictures have little room, and tables have it whole."""
+    """An arm's name in at most `most` lines of `width` letters: pictures have little room, and tables show it whole."""
     lines = textwrap.wrap(label.replace("stages.", ""), width, max_lines=most, placeholder=" …", break_on_hyphens=False)
     return "\n".join(lines)
 
@@ -87,8 +88,10 @@ def legend_lines(labels: Sequence[str], columns: int) -> int:
 
 
 def arm_colour(position: int) -> str:
+    """The colour of an arm by its place in a comparison."""
     return ARMS[position % len(ARMS)]
 
 
 def arm_marker(position: int) -> str:
+    """The marker of an arm by its place in a comparison."""
     return MARKERS[position % len(MARKERS)]

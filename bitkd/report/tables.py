@@ -1,15 +1,17 @@
-"""A comparison: arms, their differences, what a reader must know first. As plain data, and as tables of text."""
+"""The tables of a comparison, as text."""
 
 import re
 from dataclasses import dataclass
 from functools import partial
 
 from bitkd.compare.arms import Arm, Cost, Mean, mean_of_artifacts
-from bitkd.compare.checks import budget_text
 from bitkd.compare.comparison import Comparison
-from bitkd.compare.runs import HOLDOUT, Stage
+from bitkd.compare.runs import Stage
+from bitkd.data.tasks import HOLDOUT
 
-NONE = "–"
+DASH = "–"
+"""A cell without a value."""
+
 PER_STEP = ("FLOP per step", "time per step")
 
 
@@ -21,19 +23,20 @@ class TextTable:
     rows: list[list[str]]
 
     def markdown(self) -> str:
+        """The table in Markdown, with the cells' text as it is."""
         lines = [self.header, ["---"] * len(self.header), *self.rows]
         return "\n".join("| " + " | ".join(escaped(cell).replace("|", r"\|") for cell in line) + " |" for line in lines)
 
 
 def escaped(text: str) -> str:
-    """Names of people's own in Markdown: what would be a tag or a link stays text."""
+    """Text for Markdown, in which what would be a tag or a link stays text."""
     return re.sub(r"([<\[\]])", r"\\\1", text)
 
 
 def headline(comparison: Comparison) -> TextTable:
     """The answer: a row for each arm."""
     budgets = any(arm.first.budget for arm in comparison.arms)
-    header = ["arm", comparison.metric, "share of teacher kept", "student / teacher", "bits", "MiB packed"]
+    header = ["arm", comparison.metric, "teacher score retained", "student / teacher", "bits", "MiB packed"]
     header += [
         "training FLOP",
         "training time",
@@ -45,7 +48,7 @@ def headline(comparison: Comparison) -> TextTable:
     rows = []
     for arm in comparison.arms:
         chain = arm.chain
-        shares = [mean_text(value, 3) + _seeds_text(value, arm) for value in (arm.kept, arm.ratio)]
+        shares = [mean_text(value, 3) + _seeds_text(value, arm) for value in (arm.retained, arm.ratio)]
         row = [arm.label, mean_text(arm.final), *shares]
         row += [
             arm.first.final.precision,
@@ -54,7 +57,7 @@ def headline(comparison: Comparison) -> TextTable:
             time_text(chain.seconds),
         ]
         row += [str(len(arm.runs)), str(arm.num_stages), str(arm.first.hyperparameters)]
-        rows.append(row + ([budget_text(arm.first.budget) or NONE] if budgets else []))
+        rows.append(row + ([arm.first.budget_text or DASH] if budgets else []))
     return TextTable(header, rows)
 
 
@@ -63,13 +66,14 @@ def _seeds_text(value: Mean, arm: Arm) -> str:
 
 
 def difference_table(comparison: Comparison) -> TextTable:
-    header = ["difference", f"in {comparison.metric}", "95 % interval", "drawn", "seeds in pairs"]
+    """The differences between arms, each with its interval."""
+    header = ["difference", f"in {comparison.metric}", "95 % interval", "resampled", "seeds in pairs"]
     rows = [
         [
             f"{found.first} − {found.second}",
             signed(found.difference),
             f"{signed(found.low)} to {signed(found.high)}",
-            found.drawn,
+            found.resampled,
             ", ".join(map(str, found.seeds)) or "none in common",
         ]
         for found in comparison.differences
@@ -77,10 +81,11 @@ def difference_table(comparison: Comparison) -> TextTable:
     questions = [found.question for found in comparison.differences]
     if not any(questions):
         return TextTable(header, rows)
-    return TextTable([*header, "what it says"], [[*row, question or NONE] for row, question in zip(rows, questions)])
+    return TextTable([*header, "what it says"], [[*row, question or DASH] for row, question in zip(rows, questions)])
 
 
 def size_table(comparison: Comparison) -> TextTable:
+    """The sizes of the final students by each convention."""
     header = [
         "arm",
         "bits",
@@ -101,7 +106,7 @@ def size_table(comparison: Comparison) -> TextTable:
 
 
 def cost_table(comparison: Comparison) -> TextTable:
-    """The chain with and without General KD, and what is shared, each on a row of its own."""
+    """The cost of the chain with and without General KD, and of what is shared, each on its own row."""
     header = ["arm", "of", "steps", "examples", "student FLOP", "teacher FLOP", "all FLOP", "training time"]
     header += [*PER_STEP, "device"]
     rows = []
@@ -110,9 +115,9 @@ def cost_table(comparison: Comparison) -> TextTable:
         if arm.has_general:
             parts.append(("without General KD", arm.without_general))
         shared = ", ".join(stage.title for stage in arm.first.stages if not stage.in_chain)
-        parts.append((f"shared, apart: {shared or NONE}", arm.shared))
+        parts.append((f"shared, apart: {shared or DASH}", arm.shared))
         for position, (name, cost) in enumerate(parts):
-            device = "; ".join(arm.devices) or NONE if position == 0 else ""
+            device = "; ".join(arm.devices) or DASH if position == 0 else ""
             rows.append([arm.label if position == 0 else "", name, *_cost_cells(cost), device])
     return TextTable(header, rows)
 
@@ -123,7 +128,7 @@ def _cost_cells(cost: Cost) -> list[str]:
 
 
 def _step_cells(cost: Cost) -> list[str]:
-    return [si(cost.flops / cost.steps), time_text(cost.seconds / cost.steps)] if cost.steps else [NONE, NONE]
+    return [si(cost.flops / cost.steps), time_text(cost.seconds / cost.steps)] if cost.steps else [DASH, DASH]
 
 
 def _measured(arm: Arm) -> list[tuple[str, str]]:
@@ -143,18 +148,18 @@ def stage_table(arm: Arm, measured: list[tuple[str, str]] | None = None) -> Text
     header += ["bits", "steps", "student FLOP", "teacher FLOP", "training time", *PER_STEP]
     rows = []
     for position, stage in enumerate(arm.first.stages):
-        twins = [run.stages[position] for run in arm.runs]
+        same_stage = [run.stages[position] for run in arm.runs]
         cells = [
-            mean_text(mean_of_artifacts(twins, partial(_dev_value, dev=dev, metric=metric)))
+            mean_text(mean_of_artifacts(same_stage, partial(_dev_value, dev=dev, metric=metric)))
             if stage.score is not None
-            else NONE
+            else DASH
             for dev, metric in measured
         ]
-        cost = Cost.mean([Cost.of([twin]) for twin in twins])
+        cost = Cost.mean([Cost.of([one]) for one in same_stage])
         costs = [f"{cost.steps:,.0f}", si(cost.student_flops), si(cost.teacher_flops), time_text(cost.seconds)]
         costs += _step_cells(cost)
         name = stage.title if stage.title == stage.name else f"{stage.title} ({stage.name})"
-        rows.append([name + ("" if stage.in_chain else ", shared"), *cells, stage.precision or NONE, *costs])
+        rows.append([name + ("" if stage.in_chain else ", shared"), *cells, stage.precision or DASH, *costs])
     return TextTable(header, rows)
 
 
@@ -170,18 +175,21 @@ def _dev_value(stage: Stage, dev: str, metric: str) -> float | None:
 
 
 def mean_text(value: Mean, digits: int = 4) -> str:
+    """0.8123 ± 0.0045, or a dash if there is no value."""
     if value.mean is None:
-        return NONE
+        return DASH
     return f"{round(value.mean, digits) + 0.0:.{digits}f}" + (
         "" if value.deviation is None else f" ± {value.deviation:.{digits}f}"
     )
 
 
 def signed(value: float) -> str:
+    """+0.0123 or −0.0123."""
     return f"{round(value, 4) + 0.0:+.4f}".replace("-", "−")
 
 
 def size_text(mib: float) -> str:
+    """A size in four digits."""
     return f"{mib:.4g}"
 
 
@@ -194,6 +202,7 @@ def si(value: float) -> str:
 
 
 def time_text(seconds: float) -> str:
+    """45 s, 12.5 min or 3.0 h."""
     if seconds < 99.5:
         return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.2g} s"
     return f"{seconds / 60:.1f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""Finished runs: one row per stage, as plain data and as a table for a terminal."""
+"""Tables for a terminal."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ from rich import box
 from rich.table import Table
 
 from bitkd.compare.rows import Row
+from bitkd.report.tables import DASH, TextTable
 
 
 def _header(rows: list[Row]) -> tuple[str, ...]:
@@ -17,7 +18,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (
         row.run,
         row.stage,
-        "–" if row.score is None else f"{row.score:.4f}",
+        DASH if row.score is None else f"{row.score:.4f}",
         row.precision,
         f"{row.parameters / 1e6:.3f} M",
         f"{row.paper_mib:.3f}",
@@ -27,13 +28,21 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def render(rows: list[Row], labels: Sequence[str] = ()) -> Table:
-    """The rows as a table for a terminal, run after run.
+def render_text(table: TextTable) -> Table:
+    """A table of text."""
+    drawn = _table(table.header)
+    for row in table.rows:
+        drawn.add_row(*row)
+    return drawn
 
-    labels: each row's arm, which then stands with the seed on the first row of a run; none where runs' names say it all.
+
+def render(rows: list[Row], labels: Sequence[str] = ()) -> Table:
+    """One row per stage, run after run.
+
+    labels: each row's arm, shown with the seed on the first row of a run; empty if the runs' names say as much.
     """
     header = (*_header(rows)[:1], *(("arm", "seed") if labels else ()), *_header(rows)[1:])
-    table = Table(*("\n".join(name.rsplit(" ", 1)) for name in header), box=box.SIMPLE_HEAD, pad_edge=False)
+    table = _table(header)
     before = None
     for position, row in enumerate(rows):
         arm = (labels[position], str(row.seed)) if labels else ()
@@ -44,3 +53,8 @@ def render(rows: list[Row], labels: Sequence[str] = ()) -> Table:
         table.add_row(run, *(arm if is_first else [""] * len(arm)), *cells)
         before = (row.run, *arm)
     return table
+
+
+def _table(header: Sequence[str]) -> Table:
+    """An empty table; the last word of a column's name is on a second line."""
+    return Table(*("\n".join(name.rsplit(" ", 1)) for name in header), box=box.SIMPLE_HEAD, pad_edge=False)

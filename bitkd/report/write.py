@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -9,38 +10,45 @@ from typing import Any
 
 from bitkd.compare.comparison import Comparison
 from bitkd.compare.rows import Row
-from bitkd.compare.runs import Run, to_json
+from bitkd.compare.runs import RECORD_FILE, Run, to_json
 from bitkd.errors import InputError
 from bitkd.files import write_file
-from bitkd.report.glossary import definitions, notes, versions
+from bitkd.report.glossary import CAPTIONS, glossary, notes, versions
 from bitkd.report.tables import cost_table, difference_table, escaped, headline, size_table, stage_table
-
-RECORD = "comparison.json"
 
 
 def write_report(runs: list[Run], folder: Path) -> None:
     """Write index.html, report.md, comparison.csv, comparison.json and the pictures into `folder`.
 
     The same runs give the same bytes, and so does a comparison.json that was written before.
-    InputError where the runs cannot stand beside each other, or the folder cannot be written.
+    Raises InputError if the runs cannot be compared (see `Comparison.of`), or the folder cannot be written.
     """
     write_comparison(Comparison.of(runs), folder)
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
-    """`write_report` of a comparison that is made already."""
-    from bitkd.report.html import CAPTIONS, render_page
+    """As `write_report`, of a comparison that is made already."""
+    from bitkd.report.html import render_page
     from bitkd.report.plots import draw
     from bitkd.report.style import to_png
 
-    # The record at once: a folder that cannot be written is found before the pictures are drawn.
-    _write(folder, {RECORD: to_json(comparison.runs)})
+    # The record first: a folder that cannot be written is found before the pictures are drawn.
+    _write(folder, {RECORD_FILE: to_json(comparison.runs)})
     figures = draw(comparison)
     files: dict[str, str | bytes] = {f"{name}.png": to_png(figure) for name, figure in figures.items()}
-    files["report.md"] = markdown(comparison, CAPTIONS)
+    files["report.md"] = markdown(comparison)
     files["comparison.csv"] = as_csv(comparison)
     files["index.html"] = render_page(comparison, figures)
     _write(folder, files)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise InputError if a report cannot be written into `folder`, which need not exist; makes nothing."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"{folder} is not writable ({existing} is no folder); choose another folder with --out")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"{folder} is not writable ({existing} is read-only); choose another folder with --out")
 
 
 def _write(folder: Path, files: Mapping[str, str | bytes]) -> None:
@@ -52,20 +60,20 @@ def _write(folder: Path, files: Mapping[str, str | bytes]) -> None:
         raise InputError(f"{folder} is not writable ({error.strerror}); choose another folder with --out") from error
 
 
-def markdown(comparison: Comparison, captions: dict[str, str]) -> str:
+def markdown(comparison: Comparison) -> str:
     """report.md: the page's text and tables, with the PNG pictures."""
     parts = [f"# {escaped(comparison.first.task)}: {', '.join(escaped(arm.label) for arm in comparison.arms)}"]
     parts += [f"> **{escaped(text)}**" for text in comparison.warnings]
     parts += [headline(comparison).markdown(), *map(escaped, notes(comparison))]
     if comparison.differences:
         parts += ["## Differences", difference_table(comparison).markdown()]
-    parts += ["## Pictures", *(f"![{caption}]({name}.png)" for name, caption in captions.items())]
+    parts += ["## Pictures", *(f"![{caption}]({name}.png)" for name, caption in CAPTIONS.items())]
     parts += ["## Sizes of the final students", size_table(comparison).markdown()]
     parts += ["## Training cost", cost_table(comparison).markdown()]
     for arm in comparison.arms:
         parts += [f"## Stages of {escaped(arm.label)}", stage_table(arm).markdown()]
     parts += ["## What was counted, and how"]
-    parts += ["\n".join(f"- **{term}**: {text}" for term, text in definitions(comparison))]
+    parts += ["\n".join(f"- **{term}**: {text}" for term, text in glossary(comparison))]
     parts += ["## Versions and devices", "; ".join(versions(comparison))]
     return "\n\n".join(parts) + "\n"
 

@@ -1,4 +1,6 @@
-"""What was found in files before: until they change nobody needs to look again, nor to load the libraries that looking takes."""
+"""A cache of facts about files (hashes, row counts, tokenizer sizes), so that planning need not import torch again until a
+file changes.
+"""
 
 import contextlib
 import os
@@ -15,45 +17,47 @@ PACKAGE = Path(__file__).resolve().parent.parent
 LIBRARIES = ("numpy", "torch", "transformers", "tokenizers", "datasets")
 
 
-class Memo:
+class FactCache:
     """Facts of files, kept under `folder`.
 
-    recall: whether earlier looks count. They go by size and time of the files, so a run, whose artifacts last, looks itself.
+    read_disk: use entries of earlier processes. They are keyed by file size and mtime, which can miss an edit; a run
+    therefore always recomputes.
     """
 
-    def __init__(self, folder: Path, recall: bool) -> None:
+    def __init__(self, folder: Path, read_disk: bool) -> None:
         self.folder = folder
-        self.recall = recall
+        self.read_disk = read_disk
         self._found: dict[Path, dict[str, Any]] = {}
-        self._unkept: dict[str, Any] = {}
+        self._process_only: dict[str, Any] = {}
 
-    def fact(self, name: str, settings: Any, files: Iterable[Path] | None, look: Callable[[], Any]) -> Any:
-        """What `look` finds, as plain data. An InputError is not remembered: it may be mended where no file changes.
+    def get(self, name: str, settings: Any, files: Iterable[Path] | None, compute: Callable[[], Any]) -> Any:
+        """The fact `name`, computed at the first call. An InputError is not kept: its cause may go away although no file
+        changes.
 
-        settings: what decides how it looks.  files: all that it reads; null where that may change without a sign here, as
-        on the hub: then it holds for this process alone.
+        settings: what the fact depends on besides files.  files: everything that is read; None if it can change
+        unnoticed, as on the hub: the fact then holds for this process only.
         """
         if files is None:
             key = digest([name, settings])
-            if key not in self._unkept:
-                self._unkept[key] = look()
-            return self._unkept[key]
+            if key not in self._process_only:
+                self._process_only[key] = compute()
+            return self._process_only[key]
         file = self.folder / f"{name}-{digest([settings, _states(files), _code()])}.json"
-        found = self._found.get(file) or (read_json(file) if self.recall else None) or {"fact": look()}
+        found = self._found.get(file) or (read_json(file) if self.read_disk else None) or {"fact": compute()}
         self._found[file] = found
         return found["fact"]
 
-    def keep(self) -> None:
-        """Write down what was found, for later processes."""
+    def save(self) -> None:
+        """Write the facts down for later processes."""
         with contextlib.suppress(OSError):  # a store that can only be read
             self.folder.mkdir(parents=True, exist_ok=True)
             for file, found in self._found.items():
                 write_json(file, found)
 
 
-def open_memo(config: Config, recall: bool) -> Memo:
+def open_cache(config: Config, read_disk: bool) -> FactCache:
     """The facts that runs with one store share."""
-    return Memo(store_root(config).parent / "cache" / "facts", recall)
+    return FactCache(store_root(config).parent / "cache" / "facts", read_disk)
 
 
 def _states(files: Iterable[Path]) -> list[list[Any]]:
@@ -70,5 +74,5 @@ def _state(file: Path) -> tuple[int, int]:
 
 @cache
 def _code() -> str:
-    """Changes with the code and the libraries that look."""
+    """Changes with bitkd's code and the libraries that compute facts."""
     return digest([_states(PACKAGE.rglob("*.py")), [version(name) for name in LIBRARIES]])

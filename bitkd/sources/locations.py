@@ -1,4 +1,4 @@
-"""Where the sources of a run lie."""
+"""Where the sources of a run are."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from bitkd.errors import InputError
 
 
 def locate(config: Config) -> tuple[Config, Path]:
-    """Resolve `demo`, local paths and hub ids; InputError where one is missing or the hub cannot be reached.
+    """Resolve `demo`, local paths and hub ids; InputError if one is missing or the hub cannot be reached.
 
     Returns the configuration with `demo` replaced by the folders that it stands for, and the folder of the pre-trained BERT.
     """
@@ -32,7 +32,7 @@ def locate(config: Config) -> tuple[Config, Path]:
 
 
 def make_documents(config: Config) -> Documents:
-    """The corpus of General KD; InputError where there is none, or two."""
+    """The corpus of General KD; InputError if there is none, or two."""
     data = config.data
     if bool(data.corpus) == bool(data.hub_corpus.path):
         what = "both data.corpus and data.hub_corpus.path are given" if data.corpus else "data.corpus is empty"
@@ -47,7 +47,7 @@ def make_documents(config: Config) -> Documents:
 
 @contextmanager
 def writable(folder: Path) -> Iterator[None]:
-    """Within this context a refused write means that the run's folder was badly chosen."""
+    """Within this context a write that fails means that the run's folder was badly chosen."""
     try:
         yield
     except OSError as error:

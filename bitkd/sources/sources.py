@@ -1,152 +1,240 @@
-"""The sources of a run themselves: pre-trained model, tokenizer, task rows, corpus. `facts` is what a plan asks of them."""
+"""The sources of a run: pre-trained model, tokenizer, task rows, corpus, augmented rows.
 
-from dataclasses import asdict, dataclass
+Everything is loaded when it is first asked for. What planning asks (the methods that return plain data) is cached, and its
+computation imports torch, transformers and datasets itself: a plan from the cache imports none of them.
+"""
+
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bitkd.config.schema import Config, TrainSpec, store_root
-from bitkd.data.augment.augmenter import load_shards
-from bitkd.data.augment.candidates import load_masked_lm
-from bitkd.data.corpus import CorpusDataModule, StreamDataModule
-from bitkd.data.documents import Documents
-from bitkd.data.hub import load_tokenizer, same_tokens, tokenizer_state
-from bitkd.data.task import TaskDataModule
-from bitkd.files import digest
-from bitkd.models.artifact import is_artifact, label_names, load_classifier, load_config
-from bitkd.models.encoder import spec_of
+from bitkd.config.schema import Config, store_root
+from bitkd.data.augment.checks import check_augmented
+from bitkd.data.batches import LoaderSpec
+from bitkd.data.documents import Documents, FileDocuments
+from bitkd.data.hub import load_tokenizer, resolve_pretrained, same_tokens, tokenizer_state
+from bitkd.data.tasks import check_metrics, check_task, task_fingerprint
+from bitkd.errors import InputError
+from bitkd.files import checksum, digest
+from bitkd.models.spec import StudentSpec
+from bitkd.sources.cache import FactCache
+from bitkd.sources.facts import ModelInfo, RowsInfo, TokenizerInfo, by_folder, folder_hash
 from bitkd.sources.locations import locate, make_documents, writable
+from bitkd.store.artifacts import Store, read_artifact
+
+if TYPE_CHECKING:
+    from bitkd.data.corpus_rows import CorpusRows, StreamRows
+    from bitkd.data.modules import CorpusDataModule, TaskDataModule
+    from bitkd.data.stream import StreamDataModule
+    from bitkd.data.task_rows import TaskRows
 
 
-@dataclass
 class Sources:
-    """Sources of one run, each resolved once. `model`: folder of the pre-trained BERT. `config`: the run's
-    configuration with `demo` replaced by the folders that it stands for.
+    """The sources that a configuration names; InputError says what is wrong with one.
+
+    config: the run's configuration, `demo` replaced by the folders that it stands for.
+    model: folder of the pre-trained BERT.
     """
 
-    config: Config
-    model: Path
-    cache: Path
+    def __init__(self, config: Config, model: Path, cache: FactCache) -> None:
+        self.config = config
+        self.model = model
+        self.cache = cache
+
+    # Models and tokenizers
+
+    @by_folder
+    def model_info(self, folder: Path) -> ModelInfo:
+        from bitkd.models.artifact import is_artifact, read_model_config
+
+        config = read_model_config(folder)
+        return ModelInfo(is_artifact(config), config.max_position_embeddings, config.vocab_size)
+
+    @by_folder
+    def shape_of(self, folder: Path) -> tuple[StudentSpec, int]:
+        """What the model in a folder is, and how many layers it has."""
+        from bitkd.models.artifact import read_model_config
+        from bitkd.models.encoder import read_spec
+
+        config = read_model_config(folder)
+        return read_spec(config), config.num_hidden_layers
+
+    @by_folder
+    def labels_of(self, folder: Path) -> list[str]:
+        """Label names of the classifier in a folder; InputError if it has no trained head."""
+        from bitkd.models.artifact import label_names, load_classifier
+
+        return label_names(load_classifier(folder).config)
+
+    @by_folder
+    def check_masked_lm(self, folder: Path) -> None:
+        """Raise InputError if the model in a folder has no trained masked-LM head."""
+        from bitkd.data.augment.candidates import load_masked_lm
+
+        load_masked_lm(folder)
+
+    @by_folder
+    def hash_of(self, folder: Path) -> str:
+        """Hash of a model's weights, configuration and tokenizer, whatever its path."""
+        return folder_hash(folder)
+
+    @by_folder
+    def tokenizer_info(self, folder: Path) -> TokenizerInfo:
+        tokenizer = self.tokenizer if folder == self.model else load_tokenizer(folder)
+        return TokenizerInfo(digest(tokenizer_state(tokenizer)), len(tokenizer), tokenizer.model_max_length)
+
+    def same_tokenizer(self, folder: Path) -> bool:
+        """Whether the tokenizer in a folder makes the same tokens as the run's."""
+        return self._same_tokenizer(folder, self.tokenizer_info(self.model).hash)
+
+    @by_folder
+    def _same_tokenizer(self, folder: Path, tokenizer: str) -> bool:
+        return same_tokens(load_tokenizer(folder), self.tokenizer)
 
     @cached_property
     def tokenizer(self) -> Any:
-        return load_tokenizer(str(self.model))
+        return load_tokenizer(self.model)
 
     @cached_property
-    def task_data(self) -> TaskDataModule:
-        """The task's rows, loaded and tokenized; for counts, hashes and validation."""
-        module = self.task_module_alone()
-        with writable(self.cache):
-            module.setup("fit")
-        return module
+    def augmentation_model(self) -> Path:
+        """Folder of the model that augmentation takes its candidates from."""
+        name = self.config.task.augmentation.model
+        return resolve_pretrained(name, setting="task.augmentation.model=") if name else self.model
+
+    def checksum_of(self, file: Path) -> str:
+        """SHA-256 of a file's content."""
+        return self.cache.get("checksum", [], [file], lambda: checksum(file))
+
+    # The task's rows
 
     @cached_property
-    def corpus_data(self) -> CorpusDataModule:
-        """The corpus, packed."""
-        module = self._make_corpus_module(TrainSpec(), total_batches=1, accumulate=1, seed=0)
-        module.setup("fit")
-        return module
+    def task_rows(self) -> "TaskRows":
+        """The task's rows, read and tokenized."""
+        from bitkd.data.task_rows import TaskRows
 
-    def task_module_alone(self) -> TaskDataModule:
-        """A data module whose training rows and dev sets are not read."""
-        return self._make_task_module(TrainSpec(), total_batches=1, accumulate=1, seed=0)
-
-    def task_module(
-        self, train: TrainSpec, total_batches: int, accumulate: int, seed: int, augmented: Path | None = None
-    ) -> TaskDataModule:
-        """A data module for one stage on the task. `augmented`: folder of the rows to train on instead."""
-        module = self._make_task_module(train, total_batches, accumulate, seed).share(self.task_data)
-        if augmented is not None:
-            module.train_rows = load_shards(augmented)
-        return module
-
-    def corpus_module(self, train: TrainSpec, total_batches: int, accumulate: int, seed: int) -> CorpusDataModule:
-        """A data module for General KD."""
-        return self._make_corpus_module(train, total_batches, accumulate, seed).share(self.corpus_data)
-
-    def _make_task_module(self, train: TrainSpec, total_batches: int, accumulate: int, seed: int) -> TaskDataModule:
-        data = self.config.data
-        return TaskDataModule(
+        data, folder = self.config.data, store_root(self.config).parent / "cache"
+        rows = TaskRows(
             task=self.config.task,
             tokenizer=self.tokenizer,
             data_dir=data.dir,
             max_length=data.max_length,
-            batch_size=train.batch_size,
-            total_batches=total_batches,
-            accumulate=accumulate,
-            seed=seed,
-            eval_batch_size=data.eval_batch_size,
-            num_workers=data.num_workers,
-            cache_dir=str(self.cache),
+            cache_dir=str(folder),
             selection=data.selection,
             selection_seed=data.selection_seed,
         )
+        return rows
 
-    def _make_corpus_module(self, train: TrainSpec, total_batches: int, accumulate: int, seed: int) -> CorpusDataModule:
-        data = self.config.data
-        kind = StreamDataModule if data.streaming else CorpusDataModule
-        return kind(
-            documents=self.documents,
-            tokenizer=self.tokenizer,
-            max_length=data.max_length,
-            batch_size=train.batch_size,
-            total_batches=total_batches,
-            accumulate=accumulate,
-            seed=seed,
-            eval_batch_size=data.eval_batch_size,
-            num_workers=data.num_workers,
-            segments=data.segments,
-            masking=data.masking,
-        )
+    def task_module(self, loader: LoaderSpec, augmented: Path | None = None) -> "TaskDataModule":
+        """A data module on the task.  augmented: folder of the rows to train on instead of the task's own."""
+        from bitkd.data.modules import TaskDataModule
+
+        return TaskDataModule(self.task_rows, loader, augmented)
+
+    @cached_property
+    def task(self) -> RowsInfo:
+        check_task(self.config.task)
+        check_metrics(self.config.task)
+        settings, files = self._task_files
+
+        def compute() -> dict[str, Any]:
+            with writable(store_root(self.config).parent / "cache"):
+                return {"hash": self.task_rows.content_hash, "rows": self.task_rows.num_rows}
+
+        return RowsInfo(**self.cache.get("task", settings, files, compute))
+
+    @cached_property
+    def task_fingerprint(self) -> str:
+        """Hash of the task's rows and of how it reads them."""
+        data, rows = self.config.data, self.task
+        dev_names = [name for name in rows.rows if name != "train"]
+        return task_fingerprint(self.config.task, rows.hash, data.dir is not None, dev_names, data.selection_seed)
+
+    @cached_property
+    def training_rows_hash(self) -> str:
+        """Hash of the rows that augmentation starts from."""
+        settings, files = self._task_files
+        return self.cache.get("training", settings, files, lambda: self.task_rows.source_hash())
+
+    @cached_property
+    def _task_files(self) -> tuple[list[Any], list[Path] | None]:
+        """What decides how the task's rows are read, and the files that they are read from; None for the hub."""
+        task, data = self.config.task, self.config.data
+        parts = [task.name, task.text, task.labels, asdict(task.files), asdict(task.hub)]
+        settings = [*parts, data.dir, data.selection, data.selection_seed]
+        if data.dir is None:
+            return settings, None
+        root = Path(data.dir).expanduser()
+        folders = [root, root / task.files.folder]  # they are looked through if a file is missing
+        names = [task.files.train, *task.files.dev.values()]
+        return settings, [*folders, *(folder / name for folder in folders for name in names)]
+
+    @cached_property
+    def given_rows(self) -> Path:
+        """Folder of the augmented rows that were made before; InputError if they do not fit this run."""
+        folder = Path(self.config.task.augmentation.path or "").expanduser().resolve()
+        record = read_artifact(folder).stage.augmented
+        if record is None:
+            raise InputError(
+                f"task.augmentation.path={folder} holds no augmented rows; name a folder that `bitkd augment` made"
+            )
+        if damage := self._find_damage(folder):
+            raise InputError(f"task.augmentation.path: {damage}; augment again")
+        tokenizer = self.tokenizer_info(self.model).hash
+        length = self.config.data.max_length
+        check_augmented(folder, record, self.config.task.name, self.training_rows_hash, length, tokenizer)
+        return folder
+
+    @by_folder
+    def _find_damage(self, folder: Path) -> str | None:
+        return Store(folder.parent).find_damage(folder.name)
+
+    # The corpus
 
     @cached_property
     def documents(self) -> Documents:
         return make_documents(self.config)
 
-    def look_at_model(self, folder: Path) -> dict[str, Any]:
-        """`ModelFacts`, as all that follows as plain data."""
-        config = load_config(folder)
-        return {
-            "artifact": is_artifact(config),
-            "positions": config.max_position_embeddings,
-            "vocabulary": config.vocab_size,
-        }
+    @cached_property
+    def corpus_rows(self) -> "CorpusRows":
+        """The corpus, packed as a whole."""
+        from bitkd.data.corpus_rows import CorpusRows
 
-    def look_at_shape(self, folder: Path) -> tuple[dict[str, Any], int]:
-        """StudentSpec and number of layers."""
-        config = load_config(folder)
-        return asdict(spec_of(config)), config.num_hidden_layers
+        data = self.config.data
+        return CorpusRows(self.documents, self.tokenizer, data.max_length, data.segments, data.masking)
 
-    def look_at_labels(self, folder: Path) -> list[str]:
-        """Label names of a classifier; InputError where it has no trained head."""
-        return label_names(load_classifier(folder).config)
+    @cached_property
+    def stream_rows(self) -> "StreamRows":
+        """The corpus as a stream."""
+        from bitkd.data.corpus_rows import StreamRows
 
-    def look_for_masked_lm(self, folder: Path) -> None:
-        """InputError where the model has no trained masked-LM head."""
-        load_masked_lm(folder)
+        data = self.config.data
+        return StreamRows(self.documents, self.tokenizer, data.max_length, data.segments, data.masking)
 
-    def look_at_tokenizer(self, folder: Path) -> dict[str, Any]:
-        """`TokenizerFacts`."""
-        tokenizer = self.tokenizer if folder == self.model else load_tokenizer(folder)
-        return {
-            "hash": digest(tokenizer_state(tokenizer)),
-            "size": len(tokenizer),
-            "longest": tokenizer.model_max_length,
-        }
+    def corpus_module(self, loader: LoaderSpec) -> "CorpusDataModule | StreamDataModule":
+        """A data module on the corpus."""
+        from bitkd.data.modules import CorpusDataModule
+        from bitkd.data.stream import StreamDataModule
 
-    def reads_alike(self, folder: Path) -> bool:
-        """Whether the tokenizer in a folder makes the same tokens as the run's."""
-        return same_tokens(load_tokenizer(folder), self.tokenizer)
+        if self.config.data.streaming:
+            return StreamDataModule(self.stream_rows, loader)
+        return CorpusDataModule(self.corpus_rows, loader)
 
-    def look_at_rows(self) -> dict[str, Any]:
-        """`RowFacts` of the task."""
-        return {"hash": self.task_data.rows_hash, "rows": self.task_data.num_rows}
+    @cached_property
+    def corpus(self) -> RowsInfo:
+        data = self.config.data
+        source = [data.corpus, asdict(data.hub_corpus), data.streaming]
+        tokenizer = self.tokenizer_info(self.model).hash
+        settings = [*source, data.max_length, data.segments, data.masking, tokenizer]
+        files = self.documents.files if isinstance(self.documents, FileDocuments) else None
 
-    def look_at_corpus(self) -> dict[str, Any]:
-        """`RowFacts` of the corpus."""
-        return {"hash": self.corpus_data.fingerprint(), "rows": self.corpus_data.num_rows}
+        def compute() -> dict[str, Any]:
+            rows = self.stream_rows if data.streaming else self.corpus_rows
+            return {"hash": rows.fingerprint(), "rows": rows.num_rows}
+
+        return RowsInfo(**self.cache.get("corpus", settings, files, compute))
 
 
-def open_sources(config: Config) -> Sources:
-    """Resolve `demo`, local paths and hub ids; InputError where one is missing or the hub cannot be reached."""
-    return Sources(*locate(config), store_root(config).parent / "cache")
+def open_sources(config: Config, cache: FactCache) -> Sources:
+    """Find what `config` names: `demo`, local paths, hub ids; InputError if one is missing or the hub is out of reach."""
+    return Sources(*locate(config), cache)

@@ -1,5 +1,8 @@
-"""What all stages share: a student that is validated on the task, and the optimizer that trains it."""
+"""What all stages share: how a student begins, how it is validated on the task, and the optimizer that trains it."""
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,30 +12,69 @@ from torchmetrics import MeanMetric, MetricCollection
 from transformers import PreTrainedModel, get_scheduler
 
 from bitkd.errors import InputError
-from bitkd.stages.spec import OptimSpec
-
-SCORE = "dev/score"
-"""What checkpoints are selected by: the task's primary metric on its first dev set, larger is better."""
+from bitkd.models.importance import Importance
+from bitkd.models.inputs import model_inputs
+from bitkd.models.prepare import prepare
+from bitkd.models.spec import ShapeSpec
+from bitkd.models.student import build_student
+from bitkd.quant.spec import QuantSpec
+from bitkd.stages.spec import SCORE, OptimSpec
 
 
 class NonFiniteLossError(RuntimeError):
     """A loss became NaN or infinite; the message names the term and the batch."""
 
 
-class StudentModule(pl.LightningModule):
-    """A student under training or validation.
+@dataclass(frozen=True)
+class Origin:
+    """What a stage's student can be made from; each kind takes what it needs in `StudentModule.start`."""
 
-    metrics: one collection for each dev set, in the order of the validation loaders; null for a corpus, then the
-    mean loss is what is validated.  total_steps: optimizer steps of the whole stage, for the schedule.
+    load: Callable[[], PreTrainedModel]
+    """Loads the student of the stage before, or the bare pre-trained encoder."""
+
+    importance: Callable[[PreTrainedModel], Importance]
+    """Estimates the importance of a model's heads and neurons, for a student that is made narrower."""
+
+    pretrained: Path | None = None
+    """Folder of the pre-trained BERT, if the student comes from it and not from a stage."""
+
+    checkpoint: Path | None = None
+    """Folder of a fine-tuned checkpoint that is used as it is."""
+
+    checkpoint_labels: list[str] | None = None
+    """The checkpoint's label names in its own order, if its config.json has none."""
+
+    labels: list[str] | None = None
+    """The task's label names; None for a regression."""
+
+    teacher: PreTrainedModel | None = None
+    shape: ShapeSpec = field(default_factory=ShapeSpec)
+    quant: QuantSpec = field(default_factory=QuantSpec)
+
+    def reshape(self) -> PreTrainedModel:
+        """A student of `shape`, made out of the loaded model's layers, heads and neurons."""
+        source = self.load()
+        narrowed = self.shape.width < 1 and self.shape.init == "copy"
+        return build_student(source, self.shape, self.importance(source) if narrowed else None)
+
+
+class StudentModule(pl.LightningModule):
+    """A student under training or validation; by itself it only validates.
+
+    student: the model that is trained.
+    optim: learning rate, schedule, weight decay.
+    total_steps: optimizer steps of the whole stage, for the schedule; None asks the Trainer.
+    metrics: one collection for each dev set, in the order of the validation loaders; None validates the mean loss.
+    score: takes the first dev set's metrics by name and gives the number that `dev/score` logs, larger is better.
     """
 
     def __init__(
         self,
         student: PreTrainedModel,
         optim: OptimSpec | None = None,
-        total_steps: int = 1,
+        total_steps: int | None = None,
         metrics: dict[str, MetricCollection] | None = None,
-        score: Any = None,
+        score: Callable[[dict[str, float]], float] | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -43,13 +85,18 @@ class StudentModule(pl.LightningModule):
         self.dev_losses: Any = nn.ModuleList(MeanMetric() for _ in self.dev_names)
         self._score = score
 
+    @classmethod
+    def start(cls, origin: Origin) -> PreTrainedModel:
+        """The student that a stage of this kind begins with, quantized; here the one of the stage before."""
+        return prepare(origin.load(), origin.quant)
+
+    @classmethod
+    def callbacks(cls) -> list[pl.Callback]:
+        """What a stage of this kind needs in its Trainer."""
+        return []
+
     def forward(self, **inputs: Tensor) -> Any:
         return self.student(**inputs)
-
-    @staticmethod
-    def inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The part of a batch that a model reads."""
-        return {k: v for k, v in batch.items() if k not in ("labels", "index", "position")}
 
     def loss_terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weighted terms of the training loss by name, each a scalar."""
@@ -72,12 +119,12 @@ class StudentModule(pl.LightningModule):
         return total
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
-        """Returns the logits, (batch, outputs); null for a corpus."""
+        """Returns the logits, (batch, outputs); None without metrics."""
         rows, logits = len(batch["input_ids"]), None
         if self.metrics is None:
             loss = torch.stack(list(self.loss_terms(batch).values())).sum()
         else:
-            logits = self.student(**self.inputs(batch)).logits.float()
+            logits = self.student(**model_inputs(batch)).logits.float()
             labels = batch["labels"]
             if logits.shape[1] == 1:
                 predictions = logits[:, 0]
@@ -91,10 +138,10 @@ class StudentModule(pl.LightningModule):
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
         """Row numbers (batch,) and logits (batch, outputs)."""
-        return batch["index"].cpu(), self.student(**self.inputs(batch)).logits.float().cpu()
+        return batch["index"].cpu(), self.student(**model_inputs(batch)).logits.float().cpu()
 
     def on_validation_epoch_end(self) -> None:
-        # A fit may look at the first dev sets only.
+        # A fit may validate the first dev sets only.
         loaders = self.trainer.val_dataloaders
         seen = len(loaders) if isinstance(loaders, list) else 1
         for position, name in enumerate(self.dev_names[:seen]):
@@ -106,7 +153,7 @@ class StudentModule(pl.LightningModule):
             self.log_dict({f"{name}/{key}": torch.as_tensor(value).float() for key, value in values.items()})
             if position == 0:
                 plain = {key: float(value) for key, value in values.items()}
-                score = self._score(plain) if self.metrics is not None else -plain["loss"]
+                score = self._score(plain) if self._score and self.metrics is not None else -plain["loss"]
                 self.log(SCORE, torch.tensor(score, dtype=torch.float32), prog_bar=True)
 
     def on_fit_start(self) -> None:
@@ -126,10 +173,11 @@ class StudentModule(pl.LightningModule):
             lr=self.optim.lr,
         )
         names = {"linear": "linear", "constant": "constant_with_warmup"}
+        steps = int(self.trainer.estimated_stepping_batches) if self.total_steps is None else self.total_steps
         scheduler = get_scheduler(
             names[self.optim.schedule],
             optimizer,
-            num_warmup_steps=round(self.total_steps * self.optim.warmup_ratio),
-            num_training_steps=self.total_steps,
+            num_warmup_steps=round(steps * self.optim.warmup_ratio),
+            num_training_steps=steps,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

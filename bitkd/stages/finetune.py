@@ -1,15 +1,34 @@
 """Fine-tuning the task-specific teacher (Devlin et al., arXiv:1810.04805)."""
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from bitkd.stages.base import StudentModule
+from bitkd.models.artifact import load_classifier, new_classifier, permute_labels
+from bitkd.models.inputs import model_inputs
+from bitkd.models.prepare import prepare
+from bitkd.stages.base import Origin, StudentModule
 
 
 class FineTune(StudentModule):
-    """The pre-trained encoder with a new head, trained on the task's labels: the teacher of everything after it."""
+    """An encoder with a head, trained on the task's labels: the teacher of everything after it."""
+
+    @classmethod
+    def start(cls, origin: Origin) -> PreTrainedModel:
+        """A given checkpoint, its outputs in the task's order; or the pre-trained BERT under a new head; or the student
+        of the stage before.
+        """
+        if origin.checkpoint is not None:
+            model = load_classifier(origin.checkpoint)
+            permute_labels(model, origin.labels, origin.checkpoint_labels)
+        elif origin.pretrained is not None:
+            model = new_classifier(origin.pretrained, origin.labels)
+        else:
+            model = origin.load()
+        return prepare(model, origin.quant)
 
     def loss_terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        logits = self.student(**self.inputs(batch)).logits
+        """Cross entropy on `labels` (batch,); of a regression the squared error."""
+        logits = self.student(**model_inputs(batch)).logits
         if logits.shape[1] == 1:
             return {"label": nn.functional.mse_loss(logits[:, 0].float(), batch["labels"].float())}
         return {"label": nn.functional.cross_entropy(logits.float(), batch["labels"])}

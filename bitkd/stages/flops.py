@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from bitkd.models.inputs import model_inputs
 from bitkd.stages.base import StudentModule
 from bitkd.stages.distillation import DistillationModule
 
@@ -33,7 +34,7 @@ def row_flops(module: StudentModule, batch: dict[str, Tensor]) -> tuple[Polynomi
                 torch.autograd.grad(loss, trained, allow_unused=True)
             with FlopCounterMode(display=False) as of_teacher, torch.no_grad():
                 if isinstance(module, DistillationModule):
-                    module.teacher(**module.inputs(row))
+                    module.teacher(**model_inputs(row))
             teachers.append(of_teacher.get_total_flops())
             students.append(counter.get_total_flops() - teachers[-1])
     return _fit(students), _fit(teachers)

@@ -4,6 +4,6 @@ from bitkd.stages.distillation import DistillationModule
 
 
 class IntermediateDistillation(DistillationModule):
-    """Attention scores and hidden states of the teacher; the head keeps still."""
+    """Attention scores and hidden states of the teacher; the head is frozen."""
 
-    terms = ("hidden", "attention")
+    kind = "intermediate"

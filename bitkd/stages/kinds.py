@@ -1,13 +1,126 @@
-"""The kinds of nodes. `bitkd.pipeline.build` knows the module of each."""
+"""The kinds of stages: one row each. Everything else asks a kind's attributes, never its name.
 
-DISTILLATION: dict[str, tuple[str, ...]] = {
-    "general": ("hidden", "attention"),
-    "intermediate": ("hidden", "attention"),
-    "prediction": ("logits",),
-    "single_stage": ("logits", "hidden", "attention"),
+A new kind is a module in bitkd/stages and a row here.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pkgutil import resolve_name
+from typing import Any, Literal
+
+from bitkd.errors import InputError, nearest
+from bitkd.stages.spec import ATTENTION, HIDDEN, LOGITS, TERMS, LossSpec
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a stage of this kind reads, makes and trains."""
+
+    name: str
+    """As `kind:` of a stage says it; artifacts' folders begin with it."""
+
+    module: str
+    """`package.module:Class` of its LightningModule (a subclass of bitkd.stages.base.StudentModule), imported when a
+    stage is built; empty for a kind that makes rows."""
+
+    reads: Literal["task", "corpus"] = "task"
+    """The rows that it works on."""
+
+    makes: Literal["student", "rows"] = "student"
+    """What its artifact holds."""
+
+    terms: tuple[str, ...] = ()
+    """The loss terms that it distils with (names of bitkd.stages.spec.TERMS); empty: it has no teacher."""
+
+    trains: bool = False
+    """Whether it has optimizer steps."""
+
+    reshapes: bool = False
+    """Whether it makes its student out of layers, heads and neurons of another model, as `student.*` says."""
+
+    splits: bool = False
+    """Whether it turns ternary layers into pairs of binary ones."""
+
+    keeps_head: bool = True
+    """Whether its student answers the task; False: the student is task-agnostic, and only its loss is validated."""
+
+    @property
+    def makes_rows(self) -> bool:
+        return self.makes == "rows"
+
+    @property
+    def on_corpus(self) -> bool:
+        return self.reads == "corpus"
+
+    @property
+    def distils(self) -> bool:
+        """Whether it learns from a teacher."""
+        return bool(self.terms)
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether it learns from the task's labels: what it makes can teach."""
+        return self.trains and not self.distils
+
+    def active_terms(self, loss: LossSpec) -> tuple[str, ...]:
+        """The terms that count under `loss`: the kind's own and those of `loss.extra`, each with a positive weight."""
+        if not self.distils:
+            return ()
+        names = dict.fromkeys([*self.terms, *loss.extra])
+        return tuple(name for name in names if loss.weight_of(name) > 0)
+
+    def trains_head(self, loss: LossSpec) -> bool:
+        """Whether the student's head is a trained one after it."""
+        return self.fine_tunes or any(TERMS[name].reads_head for name in self.active_terms(loss))
+
+    @cached_property
+    def module_class(self) -> Any:
+        """The LightningModule; torch and lightning are imported now."""
+        return resolve_name(self.module)
+
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("finetune", "bitkd.stages.finetune:FineTune", trains=True),
+        Kind(
+            "general",
+            "bitkd.stages.general:GeneralDistillation",
+            reads="corpus",
+            terms=(HIDDEN, ATTENTION),
+            trains=True,
+            reshapes=True,
+            keeps_head=False,
+        ),
+        Kind(
+            "intermediate",
+            "bitkd.stages.intermediate:IntermediateDistillation",
+            terms=(HIDDEN, ATTENTION),
+            trains=True,
+        ),
+        Kind("prediction", "bitkd.stages.prediction:PredictionDistillation", terms=(LOGITS,), trains=True),
+        Kind(
+            "single_stage",
+            "bitkd.stages.single_stage:SingleStageDistillation",
+            terms=(LOGITS, HIDDEN, ATTENTION),
+            trains=True,
+        ),
+        Kind("init", "bitkd.stages.init:Initialization", reshapes=True),
+        Kind("split", "bitkd.stages.split:Splitting", splits=True),
+        Kind("augment", "", makes="rows"),
+    )
 }
-"""The loss terms of each kind that distils."""
+"""Name -> kind."""
 
-TRAINED = ("finetune", *DISTILLATION)
 AUGMENT = "augment"
-KINDS = (*TRAINED, "init", "split", AUGMENT)
+"""The kind of the node that `task.augmentation.enabled` adds."""
+
+
+def kind_of(name: str, where: str = "kind=") -> Kind:
+    """The kind of a name; InputError if there is none.
+
+    where: stands before the name in the message, such as "stages.single.kind=".
+    """
+    if name not in KINDS:
+        raise InputError(f"{where}{name} is unknown; {nearest(name, KINDS)}")
+    return KINDS[name]

@@ -6,4 +6,4 @@ from bitkd.stages.distillation import DistillationModule
 class PredictionDistillation(DistillationModule):
     """The teacher's logits alone."""
 
-    terms = ("logits",)
+    kind = "prediction"

@@ -6,4 +6,4 @@ from bitkd.stages.distillation import DistillationModule
 class SingleStageDistillation(DistillationModule):
     """Logits, hidden states and attention scores of the teacher, weighted 1:1:1 by default."""
 
-    terms = ("logits", "hidden", "attention")
+    kind = "single_stage"

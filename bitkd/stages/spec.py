@@ -1,9 +1,38 @@
-"""How a stage is trained and what it minimizes, as it stands in a configuration. It needs no torch."""
+"""How a stage is trained and what it minimizes, as a configuration says it. It needs no torch."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
-from bitkd.errors import InputError
+from bitkd.errors import InputError, check_choices, nearest
+
+SCORE = "dev/score"
+"""The task's primary metric on its first dev set, larger is better: what checkpoints are selected by, and what a run ends in."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of the distillation objective: a row of TERMS."""
+
+    function: str
+    """`package.module:function`, imported when a stage is built. It is called with the DistillationModule, the outputs of
+    the student and of the teacher, and the batch, and gives a scalar that `loss.*` weighs (see bitkd.stages.terms)."""
+
+    reads_head: bool = False
+    """Whether it reads the logits: the head is then trained, else it is frozen."""
+
+    reads_layers: bool = False
+    """Whether it reads hidden states or attention scores: the models then return them."""
+
+
+LOGITS, HIDDEN, ATTENTION = "logits", "hidden", "attention"
+
+TERMS: dict[str, Term] = {
+    LOGITS: Term("bitkd.stages.terms:logits_term", reads_head=True),
+    HIDDEN: Term("bitkd.stages.terms:hidden_term", reads_layers=True),
+    ATTENTION: Term("bitkd.stages.terms:attention_term", reads_layers=True),
+}
+"""The loss terms by name. Those that are no field of LossSpec get their weight by `loss.extra`."""
 
 
 @dataclass
@@ -16,11 +45,14 @@ class OptimSpec:
     warmup_ratio: float = 0.1
     """Share of all optimizer steps spent in linear warm-up."""
 
-    schedule: str = "linear"
+    schedule: Literal["linear", "constant"] = "linear"
     """After warm-up: `linear` decay to zero, or `constant`."""
 
     weight_decay: float = 0.01
     """AdamW's decay of weight matrices; biases and LayerNorm have none."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @dataclass
@@ -42,23 +74,35 @@ class LossSpec:
     include_padding: bool = False
     """True: average over padding too, as the published code does; results then depend on batch composition."""
 
-    unmatched_heads: str = "relation"
+    unmatched_heads: Literal["relation", "group_mean"] = "relation"
     """Heads without a source in the teacher: `relation` compares query, key and value relations (MiniLMv2,
     arXiv:2012.15828); `group_mean` compares each with the mean of a group of teacher heads."""
 
-    regression_target: str = "teacher"
+    regression_target: Literal["teacher", "label"] = "teacher"
     """What a regression's logits term aims at: the `teacher`'s output, or the `label` (as TinyBERT does)."""
 
+    extra: dict[str, float] = field(default_factory=dict)
+    """Weights of further terms that a KD stage adds to its own, by their names in bitkd.stages.spec.TERMS."""
+
     def __post_init__(self) -> None:
-        for term in ("logits", "hidden", "attention"):
-            weight = getattr(self, term)
+        check_choices(self, "loss.")
+        if unknown := [name for name in self.extra if name not in TERMS]:
+            raise InputError(f"loss.extra.{unknown[0]} is no loss term; {nearest(unknown[0], TERMS)}")
+        if own := [name for name in self.extra if name in LossSpec.__dataclass_fields__]:
+            raise InputError(f"loss.extra.{own[0]}={self.extra[own[0]]} has a setting of its own; use loss.{own[0]}")
+        for name, weight in self.weights.items():
             if not 0 <= weight < math.inf:
-                raise InputError(f"loss.{term}={weight} is no weight; use 0 or a positive number")
+                where = f"extra.{name}" if name in self.extra else name
+                raise InputError(f"loss.{where}={weight} is no weight; use 0 or a positive number")
         if not 0 < self.temperature < math.inf:
             raise InputError(f"loss.temperature={self.temperature} is unsupported; use a positive number")
-        for name, allowed in (
-            ("unmatched_heads", ("relation", "group_mean")),
-            ("regression_target", ("teacher", "label")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise InputError(f"loss.{name}={getattr(self, name)} is unknown; use {' or '.join(allowed)}")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of every term that has one, by name."""
+        return {name: self.weight_of(name) for name in TERMS}
+
+    def weight_of(self, term: str) -> float:
+        """The weight of a term, 0 if none is given."""
+        own = term in LossSpec.__dataclass_fields__
+        return getattr(self, term) if own else self.extra.get(term, 0.0)

@@ -1,1 +1,1 @@
-"""What is kept on the disk: artifacts by fingerprint, the locks on them, the records of runs."""
+"""What is kept on disk: artifacts by fingerprint, their locks, the folders of runs."""

@@ -1,24 +1,24 @@
-"""The content-addressed artifact store: a folder per fingerprint, complete or absent, never torn."""
+"""The content-addressed artifact store: one folder for each fingerprint, complete or absent."""
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import socket
 import uuid
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from bitkd.errors import InputError
-from bitkd.files import checksum, is_alive, read_json, write_json
+from bitkd.files import checksum, is_left_over, read_json, temporary_name, write_json
 from bitkd.store.lock import Lock
+from bitkd.store.records import MetricsRecord, StageRecord, parse_record
 
 STAGE_FILE = "stage.json"
 METRICS_FILE = "metrics.json"
-
-_REQUIRED = {STAGE_FILE: ("kind", "seconds"), METRICS_FILE: ("score",)}
+WEIGHTS_FILE = "model.safetensors"
+PREDICTIONS_FILE = "predictions.safetensors"
 
 _RUN = "run-"
 
@@ -28,8 +28,8 @@ class Artifact:
     """A finished stage on disk."""
 
     path: Path
-    stage: dict[str, Any]
-    metrics: dict[str, Any]
+    stage: StageRecord
+    metrics: MetricsRecord
 
 
 class Store:
@@ -39,7 +39,10 @@ class Store:
         self.root = Path(root).expanduser().resolve()
 
     def prepare(self) -> None:
-        """Create the folders, sweep what dead processes left, and make sure that artifacts can be written."""
+        """Create the folders, delete what dead processes left, and check that artifacts can be written.
+
+        Raises InputError if the folder is not writable.
+        """
         try:
             for folder in (self.root, self._temporary):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -50,66 +53,73 @@ class Store:
             raise InputError(
                 f"{self.root} is not writable ({error.strerror}); choose another folder with run.dir= or run.store="
             ) from error
-        self._sweep()
+        self._delete_leftovers()
 
     @property
     def _temporary(self) -> Path:
         return self.root / ".tmp"
 
     def path(self, key: str) -> Path:
-        """Where the artifact of `key` is, or will be."""
+        """Folder of the artifact of `key`, whether or not it exists."""
         return self.root / key
 
     def work(self, key: str) -> Path:
-        """Folder of the checkpoints of a stage that is not finished."""
+        """Folder for the checkpoints of an unfinished stage."""
         return self.root / ".work" / key
 
     def lock(self, key: str) -> Lock:
-        """The right to compute the artifact of `key`; whoever has it may use its work folder."""
+        """The right to compute the artifact of `key` and to use its work folder."""
         return Lock(self.root, key)
 
     def locked(self) -> list[str]:
-        """Keys whose locks are held; one of another machine counts as held until somebody takes it over."""
-        locks = (Lock(self.root, file.name) for file in (self.root / ".locks").glob("[!.]*") if file.suffix != ".beat")
-        return [lock.file.name for lock in locks if lock.is_held()]
+        """Keys whose locks are held; a lock of another machine counts as held for a long time after its last heartbeat."""
+        return [lock.file.name for lock in self._locks("[!.]*") if lock.is_held()]
+
+    def _locks(self, pattern: str) -> Iterator[Lock]:
+        files = (self.root / ".locks").glob(pattern)
+        yield from (Lock(self.root, file.name) for file in files if file.suffix != ".beat")
 
     def finished(self, key: str) -> bool:
-        """Whether an artifact stands there; its checksum is `verify`'s business."""
+        """Whether the artifact exists; its checksums are not checked (see `find_damage`)."""
         return (self.path(key) / STAGE_FILE).is_file()
 
-    def begun(self, key: str) -> bool:
-        """Whether something is kept of a stage that was cut inside."""
+    def has_checkpoint(self, key: str) -> bool:
+        """Whether an interrupted stage left something to resume from."""
         return any(any(self.work(key).glob(pattern)) for pattern in ("step-*.ckpt", "shard-*.arrow"))
 
-    def damage(self, key: str) -> str | None:
-        """What is wrong with a finished artifact: null when its files can be read and its checksum holds."""
+    def find_damage(self, key: str) -> str | None:
+        """What is wrong with a finished artifact; None if its files can be read and their checksums are right."""
         try:
-            stage = self.load(key).stage
-            found = {name: checksum(self.path(key) / name) for name in stage["checksums"]}
-        except (OSError, ValueError, KeyError) as error:
+            expected_sums = self.load(key).stage.checksums
+            found = {name: checksum(self.path(key) / name) for name in expected_sums}
+        except (OSError, InputError) as error:
             return f"{self.path(key)} cannot be read ({error})"
-        for name, expected in stage["checksums"].items():
+        if METRICS_FILE not in expected_sums:
+            return f"{self.path(key)} cannot be read ({STAGE_FILE} has no checksums)"
+        for name, expected in expected_sums.items():
             if found[name] != expected:
                 return f"{self.path(key) / name} has checksum {found[name][:12]}…, its record says {expected[:12]}…"
         return None
 
     def load(self, key: str) -> Artifact:
-        """The records of a finished artifact."""
+        """The records of a finished artifact. Raises InputError, see `read_artifact`."""
         return read_artifact(self.path(key))
 
-    def publish(self, key: str, write: Any, stage: dict[str, Any], metrics: dict[str, Any]) -> Artifact:
-        """Make the artifact of `key` visible in one step.
+    def publish(
+        self, key: str, write: Callable[[Path], object], stage: StageRecord, metrics: MetricsRecord
+    ) -> Artifact:
+        """Make the artifact of `key` visible in one step, with the checksums of its files in stage.json.
 
-        write: called with a temporary folder, puts model and tokenizer there. stage.json is written last, then the
-        folder is renamed into place; an artifact that another process published meanwhile is kept.
+        write: called with a temporary folder, where it puts model and tokenizer. stage.json is written last, then the
+        folder is renamed. If another process has published the artifact meanwhile, that one is kept.
         """
-        folder = self._temporary / f"{key}.{socket.gethostname()}.{os.getpid()}"
+        folder = self._temporary / temporary_name(key)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         write(folder)
-        write_json(folder / METRICS_FILE, metrics)
+        write_json(folder / METRICS_FILE, metrics.as_data())
         checksums = {file.name: checksum(file) for file in sorted(folder.iterdir())}
-        write_json(folder / STAGE_FILE, stage | {"checksums": checksums})
+        write_json(folder / STAGE_FILE, replace(stage, checksums=checksums).as_data())
         _sync(folder)
         try:
             os.rename(folder, self.path(key))
@@ -121,29 +131,29 @@ class Store:
         return self.load(key)
 
     def register(self, run: Path, keys: list[str]) -> Lock:
-        """Remember a run that uses this store, wherever its folder is, and what it needs, so that `gc` leaves that.
+        """Write down that the run in folder `run` needs `keys`, so that `gc` keeps them wherever the run folder is.
 
-        Returns a lock that is held while the run lives.
+        Returns a lock; hold it while the run is active.
         """
         name = hashlib.sha256(str(run).encode()).hexdigest()[:20]
         self._runs.mkdir(exist_ok=True)
         write_json(self._runs / name, {"folder": str(run), "host": socket.gethostname(), "keys": keys})
-        living = Lock(self.root, f"{_RUN}{name}-{uuid.uuid4().hex}")
-        living.wait(0)
-        return living
+        active = Lock(self.root, f"{_RUN}{name}-{uuid.uuid4().hex}")
+        active.wait(0)
+        return active
 
     def registered(self) -> list[tuple[str, str, list[str]]]:
-        """Folder, machine and keys of each run that was registered; some may be deleted since."""
+        """Folder, machine and keys of each registered run; the folder may have been deleted since."""
         found = (read_json(file) for file in sorted(self._runs.glob("[!.]*")))
         return [(run["folder"], run["host"], run["keys"]) for run in found if run]
 
-    def living_runs(self) -> list[str]:
-        """Folders of the runs that some process works on."""
+    def active_runs(self) -> list[str]:
+        """Folders of the runs that some process is working on."""
         names = {key.removeprefix(_RUN)[:20] for key in self.locked() if key.startswith(_RUN)}
         return [run["folder"] for name in names if (run := read_json(self._runs / name))]
 
     def exists(self) -> bool:
-        """Whether the folder is a store, and not just any."""
+        """Whether `root` is a store, as opposed to some other folder."""
         return self._temporary.is_dir()
 
     @property
@@ -151,48 +161,48 @@ class Store:
         return self.root / ".runs"
 
     def drop_work(self, key: str) -> None:
-        """Delete what is left of a finished stage's way there."""
+        """Delete the checkpoints of a stage."""
         shutil.rmtree(self.work(key), ignore_errors=True)
 
     def remove(self, key: str) -> None:
-        """Take an artifact out of sight, then delete it."""
+        """Move an artifact away, then delete it, so that nobody sees it half deleted."""
         self._temporary.mkdir(parents=True, exist_ok=True)
-        grave = self._temporary / f"removed-{key}.{socket.gethostname()}.{os.getpid()}"
-        shutil.rmtree(grave, ignore_errors=True)
+        trash = self._temporary / temporary_name(f"removed-{key}")
+        shutil.rmtree(trash, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):  # another process was faster
-            os.rename(self.path(key), grave)
-            shutil.rmtree(grave)
+            os.rename(self.path(key), trash)
+            shutil.rmtree(trash)
 
-    def _sweep(self) -> None:
-        for file in (self.root / ".locks").glob(f"{_RUN}*"):
-            if file.suffix != ".beat" and not Lock(self.root, file.name).is_held():
-                file.unlink(missing_ok=True)
-                file.with_name(f"{file.name}.beat").unlink(missing_ok=True)
+    def _delete_leftovers(self) -> None:
+        for lock in self._locks(f"{_RUN}*"):
+            if not lock.is_held():
+                lock.file.unlink(missing_ok=True)
+                lock.beat.unlink(missing_ok=True)
         for folder in self._temporary.iterdir():
-            name, _, pid = folder.name.rpartition(".")
-            if name.endswith(f".{socket.gethostname()}") and pid.isdigit() and not is_alive(int(pid)):
+            if is_left_over(folder.name):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_artifact(path: Path | str) -> Artifact:
-    """The records of the artifact in a folder; InputError where it is none or is damaged."""
+    """The records of the artifact in a folder. Raises InputError if there is none, or a record is damaged."""
     path = Path(path)
-    records = []
-    for name, required in _REQUIRED.items():
-        try:
-            content = json.loads((path / name).read_text(encoding="utf-8"))
-            if absent := [key for key in required if not isinstance(content, dict) or key not in content]:
-                raise ValueError(f"it has no {', '.join(absent)}")
-            records.append(content)
-        except FileNotFoundError as error:
-            raise InputError(f"{path} is no finished artifact: it has no {name}; run the stage again") from error
-        except ValueError as error:
-            raise InputError(f"{path / name} is damaged ({error}); run the stage again") from error
-    return Artifact(path, *records)
+    stage = parse_record(StageRecord, _read(path, STAGE_FILE), path / STAGE_FILE, _ADVICE)
+    metrics = parse_record(MetricsRecord, _read(path, METRICS_FILE), path / METRICS_FILE, _ADVICE)
+    return Artifact(path, stage, metrics)
+
+
+_ADVICE = "run the stage again"
+
+
+def _read(folder: Path, name: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{folder} is no finished artifact: it has no {name}; {_ADVICE}") from error
 
 
 def _sync(folder: Path) -> None:
-    """Force the files to disk before the rename makes them visible: a power cut must not leave an empty model."""
+    """Force the files to disk before the rename makes them visible: a power failure must not leave an empty model."""
     for file in folder.iterdir():
         with open(file, "rb") as stream:
             os.fsync(stream.fileno())

@@ -1,4 +1,4 @@
-"""Looking after a store: what is in it, which runs need it, whether it is whole, and what can go."""
+"""What is in a store, which runs need it, and what can be deleted."""
 
 import contextlib
 import os
@@ -13,20 +13,17 @@ from stat import S_ISREG
 from bitkd.errors import InputError
 from bitkd.files import read_json
 from bitkd.store.artifacts import METRICS_FILE, STAGE_FILE, Store
-from bitkd.store.run_folder import MANIFEST, RunRecord
+from bitkd.store.run_folder import MANIFEST
 
 DAY = 86400
 
 KEY = re.compile(r"[a-z_]+-[0-9a-f]{20}")
-"""Other folders beside the artifacts, such as runs, are none of ours."""
+"""Names of artifacts; other folders in the store are ignored."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An artifact, or the work folder of a stage that is not finished.
-
-    runs: folders of the runs that need it.  size: bytes.  age: days since it was last written.
-    """
+    """An artifact, or the work folder of an unfinished stage."""
 
     key: str
     finished: bool
@@ -34,26 +31,35 @@ class Entry:
     task: str
     score: float | None
     size: int
+    """Bytes."""
+
     age: float
+    """Days since it was last written."""
+
     runs: list[str]
+    """Folders of the runs that need it."""
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """All that is in a store, the oldest entry first."""
+    """Everything in a store, the oldest entry first."""
 
     entries: list[Entry]
 
     @property
     def size(self) -> int:
+        """Bytes of all entries together."""
         return sum(entry.size for entry in self.entries)
 
 
 def take_inventory(store: Store, runs: Path) -> Inventory:
-    """Look through a store. `runs`: a folder of runs (`run.dir`) besides those that the store knows of."""
+    """List a store.  runs: a folder of runs (`run.dir`), besides those registered in the store.
+
+    Raises InputError if there is no store.
+    """
     if not store.exists():
         raise InputError(f"{store.root} is no store; name one with run.dir= or run.store=")
-    needed = needs(store, runs)
+    needed = keys_in_use(store, runs)
     found = []
     for key, folder in [*_children(store.root), *_children(store.root / ".work")]:
         finished = folder.parent == store.root
@@ -83,10 +89,10 @@ def prune(
     needed_too: bool = False,
     dry: bool = False,
 ) -> tuple[list[Entry], list[Entry]]:
-    """Remove entries, the oldest first; returns those removed (or, `dry`, to be removed) and those in use and left.
+    """Remove entries, the oldest first. Returns the removed ones, and those kept because an active run needs them.
 
-    days: only entries not written for so long.  size: only until the store has at most so many bytes.
-    needed_too: also what runs need; they would compute it again. What a living run needs stays in any case.
+    days: remove only entries not written for this many days.  size: stop when the store has at most this many bytes.
+    needed_too: also remove what finished runs need; they would compute it again.  dry: remove nothing, only list.
     """
     removed, busy = [], []
     total = inventory.size
@@ -95,12 +101,12 @@ def prune(
             break
         if days is not None and entry.age < days:
             continue
-        living = set(store.living_runs())
-        needed = needs(store, runs)  # anew each time: a run may have begun meanwhile
+        active = set(store.active_runs())
+        needed = keys_in_use(store, runs)  # again for each entry: a run may have started meanwhile
         wanted_by = {name for name, keys in needed.items() if entry.key in keys}
         if wanted_by and not needed_too:
             continue
-        if wanted_by & living or entry.key in store.locked():
+        if wanted_by & active or entry.key in store.locked():
             busy.append(entry)
             continue
         if not dry:
@@ -117,11 +123,11 @@ def prune(
     return removed, busy
 
 
-def needs(store: Store, runs: Path) -> dict[str, set[str]]:
-    """Folder of each run -> the keys that it needs: those of its plan, of its links, and of folders that its settings name.
+def keys_in_use(store: Store, runs: Path) -> dict[str, set[str]]:
+    """Folder of each run -> the keys it needs: of its plan, of its links, and of artifacts that its settings name.
 
-    A run that is out of sight, on another machine or on a disk that is not there, needs what it needed when it last began.
-    One whose folder is gone from where it was on this machine needs nothing.
+    A run that cannot be seen (on another machine, or on a disk that is not mounted) needs the keys it was registered
+    with. A run whose folder was deleted on this machine needs nothing.
     """
     found: dict[str, set[str]] = {}
     for folder, host, registered in store.registered():
@@ -129,20 +135,35 @@ def needs(store: Store, runs: Path) -> dict[str, set[str]]:
         deleted = host == socket.gethostname() and path.parent.parent.is_dir() and not _is_run(path)
         if not deleted:
             found[folder] = set(registered)
-    for manifest in runs.glob(f"*/*/{MANIFEST}"):
-        found.setdefault(str(manifest.parent), set())
+    for path in runs.glob("*/*"):
+        if _is_run(path):
+            found.setdefault(str(path), set())
     for folder, keys in found.items():
-        with contextlib.suppress(OSError, InputError):  # out of sight, or damaged: what is registered must do
-            record = RunRecord.read(Path(folder))
-            links = {Path(os.readlink(link)).name for link in Path(folder).iterdir() if link.is_symlink()}
-            keys |= {*record.info.get("planned", {}).values(), *record.stages.values(), *links}
+        keys |= _keys_in_folder(Path(folder))
     return found
+
+
+def _keys_in_folder(run: Path) -> set[str]:
+    """Keys in a run folder. Not read by RunFolder: a manifest that is damaged or of another version must count too."""
+    found = {link.readlink().name for link in _links(run)}
+    manifest = read_json(run / MANIFEST)
+    sections = [manifest.get(name) for name in ("planned", "artifacts")] if isinstance(manifest, dict) else []
+    values = [value for section in sections if isinstance(section, dict) for value in section.values()]
+    return found | {value for value in values if isinstance(value, str)}
+
+
+def _links(run: Path) -> list[Path]:
+    """Links to artifacts; none if the folder cannot be read, or is no folder."""
+    try:
+        return [child for child in run.iterdir() if child.is_symlink() and not child.name.startswith(".")]
+    except OSError:
+        return []
 
 
 def _is_run(folder: Path) -> bool:
     try:
-        return (folder / MANIFEST).is_file()
-    except OSError:  # one that may not be entered
+        return (folder / MANIFEST).is_file() or bool(_links(folder))
+    except OSError:  # a folder that may not be entered
         return True
 
 
@@ -154,6 +175,6 @@ def _children(folder: Path) -> Iterator[tuple[str, Path]]:
 def _files(folder: Path) -> list[os.stat_result]:
     found = []
     for file in [folder, *folder.rglob("*")]:
-        with contextlib.suppress(OSError):  # renamed or deleted by a run at this moment
+        with contextlib.suppress(OSError):  # a run may rename or delete it at this moment
             found.append(file.stat())
     return found

@@ -1,8 +1,12 @@
-"""One process group computes an artifact, others wait for it, and take over when it is dead.
+"""A lock on an artifact's key: one process group computes it, the others wait, and take over if the holder dies.
 
-It works on network file systems and does not trust clocks: a lock is a file created exclusively, its holder changes a second file
-every few seconds, and who waits for it measures by its own monotonic clock how long that file has stayed as it is.
+It works on network file systems and does not trust clocks. The lock is a file that is created exclusively. Its holder
+rewrites a second file, the heartbeat, every few seconds; a waiting process measures with its own monotonic clock for how
+long the heartbeat has not changed.
 """
+
+# Why not filelock's SoftFileLease: it compares this machine's clock with the lock file's mtime, so that a wrong clock takes
+# the lock from a live holder. Here a clock that jumps does no harm (tests/store/test_lock.py).
 
 import contextlib
 import json
@@ -13,17 +17,19 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from bitkd.files import is_alive
 
 HEARTBEAT_SECONDS = 5.0
-SILENT_SECONDS = 60.0
-"""A holder that has been silent for so long is dead; on this machine a process id that is gone tells at once."""
+TIMEOUT_SECONDS = 60.0
+"""Without a heartbeat for this long, a holder counts as dead. On this machine a missing process id shows it at once."""
 
 POLL_SECONDS = 0.5
 
 _mine: set[str] = set()
-"""Locks that this process holds: one with its process id that is none of them is of another, in a container before this."""
+"""Ids of the locks that this process holds. A lock file that has our process id and is not listed here was left by an
+earlier container, whose process had the same id."""
 
 
 class Lock:
@@ -38,7 +44,10 @@ class Lock:
         self._seen: tuple[str, float] | None = None
 
     def wait(self, seconds: float, done: Callable[[], bool] = lambda: False) -> str:
-        """Try for so long: `held` when the lock is ours, `done` when `done()` holds first, else `waiting`."""
+        """Try to get the lock for at most `seconds`.
+
+        Returns `held` if we have it now, `done` if `done()` became true first, else `waiting`.
+        """
         until = time.monotonic() + seconds
         while True:
             if done():
@@ -53,49 +62,50 @@ class Lock:
                 time.sleep(POLL_SECONDS)
 
     def release(self) -> None:
-        """Give the lock back, if we hold it."""
+        """Release the lock, if we hold it."""
         if not self.held:
             return
         self.held = False
         self._stop.set()
-        with contextlib.suppress(OSError):  # the store may be gone; a dead holder's lock is taken over anyway
+        with contextlib.suppress(OSError):  # the store may have been deleted
             if self._holder().get("id") == self.id:
                 self.file.unlink()
             self.beat.unlink(missing_ok=True)
         _mine.discard(self.id)
 
-    def is_held(self, silence: float = 10 * SILENT_SECONDS) -> bool:
-        """Whether the lock is held by somebody who may be alive, without trying for it.
+    def is_held(self, timeout: float = 10 * TIMEOUT_SECONDS) -> bool:
+        """Whether a process that may be alive holds the lock; does not try to get it.
 
-        silence: seconds without a sign of life after which nobody is; long, because what is judged dead may be deleted.
+        timeout: seconds without a heartbeat after which the holder counts as dead. Long by default, because callers may
+        delete what a dead holder owned.
         """
         found = self._holder()
-        if not found:  # not there, or just being written
+        if not found:  # there is no lock, or it is being written
             return self.file.exists()
         if found["id"] in _mine:
             return True
         if _is_gone(found):
             return False
         probe = self.file.with_name(f".{self.id}")
-        try:  # the file server's clock against itself
+        try:  # compare two times of the file server's own clock
             probe.touch()
-            silent = probe.stat().st_mtime - self.beat.stat().st_mtime
+            age = probe.stat().st_mtime - self.beat.stat().st_mtime
         except OSError:
             return True
         finally:
             with contextlib.suppress(OSError):
                 probe.unlink()
-        return silent < silence
+        return age < timeout
 
     def holder(self) -> str:
-        """Who holds the lock, for people."""
+        """Who holds the lock, for messages."""
         found = self._holder()
         return f"process {found['pid']} on {found['host']}" if found else "nobody"
 
     def _try(self) -> bool:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         content = json.dumps({"id": self.id, "host": socket.gethostname(), "pid": os.getpid()})
-        # Written beside and linked into place: a lock that can be seen says whose it is.
+        # Written under another name and then linked, so that a visible lock file is complete.
         mine = self.file.with_name(f".{self.id}")
         mine.write_text(content)
         _mine.add(self.id)
@@ -127,7 +137,7 @@ class Lock:
     def _change_beat(self, count: int) -> None:
         self.beat.write_text(f"{self.id} {count}")
 
-    def _holder(self) -> dict:
+    def _holder(self) -> dict[str, Any]:
         try:
             return json.loads(self.file.read_text())
         except (OSError, ValueError):
@@ -145,23 +155,23 @@ class Lock:
         now = time.monotonic()
         if self._seen is None or self._seen[0] != beat:
             self._seen = (beat, now)
-        return now - self._seen[1] >= SILENT_SECONDS
+        return now - self._seen[1] >= TIMEOUT_SECONDS
 
     def _take_away(self) -> None:
-        """Remove the lock of a dead holder; of several who try, one succeeds."""
+        """Remove the lock of a dead holder. If several processes try, one succeeds."""
         assert self._seen
         judged = self._seen[0].split()[0]
         if self._holder().get("id", "None") != judged:
             return
-        grave = self.file.with_name(f".dead-{uuid.uuid4().hex}")
+        trash = self.file.with_name(f".dead-{uuid.uuid4().hex}")
         with contextlib.suppress(FileNotFoundError):
-            os.rename(self.file, grave)
-            grave.unlink()
+            os.rename(self.file, trash)
+            trash.unlink()
         self._seen = None
 
 
-def _is_gone(holder: dict) -> bool:
-    """Whether a holder was a process of this machine that is certainly there no more."""
+def _is_gone(holder: dict[str, Any]) -> bool:
+    """Whether the holder is a process of this machine that has certainly ended."""
     if holder.get("host") != socket.gethostname():
         return False
     pid = int(holder["pid"])

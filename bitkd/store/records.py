@@ -1,6 +1,6 @@
-"""The records on disk, as types: what an artifact and a run say of themselves.
+"""The JSON records of artifacts and runs, as types.
 
-Each is written by `as_data` and read by `parse_record`, and nowhere else, so that a field has one name and one type.
+They are written only by `as_data` and read only by `parse_record`, so that a field has one name and one type.
 """
 
 import json
@@ -20,7 +20,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class SizeRecord:
-    """How large a student is, by the two conventions that papers use (they differ by up to 2 MiB at one bit)."""
+    """Size of a student, by the two conventions that papers use (they differ by up to 2 MiB at one bit)."""
 
     parameters: int
     """Stored weights; both halves of a split count."""
@@ -36,7 +36,7 @@ class SizeRecord:
     it (models without a quantized matrix: everything at 32 bits)."""
 
     encoder_bits: int
-    """Bits of the encoder's matrices alone, what multistage and singlestage are made equal in."""
+    """Bits of the encoder's matrices alone; pipelines are compared at equal encoder bits."""
 
     word_tables: int
     """Word-embedding tables: 2 if the embedding is split."""
@@ -44,29 +44,29 @@ class SizeRecord:
 
 @dataclass(frozen=True)
 class FlopsRecord:
-    """Floating-point operations of a training, over all processes."""
+    """Floating-point operations of a stage's training, over all processes."""
 
     student: int
-    """Of the student's forward and backward passes."""
+    """The student's forward and backward passes."""
 
     teacher: int
-    """Of the teacher's forward passes."""
+    """The teacher's forward passes."""
 
 
 @dataclass(frozen=True)
 class AugmentedRecord:
-    """What a folder of augmented rows says of itself."""
+    """How a folder of augmented rows was made."""
 
     task: str
     source: str
-    """Hash of the rows that it was made of, without those held out."""
+    """Hash of the training rows that were augmented, without the held-out ones."""
 
     sources: int
-    """How many rows it was made of."""
+    """Number of training rows that were augmented."""
 
     rows: int
     truncated: int
-    """Rows that were cut to max_length."""
+    """Rows that were truncated to max_length."""
 
     max_length: int
     tokenizer: str
@@ -75,7 +75,7 @@ class AugmentedRecord:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """stage.json: what made an artifact. Nothing of it but the fingerprint says whether it can be used again."""
+    """stage.json: how an artifact was made. Only the fingerprint decides whether it can be used again."""
 
     format: int
     name: str
@@ -83,11 +83,11 @@ class StageRecord:
     title: str
     task: str
     texts: int
-    """Texts of a row, 1 or 2."""
+    """Texts in a row, 1 or 2."""
 
     fingerprint: str
     inputs: dict[str, str]
-    """Role (student, teacher, data) -> the key of the artifact that played it, or `pretrained`."""
+    """Role (student, teacher, data) -> key of the artifact in that role, or `pretrained`."""
 
     settings: dict[str, Any]
     """The stage's settings, and those of its training under `train`."""
@@ -97,7 +97,7 @@ class StageRecord:
     """Optimizer steps; 0 if nothing was trained."""
 
     examples: int
-    """Training rows seen, over all processes and resumptions."""
+    """Training rows seen, over all processes, before and after interruptions."""
 
     seconds: float
     world_size: int
@@ -127,7 +127,7 @@ class StageRecord:
     """File name -> SHA-256 of every other file of the artifact."""
 
     def as_data(self) -> dict[str, Any]:
-        """As it is written: a student has no `augmented`, rows have nothing of a student."""
+        """The content of the JSON file: a student has no `augmented`, rows have no fields of a student."""
         data = asdict(self)
         absent = {"augmented"} if self.augmented is None else {"size", "selected", "curve", "flops", "selected_step"}
         if self.selected_step is None:
@@ -140,30 +140,30 @@ class MetricsRecord:
     """metrics.json: the score, and every metric of each dev set."""
 
     score: float | None
-    """The task's primary metric on the first dev set, larger is better; None without a head (General KD, rows)."""
+    """The task's primary metric on the first dev set, larger is better; None without a task head (General KD, rows)."""
 
     sets: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    """Dev set -> metric -> value; None for one that is undefined."""
+    """Dev set -> metric -> value; None if a metric is undefined."""
 
     def as_data(self) -> dict[str, Any]:
-        """As it is written: the dev sets beside the score."""
+        """The content of the JSON file: the dev sets beside the score."""
         return {"score": self.score, **self.sets}
 
 
 @dataclass(frozen=True)
 class BudgetRecord:
-    """The total that a run distributes over its stages."""
+    """The total cost that a run distributes over its stages."""
 
     unit: str
     """steps, examples or flops."""
 
-    total: float
+    total: int | float
     shares: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class RunManifest:
-    """manifest.json: what a run is. Dictionaries are by stage, in graph order."""
+    """manifest.json: what a run is. Dictionaries from stage to something are in graph order."""
 
     task: str
     pipeline: str
@@ -176,22 +176,23 @@ class RunManifest:
 
     processes: int
     hyperparameters: int
-    """How many the pipeline and the run set."""
+    """Number of hyper-parameters that the pipeline and the run set."""
 
     budget: BudgetRecord | None
     settings: dict[str, Any]
-    """Dotted name -> value of every setting that decides a result, and the content of what was read."""
+    """Dotted name -> value of every setting that can change a result, and hashes of the data and the model."""
 
     titles: dict[str, str]
     kinds: dict[str, str]
     upstream: dict[str, dict[str, str]]
     planned: dict[str, str]
-    """The artifact's key that each stage will have."""
+    """Stage -> key that its artifact will have."""
 
     artifacts: dict[str, str] = field(default_factory=dict)
-    """The artifact's key of each stage that is finished."""
+    """Stage -> key of its artifact, for the finished ones."""
 
     def as_data(self) -> dict[str, Any]:
+        """The content of the JSON file."""
         return asdict(self)
 
 
@@ -201,16 +202,16 @@ def _adapter(record: Any) -> TypeAdapter[Any]:
 
 
 def parse_record(record: type[T], text: str | bytes, where: Path | str, advice: str) -> T:
-    """A record out of its JSON text, every field of its own type (a whole number is a float too, nothing else is cast).
+    """Read a record from its JSON text; nothing is cast, except that a whole number may stand for a float.
 
-    Raises InputError, which names `where`, the field and what to do (`advice`).
+    where: the file, for messages.  advice: what to do if it is damaged.  Raises InputError with both and the field.
     """
     try:
         if record is MetricsRecord:
             content = _adapter(dict[str, Any]).validate_json(text, strict=True)
             score = {"score": content.pop("score")} if "score" in content else {}
             text = json.dumps({**score, "sets": content})
-        return _adapter(record).validate_json(text, strict=True)
+        return _adapter(record).validate_json(text, strict=True)  # type: ignore[arg-type]  # a class is hashable
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])

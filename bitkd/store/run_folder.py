@@ -1,88 +1,96 @@
 """What one run leaves behind: its manifest, its resolved configuration, its logs, links into the store."""
 
-import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from bitkd.errors import InputError
-from bitkd.files import write_json
+from bitkd.files import temporary_name, write_json
 from bitkd.store.artifacts import Artifact, Store, read_artifact
+from bitkd.store.records import RunManifest, parse_record
 
 MANIFEST = "manifest.json"
 
 
 @dataclass
-class RunRecord:
-    """A run folder. `stages`: stage name -> artifact key, in graph order, of what is finished."""
+class RunFolder:
+    """The folder of a run."""
 
     folder: Path
-    stages: dict[str, str] = field(default_factory=dict)
-    info: dict[str, Any] = field(default_factory=dict)
+    manifest: RunManifest | None = None
+    """None until the run has begun."""
 
     @classmethod
-    def open(cls, runs: Path, task: str, name: str) -> "RunRecord":
-        """The record of `<runs>/<task>/<name>`, empty where there is none yet."""
+    def open(cls, runs: Path, task: str, name: str) -> "RunFolder":
+        """The folder `<runs>/<task>/<name>`, whether or not the run has begun."""
         folder = runs.expanduser().resolve() / task / name
         return cls.read(folder) if (folder / MANIFEST).is_file() else cls(folder)
 
     @classmethod
-    def read(cls, folder: Path) -> "RunRecord":
-        """An existing record; InputError where the folder is no run or its manifest is damaged."""
+    def read(cls, folder: Path) -> "RunFolder":
+        """The folder of a run that has begun.
+
+        Raises InputError if it is no run, or its manifest is damaged or of another version.
+        """
         file = folder / MANIFEST
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            return cls(folder, dict(content.pop("artifacts")), content)
-        except FileNotFoundError as error:
+            text = file.read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(
                 f"{folder} is no run: it has no {MANIFEST}; name a folder <run.dir>/<task>/<run.name>"
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{file} is damaged ({error}); delete it and run again: finished stages are kept"
-            ) from error
+        advice = "delete it and run again: finished stages are kept"
+        return cls(folder, parse_record(RunManifest, text, file, advice))
+
+    @property
+    def stages(self) -> dict[str, str]:
+        """Finished stage -> key of its artifact, in graph order."""
+        return self.manifest.artifacts if self.manifest else {}
 
     @property
     def logs(self) -> Path:
         return self.folder / "logs"
 
-    def begin(self, info: dict[str, Any], config: str, stages: list[str]) -> None:
-        """Note what this run is; InputError where the folder cannot be written."""
-        self.info = info
-        self.stages = {name: key for name, key in self.stages.items() if name in stages}
+    def begin(self, manifest: RunManifest, config_yaml: str) -> None:
+        """Write down what this run is; stages that were finished before stay so if the plan still has them.
+
+        Raises InputError if the folder cannot be written.
+        """
+        before = {name: self.stages[name] for name in manifest.planned if name in self.stages}
+        self.manifest = replace(manifest, artifacts=before)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(config, encoding="utf-8")
-            self._write()
+            (self.folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
+            self._write(self.manifest)
         except OSError as error:
             raise InputError(
                 f"{self.folder} is not writable ({error.strerror}); choose another folder with run.dir="
             ) from error
 
-    def finish(self, name: str, key: str, artifact: Path, order: list[str]) -> None:
-        """Note that a stage is finished and link its artifact."""
-        self.stages[name] = key
-        self.stages = {n: self.stages[n] for n in order if n in self.stages}
-        link = self.folder / name
-        temporary = self.folder / f".{name}.{os.getpid()}"
+    def finish(self, stage: str, key: str, artifact_path: Path, order: list[str]) -> None:
+        """Write down that a stage is finished, and link its artifact.  order: all stages, in graph order."""
+        assert self.manifest, "begin() comes first"
+        finished = self.stages | {stage: key}
+        self.manifest = replace(self.manifest, artifacts={name: finished[name] for name in order if name in finished})
+        link = self.folder / stage
+        temporary = self.folder / temporary_name(f".{stage}")
         temporary.unlink(missing_ok=True)
-        temporary.symlink_to(os.path.relpath(artifact, self.folder))
+        temporary.symlink_to(os.path.relpath(artifact_path, self.folder))
         os.replace(temporary, link)
-        self._write()
+        self._write(self.manifest)
 
     def artifacts(self) -> dict[str, Artifact]:
-        """The finished stages' records, in graph order."""
+        """The finished stages' artifacts, in graph order. Raises InputError if one is missing or damaged."""
         return {name: read_artifact(self.folder / name) for name in self.stages}
 
-    def _write(self) -> None:
-        write_json(self.folder / MANIFEST, self.info | {"artifacts": self.stages})
+    def _write(self, manifest: RunManifest) -> None:
+        write_json(self.folder / MANIFEST, manifest.as_data())
 
 
-def state_of(store: Store, record: RunRecord, stage: str, key: str) -> str:
-    """`done`, `partial` (cut inside), `stale` (finished once with other settings), or `todo`."""
+def state_of(store: Store, run_folder: RunFolder, stage: str, key: str) -> str:
+    """State of a stage: `done`, `partial` (interrupted), `stale` (finished with other settings or data), or `todo`."""
     if store.finished(key):
         return "done"
-    if store.begun(key):
+    if store.has_checkpoint(key):
         return "partial"
-    return "stale" if stage in record.stages else "todo"
+    return "stale" if stage in run_folder.stages else "todo"

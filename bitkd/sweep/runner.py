@@ -13,7 +13,7 @@ from typing import Any
 
 from bitkd.errors import StoppedError
 from bitkd.processes.signals import INTERRUPTED, STOPPED, hear
-from bitkd.store.lock import SILENT_SECONDS
+from bitkd.store.lock import TIMEOUT_SECONDS
 from bitkd.sweep.trials import FAILED, FINISHED, RUNNING, Sweep, Trial, score_of
 from bitkd.sweep.trials import STOPPED as CUT
 
@@ -42,7 +42,7 @@ def run_sweep(sweep: Sweep, shard: tuple[int, int], console: Any) -> list[Trial]
             lock = sweep.lock(trial)
             label = f"trial {number + 1} of {sweep.total}: {trial.name}"
             # A holder that has been silent is given the time in which its lock is taken over.
-            if lock.wait(0 if lock.is_held(SILENT_SECONDS) else 2 * SILENT_SECONDS) != "held":
+            if lock.wait(0 if lock.is_held(TIMEOUT_SECONDS) else 2 * TIMEOUT_SECONDS) != "held":
                 console.print(f"{label} is run by {lock.holder()}")
                 left += 1
                 continue

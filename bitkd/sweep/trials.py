@@ -14,10 +14,10 @@ from bitkd.config.schema import Config
 from bitkd.errors import InputError
 from bitkd.files import digest, read_json, write_json
 from bitkd.pipeline.plan import make_plan
-from bitkd.sources.cache import Memo, open_memo
+from bitkd.sources.cache import FactCache, open_cache
 from bitkd.store.artifacts import read_artifact
 from bitkd.store.lock import Lock
-from bitkd.store.run_folder import RunRecord
+from bitkd.store.run_folder import RunFolder
 from bitkd.sweep.spec import METRIC, SweepSpec
 
 WAITING, RUNNING, FINISHED, FAILED, STOPPED = "waiting", "running", "finished", "failed", "stopped"
@@ -61,7 +61,7 @@ class Sweep:
     _planned: dict[str, dict[str, str]] = field(default_factory=dict)
     """Name of a finished trial -> the artifacts that its run would end with by now."""
 
-    _memo: Memo | None = None
+    _cache: FactCache | None = None
 
     @classmethod
     def open(cls, spec: SweepSpec) -> "Sweep":
@@ -156,9 +156,9 @@ class Sweep:
             return False
         if trial.name not in self._planned:
             config = self._configs[trial.name]
-            self._memo = self._memo or open_memo(config, recall=True)
-            self._planned[trial.name] = planned_keys(config, self._memo)
-        return RunRecord.read(run).stages == self._planned[trial.name]
+            self._cache = self._cache or open_cache(config, read_disk=True)
+            self._planned[trial.name] = planned_keys(config, self._cache)
+        return RunFolder.read(run).stages == self._planned[trial.name]
 
     def _file(self, name: str) -> Path:
         return self.folder / "trials" / f"{name}.json"
@@ -188,24 +188,22 @@ def _read(file: Path) -> Trial | None:
         return None
 
 
-def planned_keys(config: Config, memo: Memo) -> dict[str, str]:
+def planned_keys(config: Config, cache: FactCache) -> dict[str, str]:
     """Stage -> artifact that a run of `config` ends with. InputError where it could not be run."""
     try:
-        return {stage.name: stage.key for stage in make_plan(config, memo).stages}
+        return {stage.name: stage.key for stage in make_plan(config, cache).stages}
     finally:
-        memo.keep()
+        cache.save()
 
 
 def score_of(run: Path) -> float | None:
     """Score of a finished run's final student; null where a stage is missing."""
     try:
-        record = RunRecord.read(run)
-        planned = record.info["planned"]
-        final = list(planned)[-1]
-        if record.stages != planned:
+        manifest = RunFolder.read(run).manifest
+        if not manifest or not manifest.planned or manifest.artifacts != manifest.planned:
             return None
-        return read_artifact(run / final).metrics["score"]
-    except (InputError, KeyError, IndexError):
+        return read_artifact(run / list(manifest.planned)[-1]).metrics.score
+    except InputError:
         return None
 
 

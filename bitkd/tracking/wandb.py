@@ -1,11 +1,11 @@
-"""Where a stage's metrics go: CSV files always, wandb where asked.
+"""Tracks a run with wandb, besides the CSV files that are always written.
 
 In wandb a run is a group: a wandb run for each stage (its name is the job type), and one for the whole (`report`) with the table
-of stages and the pictures. A stage that goes on after a cut is a new wandb run of the group, because an offline one cannot be
+of stages and the pictures. A stage that is resumed is a new wandb run of the group, because an offline one cannot be
 continued. Under `wandb agent`, which counts wandb runs as trials, all of it is one wandb run: keys begin with the stage's name,
 steps count on from stage to stage, and `dev/score` is the final student's.
 
-What fails here is told in a line, and the run goes on: a training is worth more than what is shown of it.
+What fails here is reported in a line, and the run continues: a training is worth more than what is shown of it.
 """
 
 import contextlib
@@ -18,22 +18,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+import wandb
+from lightning.pytorch.loggers import Logger, WandbLogger
 
 from bitkd.compare.finished import read_finished
 from bitkd.errors import InputError, StoppedError
 from bitkd.files import read_json, write_json
-from bitkd.pipeline.planned import Plan, PlannedStage
+from bitkd.pipeline.observer import Observer
+from bitkd.pipeline.plan import Plan
+from bitkd.pipeline.stage import PlannedStage
 from bitkd.processes.signals import STOPPED
 from bitkd.report.write import write_report
-from bitkd.stages.base import SCORE
+from bitkd.stages.spec import SCORE
+from bitkd.tracking.agent import under_agent
 
 log = logging.getLogger(__name__)
 
 REPORT = "report"
 
-TOLD = "report.json"
-"""Which stages' artifacts wandb has the report of, beside the logs."""
+REPORTED_FILE = "report.json"
+"""Beside the logs: which stages' artifacts the report in wandb is of."""
 
 STEP = "trainer/global_step"
 """Lightning's name for the axis of all metrics."""
@@ -47,67 +51,55 @@ def _harmless() -> Iterator[None]:
         raise
     except Exception as error:
         cause = next(iter(str(error).splitlines()), "")
-        log.warning("wandb: %s: %s; the run goes on with its CSV files", type(error).__name__, cause)
+        log.warning("wandb: %s: %s; the run continues with its CSV files", type(error).__name__, cause)
 
 
-def under_agent() -> bool:
-    """Whether a wandb agent started this process, as one trial of a sweep."""
-    return bool(os.environ.get("WANDB_SWEEP_ID"))
+class WandbObserver(Observer):
+    """Writes each stage, and at the end the whole run, to wandb."""
 
-
-def trial_name(pipeline: str) -> str | None:
-    """A run's name under a wandb agent, so that each trial has a folder of its own; null elsewhere."""
-    return f"{pipeline}-{os.environ.get('WANDB_RUN_ID', 'trial')}" if under_agent() else None
-
-
-def make_loggers(plan: Plan, stage: PlannedStage) -> list[Logger]:
-    """Loggers of one stage. A resumed stage adds a version_N folder, so that nothing logged before is lost."""
-    loggers: list[Logger] = [CSVLogger(plan.record.logs, name=stage.name)]
-    if plan.config.logger == "wandb":
+    def loggers(self, plan: Plan, stage: PlannedStage) -> list[Logger]:
         with _harmless():
             run = _open_run(plan, stage.name, {"stage": _facts_before(stage)})
-            loggers.append(_TrialLogger(plan, stage, run) if under_agent() else _StageLogger(experiment=run))
-    return loggers
+            return [_TrialLogger(plan, stage, run) if under_agent() else _StageLogger(experiment=run)]
+        return []
+
+    @_harmless()
+    def stage_finished(self, plan: Plan, stage: PlannedStage) -> None:
+        """The stage's results, into the summary of its wandb run; under an agent also of a stage that was skipped."""
+        if under_agent():
+            _open_run(plan, stage.name)
+        if wandb.run is not None:
+            prefix = f"{stage.name}/" if under_agent() else ""
+            facts = _facts_after(plan, stage)
+            wandb.run.summary.update({f"{prefix}{key}": value for key, value in facts.items() if value is not None})
+
+    @_harmless()
+    def stage_left(self, plan: Plan, code: int) -> None:
+        """Finish the stage's wandb run, so that the next stage starts one of its own; a trial's stays open until its end."""
+        if under_agent() and code == 0:
+            return
+        if under_agent() and code == STOPPED and wandb.run is not None:
+            wandb.run.mark_preempting()  # the sweep gives the trial to an agent again
+        wandb.finish(exit_code=code)
+
+    def run_finished(self, plan: Plan) -> None:
+        """The table of the stages, the report's pictures, the final score, and the final student on request.
+
+        Once for the same stages, whichever start of the run they were finished in; under an agent at each start, which is a
+        trial of its own.
+        """
+        keys = {stage.name: stage.key for stage in plan.stages}
+        reported = plan.folder.logs / REPORTED_FILE
+        if read_json(reported) == keys and not under_agent():
+            return
+        with _harmless():
+            _report_run(plan)
+            write_json(reported, keys)
+        with _harmless():
+            wandb.finish()
 
 
-@_harmless()
-def track_stage(plan: Plan, stage: PlannedStage) -> None:
-    """What a finished stage came to, into the summary of its wandb run; under an agent of a stage that was skipped, too."""
-    if plan.config.logger != "wandb":
-        return
-    import wandb
-
-    if under_agent():
-        _open_run(plan, stage.name)
-    if wandb.run is not None:
-        prefix = f"{stage.name}/" if under_agent() else ""
-        facts = _facts_after(plan, stage)
-        wandb.run.summary.update({f"{prefix}{key}": value for key, value in facts.items() if value is not None})
-
-
-def track_run(plan: Plan) -> None:
-    """At a run's end: the table of its stages, the report's pictures, the final score, and the final student on request.
-
-    Once for the same stages, whichever start of the run they were finished in; under an agent at each, as a trial of its own.
-    """
-    if plan.config.logger != "wandb":
-        return
-    keys = {stage.name: stage.key for stage in plan.stages}
-    told = plan.record.logs / TOLD
-    if read_json(told) == keys and not under_agent():
-        return
-    with _harmless():
-        _track_run(plan)
-        write_json(told, keys)
-    with _harmless():
-        import wandb
-
-        wandb.finish()
-
-
-def _track_run(plan: Plan) -> None:
-    import wandb
-
+def _report_run(plan: Plan) -> None:
     final = plan.stages[-1]
     rows = [{"stage": stage.name, "title": stage.title} | _facts_after(plan, stage) for stage in plan.stages]
     run = _open_run(plan, REPORT, {"stages": {stage.name: _facts_before(stage) for stage in plan.stages}})
@@ -120,7 +112,7 @@ def _track_run(plan: Plan) -> None:
         run.log({SCORE: score, STEP: _steps(plan.stages)})
         run.summary.update({SCORE: score})
     if plan.config.wandb.artifacts:
-        name = re.sub(r"[^\w.-]", "-", f"{plan.config.task.name}-{plan.record.folder.name}-{final.name}")
+        name = re.sub(r"[^\w.-]", "-", f"{plan.config.task.name}-{plan.folder.folder.name}-{final.name}")
         artifact = wandb.Artifact(name, type="model", metadata={"key": final.key, SCORE: score})
         artifact.add_dir(str(plan.store.path(final.key)))
         run.log_artifact(artifact)
@@ -128,7 +120,7 @@ def _track_run(plan: Plan) -> None:
 
 def _draw_report(plan: Plan, folder: Path) -> None:
     try:
-        run = read_finished(plan.record.folder, to_compare=True)
+        run = read_finished(plan.folder.folder, to_compare=True)
     except InputError:  # it ends in no student of the task: there is nothing to draw
         return
     write_report([run], folder)
@@ -136,8 +128,6 @@ def _draw_report(plan: Plan, folder: Path) -> None:
 
 def _log_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """A table of `rows`, and the pictures (*.png) in `folder` as media, into the open wandb run."""
-    import wandb
-
     columns: list[Any] = list(dict.fromkeys(key for row in rows for key in row))
     table = wandb.Table(
         columns=columns, data=[[row.get(key) for key in columns] for row in rows], allow_mixed_types=True
@@ -147,23 +137,8 @@ def _log_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     wandb.run.log({"stages": table} | pictures)
 
 
-@_harmless()
-def close_loggers(plan: Plan, code: int) -> None:
-    """Finish the stage's wandb run, so that the next stage starts one of its own; a trial's stays open until its end.
-
-    code: 0 where the stage is finished, 1 where it failed, else the exit code of a run that was asked to stop.
-    """
-    if plan.config.logger != "wandb" or (under_agent() and code == 0):
-        return
-    import wandb
-
-    if under_agent() and code == STOPPED and wandb.run is not None:
-        wandb.run.mark_preempting()  # the sweep gives the trial to an agent again
-    wandb.finish(exit_code=code)
-
-
 class _StageLogger(WandbLogger):
-    """Where wandb fails in the midst of a training, it is told once and asked no more."""
+    """If wandb fails during a training, that is reported once and nothing more is logged."""
 
     _failed = False
 
@@ -194,23 +169,21 @@ class _TrialLogger(_StageLogger):
 
 
 def _open_run(plan: Plan, job: str, more: Mapping[str, Any] | None = None) -> Any:
-    """The open wandb run, or a new one: offline where there is no key, and never with a prompt."""
-    import wandb
-
+    """The open wandb run, or a new one: offline if there is no key, and never with a prompt."""
     if wandb.run is not None:
         return wandb.run
-    config, name = plan.config, plan.record.folder.name
+    config, name = plan.config, plan.folder.folder.name
     settings: dict[str, Any] = {"job_type": job, "name": f"{name}/{job}", "config": _config(plan) | dict(more or {})}
     settings |= {"project": config.wandb.project, "entity": config.wandb.entity}
     if under_agent():  # the sweep says which project
         stages = {stage.name: _facts_before(stage) for stage in plan.stages}
         settings = {"name": name, "job_type": "trial", "config": _config(plan) | {"stages": stages}}
-        settings["resume"] = "allow"  # a trial that an agent was given again goes on
+        settings["resume"] = "allow"  # a trial that an agent was given again continues
     mode = os.environ.get("WANDB_MODE") or "online"
     if mode == "online" and not wandb.login(prompt=False, verify=False):
         mode = "offline"
-    plan.record.logs.mkdir(parents=True, exist_ok=True)
-    run = wandb.init(group=f"{config.task.name}-{name}", dir=str(plan.record.logs), mode=mode, **settings)  # type: ignore[arg-type]
+    plan.folder.logs.mkdir(parents=True, exist_ok=True)
+    run = wandb.init(group=f"{config.task.name}-{name}", dir=str(plan.folder.logs), mode=mode, **settings)  # type: ignore[arg-type]
     run.define_metric(STEP)
     run.define_metric("*", step_metric=STEP, step_sync=True)
     return run
@@ -232,7 +205,7 @@ def _facts_before(stage: PlannedStage) -> dict[str, Any]:
     quant = stage.spec.quant
     return {
         "name": stage.name,
-        "kind": stage.spec.kind,
+        "kind": stage.kind.name,
         "title": stage.title,
         "weight_bits": quant.weight_bits,
         "activation_bits": quant.activation_bits,
@@ -247,11 +220,10 @@ def _facts_before(stage: PlannedStage) -> dict[str, Any]:
 def _facts_after(plan: Plan, stage: PlannedStage) -> dict[str, Any]:
     """Numbers of a finished stage: metrics of every dev set, sizes, and what it cost."""
     artifact = plan.store.load(stage.key)
-    metrics, record = artifact.metrics, artifact.stage
-    facts: dict[str, Any] = {SCORE: metrics.get("score")}
-    for name, values in metrics.items():
-        if isinstance(values, dict):
-            facts |= {f"{name}/{key}": value for key, value in values.items()}
-    facts |= {f"size/{key}": value for key, value in record.get("size", {}).items()}
-    facts |= {f"flops/{key}": value for key, value in record.get("flops", {}).items()}
-    return facts | {key: record[key] for key in ("steps", "examples", "seconds") if key in record}
+    record, metrics = artifact.stage, artifact.metrics
+    facts: dict[str, Any] = {SCORE: metrics.score}
+    for name, values in metrics.sets.items():
+        facts |= {f"{name}/{key}": value for key, value in values.items()}
+    for section, found in (("size", record.size), ("flops", record.flops)):
+        facts |= {f"{section}/{key}": value for key, value in (asdict(found) if found else {}).items()}
+    return facts | {"steps": record.steps, "examples": record.examples, "seconds": record.seconds}

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as bitkd.cli does
@@ -25,7 +26,8 @@ from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassificat
 
 from bitkd.data.augment.augmenter import Augmenter, load_shards, write_shard
 from bitkd.data.augment.candidates import MaskedLMCandidates, Sentence
-from bitkd.data.base import TokenizedDataModule
+from bitkd.data.batches import LoaderSpec
+from bitkd.data.modules import RowsDataModule
 from bitkd.data.tasks import AugmentSpec
 
 MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
@@ -166,7 +168,8 @@ def read_million(folder: str) -> tuple[float, float]:
     system's to drop).
     """
     tokenizer, _ = make_tokenizer()
-    module = SomeRows(tokenizer, load_shards(Path(folder)), total_batches=3000, batch_size=256)
+    loader = LoaderSpec(batch_size=256, total_batches=3000)
+    module = RowsDataModule(SomeRows(tokenizer, load_shards(Path(folder))), loader)
     early = 0.0
     for number, _ in enumerate(module.train_dataloader()):
         if number == 300:
@@ -180,17 +183,18 @@ def status(field: str) -> float:
     return float(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
 
 
-class SomeRows(TokenizedDataModule):
-    """Rows that are tokenized already."""
+@dataclass
+class SomeRows:
+    """Rows that are tokenized already, none to validate on."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, rows: Dataset, total_batches: int, batch_size: int = BATCH
-    ) -> None:
-        super().__init__(tokenizer, 128, batch_size, total_batches, 1, 0, 64, 0)
-        self.train_rows = rows
+    tokenizer: PreTrainedTokenizerFast
+    train: Dataset
+    dev: dict[str, Dataset] = field(default_factory=dict)
+    dev_names: list[str] = field(default_factory=list)
+    fit_dev_names: list[str] = field(default_factory=list)
 
 
-def make_module(task: str) -> SomeRows:
+def make_module(task: str) -> RowsDataModule:
     """Rows in a task's number and lengths."""
     tokenizer, _ = make_tokenizer()
     random = np.random.default_rng(0)
@@ -198,7 +202,7 @@ def make_module(task: str) -> SomeRows:
     lengths = np.interp(random.random(ROWS[task]), steps, TOKENS[task]).astype(int)
     ids = [random.integers(5, 1000, length).tolist() for length in lengths]
     columns = {"input_ids": ids, "length": lengths.tolist(), "label": [0] * len(ids), "index": list(range(len(ids)))}
-    return SomeRows(tokenizer, Dataset.from_dict(columns), total_batches=40)
+    return RowsDataModule(SomeRows(tokenizer, Dataset.from_dict(columns)), LoaderSpec(BATCH, total_batches=40))
 
 
 def pad_to(batch: dict[str, torch.Tensor], length: int) -> dict[str, torch.Tensor]:

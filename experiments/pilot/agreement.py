@@ -16,7 +16,7 @@ from torchmetrics.functional.classification import binary_auroc
 from torchmetrics.functional.regression import pearson_corrcoef
 
 from bitkd.store.artifacts import read_artifact
-from bitkd.store.run_folder import RunRecord
+from bitkd.store.run_folder import RunFolder
 
 
 def margins(stage: Path) -> tuple[Tensor, Tensor]:
@@ -41,16 +41,17 @@ def main(runs: list[str]) -> None:
     arms: dict[str, list[str]] = {}  # by artifact: runs share some
     rows: dict[str, list] = {}
     for run in map(Path, runs):
-        record = RunRecord.read(run)
-        for stage, key in record.stages.items():
+        manifest = RunFolder.read(run).manifest
+        assert manifest
+        for stage, key in manifest.artifacts.items():
             made = read_artifact(run / stage).stage
-            if made["kind"] in ("finetune", "general") or not made["steps"]:  # the teacher, no head, no training
+            if made.kind in ("finetune", "general") or not made.steps:  # the teacher, no head, no training
                 continue
-            if record.info["pipeline"] not in arms.setdefault(key, []):
-                arms[key].append(record.info["pipeline"])
-            train = made["settings"]["train"]
-            told = [stage, made["size"]["precision"], made["steps"], train["batch_size"], train["lr"]]
-            rows[key] = [record.info["seed"], *told, *agreement(run, stage)]
+            if manifest.pipeline not in arms.setdefault(key, []):
+                arms[key].append(manifest.pipeline)
+            train = made.settings["train"]
+            told = [stage, made.size.precision, made.steps, train["batch_size"], train["lr"]]
+            rows[key] = [manifest.seed, *told, *agreement(run, stage)]
     header = ["arms", "seed", "stage", "bits", "steps", "batch", "lr", "accuracy", "rows called positive",
               "area under ROC", "correlation with the teacher"]  # fmt: skip
     csv.writer(sys.stdout, lineterminator="\n").writerows(

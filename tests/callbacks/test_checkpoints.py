@@ -16,6 +16,9 @@ class Rows(pl.LightningDataModule):
         self.total, self.start_batch = total, 0
         self.rows = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
 
+    def resume(self, batch, positions):
+        self.start_batch = batch
+
     def train_dataloader(self):
         module = self
 

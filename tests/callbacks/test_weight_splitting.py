@@ -11,8 +11,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from bitkd.callbacks import WeightSplitting
 from bitkd.errors import InputError
+from bitkd.models.prepare import prepare
 from bitkd.quant.modules import QuantLinear, SplitEmbedding, SplitLinear
-from bitkd.quant.prepare import prepare
 from bitkd.quant.spec import QuantSpec
 
 IDS = torch.randint(5, 40, (4, 6), generator=torch.Generator().manual_seed(0))
@@ -149,7 +149,7 @@ def test_setup_leaves_modes_and_random_state_alone(tmp_path: Path) -> None:
     linear = next(m for m in module.modules() if isinstance(m, SplitLinear))
     assert linear.training
     assert linear.first.training
-    assert linear.first.activation_bits == 8
+    assert linear.activation_bits == 8
 
 
 class Drifting(Classifier):

@@ -1,17 +1,19 @@
-"""Which runs are one arm, by their settings, and which arms are held against each other."""
+"""Which runs are one arm, by their settings, and which arms are compared."""
 
 from dataclasses import replace
 
 import pytest
 
-from bitkd.compare.arms import make_arms, warnings_of
+from bitkd.compare.arms import make_arms
 from bitkd.compare.bootstrap import differences, pairs
-from bitkd.compare.checks import check_alike
+from bitkd.compare.checks import check_same_stages
+from bitkd.compare.comparison import warnings_of
 from bitkd.config.comparable import decisive_settings
 from bitkd.config.load import load_config
 from bitkd.config.schema import Config, StageSpec
 from bitkd.errors import InputError
-from tests.report.conftest import make_one
+from bitkd.store.records import BudgetRecord
+from tests.compare.synthetic import make_one
 
 
 def with_settings(run, **settings):
@@ -19,7 +21,7 @@ def with_settings(run, **settings):
 
 
 def of_budget(run, total):
-    return replace(run, budget={"unit": "steps", "total": total, "shares": {"single": 1.0}})
+    return replace(run, budget=BudgetRecord("steps", total, {"single": 1.0}))
 
 
 def test_settings_part_arms_and_name_them():
@@ -53,9 +55,9 @@ def test_runs_of_one_arm_have_the_same_stages_in_and_out_of_the_chain():
     first, second = (make_one("singlestage", seed) for seed in (1, 2))
     twin = replace(second.stages[0], name="teacher_two")
     with pytest.raises(InputError, match="differ in more than their seeds"):
-        check_alike([first, replace(second, stages=[second.stages[0], twin, *second.stages[1:]])])
+        check_same_stages([first, replace(second, stages=[second.stages[0], twin, *second.stages[1:]])])
     with pytest.raises(InputError, match=r"differ in more than their seeds \(teacher, finetune against teacher_two"):
-        check_alike([first, replace(second, stages=[twin, *second.stages[1:]])])
+        check_same_stages([first, replace(second, stages=[twin, *second.stages[1:]])])
 
 
 def test_every_pair_is_compared_once():
@@ -68,7 +70,7 @@ def test_every_pair_is_compared_once():
     assert [(a.label, b.label) for a, b in ablation] == [("multistage", "halfternary")]
 
 
-def test_arms_are_held_against_the_one_that_is_most_alike_and_answer_a_question_where_nothing_else_differs():
+def test_arms_are_compared_with_the_most_similar_one_and_answer_a_question_if_nothing_else_differs():
     runs = [
         with_settings(make_one(pipeline, 1), embedding_bits=bits, stages__ternary__student=pipeline)
         for bits in (None, 32)
@@ -77,8 +79,8 @@ def test_arms_are_held_against_the_one_that_is_most_alike_and_answer_a_question_
     arms = make_arms(runs)
     found = {(arms.index(a), arms.index(b)) for a, b in pairs(arms)}
     assert {(0, 1), (2, 3)} <= found
-    told = [d.question for d in differences(arms, resamples=5)]
-    assert sorted(told) == [
+    questions = [d.question for d in differences(arms, resamples=5)]
+    assert sorted(questions) == [
         "",  # of one pipeline: its labels say it
         "not the pipelines alone: they also differ in embedding_bits",  # without a singlestage: all against the first
         "what splitting gives",
@@ -89,7 +91,7 @@ def test_arms_are_held_against_the_one_that_is_most_alike_and_answer_a_question_
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "name", "told"),
+    ("first", "second", "name", "question"),
     [
         ("multistage", "halfternary", "stages.ternary.lr", "they also differ in stages.ternary.lr"),
         ("multistage", "halfternary", "student.layers", "they also differ in student.layers"),
@@ -101,10 +103,10 @@ def test_arms_are_held_against_the_one_that_is_most_alike_and_answer_a_question_
         ("multistage", "singlestage", "student.layers", "they also differ in student.layers"),
     ],
 )
-def test_a_question_is_answered_where_pipelines_differ_by_what_they_are_alone(first, second, name, told):
+def test_a_question_is_answered_where_pipelines_differ_by_what_they_are_alone(first, second, name, question):
     arms = make_arms([with_settings(make_one(pipeline, 1), **{name: pipeline}) for pipeline in (first, second)])
     (found,) = differences(arms, resamples=5)
-    assert found.question.removeprefix("not the pipelines alone: ") == told
+    assert found.question.removeprefix("not the pipelines alone: ") == question
 
 
 def test_other_teachers_are_no_answer_either():
@@ -119,7 +121,7 @@ def test_other_bits_are_named():
     assert found.question == "W2A8 against W1A8"
 
 
-def test_an_arm_is_held_against_an_earlier_one_of_its_own_budget():
+def test_an_arm_is_compared_with_an_earlier_one_of_its_own_budget():
     runs = [
         of_budget(with_settings(make_one("singlestage", 1), lr=lr), total) for total in (500, 1000) for lr in (1, 2)
     ]

@@ -8,6 +8,7 @@ import pytest
 from bitkd.compare.arms import make_arms
 from bitkd.compare.bootstrap import differences, interval, pairs
 from bitkd.compare.runs import Predictions
+from bitkd.store.records import BudgetRecord
 
 
 def with_predictions(run, labels, predicted):
@@ -49,12 +50,12 @@ def test_the_interval_is_that_of_all_resamples_written_out(run_of, seeds):
     assert found.difference == pytest.approx(np.mean([np.mean(np.subtract(*pair)) for pair in rights]))
     # Both are discrete: the ends lie on the same steps unless a step's share is 2.5 % to within the noise.
     assert (found.low, found.high) == pytest.approx(interval(exact), abs=1e-9)
-    assert found.drawn == ("rows" if seeds == 1 else "rows and seeds")
+    assert found.resampled == ("rows" if seeds == 1 else "rows and seeds")
     assert found.seeds == list(said)[:seeds]
 
 
-def test_the_same_rows_are_drawn_for_both_arms(run_of):
-    """Arms that err on the same rows differ by nothing, however the rows are drawn."""
+def test_the_same_rows_are_resampled_for_both_arms(run_of):
+    """Arms that err on the same rows differ by nothing, however the rows are resampled."""
     labels = [float(i % 2) for i in range(50)]
     said = [1.0] * 50
     runs = [with_predictions(run_of(name, 1), labels, said) for name in ("multistage", "singlestage")]
@@ -62,10 +63,10 @@ def test_the_same_rows_are_drawn_for_both_arms(run_of):
     assert (found.difference, found.low, found.high) == (0, 0, 0)
 
 
-def test_arms_without_a_common_seed_are_drawn_apart(run_of):
+def test_arms_without_a_common_seed_are_resampled_apart(run_of):
     (found,) = differences(make_arms([run_of("multistage", 1), run_of("multistage", 2), run_of("singlestage", 3)]))
     assert found.seeds == []
-    assert found.drawn == "rows and seeds"
+    assert found.resampled == "rows and seeds"
     assert found.low < found.difference < found.high
 
 
@@ -76,7 +77,7 @@ def test_common_seeds_alone_are_paired(run_of):
     assert found.difference == pytest.approx(runs[1].final.score - runs[2].final.score)
 
 
-def test_every_arm_is_held_against_singlestage_and_the_ablations_against_theirs(runs_of):
+def test_every_arm_is_compared_with_singlestage_and_the_ablations_against_theirs(runs_of):
     found = [(first.label, second.label) for first, second in pairs(make_arms(runs_of()))]
     assert found == [
         ("multistage", "singlestage"),
@@ -97,7 +98,7 @@ def test_arms_of_equal_budget_are_compared(run_of):
     def of(pipeline, total):
         return replace(
             run_of(pipeline, 1),
-            budget={"unit": "steps", "total": total, "shares": {pipeline: 1.0}},
+            budget=BudgetRecord("steps", total, {pipeline: 1.0}),
             name=f"{pipeline}{total}",
         )
 

@@ -5,30 +5,28 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.report.test_records import write_run
 
 from bitkd.cli import main
-from bitkd.compare.arms import majority, make_arms, warnings_of
-from bitkd.compare.comparison import Comparison
-from bitkd.compare.finished import read_finished
-from bitkd.compare.load import chain_of
+from bitkd.compare.arms import majority, make_arms
+from bitkd.compare.comparison import Comparison, warnings_of
+from bitkd.compare.load import chain_of, load_run
 from bitkd.compare.rows import rows_of
 from bitkd.compare.runs import Predictions, from_json, to_json
 from bitkd.compare.scores import score
 from bitkd.errors import InputError
-from bitkd.report.glossary import definitions, versions
-from bitkd.report.html import CAPTIONS, render_page
+from bitkd.report.glossary import glossary, versions
+from bitkd.report.html import render_page
 from bitkd.report.plots import draw
 from bitkd.report.tables import cost_table, headline, stages_table
 from bitkd.report.write import markdown
-from tests.report.conftest import make_one
+from tests.compare.synthetic import make_one, write_run
 
 
 def written(runs):
     """The page and the text of a report, whose record gives the same runs again."""
     comparison = Comparison.of(runs)
     assert from_json(to_json(comparison.runs), "x") == comparison.runs
-    return render_page(comparison, draw(comparison)), markdown(comparison, CAPTIONS)
+    return render_page(comparison, draw(comparison)), markdown(comparison)
 
 
 def with_stages(run, change):
@@ -36,7 +34,7 @@ def with_stages(run, change):
 
 
 def regression(predicted_of, recorded=None):
-    """A run of a regression whose stages say predicted_of(labels)."""
+    """A run of a regression whose stages predict predicted_of(labels)."""
     run = make_one("singlestage", 1, rows=60)
     labels = [float(value) for value in np.round(np.random.default_rng(5).uniform(0, 5, 60), 1)]
 
@@ -64,7 +62,7 @@ def test_a_collapsed_regression_is_not_damaged_but_named():
     noise = np.random.default_rng(6).normal(size=60)
     stuck = regression(lambda labels: list(2.5 + 1e-5 * noise), recorded=0.31)
     assert warnings_of(make_arms([stuck]))[0].startswith(
-        "singlestage: the final student says the same for every dev row"
+        "singlestage: the final student predicts the same for every dev row"
     )
     with pytest.raises(InputError, match=r"is recorded with pearson 0\.3100, but its predictions give"):
         make_arms([regression(lambda labels: list(2.5 + noise), recorded=0.31)])
@@ -82,7 +80,7 @@ def test_two_dev_sets_and_a_holdout_before_them():
     assert "m accuracy | m loss | mm accuracy | mm loss" in text
     assert "holdout" not in text
     assert "hold-out; ends of stages: dev" in page
-    assert "hold-out" in dict(definitions(Comparison.of([run])))
+    assert "hold-out" in dict(glossary(Comparison.of([run])))
 
 
 def test_augmented_rows_are_apart():
@@ -149,8 +147,10 @@ def test_a_share_that_not_every_seed_has_says_so():
         stages=[replace(s, score=floor, predictions=None) if s.name == "teacher" else s for s in runs[0].stages],
     )
     table = headline(Comparison.of(runs))
-    kept, ratio = (table.rows[0][table.header.index(name)] for name in ("share of teacher kept", "student / teacher"))
-    assert kept.endswith(" (2 of 3 seeds)")
+    retained, ratio = (
+        table.rows[0][table.header.index(name)] for name in ("teacher score retained", "student / teacher")
+    )
+    assert retained.endswith(" (2 of 3 seeds)")
     assert "of 3" not in ratio
 
 
@@ -226,9 +226,9 @@ def test_fine_tuned_students_are_part_of_the_chain(stages, chain):
 def test_a_run_that_ends_in_general_kd_is_read_but_not_compared(tmp_path):
     run = make_one("multistage", 1)
     folder = write_run(replace(run, stages=run.stages[:2]), tmp_path / "runs" / "general")
-    found = read_finished(folder)
+    found = load_run(folder)
     assert found.final.kind == "general"
     assert found.final.predictions is None
     assert [row.stage for row in rows_of(found)] == ["teacher", "general"]
     with pytest.raises(InputError, match="ends in no student of the task"):
-        read_finished(folder, to_compare=True)
+        load_run(folder, to_compare=True)

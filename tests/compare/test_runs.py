@@ -1,66 +1,20 @@
+"""Runs as they are read from their folders, and from a comparison.json."""
+
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
-from bitkd.commands.compare import read_runs
-from bitkd.compare import runs as records
-from bitkd.data import task
+from bitkd.compare.load import read_runs
+from bitkd.compare.runs import from_json, to_json
 from bitkd.errors import InputError
 from bitkd.files import checksum
+from bitkd.store.records import BudgetRecord
+from tests.compare.synthetic import write_run
 
-
-def write_run(run, folder):
-    """A run folder as bitkd run leaves it, as far as a comparison reads it."""
-    manifest = {
-        "task": run.task,
-        "pipeline": run.pipeline,
-        "title": run.title,
-        "seed": run.seed,
-        "metric": run.metric,
-        "processes": 1,
-        "titles": {stage.name: stage.title for stage in run.stages},
-        "planned": {stage.name: stage.key for stage in run.stages},
-        "labels": run.labels,
-        "metrics": run.metrics,
-        "kinds": {stage.name: stage.kind for stage in run.stages},
-        "upstream": {stage.name: stage.upstream for stage in run.stages},
-        "hyperparameters": run.hyperparameters,
-        "budget": run.budget,
-        "settings": run.settings,
-        "artifacts": {stage.name: stage.key for stage in run.stages},
-    }
-    folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    for stage in run.stages:
-        place = folder.parent / "store" / stage.key
-        place.mkdir(parents=True)
-        (folder / stage.name).symlink_to(place)
-        sizes = {
-            name: getattr(stage, name)
-            for name in ("precision", "parameters", "encoder_bits", "word_tables", "paper_mib")
-        }
-        content = {
-            "kind": stage.kind,
-            "versions": run.versions,
-            "size": sizes | {"file_mib": stage.packed_mib},
-            "flops": {"student": stage.student_flops, "teacher": stage.teacher_flops},
-            **{
-                name: getattr(stage, name) for name in ("curve", "steps", "examples", "seconds", "device", "world_size")
-            },
-            "precision": stage.trainer_precision,
-        }
-        (place / "stage.json").write_text(json.dumps(content))
-        (place / "metrics.json").write_text(json.dumps({"score": stage.score, **stage.dev}))
-        (place / "model.safetensors").write_bytes(b"x" * 2**10)
-        if stage.predictions:
-            given = stage.predictions["dev"]
-            logits = np.eye(len(run.labels), dtype=np.float32)[np.array(given.predicted, dtype=int)]
-            labels = np.array(given.labels, dtype=np.int64)
-            save_file({"dev.logits": logits, "dev.labels": labels}, place / "predictions.safetensors")
-    return folder
+RECORDED = sorted((Path(__file__).parents[2] / "experiments").glob("**/comparison.json"))
 
 
 @pytest.fixture
@@ -85,7 +39,7 @@ def test_a_run_folder_and_its_written_record_are_the_same_run(folder, run_of, tm
     assert run.final.disk_mib == pytest.approx(2**10 / 2**20)
     assert run.final.upstream == {"student": "stage1_binary"}
     file = tmp_path / "comparison.json"
-    file.write_text(records.to_json([run]))
+    file.write_text(to_json([run]))
     assert read_runs(file) == [run]
     assert read_runs(tmp_path) == [run]  # its folder stands for it
     assert max(len(line) for line in file.read_text().splitlines()) > 408  # the rows are on one line
@@ -93,100 +47,105 @@ def test_a_run_folder_and_its_written_record_are_the_same_run(folder, run_of, tm
 
 def test_numbers_survive_the_record_to_the_last_digit(run_of):
     runs = [run_of("singlestage", 1)]
-    assert records.from_json(records.to_json(runs), "x") == runs
+    assert from_json(to_json(runs), "x") == runs
 
 
-def test_the_name_of_the_holdout_is_the_data_modules(run_of):
-    assert records.HOLDOUT == task.HOLDOUT
+@pytest.mark.parametrize("file", RECORDED, ids=[file.parent.name for file in RECORDED])
+def test_a_record_is_read_and_written_again_to_the_byte(file):
+    text = file.read_text(encoding="utf-8")
+    assert to_json(from_json(text, "x")) == text
 
 
 def test_a_run_of_an_older_version_is_refused(folder):
-    change(folder / "manifest.json", hyperparameters=...)
     change(folder / "ternary" / "stage.json", flops=...)
-    with pytest.raises(InputError, match=r"made by an older version: .*hyperparameters, ternary's flops; run it again"):
-        read_runs(folder)
-
-
-def test_damage_is_named(folder, tmp_path):
-    with pytest.raises(InputError, match=r"is no run: it has no manifest.json"):
-        read_runs(tmp_path)
-    with pytest.raises(InputError, match=r"comparison.json does not exist"):
-        read_runs(tmp_path / "comparison.json")
-    final = folder / "stage2_binary"
-    for name, message in {
-        "predictions.safetensors": r"^[^:]*predictions\.safetensors is damaged",
-        "metrics.json": r"^[^:]*metrics\.json is damaged",
-        "stage.json": r"^[^:]*stage\.json is damaged",
-    }.items():
-        content = (final / name).read_bytes()
-        (final / name).write_bytes(content[: len(content) // 2])
-        with pytest.raises(InputError, match=message):
-            read_runs(folder)
-        (final / name).unlink()
-        with pytest.raises(
-            InputError, match=rf"^[^:]*stage2_binary(/{name} is missing| is .*: it has no {name}); run the stage again$"
-        ):
-            read_runs(folder)
-        (final / name).write_bytes(content)
-    for name, values, message in (
-        ("metrics.json", {"score": ...}, r"stage2_binary/metrics\.json is damaged \(it has no score\)"),
-        ("stage.json", {"curve": [["x"]]}, r"stage2_binary: its stage\.json or metrics\.json is damaged"),
-        ("stage.json", {"size": None}, "made by an older version: .*stage2_binary's word_tables"),
-        ("stage.json", {"size": {"word_tables": 2}}, "is damaged: its size has no precision, parameters, "),
-        ("stage.json", {"steps": None}, "are damaged .the steps of stage stage2_binary of multistage-1 is None"),
-        ("stage.json", {"flops": {"student": "9"}}, "are damaged .the student_flops of stage stage2_binary"),
-        ("metrics.json", {"dev": ...}, r"are damaged \(.* without stages or dev sets\)"),
-    ):
-        content = (final / name).read_text()
-        change(final / name, **values)
-        with pytest.raises(InputError, match=message):
-            read_runs(folder)
-        (final / name).write_text(content)
-    content = (folder / "manifest.json").read_text()
-    for values, message in (
-        ({"seed": "x"}, r"its manifest is damaged .*its seed is 'x'"),
-        ({"titles": ...}, r"its manifest is damaged .*'titles'"),
-        ({"labels": 5}, r"are damaged"),
-        ({"budget": {}}, r"are damaged .the budget of multistage-1 is \{\}"),
-        ({"budget": "x"}, r"are damaged .the budget of multistage-1 is 'x'"),
-        ({"planned": ["x"]}, r"its manifest is damaged .planned: \['x'\]"),
-    ):
-        change(folder / "manifest.json", **values)
-        with pytest.raises(InputError, match=message):
-            read_runs(folder)
-        (folder / "manifest.json").write_text(content)
-    with pytest.raises(InputError, match=r"manifest\.json is no comparison\.json; name a run folder"):
-        read_runs(folder / "manifest.json")
-    (tmp_path / "notes.md").write_text("x")
-    with pytest.raises(InputError, match=r"notes\.md is no comparison\.json; name a run folder"):
-        read_runs(tmp_path / "notes.md")
-    (final / "model.safetensors").unlink()
     with pytest.raises(
-        InputError, match=r"stage2_binary is damaged: it has no model\.safetensors; run the stage again$"
+        InputError, match=r"ternary was made by an older version: its record lacks size or flops; run it"
     ):
         read_runs(folder)
-    change(folder / "manifest.json", artifacts={})
-    with pytest.raises(InputError, match="is not finished: teacher, general"):
+    change(folder / "manifest.json", hyperparameters=...)
+    with pytest.raises(
+        InputError, match=r"manifest.json is damaged or of another version \(hyperparameters: Field req"
+    ):
         read_runs(folder)
-    change(folder / "manifest.json", artifacts=...)
-    with pytest.raises(InputError, match="is damaged"):
+
+
+def test_what_is_no_run_is_named(folder, tmp_path):
+    (tmp_path / "notes.md").write_text("x")
+    for path, message in (
+        (tmp_path, r"is no run: it has no manifest.json"),
+        (tmp_path / "comparison.json", r"comparison.json does not exist"),
+        (folder / "manifest.json", r"manifest\.json is no comparison\.json; name a run folder"),
+        (tmp_path / "notes.md", r"notes\.md is no comparison\.json; name a run folder"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_runs(path)
+
+
+@pytest.mark.parametrize("name", ["predictions.safetensors", "metrics.json", "stage.json", "model.safetensors"])
+def test_damaged_and_missing_files_are_named(folder, name):
+    file = folder / "stage2_binary" / name
+    if name != "model.safetensors":  # whose content a comparison does not read
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        with pytest.raises(InputError, match=rf"^[^:]*{re.escape(name)} is damaged"):
+            read_runs(folder)
+    file.unlink()
+    with pytest.raises(
+        InputError, match=rf"^[^:]*stage2_binary(/{name} is missing| is .*: it has no {name}); run the stage again$"
+    ):
+        read_runs(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("metrics.json", {"score": ...}, r"stage2_binary/metrics\.json is damaged .*\(score: "),
+        ("metrics.json", {"dev": ...}, r"are damaged \(.* without stages or dev sets\)"),
+        ("metrics.json", {"score": float("nan")}, r"are damaged \(the final score of multistage-1 is None"),
+        ("stage.json", {"curve": [["x"]]}, r"stage2_binary/stage\.json is damaged .*\(curve\.0\.0: "),
+        ("stage.json", {"size": None}, "made by an older version: its record lacks size or flops"),
+        ("stage.json", {"size": {"word_tables": 2}}, r"is damaged .*\(size\.parameters: "),
+        ("stage.json", {"steps": None}, r"is damaged .*\(steps: "),
+        ("stage.json", {"flops": {"student": "9", "teacher": 0}}, r"is damaged .*\(flops\.student: "),
+    ],
+)
+def test_damaged_records_of_a_stage_are_named(folder, name, values, message):
+    change(folder / "stage2_binary" / name, **values)
+    with pytest.raises(InputError, match=message):
+        read_runs(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"seed": "x"}, r"manifest\.json is damaged .*\(seed: "),
+        ({"titles": {}}, r"its manifest is damaged \(titles lacks teacher, general"),
+        ({"labels": 5}, r"manifest\.json is damaged .*\(labels: "),
+        ({"labels": ["only"]}, r"are damaged \(predictions of dev in stage teacher"),
+        ({"budget": {}}, r"is damaged .*\(budget\.unit: "),
+        ({"budget": {"unit": "steps", "total": -1}}, r"are damaged \(the budget of multistage-1 is -1"),
+        ({"planned": ["x"]}, r"is damaged .*\(planned: "),
+        ({"artifacts": {}}, "is not finished: teacher, general"),
+        ({"planned": {}}, "is not finished: every stage"),
+    ],
+)
+def test_a_damaged_manifest_is_named(folder, values, message):
+    change(folder / "manifest.json", **values)
+    with pytest.raises(InputError, match=message):
         read_runs(folder)
 
 
 def test_a_file_that_is_not_what_was_written_is_named(folder):
-    stage = folder / "stage1"  # its predictions are no part of a report, so nothing else would tell
+    stage = folder / "stage1"  # its predictions are no part of a report, so nothing else would find it
     change(stage / "stage.json", checksums={"metrics.json": checksum(stage / "metrics.json")})
     read_runs(folder)
     change(stage / "metrics.json", score=0.99)
-    with pytest.raises(
-        InputError, match=r"stage1/metrics\.json is damaged \(it is another than its stage\.json tells\)"
-    ):
+    with pytest.raises(InputError, match=r"stage1/metrics\.json is damaged \(its stage\.json has another checksum"):
         read_runs(folder)
 
 
 def test_a_damaged_comparison_json_is_named(run_of, tmp_path):
     file = tmp_path / "comparison.json"
-    text = records.to_json([run_of("singlestage", 1)])
+    text = to_json([run_of("singlestage", 1)])
     for content, message in {
         text[:-300]: "is damaged",
         text.replace('"format": 1', '"format": 9'): "has format 9, this version reads 1",
@@ -194,13 +153,11 @@ def test_a_damaged_comparison_json_is_named(run_of, tmp_path):
         '{"format": 1, "runs": []}': "is damaged",
         text.replace('"seed"', '"sead"'): "is damaged",
         text.replace('"title"', '"tittle"'): "is damaged",
-        text.replace('"seed": 1', '"seed": "x"'): "is damaged .*the seed of",
-        text.replace('"seed": 1', '"seed": true'): "is damaged .*the seed of",
-        re.sub(
-            r'"steps": \d+', '"steps": null', text
-        ): "is damaged .*the steps of stage teacher of singlestage-1 is None",
-        text.replace('"versions": {', '"versions": {"x": 1, '): "is damaged .*the versions of",
-        re.sub(r'"curve": \[\s+\[', '"curve": [["a", 0.5], [', text, count=1): "is damaged .*the curve of",
+        text.replace('"seed": 1', '"seed": "x"'): r"is damaged \(runs\.singlestage-1\.seed: ",
+        text.replace('"seed": 1', '"seed": true'): r"is damaged \(runs\.singlestage-1\.seed: ",
+        re.sub(r'"steps": \d+', '"steps": null', text): r"is damaged \(runs\.singlestage-1\.stages\.teacher\.steps: ",
+        text.replace('"versions": {', '"versions": {"x": 1, '): r"is damaged \(runs\.singlestage-1\.versions\.x: ",
+        re.sub(r'"curve": \[\s+\[', '"curve": [["a", 0.5], [', text, count=1): "is damaged .*teacher.curve.0.0: ",
         re.sub(r'"predicted": \[\d', '"predicted": [7', text): "is damaged .*predictions of dev in stage teacher",
         re.sub(r'"labels": \[[\d., ]+\]', '"labels": []', text): "is damaged .*predictions of dev in stage teacher",
         text[: text.rindex('"score"')] + re.sub('"score": [0-9.]+', '"score": null', text[text.rindex('"score"') :]): (
@@ -210,3 +167,9 @@ def test_a_damaged_comparison_json_is_named(run_of, tmp_path):
         file.write_text(content)
         with pytest.raises(InputError, match=message):
             read_runs(file)
+
+
+def test_a_budget_that_is_none_is_damage(run_of, tmp_path):
+    run = replace(run_of("singlestage", 1), budget=BudgetRecord("steps", 0))
+    with pytest.raises(InputError, match=r"x is damaged \(the budget of singlestage-1 is 0\)"):
+        from_json(to_json([run]), "x")

@@ -8,7 +8,7 @@ import pytest
 
 from bitkd.config.load import choices, load_config
 from bitkd.data.files import content_hash, find_file, read_rows
-from bitkd.data.task import TaskDataModule
+from bitkd.data.task_rows import TaskRows
 from bitkd.data.tasks import FilesSpec, TaskSpec, check_task
 from bitkd.errors import InputError
 
@@ -157,7 +157,7 @@ def test_a_task_that_contradicts_itself_is_refused(changes, message):
     sound = {"name": "t", "text": ["a"], "labels": ["x", "y"], "files": FilesSpec(dev={"dev": "dev.tsv"})}
     task = TaskSpec(**(sound | changes))
     with pytest.raises(InputError, match=message):
-        TaskDataModule(task, tokenizer=None)
+        TaskRows(task, tokenizer=None)
 
 
 OWN = TaskSpec("own", ["premise", "hypothesis"], ["yes", "no"], files=FilesSpec(dev={"dev": "dev.csv"}))

@@ -33,8 +33,8 @@ def test_the_rows_left_out_are_not_always_the_longest():
 
 def test_an_epoch_is_counted_in_micro_batches():
     sampler = TrainBatchSampler(LENGTHS, 16, 60, seed=0, world_size=2, accumulate=4)
-    assert sampler.steps_per_epoch == len(LENGTHS) // 16
-    assert sampler.batches_per_epoch == 4 * sampler.steps_per_epoch
+    assert sampler.steps_per_pass == len(LENGTHS) // 16
+    assert sampler.batches_per_pass == 4 * sampler.steps_per_pass
 
 
 def test_the_seed_decides_the_order():

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from bitkd.data import corpus
-from bitkd.data.corpus import Position, Stream, StreamDataModule, is_held_out
+from bitkd.data import stream
+from bitkd.data.corpus_rows import StreamRows, is_held_out
 from bitkd.data.documents import FileDocuments, HubCorpusSpec, HubDocuments
 from bitkd.data.packing import Packer
+from bitkd.data.stream import Position, Stream, StreamDataModule
 from bitkd.errors import InputError
 from tests.conftest import WORDS
 
@@ -19,7 +20,7 @@ COUNT = 300
 @pytest.fixture
 def documents(tmp_path, monkeypatch):
     """A corpus of COUNT documents of three words, no two alike."""
-    monkeypatch.setattr(corpus, "STREAM_BLOCK", 16)
+    monkeypatch.setattr(stream, "STREAM_BLOCK", 16)
     texts = [" ".join(WORDS[(i // 20**k) % 20] for k in range(3)) for i in range(COUNT)]
     (tmp_path / "corpus.txt").write_text("\n\n".join(texts))
     return FileDocuments([str(tmp_path / "corpus.txt")])
@@ -84,9 +85,9 @@ def test_too_few_documents_for_all_readers_are_refused(documents, packer):
 
 
 def test_held_out_documents_validate(documents, tiny_tokenizer):
-    module = StreamDataModule(documents, tiny_tokenizer, max_length=16)
-    module.setup("fit")
-    assert module.num_rows["dev"] >= COUNT // 50
+    rows = StreamRows(documents, tiny_tokenizer, max_length=16)
+    module = StreamDataModule(rows)
+    assert rows.num_rows["dev"] >= COUNT // 50
     batch = next(iter(module.train_dataloader()))
     assert batch["position"].shape == (4,)
 
@@ -117,7 +118,7 @@ def test_a_dataset_of_the_hub_is_read_from_any_row_on(tmp_path, monkeypatch, str
 
 @pytest.mark.parametrize("files", [1, 2])
 def test_loader_processes_share_a_streamed_dataset_of_the_hub(tmp_path, packer, monkeypatch, files):
-    monkeypatch.setattr(corpus, "STREAM_BLOCK", 8)
+    monkeypatch.setattr(stream, "STREAM_BLOCK", 8)
     for k in range(files):
         lines = [
             json.dumps({"text": " ".join(WORDS[(i // 20**p) % 20] for p in range(3))})

@@ -7,15 +7,14 @@ from transformers import AutoModel, AutoModelForSequenceClassification, BertConf
 from bitkd.errors import InputError
 from bitkd.models.artifact import load_classifier, load_encoder, load_student, new_classifier, save_student
 from bitkd.models.attention import ATTENTION
-from bitkd.models.encoder import encoder_layers, spec_of
+from bitkd.models.encoder import encoder_layers, read_spec
 from bitkd.models.importance import Importance, estimate_importance
-from bitkd.models.mapping import map_student
+from bitkd.models.prepare import prepare, split_ternary_
 from bitkd.models.size import measure
 from bitkd.models.spec import ShapeSpec, check_shape
 from bitkd.models.student import add_head, build_student
-from bitkd.quant.prepare import prepare
+from bitkd.models.teacher_map import map_student
 from bitkd.quant.spec import QuantSpec
-from bitkd.quant.splitting import split_ternary_
 
 SHAPE = {
     "vocab_size": 60,
@@ -72,18 +71,18 @@ def test_a_full_copy_has_the_teachers_outputs():
 def test_chosen_layers_are_copied_and_remembered():
     teacher = classifier()
     student = build_student(teacher, ShapeSpec(layers=[1, 3]))
-    assert spec_of(student).layers == [1, 3]
+    assert read_spec(student).layers == [1, 3]
     for mine, theirs in zip(encoder_layers(student), (encoder_layers(teacher)[1], encoder_layers(teacher)[3])):
         torch.testing.assert_close(mine.state_dict(), theirs.state_dict())
     grandchild = build_student(student, ShapeSpec(layers=[1]))
-    assert spec_of(grandchild).layers == [3]
+    assert read_spec(grandchild).layers == [3]
 
 
 def test_a_half_width_student_has_the_kept_heads_outputs():
     teacher = classifier()
     importance = importance_of(teacher)
     student = build_student(teacher, ShapeSpec(width=0.5), importance).eval()
-    kept = spec_of(student).kept_heads[0]
+    kept = read_spec(student).kept_heads[0]
     assert kept == sorted(importance.heads[0].topk(2).indices.tolist())
     contexts = []
     for model in (teacher, student):
@@ -162,7 +161,7 @@ def test_an_encoder_whose_weights_have_another_size_is_refused(tmp_path):
 
 
 def test_a_split_student_is_not_cut_again():
-    with pytest.raises(InputError, match="cut before splitting"):
+    with pytest.raises(InputError, match="reduce it before splitting"):
         build_student(split_student(), ShapeSpec(layers=[0]))
 
 
@@ -176,7 +175,6 @@ def test_a_split_student_is_not_cut_again():
         (ShapeSpec(width=0.3), r"leaves 1\.2 of 4 heads; .* use one of 0\.25, 0\.5, 0\.75, 1"),
         (ShapeSpec(width=0.0), "leaves 0 of 4 heads"),
         (ShapeSpec(width=2.0), "leaves 8 of 4 heads"),
-        (ShapeSpec(init="zeros"), "use copy or random"),
         (ShapeSpec(hidden_size=16), "needs student.init=random"),
         (ShapeSpec(hidden_size=20, init="random"), "use a multiple of the head size 8"),
         (ShapeSpec(dropout=1.0), r"is not in \[0, 1\)"),
@@ -184,17 +182,22 @@ def test_a_split_student_is_not_cut_again():
 )
 def test_shapes_that_do_not_fit_are_refused(shape, message):
     with pytest.raises(InputError, match=message):
-        check_shape(shape, spec_of(BertConfig(**SHAPE)), 4)
+        check_shape(shape, read_spec(BertConfig(**SHAPE)), 4)
+
+
+def test_an_unknown_initialization_is_refused():
+    with pytest.raises(InputError, match=r"student\.init=zeros is unknown; use one of copy, random"):
+        ShapeSpec(init="zeros")  # type: ignore[arg-type]
 
 
 def test_the_map_compares_parts_with_what_they_were_copied_from():
     teacher = classifier()
     student = build_student(teacher, ShapeSpec(layers=[0, 3], width=0.5), importance_of(teacher))
-    found = map_student(spec_of(student), 2, spec_of(teacher), 4)
+    found = map_student(read_spec(student), 2, read_spec(teacher), 4)
     assert found.attention == [0, 3]
     assert found.hidden == [0, 1, 4]
-    assert found.heads == spec_of(student).kept_heads
-    own = map_student(spec_of(student), 2, spec_of(student), 2)
+    assert found.heads == read_spec(student).kept_heads
+    own = map_student(read_spec(student), 2, read_spec(student), 2)
     assert own.attention == [0, 1]
     assert own.heads == [[0, 1], [0, 1]]
 
@@ -202,15 +205,15 @@ def test_the_map_compares_parts_with_what_they_were_copied_from():
 def test_the_map_of_a_random_student_is_uniform():
     teacher = classifier()
     student = build_student(teacher, ShapeSpec(layers=[0, 1], init="random"))
-    found = map_student(spec_of(student), 2, spec_of(teacher), 4)
+    found = map_student(read_spec(student), 2, read_spec(teacher), 4)
     assert found.attention == [1, 3]
     assert found.hidden == [0, 2, 4]
     assert found.heads == [[0, 1, 2, 3]] * 2
     narrow = build_student(teacher, ShapeSpec(layers=[0, 1], init="random", width=0.5))
-    assert map_student(spec_of(narrow), 2, spec_of(teacher), 4).heads is None
+    assert map_student(read_spec(narrow), 2, read_spec(teacher), 4).heads is None
     odd = build_student(teacher, ShapeSpec(layers=[0, 1, 2], init="random"))
     with pytest.raises(InputError, match="3"):
-        map_student(spec_of(odd), 3, spec_of(teacher), 4)
+        map_student(read_spec(odd), 3, read_spec(teacher), 4)
 
 
 def test_a_head_is_added_from_the_teacher():
@@ -220,9 +223,9 @@ def test_a_head_is_added_from_the_teacher():
     torch.testing.assert_close(model.classifier.weight, teacher.classifier.weight)
     torch.testing.assert_close(model.bert.pooler.dense.weight, teacher.bert.pooler.dense.weight)
     torch.testing.assert_close(model.bert.encoder.layer[0].state_dict(), encoder.encoder.layer[1].state_dict())
-    assert spec_of(model).trained_head
+    assert read_spec(model).trained_head
     other = build_student(encoder, ShapeSpec(layers=[1], hidden_size=16, init="random"))
-    assert not spec_of(add_head(other, teacher)).trained_head
+    assert not read_spec(add_head(other, teacher)).trained_head
 
 
 PRECISIONS = [
@@ -238,7 +241,7 @@ def test_saved_and_loaded_gives_identical_logits(tmp_path, quant, width):
     teacher = classifier()
     student = build_student(teacher, ShapeSpec(layers=[1, 2], width=width), importance_of(teacher))
     prepare(student, quant)
-    spec = spec_of(student)
+    spec = read_spec(student)
     spec.quant = quant
     student.config.bitkd = spec.__dict__ | {"quant": quant.__dict__}
     save_student(student.eval(), tmp_path / "one")
@@ -254,7 +257,7 @@ def split_student():
     quant = QuantSpec(weight_bits=2, activation_bits=8)
     prepare(student, quant)
     split_ternary_(student)
-    spec = spec_of(student)
+    spec = read_spec(student)
     spec.quant, spec.split = QuantSpec(weight_bits=1, activation_bits=8), True
     student.config.bitkd = spec.__dict__ | {"quant": spec.quant.__dict__}
     return student.eval()
@@ -282,7 +285,7 @@ def test_sizes_by_both_conventions_are_the_published_ones():
     assert measure(model).paper_mib == pytest.approx(417.6, abs=0.2)
     quant = QuantSpec(weight_bits=1)
     prepare(model, quant)
-    spec = spec_of(model)
+    spec = read_spec(model)
     model.config.bitkd = spec.__dict__ | {"quant": quant.__dict__}
     size = measure(model)
     assert size.paper_mib == pytest.approx(13.05, abs=0.05)
@@ -304,7 +307,7 @@ def test_a_split_half_width_student_has_the_encoder_bits_of_a_full_width_one():
 
 def test_a_full_precision_encoder_counts_32_bits_when_only_embeddings_are_quantized():
     model = classifier()
-    spec = spec_of(model)
+    spec = read_spec(model)
     spec.quant = QuantSpec(embedding_bits=1)
     prepare(model, spec.quant)
     model.config.bitkd = asdict(spec)

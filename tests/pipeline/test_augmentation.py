@@ -159,7 +159,7 @@ def label_counts(overrides):
     [
         (["task.augmentation.source=masked_lm"], "has no trained masked-LM head"),
         (["task.augmentation.variants=0"], "variants=0 is too small"),
-        (["data.selection=test"], "use dev or holdout"),
+        (["data.selection=test"], "selection=test is unknown; use one of dev, holdout"),
         (["stages.init.augmented=true"], "does not train on the task"),
         (["stages.teacher.augmented=true", "task.augmentation.enabled=false"], "but nothing is augmented"),
     ],

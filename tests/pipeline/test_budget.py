@@ -130,7 +130,7 @@ def test_embedding_bits_are_one_setting_of_every_arm(arm):
     config = load_config(["task=rte", f"pipeline={arm}", "embedding_bits=32"])
     low = [stage.quant for stage in config.stages.values() if stage.quant.weight_bits < 32]
     assert low
-    assert {quant.word_bits for quant in low} == {32}
+    assert {quant.resolved_embedding_bits for quant in low} == {32}
 
 
 def test_binary_embeddings_cannot_be_split(settings, tmp_path):

@@ -11,7 +11,7 @@ from bitkd.config.comparable import decisive_settings
 from bitkd.config.load import load_config
 from bitkd.errors import InputError
 from bitkd.models.artifact import load_classifier, load_student, save_student
-from bitkd.models.encoder import spec_of
+from bitkd.models.encoder import read_spec
 from bitkd.pipeline.plan import make_plan
 from bitkd.pipeline.runner import StageFailedError, run
 from bitkd.stages.base import StudentModule
@@ -162,13 +162,15 @@ def test_every_artifact_says_what_it_is(finished):
     folder = finished / "rte" / "multistage"
     precision = {"teacher": (32, False), "ternary": (2, False), "split": (1, True), "stage2_binary": (1, True)}
     for name, (bits, split) in precision.items():
-        spec = spec_of(load_student(folder / name))
+        spec = read_spec(load_student(folder / name))
         assert (spec.quant.weight_bits, spec.split) == (bits, split)
         record = json.loads((folder / name / "stage.json").read_text())
         assert record["name"] == name
         assert {"fingerprint", "inputs", "seed", "seconds", "steps", "versions", "checksums", "size"} <= set(record)
-    assert spec_of(load_student(folder / "general")).kept_heads == spec_of(load_student(folder / "split")).kept_heads
-    single = [spec_of(load_student(finished / "rte" / "singlestage" / name)) for name in ("single", "single_binary")]
+    assert (
+        read_spec(load_student(folder / "general")).kept_heads == read_spec(load_student(folder / "split")).kept_heads
+    )
+    single = [read_spec(load_student(finished / "rte" / "singlestage" / name)) for name in ("single", "single_binary")]
     assert [spec.quant.weight_bits for spec in single] == [32, 1]
     assert (folder / "logs" / "stage1" / "version_0" / "metrics.csv").read_text().count("train/attention") == 1
 
@@ -357,8 +359,8 @@ def test_a_run_folder_that_cannot_be_written_is_bad_input(settings, console, tmp
 
 
 def test_general_kd_on_a_stream_resumes_at_the_same_document(settings, tiny_task, console, tmp_path, monkeypatch):
-    monkeypatch.setattr("bitkd.data.corpus.HELD_OUT", 10)
-    monkeypatch.setattr("bitkd.data.corpus.STREAM_BLOCK", 8)
+    monkeypatch.setattr("bitkd.data.corpus_rows.HELD_OUT", 10)
+    monkeypatch.setattr("bitkd.data.stream.STREAM_BLOCK", 8)
     stream = ["data.streaming=true", f"stages.general.max_tokens={12 * 8 * 32}", "checkpoint.every_steps=1"]
     original = StudentModule.training_step
 
@@ -387,3 +389,18 @@ def test_general_kd_on_a_stream_resumes_at_the_same_document(settings, tiny_task
 def test_a_stream_has_no_epochs(settings, tmp_path):
     with pytest.raises(InputError, match=r"give stages\.general\.max_steps= or \.max_tokens="):
         make_plan(load_config(settings(tmp_path, "multistage", "data.streaming=true", "train.max_steps=null")))
+
+
+def test_a_head_that_no_term_reads_is_not_a_trained_one(settings, console, tmp_path):
+    """A student from scratch, distilled without the logits term: its head is as random as before."""
+    random = ["student.init=random", "student.hidden_size=16", "student.layers=[0,1]"]
+    overrides = settings(tmp_path, "singlestage", *random, "stages.single.loss.logits=0")
+    plan = run(load_config(overrides), console)
+    stage = plan.folder.artifacts()["single"].stage
+    assert stage.selected == "last"  # scores of a random head choose nothing
+    assert stage.selected_step == 4
+    with pytest.raises(InputError, match="has no trained head"):
+        load_classifier(plan.folder.folder / "single")
+    binary = plan.folder.artifacts()["single_binary"].stage
+    assert binary.selected == "best"
+    load_classifier(plan.folder.folder / "single_binary")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bitkd.quant.functional import binarize, binary_codes, quantize_tokens, ternarize, ternary_codes, token_codes
 from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
-from bitkd.quant.splitting import split_ternary_
+from bitkd.quant.splitting import split_layers
 
 
 def inputs(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -31,7 +31,7 @@ def reference(x: Tensor, layer: QuantLinear) -> Tensor:
     """The usual quantize-dequantize form, differentiated by autograd."""
     quantize = {1: binarize, 2: ternarize}.get(layer.weight_bits)
     weight = quantize(layer.weight, layer.per_row, clip=layer.gradient_clip) if quantize else layer.weight
-    return nn.functional.linear(quantize_tokens(x) if layer.activation_bits == 8 else x, weight, layer.bias)
+    return nn.functional.linear(layer.input_quantizer(x), weight, layer.bias)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_embedding_quantizes_rows(weight_bits: int) -> None:
 
 def split_of(layer: QuantLinear) -> SplitLinear:
     holder = nn.ModuleList([copy.deepcopy(layer)])
-    assert split_ternary_(holder) == 1
+    assert split_layers(holder) == 1
     split = holder[0]
     assert isinstance(split, SplitLinear)
     return split
@@ -169,7 +169,12 @@ def test_split_is_the_sum_of_its_halves(activation_bits: int, per_row: bool, tra
     parameters = list(split.parameters())
     x, upstream = inputs(3, 4, 96, seed=5), inputs(3, 4, 20, seed=6)
     results = []
-    for forward in (split, lambda x: reference(x, split.first) + reference(x, split.second)):
+
+    def halves(x: Tensor) -> Tensor:
+        x = quantize_tokens(x) if activation_bits < 32 else x
+        return reference(x, split.first) + reference(x, split.second)
+
+    for forward in (split, halves):
         leaf = x.clone().requires_grad_()
         y = forward(leaf)
         results.append([y, *torch.autograd.grad(y, [leaf, *parameters], upstream)])
@@ -199,7 +204,7 @@ def test_split_embedding_equals_ternary() -> None:
     holder = nn.ModuleList([QuantEmbedding(11, 32, padding_idx=1, weight_bits=2)])
     ids = torch.arange(11).reshape(1, 11)
     before = holder[0](ids)
-    assert split_ternary_(holder) == 1
+    assert split_layers(holder) == 1
     split = holder[0]
     assert isinstance(split, SplitEmbedding)
     exactly(split(ids), before)

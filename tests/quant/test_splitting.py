@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from bitkd.errors import InputError
 from bitkd.quant.functional import binarize, binary_codes, ternarize, ternary_codes
 from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
-from bitkd.quant.splitting import split_ternary, split_ternary_
+from bitkd.quant.splitting import split_layers, split_ternary
 
 SPIKE = torch.tensor([[1.0] + 383 * [0.006]])
 """The published a is -0.65 here."""
@@ -93,14 +93,16 @@ def test_split_model_replaces_ternary_layers_only() -> None:
     model = nn.Sequential(*layers, QuantLinear(8, 4, weight_bits=1), nn.Linear(4, 2)).eval()
     layers[1].weight.requires_grad_(False)
     bias = layers[1].bias
-    assert split_ternary_(model) == 2
+    assert split_layers(model) == 2
     embedding, linear, binary, plain = model
     assert isinstance(embedding, SplitEmbedding)
     assert isinstance(linear, SplitLinear)
     assert type(binary) is QuantLinear
     assert type(plain) is nn.Linear
+    assert linear.activation_bits == 8
+    assert linear.input_quantizer is layers[1].input_quantizer
     for half in (linear.first, linear.second):
-        assert (half.weight_bits, half.activation_bits, half.per_row, half.gradient_clip) == (1, 8, True, 2.5)
+        assert (half.weight_bits, half.per_row, half.gradient_clip) == (1, True, 2.5)
         assert torch.equal(half.bias, bias / 2)
         assert not half.weight.requires_grad
         assert half.bias.requires_grad
@@ -109,8 +111,8 @@ def test_split_model_replaces_ternary_layers_only() -> None:
 
 def test_nothing_to_split() -> None:
     model = nn.Sequential(QuantLinear(8, 8, weight_bits=2))
-    split_ternary_(model)
+    split_layers(model)
     with pytest.raises(InputError, match="already split"):
-        split_ternary_(model)
+        split_layers(model)
     with pytest.raises(InputError, match=r"no ternary layer to split; prepare\(model"):
-        split_ternary_(nn.Sequential(nn.Linear(2, 2), QuantLinear(2, 2, weight_bits=1)))
+        split_layers(nn.Sequential(nn.Linear(2, 2), QuantLinear(2, 2, weight_bits=1)))

@@ -85,7 +85,7 @@ def test_the_page_holds_all_parts_and_fetches_nothing(report):
         "x86_64",
     ):
         assert expected in words
-    assert words.index("share of teacher kept") < words.index("95 % interval") < words.index("Score, size, cost")
+    assert words.index("teacher score retained") < words.index("95 % interval") < words.index("Score, size, cost")
 
 
 def test_svg_colours_are_the_pages_variables(report):

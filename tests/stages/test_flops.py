@@ -4,11 +4,10 @@ import pytest
 import torch
 
 from bitkd.models.importance import Importance
+from bitkd.models.prepare import prepare, split_ternary_
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
-from bitkd.quant.prepare import prepare
 from bitkd.quant.spec import QuantSpec
-from bitkd.quant.splitting import split_ternary_
 from bitkd.stages.finetune import FineTune
 from bitkd.stages.flops import row_flops
 from bitkd.stages.general import GeneralDistillation

@@ -6,14 +6,16 @@ import subprocess
 import pytest
 
 from bitkd.errors import InputError
-from bitkd.store.artifacts import Store
+from bitkd.store.artifacts import Store, read_artifact
+from bitkd.store.records import MetricsRecord, StageRecord, parse_record
+from tests.store.test_records import GOLDEN
+
+RECORD = parse_record(StageRecord, (GOLDEN / "stage_untrained.json").read_bytes(), "golden", "")
+METRICS = MetricsRecord(1.0, {"dev": {"loss": 0.5}})
 
 
 def publish(store, key="kind-abc", content=b"weights"):
-    record = {"name": "n", "kind": "init", "seconds": 0.0}
-    return store.publish(
-        key, lambda folder: (folder / "model.safetensors").write_bytes(content), record, {"score": 1.0}
-    )
+    return store.publish(key, lambda folder: (folder / "model.safetensors").write_bytes(content), RECORD, METRICS)
 
 
 @pytest.fixture
@@ -26,9 +28,10 @@ def store(tmp_path):
 def test_a_published_artifact_is_whole(store):
     artifact = publish(store)
     assert store.finished("kind-abc")
-    assert store.damage("kind-abc") is None
-    assert artifact.metrics == {"score": 1.0}
-    assert artifact.stage["name"] == "n"
+    assert store.find_damage("kind-abc") is None
+    assert artifact.metrics == METRICS
+    assert artifact.stage.name == RECORD.name
+    assert set(artifact.stage.checksums) == {"model.safetensors", "metrics.json"}
 
 
 def test_a_failing_write_leaves_nothing_visible(store):
@@ -37,7 +40,7 @@ def test_a_failing_write_leaves_nothing_visible(store):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        store.publish("kind-abc", write, {}, {})
+        store.publish("kind-abc", write, RECORD, METRICS)
     assert not store.finished("kind-abc")
 
 
@@ -47,18 +50,18 @@ def test_a_flipped_byte_is_found(store, name):
     content = bytearray(file.read_bytes())
     content[1] ^= 1
     file.write_bytes(content)
-    assert "checksum" in store.damage("kind-abc") or "cannot be read" in store.damage("kind-abc")
+    assert "checksum" in store.find_damage("kind-abc") or "cannot be read" in store.find_damage("kind-abc")
 
 
 def test_a_missing_file_is_found(store):
     (publish(store).path / "model.safetensors").unlink()
-    assert "cannot be read" in store.damage("kind-abc")
+    assert "cannot be read" in store.find_damage("kind-abc")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"checksums": {}}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"checksums": {}}', json.dumps(RECORD.as_data() | {"checksums": {}})])
 def test_an_unreadable_record_is_found(store, content):
     (publish(store).path / "stage.json").write_text(content)
-    assert "cannot be read" in store.damage("kind-abc")
+    assert "cannot be read" in store.find_damage("kind-abc")
 
 
 def test_a_removed_artifact_is_gone(store):
@@ -99,7 +102,17 @@ def test_a_store_that_cannot_be_written_is_bad_input(tmp_path):
 
 def test_records_are_plain_json(store):
     artifact = publish(store)
-    assert json.loads((artifact.path / "metrics.json").read_text()) == {"score": 1.0}
+    assert json.loads((artifact.path / "metrics.json").read_text()) == {"score": 1.0, "dev": {"loss": 0.5}}
+
+
+def test_what_is_no_artifact_is_refused(store):
+    with pytest.raises(InputError, match=r"is no finished artifact: it has no stage\.json; run the stage again"):
+        read_artifact(store.root)
+    folder = publish(store).path
+    for name in ("metrics.json", "stage.json"):
+        (folder / name).write_text("{")
+        with pytest.raises(InputError, match=rf"{name} is damaged or of another version .*; run the stage again"):
+            read_artifact(folder)
 
 
 def test_what_a_dead_process_left_is_swept(store, monkeypatch):

@@ -73,6 +73,21 @@ def test_gc_takes_what_a_deleted_run_alone_needed(tell, runs):
     assert tell("gc")["removed"] == []
 
 
+@pytest.mark.parametrize("manifest", ["older", "damaged", "deleted"])
+def test_gc_leaves_what_a_run_names_whose_manifest_cannot_be_read(tell, runs, manifest):
+    file = runs / "rte" / "multistage" / "manifest.json"
+    content = json.loads(file.read_text())
+    (runs / "rte" / "multistage" / "stage2_binary").unlink()
+    file.unlink()
+    left = 1  # the artifact that nothing names any more
+    if manifest == "older":
+        file.write_text(json.dumps({"planned": {}, "artifacts": content["artifacts"]}))
+        left = 0
+    elif manifest == "damaged":
+        file.write_text("{")
+    assert len(tell("gc")["removed"]) == left
+
+
 def test_gc_knows_runs_in_other_folders(tell, runs, store, tmp_path):
     moved = tmp_path / "elsewhere" / "rte" / "multistage"
     shutil.copytree(runs / "rte" / "multistage", moved, symlinks=True)

@@ -1,5 +1,6 @@
 """Sweep files for tests, and a stand-in for bitkd that makes a finished run in no time."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -10,6 +11,12 @@ import yaml
 from bitkd.sweep import trials
 
 COMMAND = ["${env}", "bitkd", "run", "${args_no_hyphens}"]
+
+GOLDEN = Path(__file__).parent.parent / "store" / "golden"
+MANIFEST = json.dumps(
+    json.loads((GOLDEN / "manifest.json").read_text()) | {"planned": {"final": "key"}, "artifacts": {"final": "key"}}
+)
+STAGE = (GOLDEN / "stage_student.json").read_text()
 
 STAND_IN = """#!{python} -IS
 import json, os, signal, sys, time
@@ -30,8 +37,8 @@ if os.path.exists(settings["run.dir"] + "/hold") and lr > 0.15:
     time.sleep(60)
 if lr > 0.9:
     sys.exit("the learning rate explodes")
-json.dump({{"planned": {{"final": "key"}}, "artifacts": {{"final": "key"}}}}, open(run + "/manifest.json", "w"))
-json.dump({{"kind": "single_stage", "seconds": 1.0}}, open(run + "/final/stage.json", "w"))
+open(run + "/manifest.json", "w").write({manifest!r})
+open(run + "/final/stage.json", "w").write({stage!r})
 json.dump({{"score": 1 - (lr - 0.3) ** 2}}, open(run + "/final/metrics.json", "w"))
 """
 
@@ -69,7 +76,7 @@ def stand_in(tmp_path, monkeypatch):
     """Puts the stand-in on the PATH."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    (folder / "bitkd").write_text(STAND_IN.format(python=sys.executable))
+    (folder / "bitkd").write_text(STAND_IN.format(python=sys.executable, manifest=MANIFEST, stage=STAGE))
     (folder / "bitkd").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(trials, "planned_keys", lambda config, memo: {"final": "key"})

@@ -16,9 +16,9 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from bitkd.data.augment.candidates import Candidates, Sentence
 from bitkd.data.augment.stop_words import STOP_WORDS
-from bitkd.data.base import encode_texts
 from bitkd.data.files import Rows
 from bitkd.data.tasks import AugmentSpec
+from bitkd.data.tokenized import encode_texts
 from bitkd.errors import InputError
 
 BLOCK = 64
@@ -60,17 +60,17 @@ class Augmenter:
         """How many shards the rows make."""
         return -(-len(self.rows["label"]) // SHARD_ROWS)
 
-    def shard(self, number: int) -> Iterator[dict[str, list]]:
+    def shard(self, number: int) -> Iterator[dict[str, list[Any]]]:
         """The columns of a shard's augmented rows, block after block."""
         end = min((number + 1) * SHARD_ROWS, len(self.rows["label"]))
         for start in range(number * SHARD_ROWS, end, BLOCK):
             yield self.block(range(start, min(start + BLOCK, end)))
 
-    def block(self, sources: range) -> dict[str, list]:
+    def block(self, sources: range) -> dict[str, list[Any]]:
         """The augmented rows of some source rows: text_a, text_b (of pairs), label, index (the source row's number)."""
         sentences = [self._sentence(self.rows[column][i]) for i in sources for column in self.columns]
         found = iter(zip(sentences, self.candidates.find(sentences)))
-        made: dict[str, list] = {name: [] for name in (*self.columns, "label", "index")}
+        made: dict[str, list[Any]] = {name: [] for name in (*self.columns, "label", "index")}
         for i in sources:
             original = {column: self.rows[column][i] for column in self.columns}
             versions = [original]

@@ -4,6 +4,8 @@ import hashlib
 import json
 import logging
 import math
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,91 +13,99 @@ import datasets
 import numpy as np
 from datasets import Dataset
 
-from bitkd.data.base import TokenizedDataModule, encode_texts
 from bitkd.data.files import Malformed, Rows, collect_rows, content_hash, find_file, read_rows
-from bitkd.data.hub import load_hub_dataset, tokenizer_state
-from bitkd.data.tasks import HOLDOUT, TaskSpec, check_metrics, check_task, task_fingerprint
-from bitkd.errors import InputError
+from bitkd.data.hub import load_hub_dataset, tokenizer_state, without_progress_bars
+from bitkd.data.tasks import HOLDOUT, Selection, TaskSpec, check_metrics, check_task, task_fingerprint
+from bitkd.data.tokenized import encode_texts
+from bitkd.errors import InputError, check_choices
 
 HOLDOUT_SHARE = 0.1
 
 log = logging.getLogger(__name__)
 
 
-class TaskDataModule(TokenizedDataModule):
+@dataclass(frozen=True)
+class _Tokenized:
+    train: Dataset
+    dev: dict[str, Dataset]
+    truncated: dict[str, int]
+    content_hash: str
+
+
+@dataclass(eq=False)
+class TaskRows:
     """Training rows and dev sets of a task, from files under `data_dir` or from the hub.
 
-    cache_dir: folder where tokenized rows are kept as Arrow and memory-mapped from; null keeps them in memory.
-    rows_hash: hash of the content of all rows, once they are read.
-    selection: `dev` validates a fit on the dev sets, as published; `holdout` on a stratified tenth of the training
-    rows, which is then left out of training; the dev sets are looked at by `validate` alone.
+    They are read, hashed and tokenized once, when they are first asked for. Rows have the columns input_ids,
+    attention_mask and token_type_ids (if the model has them), label (int, or float for a regression), index (the row's
+    number in its file) and length (tokens).
+
+    Raises InputError if the task's definition contradicts itself, and while reading if a file or a row cannot be read.
     """
 
-    def __init__(
-        self,
-        task: TaskSpec,
-        tokenizer: Any,
-        data_dir: str | None = None,
-        max_length: int = 128,
-        batch_size: int = 32,
-        total_batches: int = 1,
-        accumulate: int = 1,
-        seed: int = 0,
-        eval_batch_size: int = 64,
-        num_workers: int = 0,
-        cache_dir: str | None = None,
-        selection: str = "dev",
-        selection_seed: int = 0,
-    ) -> None:
-        super().__init__(
-            tokenizer, max_length, batch_size, total_batches, accumulate, seed, eval_batch_size, num_workers
-        )
-        check_task(task)
-        check_metrics(task)
-        if selection not in ("dev", HOLDOUT):
-            raise InputError(f"data.selection={selection} is unknown; use dev or {HOLDOUT}")
-        self.task = task
-        self.data_dir = data_dir
-        self.cache_dir = cache_dir
-        self.selection = selection
-        self.selection_seed = selection_seed
-        self.truncated: dict[str, int] = {}
-        self.rows_hash = ""
-        self._source_hash: str | None = None
+    task: TaskSpec
+    tokenizer: Any
+    data_dir: Path | str | None = None
+    """Folder of the task's files; None reads the hub."""
 
-    def setup(self, stage: str) -> None:
-        if self.train_rows is not None:
-            return
-        splits = {name: self._read(name) for name in ("train", *self._sources("dev"))}
-        self.rows_hash = self._content_hash(splits)
-        tokenized = {name: self._tokenize(rows, name) for name, rows in splits.items()}
-        self.train_rows = tokenized.pop("train")
-        self.dev_rows = tokenized
-        if self.selection == HOLDOUT:
-            held, kept = self._divide(splits["train"]["label"])
-            self.dev_rows = {HOLDOUT: self.train_rows.select(held), **tokenized}
-            self.train_rows = self.train_rows.select(kept)
-        cut = ", ".join(f"{count} of {name}" for name, count in self.truncated.items() if count)
-        if cut:
-            log.warning(
-                "%s: rows longer than data.max_length=%d tokens are cut: %s", self.task.name, self.max_length, cut
-            )
+    max_length: int = 128
+    """Tokens of a row at most; longer ones are truncated, and counted in a warning."""
+
+    cache_dir: Path | str | None = None
+    """Folder in which tokenized rows are kept as Arrow and memory-mapped from; None keeps them in memory."""
+
+    selection: Selection = "dev"
+    """What a fit validates on: `dev`, the dev sets, as published; or `holdout`, a stratified tenth of the training rows,
+    which is then left out of training. `Trainer.validate` looks at the dev sets too."""
+
+    selection_seed: int = 0
+    """Seed that chooses the rows held out."""
+
+    def __post_init__(self) -> None:
+        check_task(self.task)
+        check_metrics(self.task)
+        check_choices(self)
+
+    @property
+    def train(self) -> Dataset:
+        """The training rows, without those held out."""
+        return self._tokenized.train
+
+    @property
+    def dev(self) -> dict[str, Dataset]:
+        """The dev sets by name; `holdout` is the first one, if rows are held out."""
+        return self._tokenized.dev
+
+    @property
+    def truncated(self) -> dict[str, int]:
+        """Rows of each split that were longer than max_length."""
+        return self._tokenized.truncated
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of the content of all rows, as they are in the files or on the hub."""
+        return self._tokenized.content_hash
+
+    @property
+    def num_rows(self) -> dict[str, int]:
+        """Rows of `train` and of each dev set."""
+        return {"train": len(self.train), **{name: len(rows) for name, rows in self.dev.items()}}
+
+    @property
+    def dev_names(self) -> list[str]:
+        """Names of the dev sets; the first one selects checkpoints."""
+        return [*([HOLDOUT] if self.selection == HOLDOUT else []), *self._sources("dev")]
 
     @property
     def fit_dev_names(self) -> list[str]:
+        """The dev sets that a fit validates on; the others are for the end of a stage."""
         return [HOLDOUT] if self.selection == HOLDOUT else self.dev_names
 
     def fingerprint(self) -> str:
         """Hash of the rows' content and of how the task reads it; names and paths of files do not count."""
-        self.setup("fit")
         return task_fingerprint(
-            self.task, self.rows_hash, self.data_dir is not None, self.dev_names, self.selection_seed
+            self.task, self.content_hash, self.data_dir is not None, self.dev_names, self.selection_seed
         )
-
-    def share(self, other: "TaskDataModule") -> "TaskDataModule":
-        """Use the rows that `other` has loaded already."""
-        self.train_rows, self.dev_rows, self.rows_hash = other.train_rows, other.dev_rows, other.rows_hash
-        return self
 
     def train_texts(self) -> Rows:
         """The texts and labels of the training rows (without those held out), read anew."""
@@ -107,10 +117,12 @@ class TaskDataModule(TokenizedDataModule):
 
     def source_hash(self) -> str:
         """Hash of the training rows (without those held out) and of the labels' order."""
-        if self._source_hash is None:
-            content = json.dumps([self.task.labels, self.train_texts()], sort_keys=True)
-            self._source_hash = hashlib.sha256(content.encode()).hexdigest()
         return self._source_hash
+
+    @cached_property
+    def _source_hash(self) -> str:
+        content = json.dumps([self.task.labels, self.train_texts()], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def test_rows(self, name: str) -> Dataset:
         """A test set's rows, tokenized, in their order; InputError where the task has no such set."""
@@ -120,7 +132,28 @@ class TaskDataModule(TokenizedDataModule):
             if name in ("train", *self._sources("dev")):
                 known = f"{name} has labels: `bitkd evaluate` reads it"
             raise InputError(f"task {self.task.name} has no test set {name}; {known}")
-        return self._tokenize(self._read(name), name)
+        return self._tokenize(self._read(name), name).remove_columns("truncated")
+
+    @cached_property
+    def _tokenized(self) -> _Tokenized:
+        splits = {name: self._read(name) for name in ("train", *self._sources("dev"))}
+        content_hash = self._hash_of(splits)
+        tokenized = {name: self._tokenize(rows, name) for name, rows in splits.items()}
+        truncated = {name: sum(rows["truncated"][:]) for name, rows in tokenized.items()}
+        if found := ", ".join(f"{count} of {name}" for name, count in truncated.items() if count):
+            log.warning(
+                "%s: rows longer than data.max_length=%d tokens are truncated: %s",
+                self.task.name,
+                self.max_length,
+                found,
+            )
+        dev = {name: rows.remove_columns("truncated") for name, rows in tokenized.items()}
+        train = dev.pop("train")
+        if self.selection == HOLDOUT:
+            held_out, kept = self._divide(splits["train"]["label"])
+            dev = {HOLDOUT: train.select(held_out), **dev}
+            train = train.select(kept)
+        return _Tokenized(train, dev, truncated, content_hash)
 
     def _divide(self, labels: list[Any]) -> tuple[list[int], list[int]]:
         """Row numbers held out and kept: a tenth of every label's rows, chosen by the seed (regression: of every whole
@@ -156,7 +189,7 @@ class TaskDataModule(TokenizedDataModule):
             raise InputError(f"{hub.path} has no split {name}; it has {', '.join(found)}")
         return self._hub_rows(found[name], name, labelled=split not in tests)
 
-    def _content_hash(self, splits: dict[str, Rows]) -> str:
+    def _hash_of(self, splits: dict[str, Rows]) -> str:
         if self.data_dir is not None:
             names = [self.task.files.train, *self.task.files.dev.values()]
             return content_hash([find_file(self.task, name, self.data_dir) for name in names])
@@ -181,7 +214,7 @@ class TaskDataModule(TokenizedDataModule):
     def _tokenize(self, rows: Rows, split: str) -> Dataset:
         columns = ["text_a", "text_b"] if "text_b" in rows else ["text_a"]
 
-        def encode(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
+        def encode(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
             texts = [batch[column] for column in columns]
             return {**encode_texts(self.tokenizer, texts, self.max_length), "index": indices}
 
@@ -194,16 +227,15 @@ class TaskDataModule(TokenizedDataModule):
             folder = Path(self.cache_dir).expanduser()
             folder.mkdir(parents=True, exist_ok=True)
             file = str(folder / f"{self.task.name}-{split}-{key}.arrow")
-        tokenized = Dataset.from_dict(rows).map(
-            encode,
-            batched=True,
-            with_indices=True,
-            remove_columns=columns,
-            cache_file_name=file,
-            new_fingerprint=key,
-        )
-        self.truncated[split] = sum(tokenized["truncated"][:])
-        return tokenized.remove_columns("truncated")
+        with without_progress_bars():
+            return Dataset.from_dict(rows).map(
+                encode,
+                batched=True,
+                with_indices=True,
+                remove_columns=columns,
+                cache_file_name=file,
+                new_fingerprint=key,
+            )
 
 
 def _hub_label(task: TaskSpec, value: Any, names: list[str] | None, place: str) -> int | float:
@@ -217,6 +249,3 @@ def _hub_label(task: TaskSpec, value: Any, names: list[str] | None, place: str) 
     if name not in task.labels:
         raise Malformed(f"{place}: label {value!r} is outside the task's set {task.labels} (its names: {names})")
     return task.labels.index(name)
-
-
-datasets.disable_progress_bars()

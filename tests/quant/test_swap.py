@@ -17,9 +17,9 @@ from transformers import (
 
 from bitkd.errors import InputError
 from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
-from bitkd.quant.prepare import prepare, unquantized_activations
 from bitkd.quant.spec import QuantSpec
-from bitkd.quant.splitting import split_ternary_
+from bitkd.quant.splitting import split_layers
+from bitkd.quant.swap import make_blank_pairs, swap_layers, unquantized_activations
 
 SHAPE = {
     "hidden_size": 16,
@@ -55,7 +55,7 @@ def counts(model: nn.Module) -> tuple[int, int, int]:
 )
 def test_families(model, plain: int) -> None:
     names, parameters = list(model.state_dict()), [id(p) for p in model.parameters()]
-    assert prepare(model, QuantSpec(weight_bits=1, activation_bits=8)) is model
+    assert swap_layers(model, QuantSpec(weight_bits=1, activation_bits=8)) is model
     assert counts(model) == (12, 1, plain)
     assert list(model.state_dict()) == names
     assert [id(p) for p in model.parameters()] == parameters
@@ -65,12 +65,12 @@ def test_families(model, plain: int) -> None:
 
 def test_options() -> None:
     model = bert()
-    prepare(model, QuantSpec(weight_bits=2, embedding_bits=1, per_row=True, pooler=True, gradient_clip=2.5))
+    swap_layers(model, QuantSpec(weight_bits=2, embedding_bits=1, per_row=True, pooler=True, gradient_clip=2.5))
     assert counts(model) == (13, 1, 1)
     assert model.get_input_embeddings().weight_bits == 1
     query = model.bert.encoder.layer[0].attention.self.query
     assert (query.weight_bits, query.activation_bits, query.per_row, query.gradient_clip) == (2, 32, True, 2.5)
-    prepare(model, QuantSpec(weight_bits=1, embedding_bits=32))
+    swap_layers(model, QuantSpec(weight_bits=1, embedding_bits=32))
     assert counts(model) == (12, 0, 2)
 
 
@@ -79,16 +79,16 @@ def test_prepare_again_and_back() -> None:
     before, logits = dict(model.named_parameters()), model(IDS).logits
     results = []
     for bits in (2, 1, 2):
-        prepare(model, QuantSpec(weight_bits=bits, activation_bits=8, attention_activations=True))
-        assert model.bert.encoder.layer[1].attention.self.activation_bits == 8
+        swap_layers(model, QuantSpec(weight_bits=bits, activation_bits=8, attention_activations=True))
+        assert model.bert.encoder.layer[1].attention.self.activation_quantizer.bits == 8
         results.append(model(IDS).logits)
     torch.testing.assert_close(results[0], results[2], rtol=0, atol=0)
     assert not torch.equal(results[0], results[1])
-    prepare(model, QuantSpec(weight_bits=32, activation_bits=8))
+    swap_layers(model, QuantSpec(weight_bits=32, activation_bits=8))
     assert counts(model) == (12, 0, 2)
-    prepare(model, QuantSpec())
+    swap_layers(model, QuantSpec())
     assert counts(model) == (0, 0, 14)
-    assert model.bert.encoder.layer[1].attention.self.activation_bits == 32
+    assert not hasattr(model.bert.encoder.layer[1].attention.self, "activation_quantizer")
     torch.testing.assert_close(model(IDS).logits, logits, rtol=0, atol=0)
     for name, parameter in model.named_parameters():
         assert parameter is before[name]
@@ -96,34 +96,38 @@ def test_prepare_again_and_back() -> None:
 
 def test_split_shape_takes_a_split_models_weights() -> None:
     spec = QuantSpec(weight_bits=2, activation_bits=8, per_row=True)
-    model = prepare(bert(), spec)
-    assert split_ternary_(model) == 13
-    blank = prepare(bert(), QuantSpec(weight_bits=1, activation_bits=8, per_row=True), split=True).eval()
+    model = swap_layers(bert(), spec)
+    assert split_layers(model) == 13
+    blank = swap_layers(bert(), QuantSpec(weight_bits=1, activation_bits=8, per_row=True)).eval()
+    make_blank_pairs(
+        blank, [name for name, module in model.named_modules() if isinstance(module, SplitLinear | SplitEmbedding)]
+    )
     assert list(blank.state_dict()) == list(model.state_dict())
     blank.load_state_dict(model.state_dict())
     torch.testing.assert_close(blank(IDS).logits, model(IDS).logits, rtol=0, atol=0)
 
 
 def test_split_model_stays_binary() -> None:
-    model = prepare(bert(), QuantSpec(weight_bits=2))
-    split_ternary_(model)
+    model = swap_layers(bert(), QuantSpec(weight_bits=2))
+    split_layers(model)
     query = model.bert.encoder.layer[0].attention.self.query.first.weight
-    prepare(model, QuantSpec(weight_bits=1, activation_bits=8))
+    swap_layers(model, QuantSpec(weight_bits=1, activation_bits=8))
     layer = model.bert.encoder.layer[0].attention.self.query
     assert isinstance(layer, SplitLinear)
     assert layer.first.weight is query
-    assert layer.second.activation_bits == 8
+    assert layer.activation_bits == 8
     assert isinstance(model.get_input_embeddings(), SplitEmbedding)
     for spec in (QuantSpec(), QuantSpec(weight_bits=2), QuantSpec(weight_bits=1, embedding_bits=32)):
         with pytest.raises(InputError, match=r"_bits=\d+ does not fit a split model"):
-            prepare(model, spec)
-    with pytest.raises(InputError, match="weight_bits=2 does not fit a split model"):
-        prepare(bert(), QuantSpec(weight_bits=2), split=True)
+            swap_layers(model, spec)
+    for bits, name in ((2, "bert.pooler.dense"), (1, "bert.pooler.dense"), (2, "bert.encoder.layer.0.output.dense")):
+        with pytest.raises(InputError, match=f"{name} cannot be a pair of 1-bit layers"):
+            make_blank_pairs(swap_layers(bert(), QuantSpec(weight_bits=bits)), [name])
 
 
 def test_unquantized_activations() -> None:
-    quantized = prepare(bert(), QuantSpec(weight_bits=1, activation_bits=8, attention_activations=True))
-    weights_only = prepare(bert(), QuantSpec(weight_bits=1))
+    quantized = swap_layers(bert(), QuantSpec(weight_bits=1, activation_bits=8, attention_activations=True))
+    weights_only = swap_layers(bert(), QuantSpec(weight_bits=1))
     before = quantized(IDS).logits
     with unquantized_activations(quantized):
         torch.testing.assert_close(quantized(IDS).logits, weights_only(IDS).logits, rtol=0, atol=0)
@@ -131,13 +135,13 @@ def test_unquantized_activations() -> None:
     assert not torch.equal(before, weights_only(IDS).logits)
     with pytest.raises(RuntimeError, match="stop"), unquantized_activations(quantized):
         raise RuntimeError("stop")
-    assert quantized.bert.encoder.layer[0].attention.self.activation_bits == 8
+    assert quantized.bert.encoder.layer[0].attention.self.query.activation_bits == 8
 
 
 def test_split_logits_equal_ternary_logits() -> None:
-    ternary = prepare(bert(), QuantSpec(weight_bits=2, activation_bits=8))
+    ternary = swap_layers(bert(), QuantSpec(weight_bits=2, activation_bits=8))
     split = copy.deepcopy(ternary)
-    split_ternary_(split)
+    split_layers(split)
     with unquantized_activations(ternary), unquantized_activations(split):
         torch.testing.assert_close(split(IDS).logits, ternary(IDS).logits, rtol=0, atol=1e-5)
     torch.testing.assert_close(split(IDS).logits, ternary(IDS).logits, rtol=0, atol=0)
@@ -160,8 +164,8 @@ def test_spec_refuses(settings: dict, message: str) -> None:
 def test_prepare_refuses() -> None:
     distil = DistilBertModel(DistilBertConfig(dim=8, hidden_dim=16, n_layers=1, n_heads=2, vocab_size=10))
     with pytest.raises(InputError, match=r"DistilBertModel has no Linear in encoder\.layer"):
-        prepare(distil, QuantSpec(weight_bits=1))
+        swap_layers(distil, QuantSpec(weight_bits=1))
     with pytest.raises(InputError, match=r"no Linear in encoder\.layer"):
-        prepare(nn.Linear(2, 2), QuantSpec(weight_bits=1))
+        swap_layers(nn.Linear(2, 2), QuantSpec(weight_bits=1))
     with pytest.raises(InputError, match="has no pooler"):
-        prepare(RobertaForSequenceClassification(RobertaConfig(**SHAPE)), QuantSpec(weight_bits=1, pooler=True))
+        swap_layers(RobertaForSequenceClassification(RobertaConfig(**SHAPE)), QuantSpec(weight_bits=1, pooler=True))

@@ -7,20 +7,25 @@ from bitkd.models.spec import StudentSpec
 
 
 @dataclass
-class Mapping:
-    """attention[i]: teacher layer for student layer i.  hidden[j]: teacher hidden state for student hidden state j
-    (0 is the embedding output).  heads[i][h]: teacher head for head h of student layer i; null where heads have no
-    source, then scores cannot be compared one to one.
-    """
+class TeacherMap:
+    """Which part of the teacher each part of the student is compared with."""
 
     attention: list[int]
+    """attention[i]: the teacher layer of student layer i."""
+
     hidden: list[int]
+    """hidden[j]: the teacher hidden state of student hidden state j; 0 is the embedding output."""
+
     heads: list[list[int]] | None
+    """heads[i][h]: the teacher head of head h of student layer i; None if heads have no source, then scores cannot be
+    compared one to one."""
 
 
-def map_student(student: StudentSpec, student_layers: int, teacher: StudentSpec, teacher_layers: int) -> Mapping:
-    """Compare like with like: parts copied from the same root layer and head meet; the rest falls back to the
-    uniform map of TinyBERT (arXiv:1909.10351), and to head h against head h where both have as many heads.
+def map_student(student: StudentSpec, student_layers: int, teacher: StudentSpec, teacher_layers: int) -> TeacherMap:
+    """Compare like with like: a layer or head of the student with the one that was copied from the same root.
+
+    Without such a source, layers follow the uniform map of TinyBERT (arXiv:1909.10351), and head h is compared with
+    head h if both have the same number of heads. Raises InputError if the layers do not divide evenly.
     """
     related = (student.root_layers, student.root_heads) == (teacher.root_layers, teacher.root_heads)
     if related and student.layers and teacher.layers and set(student.layers) <= set(teacher.layers):
@@ -36,4 +41,4 @@ def map_student(student: StudentSpec, student_layers: int, teacher: StudentSpec,
             heads = [[source.index(h) for h in kept] for kept, source in zip(student.kept_heads, sources)]
     if heads is None and student.heads == teacher.heads:
         heads = [list(range(student.heads)) for _ in range(student_layers)]
-    return Mapping(attention, hidden_map(attention), heads)
+    return TeacherMap(attention, hidden_map(attention), heads)

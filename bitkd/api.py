@@ -1,0 +1,74 @@
+"""Running a pipeline from Python, with the settings of the command line."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitkd.config.load import load_config
+from bitkd.config.schema import Config
+from bitkd.pipeline.checks import check_paths
+from bitkd.pipeline.plan import check_settings
+
+if TYPE_CHECKING:
+    from bitkd.compare.runs import Stage
+    from bitkd.pipeline.context import Console
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run."""
+
+    folder: Path
+    """The run's folder: manifest, configuration, logs, and a link to each stage's artifact under the stage's name."""
+
+    stages: "list[Stage]"
+    """The stages in the graph's order: scores, sizes, costs."""
+
+    @property
+    def score(self) -> float | None:
+        """The final student's primary metric on the first dev set, larger is better."""
+        return self.stages[-1].score
+
+    @property
+    def student(self) -> Path:
+        """Folder of the final student, for `load_student`."""
+        return self.folder / self.stages[-1].name
+
+
+def run(pipeline: str, *settings: str, console: "Console | None" = None, **values: Any) -> RunResult:
+    """Run a pipeline to its end: finished stages are skipped, a stage that was stopped is resumed.
+
+        result = bitkd.run("singlestage", "run.dir=build/runs", "train.max_steps=20", task="demo", seed=1)
+        student = bitkd.load_student(result.student)
+
+    pipeline: a name in conf/pipeline, or a path to a YAML file.
+    settings: key=value, as `bitkd run` takes them.
+    values: the same as keyword arguments; a dotted key goes into a dictionary: `**{"train.lr": 1e-4}`.
+    console: gets a line at each stage's start and end, by its `print`; None prints to the standard output.
+
+    Raises InputError before any work starts, bitkd.StageFailedError while working, StoppedError if the process is asked to
+    stop (SIGTERM, SIGUSR1, Ctrl-C): run it again to continue.
+    """
+    given = [f"{key}={_as_setting(value)}" for key, value in values.items()]
+    config = load_config([f"pipeline={pipeline}", *settings, *given])
+    check_before_imports(config)
+    from rich.console import Console as Terminal
+
+    from bitkd.compare.finished import read_finished
+    from bitkd.pipeline.runner import run as run_config
+    from bitkd.tracking import make_observer
+
+    plan = run_config(config, console or Terminal(soft_wrap=True, highlight=False, markup=False), make_observer(config))
+    return RunResult(plan.folder.folder, read_finished(plan.folder.folder).stages)
+
+
+def check_before_imports(config: Config) -> None:
+    """Refuse what settings and paths alone show to be wrong, before torch and the rest take seconds to import."""
+    check_settings(config)
+    check_paths(config)
+
+
+def _as_setting(value: Any) -> str:
+    """A value as YAML reads it: JSON is YAML, and a text needs no quotes here."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,0 +1,117 @@
+"""A checkpoint on rows and texts: its metrics, its predictions."""
+
+import logging
+import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from bitkd.config.schema import Config
+from bitkd.data.batches import LoaderSpec
+from bitkd.data.hub import load_tokenizer
+from bitkd.data.metrics import build_metrics, primary_score
+from bitkd.data.modules import TaskDataModule
+from bitkd.models.artifact import load_classifier, permute_labels
+from bitkd.sources.cache import open_cache
+from bitkd.sources.sources import open_sources
+from bitkd.stages.base import StudentModule
+from bitkd.stages.spec import SCORE
+from bitkd.store.records import StageRecord
+
+log = logging.getLogger(__name__)
+
+MAX_LENGTH = 128
+"""Tokens of a text, if no task says how many."""
+
+
+def evaluate(
+    config: Config, folder: Path, labels: list[str] | None, record: StageRecord | None
+) -> dict[str, float | None]:
+    """The task's metrics of the checkpoint in `folder`, and the loss; None for one that is undefined.
+
+    labels: the checkpoint's label names in its own order, if it has none.  record: of an artifact.
+    With several dev sets the names begin with the set's.
+    """
+    model = load_classifier(folder)
+    permute_labels(model, config.task.labels, labels)
+    if record is not None and record.task != config.task.name:
+        log.warning(
+            "the checkpoint was made for task %s, its metrics are those of task %s", record.task, config.task.name
+        )
+    data = _task_module(config, folder)
+    metrics = {name: build_metrics(config.task) for name in data.dev_names}
+    module = StudentModule(model, metrics=metrics, score=partial(primary_score, config.task))
+    trainer = _plain_trainer(config)
+    trainer.validate(module, datamodule=data, verbose=False)
+    measured = {name: float(value) for name, value in trainer.callback_metrics.items() if name != SCORE}
+    values = {name: value if math.isfinite(value) else None for name, value in measured.items()}
+    return {name.split("/", 1)[1]: value for name, value in values.items()} if len(metrics) == 1 else values
+
+
+def predict(
+    folder: Path, texts: list[str], pairs: list[str] | None, config: Config | None, labels: list[str] | None
+) -> list[dict[str, Any]]:
+    """For each text its label and every label's probability; of a regression its score.
+
+    config: of the task whose label order and length are taken; None takes the checkpoint's own.
+    """
+    model, max_length = load_classifier(folder), MAX_LENGTH
+    if config is not None:
+        permute_labels(model, config.task.labels, labels)
+        max_length = config.data.max_length
+    elif labels:
+        permute_labels(model, labels, labels)
+    tokenizer = load_tokenizer(folder)
+    inputs = tokenizer(texts, pairs, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        logits = model(**inputs).logits.float()
+    results: list[dict[str, Any]] = []
+    for i, row in enumerate(logits):
+        result: dict[str, Any] = {"text": texts[i]} | ({"text_pair": pairs[i]} if pairs else {})
+        if len(row) == 1:
+            result["score"] = float(row)
+        else:
+            scores = {model.config.id2label[k]: float(p) for k, p in enumerate(row.softmax(0))}
+            result |= {"label": max(scores, key=scores.__getitem__), "scores": scores}
+        results.append(result)
+    return results
+
+
+def predict_set(config: Config, folder: Path, name: str, labels: list[str] | None) -> list[str]:
+    """The prediction for each row of a test set, in the rows' order, as the task's files write labels."""
+    model, task = load_classifier(folder), config.task
+    permute_labels(model, task.labels, labels)
+    data = _task_module(config, folder)
+    loader = data.loader_of(data.rows.test_rows(name))
+    batches: Any = _plain_trainer(config).predict(StudentModule(model), dataloaders=loader)
+    order = torch.cat([index for index, _ in batches]).argsort()
+    logits = torch.cat([logits for _, logits in batches])[order]
+    if task.labels is None:
+        return [f"{score:.3f}" for score in logits[:, 0].tolist()]
+    places = logits.argmax(dim=1).tolist()
+    return [task.labels[i] if task.files.labels_as == "names" else str(i) for i in places]
+
+
+def _task_module(config: Config, folder: Path) -> TaskDataModule:
+    """The task's rows, read with the checkpoint's own tokenizer."""
+    config = replace(config, model=replace(config.model, pretrained=str(folder)))
+    loader = LoaderSpec(eval_batch_size=config.data.eval_batch_size, num_workers=config.data.num_workers)
+    return open_sources(config, open_cache(config, read_disk=False)).task_module(loader)
+
+
+def _plain_trainer(config: Config) -> pl.Trainer:
+    """A Trainer of one process that keeps no log."""
+    return pl.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=1,
+        precision=config.trainer.precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )

@@ -1,0 +1,55 @@
+"""A stage with everything about it decided."""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bitkd.config.schema import StageSpec, TrainSpec
+from bitkd.stages.kinds import Kind
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage of a run. Planning fills in the steps and then the fingerprint, each in a copy."""
+
+    name: str
+    spec: StageSpec
+    kind: Kind
+    train: TrainSpec
+    seed: int
+    upstream: dict[str, str]
+    """Role (student, teacher, data) -> node or source."""
+
+    checkpoint: Path | None = None
+    """Local folder of a fine-tuned teacher that was given."""
+
+    augmented: Path | None = None
+    """Folder of augmented rows that were given."""
+
+    total_steps: int = 0
+    eval_every: int = 0
+    steps_known: bool = True
+    """False as long as epochs are over rows that are still to be augmented."""
+
+    fingerprint: str = ""
+
+    @property
+    def title(self) -> str:
+        return self.spec.title or self.name
+
+    @property
+    def key(self) -> str:
+        """Name of the artifact's folder in the store."""
+        return f"{self.kind.name}-{self.fingerprint}"
+
+    @property
+    def trains(self) -> bool:
+        return self.kind.trains and self.checkpoint is None
+
+    def with_steps(self, per_epoch: int | None) -> "PlannedStage":
+        """The stage with its steps counted.  per_epoch: steps of a pass over its rows; None if these do not exist yet."""
+        train = self.train
+        known = per_epoch is not None or bool(train.max_steps and train.eval_every)
+        total = train.max_steps or (max(1, math.ceil(train.epochs * per_epoch)) if per_epoch else 0)
+        eval_every = min(train.eval_every or per_epoch or 0, total) if known else 0
+        return replace(self, total_steps=total, eval_every=eval_every, steps_known=known)

@@ -1,0 +1,211 @@
+"""Swap the leaf layers of a BERT-shaped model for low-bit ones, and back.
+
+These functions change layers only. `bitkd.prepare` records what was done in the model's configuration too, so that the
+model can be saved and loaded: use that one.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from bitkd.errors import InputError
+from bitkd.quant.inputs import AttentionQuantizer, FullPrecision, InputQuantizer
+from bitkd.quant.modules import (
+    QuantEmbedding,
+    QuantLinear,
+    SplitEmbedding,
+    SplitLinear,
+    embedding_options,
+    quantizer_for,
+)
+from bitkd.quant.spec import QuantSpec
+from bitkd.quant.table import FP32, HALF_BITS
+
+ATTENTION_QUANTIZER = "activation_quantizer"
+"""Name of the AttentionQuantizer in a self-attention module; absent if attention stays FP32."""
+
+Child = tuple[nn.Module, str, nn.Module]
+"""(parent, name, layer)"""
+
+
+def swap_layers(model: Any, spec: QuantSpec) -> Any:
+    """Quantize `model` in place as `spec` says, and return it; its Parameters stay the same objects.
+
+    model: a Hugging Face encoder of BERT's shape (BERT, RoBERTa, ELECTRA), bare or with a head. Quantized are
+    the Linears of the encoder's layers, the word embeddings and, as an option, the pooler; the rest stays
+    FP32. A quantized model can be quantized again: its latent weights are kept, and 32 bits give the plain
+    layers back. Pairs of binary layers (see `bitkd.quant.splitting`) stay pairs.
+
+    Raises InputError if the model has no such layers, or if pairs would have to become other than binary.
+    """
+    linears, embeddings, pooler = _layers_of(model)
+    if not linears:
+        raise InputError(
+            f"{type(model).__name__} has no Linear in encoder.layer; use a BERT-shaped encoder (BERT, RoBERTa, ELECTRA)"
+        )
+    if spec.pooler and not pooler:
+        raise InputError(f"pooler=True, but {type(model).__name__} has no pooler; use false (see QuantSpec.pooler)")
+    _refuse_rejoining(spec, [child for _, _, child in linears], embeddings, [child for _, _, child in pooler])
+
+    for parent, name, child in linears:
+        setattr(parent, name, _linear(child, spec))
+    for parent, name, child in pooler:
+        setattr(parent, name, _linear(child, spec if spec.pooler else QuantSpec()))
+    model.set_input_embeddings(_embedding(embeddings, spec))
+    for module in list(_encoder_of(model).modules()):
+        projections = [getattr(module, name, None) for name in ("query", "key", "value")]
+        if all(isinstance(projection, nn.Linear | SplitLinear) for projection in projections):
+            _set_attention_quantizer(module, spec.attention_bits)
+    return model
+
+
+def make_blank_pairs(model: nn.Module, names: Iterable[str]) -> None:
+    """Replace binary layers of `model` by pairs of binary ones, all zeros, to load a split model's weights into.
+
+    names: of QuantLinears and QuantEmbeddings, as in `named_modules`. Raises InputError if a layer is not binary.
+    """
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        holder = model.get_submodule(parent)
+        layer = getattr(holder, leaf, None)
+        if isinstance(layer, QuantLinear) and layer.weight_bits == HALF_BITS:
+            settings = {key: getattr(layer, key) for key in ("activation_bits", "per_row", "gradient_clip")}
+            setattr(holder, leaf, SplitLinear.from_float(layer, **settings))
+        elif isinstance(layer, QuantEmbedding) and layer.weight_bits == HALF_BITS:
+            setattr(holder, leaf, SplitEmbedding.from_float(layer, gradient_clip=layer.gradient_clip))
+        else:
+            raise InputError(f"{name} cannot be a pair of {HALF_BITS}-bit layers: it is a {type(layer).__name__}")
+
+
+def is_split(model: nn.Module) -> bool:
+    """Whether `model` holds pairs of binary layers."""
+    return any(isinstance(module, SplitLinear | SplitEmbedding) for module in model.modules())
+
+
+def find_mismatch(model: Any, spec: QuantSpec) -> str | None:
+    """What of a BERT-shaped model is quantized otherwise than `spec` says, in words; None if all is as it says."""
+    linears, embeddings, pooler = _layers_of(model)
+    plain = QuantSpec()
+    expected = [
+        *((f"encoder.layer's {name}", child, spec) for _, name, child in linears),
+        *((f"pooler.{name}", child, spec if spec.pooler else plain) for _, name, child in pooler),
+    ]
+    for name, layer, wanted in expected:
+        found = (_bits(layer, "weight_bits"), _bits(layer, "activation_bits"))
+        if found != (wanted.weight_bits, wanted.activation_bits):
+            return f"{name} is W{found[0]}A{found[1]}, not W{wanted.weight_bits}A{wanted.activation_bits}"
+        if wanted.weight_bits < FP32 and _bits(layer, "per_row") != wanted.per_row:
+            return f"{name} has per_row={not wanted.per_row}, not {wanted.per_row}"
+    if (bits := _bits(embeddings, "weight_bits")) != spec.resolved_embedding_bits:
+        return f"the word embedding is {bits}-bit, not {spec.resolved_embedding_bits}-bit"
+    found_bits = {m.bits for m in _encoder_of(model).modules() if isinstance(m, AttentionQuantizer)} or {FP32}
+    if found_bits != {spec.attention_bits}:
+        return f"attention is {min(found_bits)}-bit, not {spec.attention_bits}-bit"
+    return None
+
+
+@contextmanager
+def unquantized_activations(model: nn.Module) -> Iterator[None]:
+    """Within this context all activations of `model` stay FP32; weights stay quantized."""
+    quantizers = [
+        (parent, name, child)
+        for parent in list(model.modules())
+        for name, child in parent.named_children()
+        if isinstance(child, InputQuantizer)
+    ]
+    try:
+        for parent, name, _ in quantizers:
+            setattr(parent, name, FullPrecision())
+        yield
+    finally:
+        for parent, name, child in quantizers:
+            setattr(parent, name, child)
+
+
+def _encoder_of(model: Any) -> nn.Module:
+    """The encoder's layers; an empty list of a model that has none."""
+    encoder = getattr(getattr(model, "base_model", model), "encoder", None)
+    layers = getattr(encoder, "layer", None)
+    return layers if isinstance(layers, nn.Module) else nn.ModuleList()
+
+
+def _layers_of(model: Any) -> tuple[list[Child], nn.Module, list[Child]]:
+    """The encoder's Linears, the word embedding and the pooler's Linears; a pair counts as one layer."""
+    linears = [*_linear_children(_encoder_of(model))]
+    pooler = getattr(getattr(model, "base_model", model), "pooler", None)
+    embeddings = model.get_input_embeddings() if linears else nn.Module()
+    return linears, embeddings, [*_linear_children(pooler or nn.Module())]
+
+
+def _linear_children(root: nn.Module) -> Iterator[Child]:
+    """Every Linear below `root`; a pair counts as one layer."""
+    for name, child in root.named_children():
+        if isinstance(child, nn.Linear | SplitLinear):
+            yield root, name, child
+        else:
+            yield from _linear_children(child)
+
+
+def _bits(layer: nn.Module, name: str) -> Any:
+    return getattr(layer, name, FP32)
+
+
+def _refuse_rejoining(
+    spec: QuantSpec, linears: list[nn.Module], embeddings: nn.Module, pooler: list[nn.Module]
+) -> None:
+    """Raise InputError if `spec` asks for other than 1 bit of layers that are split."""
+    for name, asked, modules in (
+        ("weight_bits", spec.weight_bits, linears),
+        ("embedding_bits", spec.resolved_embedding_bits, [embeddings]),
+        ("pooler bits", spec.weight_bits if spec.pooler else FP32, pooler),
+    ):
+        if asked != HALF_BITS and any(is_split(module) for module in modules):
+            raise InputError(
+                f"{name}={asked} does not fit a split model: its halves are binary and stay binary; use 1 bit"
+            )
+
+
+def _linear(module: Any, spec: QuantSpec) -> nn.Module:
+    settings = {"per_row": spec.per_row, "gradient_clip": spec.gradient_clip}
+    if isinstance(module, SplitLinear):
+        halves = (
+            QuantLinear.from_float(half, weight_bits=HALF_BITS, **settings) for half in (module.first, module.second)
+        )
+        return SplitLinear(*halves, quantizer_for(module, spec.activation_bits))
+    if spec.weight_bits < FP32 or spec.activation_bits < FP32:
+        return QuantLinear.from_float(
+            module, weight_bits=spec.weight_bits, activation_bits=spec.activation_bits, **settings
+        )
+    if type(module) is nn.Linear:
+        return module
+    plain = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
+    plain.weight, plain.bias = module.weight, module.bias
+    return plain.train(module.training)
+
+
+def _embedding(module: Any, spec: QuantSpec) -> nn.Module:
+    if isinstance(module, SplitEmbedding):
+        for half in (module.first, module.second):
+            half.gradient_clip = spec.gradient_clip
+        return module
+    if spec.resolved_embedding_bits < FP32:
+        return QuantEmbedding.from_float(
+            module, weight_bits=spec.resolved_embedding_bits, gradient_clip=spec.gradient_clip
+        )
+    if type(module) is nn.Embedding:
+        return module
+    plain = nn.Embedding(**embedding_options(module), device="meta")
+    plain.weight = module.weight
+    return plain.train(module.training)
+
+
+def _set_attention_quantizer(attention: nn.Module, bits: int) -> None:
+    """Put an AttentionQuantizer into a self-attention module, where `bitkd.models.attention` finds it."""
+    old = getattr(attention, ATTENTION_QUANTIZER, None)
+    if bits == FP32:
+        if old is not None:
+            delattr(attention, ATTENTION_QUANTIZER)
+    elif old is None or old.bits != bits:
+        setattr(attention, ATTENTION_QUANTIZER, AttentionQuantizer(bits).to(next(attention.parameters()).device))

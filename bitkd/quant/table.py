@@ -1,0 +1,99 @@
+"""The quantizers by bit width: the one place where another is registered.
+
+It needs no torch, so that settings can be checked without it: a row names its implementation as "module:name".
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import Any
+
+from bitkd.errors import InputError
+
+FP32 = 32
+"""The width of what is not quantized."""
+
+HALF_BITS = 1
+"""The width of both halves that a splittable weight is split into."""
+
+
+@dataclass(frozen=True)
+class WeightQuantizer:
+    """How weights of one width are quantized."""
+
+    title: str
+    """Its name in reports, such as "1-bit"."""
+
+    name: str
+    """Its name in messages, such as "binary"."""
+
+    codes: str | Callable[..., Any]
+    """A function of (w, per_row) that returns whole-numbered codes in w's type and their FP32 scale, as
+    `bitkd.quant.functional.binary_codes` does; or where to find it, as "module:name"."""
+
+    splittable: bool = False
+    """Whether `bitkd.quant.splitting` can split such a weight into two of HALF_BITS."""
+
+    def resolve(self) -> Callable[..., Any]:
+        """The function that `codes` names."""
+        return _resolve(self.codes)
+
+
+@dataclass(frozen=True)
+class ActivationQuantizer:
+    """How activations of one width are quantized."""
+
+    title: str
+    """Its name in reports, such as "8-bit"."""
+
+    quantizer: str | Callable[..., Any]
+    """A function of the width that returns a `bitkd.quant.inputs.InputQuantizer`, such as its class; or where to
+    find it, as "module:name"."""
+
+    def resolve(self) -> Callable[..., Any]:
+        """The function that `quantizer` names."""
+        return _resolve(self.quantizer)
+
+
+WEIGHTS: dict[int, WeightQuantizer] = {
+    1: WeightQuantizer("1-bit", "binary", "bitkd.quant.functional:binary_codes"),
+    2: WeightQuantizer("2-bit", "ternary", "bitkd.quant.functional:ternary_codes", splittable=True),
+}
+"""By bits of a weight. To add a width, add a row."""
+
+ACTIVATIONS: dict[int, ActivationQuantizer] = {8: ActivationQuantizer("8-bit", "bitkd.quant.inputs:PerToken")}
+"""By bits of an activation. To add a width, add a row."""
+
+
+def weight_quantizer(bits: int, field: str = "weight_bits", alternative: str = "") -> WeightQuantizer | None:
+    """The row of WEIGHTS for a width; None for 32.
+
+    field: the setting's name, for the message.  alternative: what else it may be, for the message.
+    Raises InputError if the table has no such width.
+    """
+    if bits != FP32 and bits not in WEIGHTS:
+        allowed = [f"{width} ({row.name})" for width, row in sorted(WEIGHTS.items())]
+        raise InputError(_unsupported(field, bits, allowed, alternative))
+    return WEIGHTS.get(bits)
+
+
+def activation_quantizer(bits: int) -> ActivationQuantizer | None:
+    """The row of ACTIVATIONS for a width; None for 32. Raises InputError if the table has no such width."""
+    if bits != FP32 and bits not in ACTIVATIONS:
+        raise InputError(_unsupported("activation_bits", bits, [str(width) for width in sorted(ACTIVATIONS)], ""))
+    return ACTIVATIONS.get(bits)
+
+
+def is_splittable(bits: int) -> bool:
+    """Whether weights of this width can be split into two of HALF_BITS."""
+    row = weight_quantizer(bits)
+    return row is not None and row.splittable
+
+
+def _unsupported(field: str, bits: Any, allowed: list[str], alternative: str) -> str:
+    return f"{field}={bits!r} is unsupported; use {', '.join(allowed)} or {FP32}{alternative} (see QuantSpec.{field})"
+
+
+def _resolve(implementation: str | Callable[..., Any]) -> Callable[..., Any]:
+    found: Callable[..., Any] = resolve_name(implementation) if isinstance(implementation, str) else implementation
+    return found

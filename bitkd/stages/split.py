@@ -1,0 +1,25 @@
+"""Weight splitting: each ternary matrix becomes two binary ones with the same sum (BinaryBERT, arXiv:2012.15701)."""
+
+from dataclasses import replace
+
+import lightning.pytorch as pl
+from transformers import PreTrainedModel
+
+from bitkd.callbacks.weight_splitting import WeightSplitting
+from bitkd.models.prepare import prepare
+from bitkd.stages.base import Origin, StudentModule
+
+
+class Splitting(StudentModule):
+    """Nothing is trained: the callback splits the student before a validation."""
+
+    @classmethod
+    def start(cls, origin: Origin) -> PreTrainedModel:
+        """The student of the stage before; an FP32 one is made ternary first, without training."""
+        embedding_bits = origin.quant.embedding_bits
+        ternary = replace(origin.quant, weight_bits=2, embedding_bits=2 if embedding_bits == 1 else embedding_bits)
+        return prepare(origin.load(), ternary)
+
+    @classmethod
+    def callbacks(cls) -> list[pl.Callback]:
+        return [WeightSplitting()]

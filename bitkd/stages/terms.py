@@ -1,0 +1,62 @@
+"""The terms of the distillation objective, as rows of bitkd.stages.spec.TERMS name them.
+
+Each takes the DistillationModule (for its `loss` settings and its `map` of layers and heads), the outputs of the student and
+of the teacher, and the batch, and returns a scalar, without its weight.
+"""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bitkd.distill.layer_map import group_mean_heads
+from bitkd.distill.losses import attention_score_mse, hidden_mse, logits_mse, relation_kl, soft_cross_entropy
+from bitkd.models.encoder import read_spec
+
+if TYPE_CHECKING:
+    from bitkd.stages.distillation import DistillationModule
+
+Batch = dict[str, Tensor]
+
+
+def logits_term(module: "DistillationModule", student: Any, teacher: Any, batch: Batch) -> Tensor:
+    """Soft cross entropy on the teacher's logits; of a regression the squared error."""
+    if student.logits.shape[1] > 1:
+        return soft_cross_entropy(student.logits, teacher.logits, module.loss.temperature)
+    target = batch["labels"].unsqueeze(1) if module.loss.regression_target == "label" else teacher.logits
+    return logits_mse(student.logits, target)
+
+
+def hidden_term(module: "DistillationModule", student: Any, teacher: Any, batch: Batch) -> Tensor:
+    """MSE of the embedding output and of each layer's output, summed over layers."""
+    mask, project = batch["attention_mask"].bool(), module.project or nn.Identity()
+    pairs = [(project(student.hidden_states[j]), teacher.hidden_states[t]) for j, t in enumerate(module.map.hidden)]
+    return torch.stack([hidden_mse(s, t, mask, module.loss.include_padding) for s, t in pairs]).sum()
+
+
+def attention_term(module: "DistillationModule", student: Any, teacher: Any, batch: Batch) -> Tensor:
+    """MSE of pre-softmax attention scores, summed over layers; relations of heads without a source in the teacher."""
+    mask = batch["attention_mask"].bool()
+    if module.recorders:
+        return _relations(module, mask)
+    losses = []
+    for i, t in enumerate(module.map.attention):
+        scores = teacher.attentions[t]
+        if module.map.heads is None:
+            source = group_mean_heads(scores, student.attentions[i].shape[1])
+        else:
+            source = scores[:, module.map.heads[i]]
+        losses.append(attention_score_mse(student.attentions[i], source, mask, module.loss.include_padding))
+    return torch.stack(losses).sum()
+
+
+def _relations(module: "DistillationModule", mask: Tensor) -> Tensor:
+    student, teacher = (recorder.projections for recorder in module.recorders)
+    heads = math.gcd(read_spec(module.teacher).heads, student[0][0].shape[-1], teacher[0][0].shape[-1])
+    return torch.stack(
+        [
+            torch.stack([relation_kl(s, q, mask, heads) for s, q in zip(student[i], teacher[t])]).mean()
+            for i, t in enumerate(module.map.attention)
+        ]
+    ).sum()

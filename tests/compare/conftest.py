@@ -1,0 +1,3 @@
+"""Fixtures of the comparison's tests."""
+
+from tests.compare.synthetic import measured, run_of, runs_of  # noqa: F401

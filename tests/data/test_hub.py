@@ -1,0 +1,57 @@
+import socket
+import time
+
+import pytest
+
+from bitkd.data.hub import load_hub_dataset, load_tokenizer, resolve_pretrained
+from bitkd.errors import InputError
+
+
+def test_a_hub_that_cannot_be_reached_is_said_within_twenty_seconds(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"model\.pretrained=no/such is no local folder.*the hub cannot be reached"):
+        resolve_pretrained("no/such")
+    with pytest.raises(InputError, match=r"no-such/glue/rte cannot be loaded: the hub cannot be reached.*data\.dir="):
+        load_hub_dataset("no-such/glue", "rte")
+    assert time.monotonic() - began < 20
+
+
+def test_a_hub_that_takes_the_connection_and_says_nothing_is_given_up_on(monkeypatch):
+    import datasets
+
+    monkeypatch.setattr("bitkd.data.hub.PROBE_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        with pytest.raises(InputError, match=r"the hub cannot be reached \(.*model\.pretrained=FOLDER"):
+            resolve_pretrained("no/such")
+        assert time.monotonic() - began < 5
+        with pytest.raises(InputError, match=r"the hub cannot be reached \(.*data\.dir="):
+            load_hub_dataset("no-such/glue", "rte")
+    assert not datasets.config.HF_HUB_OFFLINE
+
+
+def test_a_resolver_that_hangs_is_given_up_on(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+    monkeypatch.setattr("bitkd.data.hub.PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: time.sleep(3))
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"the hub cannot be reached \(no answer in 0\.2 s\)"):
+        resolve_pretrained("no/such")
+    assert time.monotonic() - began < 2
+
+
+def test_a_folder_without_tokenizer_files_has_no_tokenizer(tiny_bert, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((tiny_bert / name).read_bytes())
+    with pytest.raises(InputError, match=r"has no tokenizer \(none of \['tokenizer\.json'"):
+        load_tokenizer(tmp_path)
+
+
+def test_local_paths_are_looked_at_first(tiny_bert, tmp_path):
+    assert resolve_pretrained(str(tiny_bert)) == tiny_bert.resolve()
+    with pytest.raises(InputError, match="there is no such folder"):
+        resolve_pretrained(str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="has no tokenizer"):
+        load_tokenizer(tmp_path)

@@ -1,0 +1,39 @@
+import pytest
+
+from bitkd.errors import InputError
+from bitkd.stages.base import StudentModule
+from bitkd.stages.distillation import DistillationModule
+from bitkd.stages.kinds import KINDS, kind_of
+from bitkd.stages.spec import TERMS, LossSpec
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS.values() if not kind.makes_rows], ids=lambda kind: kind.name)
+def test_a_kinds_row_and_its_module_agree(kind):
+    assert issubclass(kind.module_class, StudentModule)
+    assert issubclass(kind.module_class, DistillationModule) == kind.distils
+    if kind.distils:
+        assert kind.module_class.kind == kind.name
+        assert kind.trains
+    assert set(kind.terms) <= set(TERMS)
+
+
+def test_a_head_is_trained_by_labels_or_by_a_term_that_reads_it():
+    loss, silent = LossSpec(), LossSpec(logits=0.0)
+    assert [name for name in KINDS if KINDS[name].trains_head(loss)] == ["finetune", "prediction", "single_stage"]
+    assert [name for name in KINDS if KINDS[name].trains_head(silent)] == ["finetune"]
+
+
+def test_terms_without_a_weight_do_not_count():
+    assert kind_of("single_stage").active_terms(LossSpec(hidden=0.0)) == ("logits", "attention")
+    assert kind_of("finetune").active_terms(LossSpec()) == ()
+
+
+def test_an_unknown_kind_or_term_names_the_nearest():
+    with pytest.raises(InputError, match=r"stages.x.kind=singlestage is unknown; did you mean single_stage\?"):
+        kind_of("singlestage", "stages.x.kind=")
+    with pytest.raises(InputError, match=r"loss.extra.hiden is no loss term; did you mean hidden\?"):
+        LossSpec(extra={"hiden": 1.0})
+    with pytest.raises(InputError, match=r"loss.extra.hidden=1.0 has a setting of its own; use loss.hidden"):
+        LossSpec(extra={"hidden": 1.0})
+    with pytest.raises(InputError, match=r"loss.unmatched_heads=relations is unknown; did you mean relation\?"):
+        LossSpec(unmatched_heads="relations")
