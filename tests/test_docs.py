@@ -174,20 +174,28 @@ def test_yaml_is_loaded(code, checkout):
         read_sweep(name[1])
 
 
-@pytest.mark.parametrize("code", blocks("python"))
-def test_python_runs(code, checkout, monkeypatch):
-    """`bitkd.run` only checks its settings here."""
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")], ids=lambda page: page.name
+)
+def test_python_runs(page, checkout, tiny_bert, tiny_task, monkeypatch):
+    """A page's blocks run one after another, on tiny models and data; a pipeline is planned and not run."""
 
-    def run(pipeline, *settings, **groups):
-        check_settings(
-            load_config([f"pipeline={pipeline}", *(f"{key}={value}" for key, value in groups.items()), *settings])
-        )
-        return SimpleNamespace(stages=[], folder=checkout)
+    def run(pipeline, *settings, **values):
+        given = [f"pipeline={pipeline}", *settings, *(f"{key}={value}" for key, value in values.items())]
+        check_settings(load_config(given))
+        return SimpleNamespace(stages=[], folder=checkout, score=0.5, student=student)
 
+    student = checkout / "finished"
+    bitkd.save_student(bitkd.new_classifier(tiny_bert, None), student)
+    (checkout / "models").mkdir()
+    (checkout / "models" / "bert-base-uncased").symlink_to(tiny_bert)
+    (checkout / "glue").symlink_to(tiny_task)
+    (checkout / "corpus.txt").symlink_to(tiny_task / "corpus.txt")
     monkeypatch.setattr(bitkd, "run", run, raising=False)
-    compiled = compile(code, "documentation", "exec")
-    if not UNCHECKED.search(code):
-        exec(compiled, {"__name__": "__main__"})
+    scope = {"__name__": "__main__"}
+    for language, code in FENCE.findall(page.read_text(encoding="utf-8")):
+        if language == "python":
+            exec(compile(code, f"{page.name}", "exec"), scope)
 
 
 def anchors(page):
