@@ -18,6 +18,9 @@ from bitkd.config import reference
 from bitkd.config.load import load_config
 from bitkd.errors import InputError
 from bitkd.pipeline.plan import check_settings
+from bitkd.quant.table import ACTIVATIONS, WEIGHTS
+from bitkd.stages.kinds import KINDS
+from bitkd.stages.spec import TERMS
 from bitkd.sweep.spec import read_sweep
 
 ROOT = Path(__file__).parent.parent
@@ -112,6 +115,16 @@ def check_make(words):
 
 
 @pytest.fixture
+def tables():
+    """What a page registers is forgotten after it."""
+    saved = [(table, dict(table)) for table in (KINDS, TERMS, WEIGHTS, ACTIVATIONS)]
+    yield
+    for table, rows in saved:
+        table.clear()
+        table.update(rows)
+
+
+@pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A folder with what the commands read: the checkout's files, and the YAML files that the pages show."""
     for name in ("experiments", "docs", "conf"):
@@ -177,7 +190,7 @@ def test_yaml_is_loaded(code, checkout):
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")], ids=lambda page: page.name
 )
-def test_python_runs(page, checkout, tiny_bert, tiny_task, monkeypatch):
+def test_python_runs(page, checkout, tables, tiny_bert, tiny_task, monkeypatch):
     """A page's blocks run one after another, on tiny models and data; a pipeline is planned and not run."""
 
     def run(pipeline, *settings, **values):
