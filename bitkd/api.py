@@ -55,12 +55,12 @@ def run(pipeline: str, *settings: str, console: "Console | None" = None, **value
     check_before_imports(config)
     from rich.console import Console as Terminal
 
-    from bitkd.compare.finished import read_finished
+    from bitkd.compare.load import load_run
     from bitkd.pipeline.runner import run as run_config
     from bitkd.tracking import make_observer
 
     plan = run_config(config, console or Terminal(soft_wrap=True, highlight=False, markup=False), make_observer(config))
-    return RunResult(plan.folder.folder, read_finished(plan.folder.folder).stages)
+    return RunResult(plan.folder.folder, load_run(plan.folder.folder).stages)
 
 
 def check_before_imports(config: Config) -> None:

@@ -15,7 +15,7 @@ from bitkd.data.batches import LoaderSpec
 from bitkd.data.hub import load_tokenizer
 from bitkd.data.metrics import build_metrics, primary_score
 from bitkd.data.modules import TaskDataModule
-from bitkd.models.artifact import load_classifier, permute_labels
+from bitkd.models.artifact import label_names, load_classifier, permute_labels
 from bitkd.sources.cache import open_cache
 from bitkd.sources.sources import open_sources
 from bitkd.stages.base import StudentModule
@@ -75,7 +75,7 @@ def predict(
         if len(row) == 1:
             result["score"] = float(row)
         else:
-            scores = {model.config.id2label[k]: float(p) for k, p in enumerate(row.softmax(0))}
+            scores = {name: float(p) for name, p in zip(label_names(model.config), row.softmax(0))}
             result |= {"label": max(scores, key=scores.__getitem__), "scores": scores}
         results.append(result)
     return results
@@ -86,7 +86,7 @@ def predict_set(config: Config, folder: Path, name: str, labels: list[str] | Non
     model, task = load_classifier(folder), config.task
     permute_labels(model, task.labels, labels)
     data = _task_module(config, folder)
-    loader = data.loader_of(data.rows.test_rows(name))
+    loader = data.loader_of(data.task_rows.test_rows(name))
     batches: Any = _plain_trainer(config).predict(StudentModule(model), dataloaders=loader)
     order = torch.cat([index for index, _ in batches]).argsort()
     logits = torch.cat([logits for _, logits in batches])[order]
@@ -108,7 +108,7 @@ def _plain_trainer(config: Config) -> pl.Trainer:
     return pl.Trainer(
         accelerator=config.trainer.accelerator,
         devices=1,
-        precision=config.trainer.precision,
+        precision=config.trainer.precision,  # type: ignore[arg-type]
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

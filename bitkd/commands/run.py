@@ -55,11 +55,11 @@ def _run(config: Config, arguments: argparse.Namespace, show: Callable[[Plan, ar
 
 
 def _show_run(plan: Plan, arguments: argparse.Namespace) -> None:
-    from bitkd.compare.finished import read_finished
+    from bitkd.compare.load import load_run
     from bitkd.compare.rows import rows_of
     from bitkd.report.terminal import render
 
-    rows = rows_of(read_finished(plan.folder.folder))
+    rows = rows_of(load_run(plan.folder.folder))
     if arguments.json:
         print_json({"run": str(plan.folder.folder), "stages": [asdict(row) for row in rows]})
     else:

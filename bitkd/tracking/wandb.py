@@ -21,7 +21,7 @@ from typing import Any
 import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-from bitkd.compare.finished import read_finished
+from bitkd.compare.load import load_run
 from bitkd.errors import InputError, StoppedError
 from bitkd.files import read_json, write_json
 from bitkd.pipeline.observer import Observer
@@ -120,7 +120,7 @@ def _report_run(plan: Plan) -> None:
 
 def _draw_report(plan: Plan, folder: Path) -> None:
     try:
-        run = read_finished(plan.folder.folder, to_compare=True)
+        run = load_run(plan.folder.folder, to_compare=True)
     except InputError:  # it ends in no student of the task: there is nothing to draw
         return
     write_report([run], folder)
