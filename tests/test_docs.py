@@ -22,6 +22,7 @@ from bitkd.quant.table import ACTIVATIONS, WEIGHTS
 from bitkd.stages.kinds import KINDS
 from bitkd.stages.spec import TERMS
 from bitkd.sweep.spec import read_sweep
+from tests.test_architecture import FLOOR
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -242,13 +243,13 @@ def test_the_front_page_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
 
 
-def test_the_layout_names_every_room():
-    [layout] = [
-        code for name, code in FENCE.findall((ROOT / "README.md").read_text(encoding="utf-8")) if name == "text"
-    ]
-    named = {word.rstrip("/") for line in layout.splitlines() for word in line.split()}
-    rooms = {room.name for room in (ROOT / "bitkd").iterdir() if room.is_dir() and not room.name.startswith("_")}
-    assert rooms - {"conf"} <= named
+def test_the_layout_names_every_room_from_the_ground_up():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    [layout] = [code for name, code in FENCE.findall(text) if name == "text"]
+    package = layout.partition("bitkd/")[2].partition("\nconf/")[0]
+    named = [word.rstrip("/").removesuffix(".py") for word in re.findall(r"\b(?!conf/)\w+(?:/|\.py)", package)]
+    assert set(named) == set(FLOOR) - {"__main__", "__init__"}
+    assert [FLOOR[room] for room in named] == sorted(FLOOR[room] for room in named)
 
 
 def test_the_pilots_numbers_are_those_of_its_record():
