@@ -1,10 +1,8 @@
 """The documentation works: commands are parsed, YAML is loaded, Python runs, links lead somewhere."""
 
-import os
 import re
 import shlex
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +12,6 @@ import yaml
 
 import bitkd
 from bitkd import cli
-from bitkd.config import reference
 from bitkd.config.load import load_config
 from bitkd.errors import InputError
 from bitkd.pipeline.plan import check_settings
@@ -262,48 +259,6 @@ def test_the_pilots_numbers_are_those_of_its_record():
     for arm, cells in shown:
         recorded = {cell.strip() for name, row in rows if name == arm for cell in row.split("|")}
         assert {cell.strip() for cell in cells.split("|")} <= recorded, arm
-
-
-def test_the_page_of_settings_is_generated():
-    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert page == reference.render(), "the settings' docstrings have changed; run `make docs`"
-
-
-def test_every_setting_has_a_meaning():
-    rows = [row for _, _, rows in reference.sections() for row in rows]
-    assert len(rows) > 100
-    assert all(kind and meaning for _, kind, _, meaning in rows)
-    assert len({key for key, *_ in rows}) == len(rows)
-
-
-def test_the_page_of_settings_lists_what_a_configuration_holds():
-    """Every key of a resolved configuration is on the page, names of stages and sets aside."""
-
-    def keys(node, prefix=""):
-        for key, value in node.items():
-            if prefix in (
-                "stages.",
-                "budget.shares.",
-                "task.files.dev.",
-                "task.files.test.",
-                "task.hub.dev.",
-                "task.hub.test.",
-            ):
-                key = "NODE" if prefix == "stages." else "NAME"
-            if isinstance(value, dict) and value:
-                yield from keys(value, f"{prefix}{key}.")
-            elif not isinstance(value, dict):
-                yield f"{prefix}{key}"
-
-    printed = subprocess.run(
-        [sys.executable, "-m", "bitkd", "config", "task=mnli", "pipeline=multistage"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    listed = {key for _, _, rows in reference.sections() for key, *_ in rows}
-    assert set(keys(yaml.safe_load(printed))) <= listed
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "docs").glob("*.s*")), ids=lambda script: script.name)
