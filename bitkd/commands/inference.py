@@ -14,10 +14,9 @@ from bitkd.config.schema import Config
 from bitkd.data.batches import LoaderSpec
 from bitkd.data.hub import load_tokenizer
 from bitkd.data.metrics import build_metrics, primary_score
-from bitkd.data.modules import TaskDataModule
 from bitkd.models.artifact import label_names, load_classifier, permute_labels
 from bitkd.sources.cache import open_cache
-from bitkd.sources.sources import open_sources
+from bitkd.sources.sources import Sources, open_sources
 from bitkd.stages.base import StudentModule
 from bitkd.stages.spec import SCORE
 from bitkd.store.records import StageRecord
@@ -42,7 +41,7 @@ def evaluate(
         log.warning(
             "the checkpoint was made for task %s, its metrics are those of task %s", record.task, config.task.name
         )
-    data = _task_module(config, folder)
+    data = _open_sources(config, folder).task_module(_loader(config))
     metrics = {name: build_metrics(config.task) for name in data.dev_names}
     module = StudentModule(model, metrics=metrics, score=partial(primary_score, config.task))
     trainer = _plain_trainer(config)
@@ -85,8 +84,8 @@ def predict_set(config: Config, folder: Path, name: str, labels: list[str] | Non
     """The prediction for each row of a test set, in the rows' order, as the task's files write labels."""
     model, task = load_classifier(folder), config.task
     permute_labels(model, task.labels, labels)
-    data = _task_module(config, folder)
-    loader = data.loader_of(data.task_rows.test_rows(name))
+    sources = _open_sources(config, folder)
+    loader = sources.task_module(_loader(config)).loader_of(sources.task_rows.test_rows(name))
     batches: Any = _plain_trainer(config).predict(StudentModule(model), dataloaders=loader)
     order = torch.cat([index for index, _ in batches]).argsort()
     logits = torch.cat([logits for _, logits in batches])[order]
@@ -96,11 +95,14 @@ def predict_set(config: Config, folder: Path, name: str, labels: list[str] | Non
     return [task.labels[i] if task.files.labels_as == "names" else str(i) for i in places]
 
 
-def _task_module(config: Config, folder: Path) -> TaskDataModule:
+def _open_sources(config: Config, folder: Path) -> Sources:
     """The task's rows, read with the checkpoint's own tokenizer."""
     config = replace(config, model=replace(config.model, pretrained=str(folder)))
-    loader = LoaderSpec(eval_batch_size=config.data.eval_batch_size, num_workers=config.data.num_workers)
-    return open_sources(config, open_cache(config, read_disk=False)).task_module(loader)
+    return open_sources(config, open_cache(config, read_disk=False))
+
+
+def _loader(config: Config) -> LoaderSpec:
+    return LoaderSpec(eval_batch_size=config.data.eval_batch_size, num_workers=config.data.num_workers)
 
 
 def _plain_trainer(config: Config) -> pl.Trainer:

@@ -163,7 +163,7 @@ def test_the_teacher_stays_out_of_checkpoints_and_in_eval_mode():
 
 
 def test_weight_decay_spares_biases_and_layer_norms():
-    module = FineTune(classifier(), optim=OptimSpec(weight_decay=0.1))
+    module = FineTune(classifier(), optim=OptimSpec(weight_decay=0.1), total_steps=10)
     decayed, plain = module.configure_optimizers()["optimizer"].param_groups
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     assert decayed["weight_decay"] == 0.1
