@@ -153,7 +153,7 @@ def test_compare_has_a_row_for_each_stage_of_each_run(finished, capsys, tmp_path
 def test_bad_input_exits_with_two_and_no_traceback(finished, settings, where, tiny_bert, capsys, tmp_path):
     assert "has no trained head" in refusal(capsys, "evaluate", tiny_bert, "task=rte", *where)
     assert "has no trained head" in refusal(
-        capsys, "predict", finished / "rte" / "multistage" / "general", "--text", "a"
+        capsys, "predict", finished / "rte" / "multistage" / "general", "--text", "a", "--text-pair", "b"
     )
     assert "no such folder" in refusal(capsys, "evaluate", "/nowhere/x", "task=rte", *where)
     assert "has no config.json" in refusal(capsys, "predict", tmp_path, "--text", "a")

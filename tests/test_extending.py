@@ -72,7 +72,7 @@ def test_a_kind_a_term_and_a_width_go_from_plan_to_comparison(extended, pipeline
     assert {"train/logits", "train/attention", "train/cosine"} <= set(log.split(","))
     assert "train/hidden" not in log
     student = load_student(folder / "toy_binary")
-    codes, _ = student.bert.encoder.layer[0].intermediate.dense.input_quantizer.quantize(torch.randn(3, 32))
+    codes, _ = student.bert.encoder.layer[0].intermediate.dense.input_quantizer.codes(torch.randn(3, 32))
     assert codes.abs().max() == 7
     report = tmp_path / "report"
     assert main(["compare", str(folder), "--out", str(report)]) == 0

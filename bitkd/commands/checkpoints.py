@@ -20,7 +20,7 @@ from bitkd.store.run_folder import MANIFEST, RunFolder
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
     quieten()
-    config, folder = _task_config(arguments, arguments.settings), _checkpoint_folder(arguments)
+    folder, config = _checkpoint_folder(arguments), _task_config(arguments, arguments.settings)
     record = _stage_record(folder)
     from bitkd.commands.inference import evaluate
 
@@ -64,7 +64,7 @@ def _write_submission(arguments: argparse.Namespace, settings: list[str], split:
     """Predictions for a test set as GLUE takes them: tab-separated index and prediction, written as its files write labels."""
     if not split or not arguments.out or arguments.text:
         raise InputError("a submission needs split=NAME and --out FILE, and no --text")
-    config, folder = _task_config(arguments, settings), _checkpoint_folder(arguments)
+    folder, config = _checkpoint_folder(arguments), _task_config(arguments, settings)
     _check_texts(folder, len(config.task.text) == 2)
     name = split[-1].partition("=")[2]
     check_test_set(config, name)

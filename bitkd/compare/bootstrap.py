@@ -116,7 +116,7 @@ def differing_settings(one: Run, other: Run) -> list[str]:
 
 def _question(first: Arm, second: Arm) -> str:
     if first.pipeline == second.pipeline or first.first.budget_total != second.first.budget_total:
-        return ""  # labels and a warning say in what they differ
+        return ""  # labels and a warning name what differs
     names = differing_settings(first.first, second.first)
     teachers = {run.seed: run.teacher.key for run in first.runs if run.teacher}
     if any(run.teacher and run.teacher.key != teachers.get(run.seed, run.teacher.key) for run in second.runs):

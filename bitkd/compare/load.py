@@ -4,10 +4,11 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from bitkd.compare.runs import RECORD_FILE, Predictions, Run, Stage, check_run, from_json
+from bitkd.compare.runs import RECORD_FILE, Predictions, Run, Stage, check_run, from_json, recorded_kind
 from bitkd.data.tasks import HOLDOUT
 from bitkd.errors import InputError
 from bitkd.files import checksum
+from bitkd.stages.kinds import Kind, kind_of
 from bitkd.store.artifacts import PREDICTIONS_FILE, WEIGHTS_FILE, Artifact
 from bitkd.store.records import MIB, FlopsRecord, RunManifest, SizeRecord
 from bitkd.store.run_folder import MANIFEST, RunFolder
@@ -54,7 +55,7 @@ def load_run(folder: Path, to_compare: bool = False) -> Run:
             _check_contents(artifact)
     run = _make_run(folder, manifest, artifacts)
     if to_compare:
-        if not run.final.is_model or run.final.on_corpus:
+        if not run.final.answers_task:
             raise InputError(
                 f"{folder} ends in no student of the task (its last stage is of kind {run.final.kind}); name another run"
             )
@@ -73,20 +74,20 @@ def _check_contents(artifact: Artifact) -> None:
             raise InputError(f"{file} is damaged (its stage.json has another checksum of it); run the stage again")
 
 
-def chain_of(kinds: Mapping[str, str], upstream: Mapping[str, Mapping[str, str]]) -> list[str]:
+def chain_of(kinds: Mapping[str, Kind], upstream: Mapping[str, Mapping[str, str]]) -> list[str]:
     """The stages of a pipeline's own chain, without what pipelines share: augmented rows and teachers.
 
     A fine-tuned stage counts as a teacher if (a) it teaches another stage or starts from the pre-trained model, and (b) it
     is not the final stage and not built on a student.  kinds: by stage, in graph order.  upstream: stage -> role -> stage.
     """
-    models = [stage for stage in kinds if kinds[stage] != "augment"]
+    models = [stage for stage in kinds if not kinds[stage].makes_rows]
     taught_by = {upstream[stage].get("teacher") for stage in kinds}
     teachers: set[str] = set()
     for stage in models:
         source = upstream[stage].get("student")
         is_root = source not in kinds
         is_final = stage == models[-1] and len(models) > 1
-        if kinds[stage] == "finetune" and not is_final and (is_root or (source in teachers and stage in taught_by)):
+        if kinds[stage].fine_tunes and not is_final and (is_root or (source in teachers and stage in taught_by)):
             teachers.add(stage)
     return [stage for stage in models if stage not in teachers]
 
@@ -96,9 +97,11 @@ def _make_run(folder: Path, manifest: RunManifest, artifacts: Mapping[str, Artif
         absent = [name for name in artifacts if name not in getattr(manifest, field)]
         if absent:
             raise InputError(f"{folder}: its manifest is damaged ({field} lacks {', '.join(absent)}); run it again")
-    kinds = {name: artifact.stage.kind for name, artifact in artifacts.items()}
+    kinds = {
+        name: recorded_kind(artifact.stage.kind, f"stage {name} of {folder}") for name, artifact in artifacts.items()
+    }
     chain = chain_of(kinds, manifest.upstream)
-    teacher = next((name for name, kind in kinds.items() if name not in chain and kind != "augment"), None)
+    teacher = next((name for name, kind in kinds.items() if name not in chain and not kind.makes_rows), None)
     return Run(
         name=folder.resolve().name,
         pipeline=manifest.pipeline,
@@ -127,7 +130,7 @@ def _versions(of_stages: list[dict[str, str]]) -> dict[str, str]:
 
 def _make_stage(name: str, artifact: Artifact, manifest: RunManifest, in_chain: bool, with_predictions: bool) -> Stage:
     record, metrics, folder = artifact.stage, artifact.metrics, artifact.path
-    is_model = record.kind != "augment"
+    is_model = not kind_of(record.kind).makes_rows
     weights = folder / WEIGHTS_FILE
     if is_model and (record.size is None or record.flops is None):
         raise InputError(

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from bitkd.data.tasks import HOLDOUT
 from bitkd.errors import InputError
+from bitkd.stages.kinds import KINDS, Kind
 from bitkd.store.records import BudgetRecord
 
 RECORD_FILE = "comparison.json"
@@ -104,18 +105,37 @@ class Stage:
     @property
     def is_model(self) -> bool:
         """Whether it makes a model, and not rows."""
-        return self.kind != "augment"
+        return not self._kind.makes_rows
+
+    @property
+    def answers_task(self) -> bool:
+        """Whether it makes a model with a head for the task."""
+        return self.is_model and self._kind.keeps_head
 
     @property
     def on_corpus(self) -> bool:
-        """Whether it trains on the corpus and not on the task: General KD."""
-        return self.kind == "general"
+        """Whether it trains on the corpus and not on the task, as General KD does."""
+        return self._kind.on_corpus
+
+    @property
+    def _kind(self) -> Kind:
+        return recorded_kind(self.kind, f"stage {self.name}")
 
     @property
     def machine(self) -> str:
         """What it was trained on, as far as seconds depend on it."""
         processes = f"{self.world_size} process{'' if self.world_size == 1 else 'es'}"
         return ", ".join(part for part in (self.device, processes, self.trainer_precision) if part)
+
+
+def recorded_kind(name: str, where: str) -> Kind:
+    """The kind that a record names.  where: whose kind it is, for the message. Raises InputError if it is unknown."""
+    if name not in KINDS:
+        raise InputError(
+            f"{where} is of kind {name}, which is none of {', '.join(KINDS)}; import the code that registers it in "
+            "bitkd.stages.kinds.KINDS, or read the record with the version that made it"
+        )
+    return KINDS[name]
 
 
 @dataclass(frozen=True)
@@ -253,7 +273,10 @@ def _place(content: Any, path: Sequence[int | str]) -> str:
 
 
 def check_run(run: Run) -> None:
-    """What the types cannot say. Raises ValueError if a run has no results, or values that its task cannot have."""
+    """Check what the types cannot express.
+
+    Raises ValueError if a run has no results, or values that its task cannot have; InputError for an unknown kind.
+    """
     if not run.stages or not set(run.final.dev) - {HOLDOUT}:
         raise ValueError(f"{run.name} without stages or dev sets")
     if run.budget is not None and not 0 < run.budget.total < math.inf:
@@ -261,6 +284,7 @@ def check_run(run: Run) -> None:
     if run.final.score is None or not math.isfinite(run.final.score):
         raise ValueError(f"the final score of {run.name} is {run.final.score}")
     for stage in run.stages:
+        recorded_kind(stage.kind, f"stage {stage.name} of {run.name}")
         for name, found in (stage.predictions or {}).items():
             values = [*found.labels, *found.predicted]
             wrong = [value for value in values if not math.isfinite(value)]

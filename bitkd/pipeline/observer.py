@@ -1,9 +1,12 @@
 """Who watches a run: told of its stages and its end, without the runner knowing whom."""
 
-from lightning.pytorch.loggers import Logger
+from typing import TYPE_CHECKING
 
 from bitkd.pipeline.plan import Plan
 from bitkd.pipeline.stage import PlannedStage
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
 
 
 class Observer:
@@ -12,7 +15,7 @@ class Observer:
     A method that fails fails the run: one that talks to a server has to catch what may go wrong there.
     """
 
-    def loggers(self, plan: Plan, stage: PlannedStage) -> list[Logger]:
+    def loggers(self, plan: Plan, stage: PlannedStage) -> "list[Logger]":
         """Lightning loggers of a stage, besides the CSV files."""
         return []
 

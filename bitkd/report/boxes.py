@@ -6,6 +6,7 @@ from bitkd.compare.arms import Arm, Cost
 from bitkd.compare.runs import Stage
 from bitkd.report.looks import Look, look_of, weight_bits_of
 from bitkd.report.tables import mean_text, si, time_text
+from bitkd.stages.kinds import kind_of
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Box:
 
 def stage_look(stage: Stage) -> Look:
     """The look of a finished stage."""
-    return look_of(stage.kind, weight_bits_of(stage.precision), stage.in_chain)
+    return look_of(kind_of(stage.kind), weight_bits_of(stage.precision), stage.in_chain)
 
 
 def boxes(arm: Arm) -> list[Box]:

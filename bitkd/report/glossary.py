@@ -10,8 +10,8 @@ CAPTIONS = {
     "cost": "Score against the training cost of the whole chain; hollow: without General KD. Upright bars: ± standard "
     "deviation, if there are several seeds.",
     "curves": "Scores over the steps of the chain. A marker is the end of a stage, measured on dev with the weights that it "
-    "hands on (the best on the way, or the last); lines are "
-    "the validations on the way (thin: each seed), a small point if there was but one. Below: which stage each arm is in.",
+    "passes on (the best on the way, or the last); lines are "
+    "the validations on the way (thin: each seed), a small point if there was only one. Below: which stage each arm is in.",
     "pipelines": "The pipelines, each stage with its metric and cost.",
 }
 """The pictures of `bitkd.report.plots`, in the report's order."""
@@ -29,7 +29,7 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
         ),
         (
             comparison.metric,
-            f"the task's primary metric on the dev set {dev} ({rows:,} rows), measured on the weights that a stage hands on. "
+            f"the task's primary metric on the dev set {dev} ({rows:,} rows), measured on the weights that a stage passes on. "
             "Larger is better; an error counts negatively, an undefined correlation as 0.",
         ),
         (

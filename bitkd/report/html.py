@@ -3,7 +3,6 @@
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from bitkd.compare.arms import Arm
@@ -51,7 +50,7 @@ def render_page(comparison: Comparison, figures: dict[str, Figure]) -> str:
         headline=headline(comparison),
         notes=notes(comparison),
         differences=difference_table(comparison),
-        pictures={name: Markup(to_svg(figures[name], name, CAPTIONS[name])) for name in ("size", "cost", "curves")},
+        pictures={name: to_svg(figures[name], name, CAPTIONS[name]) for name in ("size", "cost", "curves")},
         captions=CAPTIONS,
         legend=in_order(box.look for arm in arms for box in arm["boxes"]),
         arms=arms,

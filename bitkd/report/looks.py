@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-FP32 = 32
+from bitkd.quant.table import FP32, WEIGHTS
+from bitkd.stages.kinds import Kind
 
 _OF_BITS = {32: "#b18be0", 2: "#6fa8dc", 1: "#e57373"}
 _OTHER_BITS = ("#4db6ac", "#d4c14a", "#8d9fe0", "#c48b6a", "#5fb3d9")
@@ -31,18 +32,18 @@ SPLITTING = Look((2, -1.5), "splitting", "#7cc47f")
 ROWS = Look((3, 0), "rows", "#dddddd")
 
 
-def look_of(kind: str, weight_bits: int, in_chain: bool = False) -> Look:
-    """The look of a stage of this kind, whose student has so many bits.
+def look_of(kind: Kind, weight_bits: int, in_chain: bool = False) -> Look:
+    """The look of a stage of this kind whose student has weights of this width.
 
     in_chain: whether it is part of the pipeline's own chain; a fine-tuned stage of the chain is a student, not a teacher.
     """
-    if kind == "augment":
+    if kind.makes_rows:
         return ROWS
-    if kind == "split":
+    if kind.splits:
         return SPLITTING
-    if kind == "general":
+    if not kind.keeps_head:
         return Look((1, 0), f"task-agnostic {bits_title(weight_bits)}", "#f5a623", has_metric=False)
-    if kind == "finetune" and not in_chain:
+    if kind.fine_tunes and not in_chain:
         return TEACHER
     title = bits_title(weight_bits)
     label = f"task-specific {title}" if weight_bits == FP32 else title
@@ -56,7 +57,9 @@ def in_order(looks: Iterable[Look]) -> list[Look]:
 
 def bits_title(weight_bits: int) -> str:
     """A width for people: FP32, or such as 2-bit."""
-    return "FP32" if weight_bits == FP32 else f"{weight_bits}-bit"
+    if weight_bits == FP32:
+        return "FP32"
+    return WEIGHTS[weight_bits].title if weight_bits in WEIGHTS else f"{weight_bits}-bit"
 
 
 def colour_of_bits(weight_bits: int) -> str:

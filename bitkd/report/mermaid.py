@@ -3,6 +3,7 @@
 from typing import Any
 
 from bitkd.report.looks import look_of
+from bitkd.stages.kinds import kind_of
 
 
 def draw_graph(stages: list[dict[str, Any]]) -> str:
@@ -18,5 +19,6 @@ def draw_graph(stages: list[dict[str, Any]]) -> str:
             arrow = "-->" if role == "student" else "-. teaches .->"
             lines.append(f"  {upstream} {arrow} {stage['name']}")
     for stage in stages:
-        lines.append(f"  style {stage['name']} fill:{look_of(stage['kind'], stage['bits']).colour},color:#111")
+        look = look_of(kind_of(stage["kind"]), stage["bits"])
+        lines.append(f"  style {stage['name']} fill:{look.colour},color:#111")
     return "\n".join(lines)

@@ -30,10 +30,10 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def render_text(table: TextTable) -> Table:
     """A table of text."""
-    drawn = _table(table.header)
+    shown = _table(table.header)
     for row in table.rows:
-        drawn.add_row(*row)
-    return drawn
+        shown.add_row(*row)
+    return shown
 
 
 def render(rows: list[Row], labels: Sequence[str] = ()) -> Table:

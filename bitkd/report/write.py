@@ -2,10 +2,10 @@
 
 import csv
 import io
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from bitkd.compare.comparison import Comparison
@@ -43,12 +43,15 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise InputError if a report cannot be written into `folder`, which need not exist; makes nothing."""
+    """Raise InputError if a report cannot be written into `folder`, which need not exist; leaves nothing behind."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise InputError(f"{folder} is not writable ({existing} is no folder); choose another folder with --out")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"{folder} is not writable ({existing} is read-only); choose another folder with --out")
+    try:
+        with TemporaryDirectory(dir=existing):  # os.access can be wrong for root
+            pass
+    except OSError as error:
+        raise InputError(f"{folder} is not writable ({error.strerror}); choose another folder with --out") from error
 
 
 def _write(folder: Path, files: Mapping[str, str | bytes]) -> None:

@@ -1,9 +1,9 @@
-"""How near the logits of students come to the teacher's on the dev rows of one task with two labels, as CSV.
+"""How close the logits of students come to the teacher's on the dev rows of one task with two labels, as CSV.
 
 python experiments/pilot/agreement.py RUN... > agreement.csv
 
-A student whose accuracy is the majority's may have learned nothing, or to rank rows without yet putting the threshold right: the
-area under the ROC curve (0.5: nothing) and the correlation with the teacher tell the two apart.
+A student whose accuracy is the majority's may have learned nothing, or may rank rows well with the threshold at a wrong place:
+the area under the ROC curve (0.5: nothing learned) and the correlation with the teacher show which.
 """
 
 import csv
@@ -15,14 +15,15 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 from torchmetrics.functional.regression import pearson_corrcoef
 
-from bitkd.store.artifacts import read_artifact
+from bitkd.stages.kinds import kind_of
+from bitkd.store.artifacts import PREDICTIONS_FILE, read_artifact
 from bitkd.store.run_folder import RunFolder
 
 
 def margins(stage: Path) -> tuple[Tensor, Tensor]:
     """Logit of the second label less that of the first (rows,), and the labels (rows,)."""
-    said = load_file(stage / "predictions.safetensors")
-    return said["dev.logits"].diff(dim=1).squeeze(1), said["dev.labels"]
+    found = load_file(stage / PREDICTIONS_FILE)
+    return found["dev.logits"].diff(dim=1).squeeze(1), found["dev.labels"]
 
 
 def agreement(run: Path, stage: str) -> list[str]:
@@ -39,19 +40,20 @@ def agreement(run: Path, stage: str) -> list[str]:
 
 def main(runs: list[str]) -> None:
     arms: dict[str, list[str]] = {}  # by artifact: runs share some
-    rows: dict[str, list] = {}
+    rows: dict[str, list[object]] = {}
     for run in map(Path, runs):
         manifest = RunFolder.read(run).manifest
         assert manifest
         for stage, key in manifest.artifacts.items():
             made = read_artifact(run / stage).stage
-            if made.kind in ("finetune", "general") or not made.steps:  # the teacher, no head, no training
+            kind = kind_of(made.kind)
+            if not kind.distils or not kind.keeps_head or made.size is None:  # the teacher, no training, no head, rows
                 continue
             if manifest.pipeline not in arms.setdefault(key, []):
                 arms[key].append(manifest.pipeline)
             train = made.settings["train"]
-            told = [stage, made.size.precision, made.steps, train["batch_size"], train["lr"]]
-            rows[key] = [manifest.seed, *told, *agreement(run, stage)]
+            settings = [stage, made.size.precision, made.steps, train["batch_size"], train["lr"]]
+            rows[key] = [manifest.seed, *settings, *agreement(run, stage)]
     header = ["arms", "seed", "stage", "bits", "steps", "batch", "lr", "accuracy", "rows called positive",
               "area under ROC", "correlation with the teacher"]  # fmt: skip
     csv.writer(sys.stdout, lineterminator="\n").writerows(

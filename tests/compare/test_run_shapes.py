@@ -19,6 +19,7 @@ from bitkd.report.html import render_page
 from bitkd.report.plots import draw
 from bitkd.report.tables import cost_table, headline, stages_table
 from bitkd.report.write import markdown
+from bitkd.stages.kinds import KINDS
 from tests.compare.synthetic import make_one, write_run
 
 
@@ -215,7 +216,7 @@ def test_a_step_costs_what_its_stage_costs_by_its_steps():
     ],
 )  # fmt: skip
 def test_fine_tuned_students_are_part_of_the_chain(stages, chain):
-    kinds = {name: kind for name, (kind, _, _) in stages.items()}
+    kinds = {name: KINDS[kind] for name, (kind, _, _) in stages.items()}
     upstream = {
         name: {"student": student} | ({"teacher": teacher} if teacher else {})
         for name, (_, student, teacher) in stages.items()

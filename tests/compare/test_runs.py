@@ -173,3 +173,15 @@ def test_a_budget_that_is_none_is_damage(run_of, tmp_path):
     run = replace(run_of("singlestage", 1), budget=BudgetRecord("steps", 0))
     with pytest.raises(InputError, match=r"x is damaged \(the budget of singlestage-1 is 0\)"):
         from_json(to_json([run]), "x")
+
+
+def test_a_kind_that_is_not_registered_is_named(run_of, folder):
+    run = run_of("singlestage", 1)
+    text = to_json([run]).replace('"kind": "single_stage"', '"kind": "own"')
+    with pytest.raises(InputError, match=r"stage single of singlestage-1 is of kind own, .*; import the code that reg"):
+        from_json(text, "x")
+    change(folder / "ternary" / "stage.json", kind="own")
+    with pytest.raises(
+        InputError, match=r"stage ternary of .*multistage-1 is of kind own, .*; import the code that reg"
+    ):
+        read_runs(folder)

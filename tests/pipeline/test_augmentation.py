@@ -5,6 +5,8 @@ import pytest
 from bitkd.cli import main
 from bitkd.config.load import load_config
 from bitkd.errors import InputError
+from bitkd.pipeline.context import StageContext
+from bitkd.pipeline.observer import Observer
 from bitkd.pipeline.plan import make_plan
 from bitkd.pipeline.runner import StageFailedError, run
 from bitkd.processes.group import Group
@@ -25,14 +27,14 @@ def test_augmentation_is_a_node_of_the_graph(finished, settings, pipeline):
     assert names.index("augment") < min(names.index(name) for name in learners)
     assert learners == [n for n in names if n not in ("teacher", "general", "init", "split", "augment")]
     # Runs on other augmented rows are no seeds of one arm.
-    assert plan.sources_read()["content of augmented rows"] == plan["augment"].fingerprint[:12]
+    assert plan.content_read()["content of augmented rows"] == plan["augment"].fingerprint[:12]
     states = {stage.name: plan.state(stage) for stage in plan.stages}
     assert {name for name, state in states.items() if state == "done"} == {"teacher", "general", "init"} & set(names)
 
 
 def test_a_run_on_augmented_rows_counts_epochs_over_them(settings, console, tmp_path):
     overrides = settings(tmp_path, "singlestage", *AUGMENTED, "train.max_steps=null", "train.epochs=1")
-    assert [stage.settled for stage in plan_of(overrides).stages] == [True, True, True, False, False]
+    assert [stage.steps_known for stage in plan_of(overrides).stages] == [True, True, True, False, False]
     run(load_config(overrides), console)
     assert [line.split()[4] for line in console.lines if "finished:" in line] == [
         "teacher",
@@ -115,9 +117,8 @@ def test_an_augmentation_that_another_run_finishes_is_finished(settings, console
     def overtaken(augmenter, number, folder):
         monkeypatch.setattr(augmentation, "write_shard", original)
         other = plan_of(overrides)
-        augmentation.augment(
-            other, other["augment"], Group(other.config.trainer), Stopping(), console
-        )  # publishes, drops the work folder
+        context = StageContext(other, other["augment"], Group(other.config.trainer), Stopping(), console, Observer())
+        augmentation.augment(context)  # publishes, drops the work folder
         raise FileNotFoundError(folder)
 
     monkeypatch.setattr(augmentation, "write_shard", overtaken)
@@ -149,7 +150,7 @@ def test_a_holdout_chooses_checkpoints_and_dev_is_measured_at_the_end(settings, 
 
 
 def label_counts(overrides):
-    data = plan_of([*overrides, "data.selection=dev"]).sources.task_data
+    data = plan_of([*overrides, "data.selection=dev"]).sources.task_rows
     labels = data.train_texts()["label"]
     return [labels.count(label) for label in sorted(set(labels))]
 

@@ -1,10 +1,11 @@
-"""Sources are looked at once: `bitkd plan` then takes facts of them from notes, until a file changes that they were found in."""
+"""Facts of sources are computed once: `bitkd plan` then reads them from the cache, until a file changes that they come from."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,8 +13,8 @@ from bitkd.cli import main
 from bitkd.config.load import load_config
 from bitkd.errors import InputError
 from bitkd.pipeline.plan import make_plan
-from bitkd.sources.cache import Memo, open_memo
-from bitkd.sources.facts import SourceFacts
+from bitkd.sources import sources as sources_module
+from bitkd.sources.cache import FactCache, open_cache
 from bitkd.sources.sources import Sources
 
 AUGMENTED = ["task.augmentation.enabled=true", "task.augmentation.variants=2"]
@@ -22,7 +23,7 @@ HEAVY = ["torch", "lightning", "torchmetrics", "transformers", "datasets"]
 
 @pytest.fixture
 def planned(settings, tmp_path, capsys):
-    """Makes a plan and answers with its rows."""
+    """Makes a plan and returns its rows."""
 
     def make(*more):
         assert main(["plan", "--json", *settings(tmp_path / "runs", "multistage", *more)]) == 0
@@ -33,10 +34,15 @@ def planned(settings, tmp_path, capsys):
 
 @pytest.fixture
 def blind(monkeypatch):
-    """Calling it makes every look at a source fail."""
+    """Calling it makes every computation of a fact fail."""
 
     def close_eyes():
-        monkeypatch.setattr(SourceFacts, "loaded", property(lambda self: pytest.fail("a source is loaded")))
+        def fail(*_):
+            pytest.fail("a source is loaded")
+
+        monkeypatch.setattr(Sources, "task_rows", property(fail))
+        monkeypatch.setattr(Sources, "corpus_rows", property(fail))
+        monkeypatch.setattr(Sources, "tokenizer", property(fail))
 
     return close_eyes
 
@@ -57,23 +63,22 @@ asked, wrong = json.load(sys.stdin)
 assert [main(["plan", *overrides]) for overrides in wrong] == [2] * len(wrong)
 answers = []
 for overrides in asked:
-    with contextlib.redirect_stdout(io.StringIO()) as told:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main(["plan", "--json", *overrides]) == 0
-    answers.append(json.loads(told.getvalue())["stages"])
+    answers.append(json.loads(printed.getvalue())["stages"])
 heavy = set({HEAVY}) & set(sys.modules)
 assert not heavy, heavy
 print(json.dumps(answers))
 """
-    told = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code],
         input=json.dumps([asked, [settings(tmp_path, "multistage", text) for text in wrong]]),
         capture_output=True,
         text=True,
     )
-    assert told.returncode == 0, told.stderr
-    for overrides, stages in zip(asked, json.loads(told.stdout)):
-        rows = make_plan(load_config(overrides)).rows()
-        assert [{name: stage[name] for name in rows[0]} for stage in stages] == rows
+    assert process.returncode == 0, process.stderr
+    for overrides, stages in zip(asked, json.loads(process.stdout)):
+        assert stages == make_plan(load_config(overrides)).rows()
 
 
 @pytest.mark.parametrize("pipeline", ["multistage", "singlestage"])
@@ -86,7 +91,7 @@ def test_other_settings_are_another_plan(planned):
     assert planned()[-1]["fingerprint"] != planned("train.lr=2e-2")[-1]["fingerprint"]
 
 
-def test_a_changed_file_is_looked_at_anew(planned, tiny_bert, blind):
+def test_a_changed_file_is_read_anew(planned, tiny_bert, blind):
     planned()
     blind()
     planned("seed=7")
@@ -116,68 +121,76 @@ def test_a_run_is_not_deceived_by_times(planned, settings, tiny_task, tmp_path):
     file.write_text(file.read_text().replace("dog", "cat"))
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert planned(f"data.dir={data}") == first
-    looked = make_plan(load_config(settings(tmp_path / "runs", "multistage", f"data.dir={data}")))
-    assert looked["teacher"].fingerprint != first[0]["fingerprint"]
+    computed = make_plan(load_config(settings(tmp_path / "runs", "multistage", f"data.dir={data}")))
+    assert computed["teacher"].fingerprint != first[0]["fingerprint"]
 
 
-def test_what_the_hub_holds_is_not_remembered(settings, tmp_path, monkeypatch):
-    looks = []
-    rows = {"hash": "content", "rows": {"train": 96, "dev": 33}}
-    monkeypatch.setattr(Sources, "look_at_rows", lambda self: looks.append("rows") or rows)
+@pytest.fixture
+def hub(monkeypatch):
+    """Rows and corpora that come from the hub; returns what was read, in order."""
+    read = []
+
+    def rows_of(name):
+        read.append(name)
+        return SimpleNamespace(
+            content_hash=name, fingerprint=lambda: name, num_rows={"train": 96, "dev": 33}, dev_names=["dev"]
+        )
+
+    monkeypatch.setattr(Sources, "task_rows", property(lambda self: rows_of("rows")))
+    monkeypatch.setattr(Sources, "corpus_rows", property(lambda self: rows_of(self.config.data.hub_corpus.name)))
+    monkeypatch.setattr(sources_module, "make_documents", lambda config: None)
+    return read
+
+
+def test_what_the_hub_holds_is_not_cached(settings, tmp_path, hub):
     config = load_config(settings(tmp_path, "singlestage", "data.dir=null"))
     for _ in range(2):
-        memo = open_memo(config, recall=True)
-        make_plan(config, memo)
-        memo.keep()
-    assert looks == ["rows", "rows"]
+        cache = open_cache(config, read_disk=True)
+        make_plan(config, cache)
+        cache.save()
+    assert set(hub) == {"rows"}
+    assert len(hub) == 4  # twice each: hash and counts
 
 
-def test_one_look_at_the_hub_serves_a_process_and_each_corpus_has_its_own(settings, tmp_path, monkeypatch):
-    looks = []
-    monkeypatch.setattr(
-        Sources, "look_at_rows", lambda self: looks.append("rows") or {"hash": "r", "rows": {"train": 96}}
-    )
-    monkeypatch.setattr(
-        Sources,
-        "look_at_corpus",
-        lambda self: looks.append(self.config.data.hub_corpus.name) or {"hash": looks[-1], "rows": {"train": 96}},
-    )
+def test_the_hub_is_asked_once_in_a_process_and_each_corpus_has_its_own_facts(settings, tmp_path, hub):
     given = ["data.dir=null", "data.corpus=[]", "data.hub_corpus.path=wiki"]
     configs = [
         load_config(settings(tmp_path, "multistage", *given, f"data.hub_corpus.name={name}"))
         for name in ("en", "de", "en")
     ]
-    memo = open_memo(configs[0], recall=True)
-    plans = [make_plan(config, memo) for config in configs]
-    assert looks == ["rows", "en", "de"]
+    cache = open_cache(configs[0], read_disk=True)
+    plans = [make_plan(config, cache) for config in configs]
+    once = list(dict.fromkeys(hub))
+    assert once == ["rows", "en", "de"]
     keys = [plan["general"].key for plan in plans]
     assert keys[0] == keys[2] != keys[1]
-    memo.keep()
-    assert make_plan(configs[0], open_memo(configs[0], recall=True))["general"].key == keys[0]
-    assert looks == ["rows", "en", "de", "rows", "en"]
+    cache.save()
+    before = len(hub)
+    assert make_plan(configs[0], open_cache(configs[0], read_disk=True))["general"].key == keys[0]
+    assert set(hub[before:]) == {"rows", "en"}
 
 
-def test_a_refusal_is_looked_at_again(tmp_path):
+def test_a_refusal_is_not_cached(tmp_path):
     source = tmp_path / "source"
     source.touch()
     answers = iter([InputError("no good"), 42])
 
-    def look():
+    def compute():
         answer = next(answers)
         if isinstance(answer, InputError):
             raise answer
         return answer
 
-    memo = Memo(tmp_path / "facts", recall=True)
+    cache = FactCache(tmp_path / "facts", read_disk=True)
     with pytest.raises(InputError, match="no good"):
-        memo.fact("answer", [], [source], look)
-    memo.keep()
-    assert Memo(tmp_path / "facts", recall=True).fact("answer", [], [source], look) == 42
+        cache.get("answer", [], [source], compute)
+    cache.save()
+    assert FactCache(tmp_path / "facts", read_disk=True).get("answer", [], [source], compute) == 42
 
 
-def test_facts_that_cannot_be_kept_are_found_again(tmp_path):
+def test_facts_that_cannot_be_saved_are_computed_again(tmp_path):
     (tmp_path / "file").touch()
     for answer in (42, 43):
-        memo = Memo(tmp_path / "file" / "facts", recall=True)
-        assert memo.fact("answer", [], [], lambda answer=answer: answer) == answer
-        memo.keep()
+        cache = FactCache(tmp_path / "file" / "facts", read_disk=True)
+        assert cache.get("answer", [], [], lambda answer=answer: answer) == answer
+        cache.save()

@@ -5,17 +5,22 @@ from pathlib import Path
 
 import pytest
 import wandb
-from lightning.pytorch.loggers import CSVLogger
 from wandb.proto.wandb_internal_pb2 import Record
 
 from bitkd.config.load import load_config
 from bitkd.errors import StoppedError
 from bitkd.pipeline import runner
 from bitkd.pipeline.plan import make_plan
-from bitkd.pipeline.runner import run
+from bitkd.tracking import agent, make_observer
 from bitkd.tracking import wandb as tracking
 
 FAKE_KEY = "0123456789abcdef" * 2 + "deadbeef"
+
+
+def run(config, console):
+    """As the command runs it: with the observer that `logger=` asks for."""
+    return runner.run(config, console, make_observer(config))
+
 
 STAGES = ["teacher", "init", "single", "single_binary"]
 
@@ -129,7 +134,7 @@ def test_a_report_that_a_kill_prevented_is_written_at_the_next_start(settings, c
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(tracking, "_track_run", killed)
+        patched.setattr(tracking, "_report_run", killed)
         with pytest.raises(KeyboardInterrupt):
             run(config, console)
     run(config, console)
@@ -142,8 +147,7 @@ def test_an_online_mode_without_a_key_is_offline_and_asks_nothing(settings, tmp_
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a prompt"))
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     plan = make_plan(load_config(settings(tmp_path, "singlestage", "logger=wandb")))
-    loggers = tracking.make_loggers(plan, plan.stages[0])
-    assert len(loggers) == 2
+    assert len(tracking.WandbObserver().loggers(plan, plan.stages[0])) == 1
     assert wandb.run.settings.mode == "offline"
     wandb.finish()
 
@@ -154,7 +158,7 @@ def test_under_an_agent_all_stages_are_one_run_whose_steps_go_on(settings, conso
     for number in (1, 2):  # the second finds every stage done, and is a trial with a score all the same
         monkeypatch.setenv("WANDB_RUN_ID", f"trial{number}")
         wandb.teardown()
-        name = tracking.trial_name("singlestage")
+        name = agent.trial_name("singlestage")
         assert name == f"singlestage-trial{number}"
         run(load_config(settings(tmp_path, "singlestage", *more, f"run.name={name}")), console)
         (found,) = runs_in(tmp_path / "rte" / name / "logs")
@@ -180,12 +184,12 @@ def test_a_stage_that_was_cut_ends_its_run_with_the_code_and_goes_on_in_a_new_on
 ):
     execute = runner.execute
 
-    def cut(plan, stage, group, stopping, *rest):
-        if stage.name == "single":
-            tracking.make_loggers(plan, stage)
-            stopping.received = 15
+    def cut(context):
+        if context.stage.name == "single":
+            context.observer.loggers(context.plan, context.stage)
+            context.stopping.received = 15
             raise StoppedError("asked to stop")
-        execute(plan, stage, group, stopping, *rest)
+        execute(context)
 
     config = load_config(settings(tmp_path, "singlestage", "logger=wandb"))
     monkeypatch.setattr(runner, "execute", cut)
@@ -222,8 +226,8 @@ def test_without_a_network_a_stage_of_a_run_with_a_key_has_its_csv_files(
         monkeypatch.setenv(name, value)
     wandb.teardown()
     plan = make_plan(load_config(settings(tmp_path, "singlestage", "logger=wandb")))
-    assert [type(logger) for logger in tracking.make_loggers(plan, plan.stages[0])] == [CSVLogger]
-    assert "the run goes on with its CSV files" in caplog.text
+    assert tracking.WandbObserver().loggers(plan, plan.stages[0]) == []
+    assert "the run continues with its CSV files" in caplog.text
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert [file for file in files if FAKE_KEY.encode() in file.read_bytes()] == []
 
@@ -242,7 +246,7 @@ def test_a_failing_wandb_costs_no_stage_and_no_report(settings, console, tmp_pat
     monkeypatch.setattr(tracking, "write_report", fail)
     monkeypatch.setattr(tracking.WandbLogger, "log_metrics", fail)
     run(load_config(settings(tmp_path, "singlestage", "logger=wandb")), console)
-    assert {"wandb: OSError: no space left on device; the run goes on with its CSV files"} == {
+    assert {"wandb: OSError: no space left on device; the run continues with its CSV files"} == {
         record.getMessage() for record in caplog.records if record.name == tracking.__name__
     }
     assert wandb.run is None
