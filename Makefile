@@ -9,7 +9,7 @@ ARGS ?=
 BIN := .venv/bin
 SETTINGS = task=$(TASK) run.dir=$(RUNS) trainer.devices=$(DEVICES) $(ARGS)
 
-.PHONY: help setup demo test check multistage singlestage compare sweep bench results chaos clean
+.PHONY: help setup demo test check multistage singlestage compare sweep bench results chaos docs clean
 
 help:
 	@echo "make setup                          virtual environment with pinned packages"
@@ -20,8 +20,9 @@ help:
 	@echo "make bench SUITE=data|overhead      speed and memory, as ratios, into build/bench"
 	@echo "make chaos                          both demo pipelines in two processes, killed 25 times; into build/chaos"
 	@echo "make results                        tables and pictures of the studies in experiments/ anew from their records"
+	@echo "make docs                           docs/configuration.md anew from the settings' docstrings"
 	@echo "make test                           the test suite"
-	@echo "make check                          ruff and mypy"
+	@echo "make check                          ruff, ruff format --check and mypy"
 
 setup: .venv/installed
 
@@ -52,6 +53,10 @@ results: setup
 
 chaos: setup
 	$(BIN)/python experiments/chaos/chaos.py --out build/chaos $(ARGS)
+
+docs: setup
+	$(BIN)/python -m bitkd.config.reference > docs/configuration.new
+	mv docs/configuration.new docs/configuration.md
 
 test: setup
 	$(BIN)/pytest -n 2 --dist worksteal

@@ -34,16 +34,16 @@ def imported_modules(file: Path) -> set[str]:
     return found
 
 
-def test_every_import_is_a_declared_dependency():
+def test_the_declared_dependencies_are_the_imported_ones():
     modules = set().union(*(imported_modules(file) for file in (ROOT / "bitkd").rglob("*.py")))
     distributions = importlib.metadata.packages_distributions()
-    declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
-    undeclared = {
-        module
+    imported = {
+        module: {canonicalize_name(name) for name in distributions.get(module, [])}
         for module in modules - set(sys.stdlib_module_names) - {"bitkd"}
-        if not declared & {canonicalize_name(name) for name in distributions.get(module, [])}
     }
-    assert undeclared == set()
+    declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
+    assert {module for module, names in imported.items() if not names & declared} == set()
+    assert declared - set().union(*imported.values()) == set()
 
 
 @pytest.mark.parametrize("text", [*PROJECT["dependencies"], *DEV], ids=lambda text: Requirement(text).name)

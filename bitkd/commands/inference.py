@@ -110,7 +110,7 @@ def _plain_trainer(config: Config) -> pl.Trainer:
     return pl.Trainer(
         accelerator=config.trainer.accelerator,
         devices=1,
-        precision=config.trainer.precision,  # type: ignore[arg-type]
+        precision=config.trainer.precision,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -37,7 +37,7 @@ def _run(config: Config, arguments: argparse.Namespace, show: Callable[[Plan, ar
     from bitkd.pipeline.runner import StageFailedError, run
     from bitkd.tracking import make_observer
 
-    quieten(speaks=not is_other_rank())
+    quieten(show_notes=not is_other_rank())
     console = make_console(stderr=arguments.json)
     try:
         plan = run(config, console, make_observer(config), progress_bar=console.is_terminal)

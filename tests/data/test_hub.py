@@ -1,8 +1,12 @@
 import socket
 import time
 
+import httpx2
+import huggingface_hub
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 
+from bitkd.data import hub
 from bitkd.data.hub import load_hub_dataset, load_tokenizer, resolve_pretrained
 from bitkd.errors import InputError
 
@@ -55,3 +59,15 @@ def test_local_paths_come_first(tiny_bert, tmp_path):
         resolve_pretrained(str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="has no tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_a_connection_that_breaks_in_a_download_is_an_input_error(monkeypatch):
+    def snapshot_download(name, local_files_only, **_):
+        if local_files_only:
+            raise LocalEntryNotFoundError("not in the cache")
+        raise httpx2.ReadTimeout("the read operation timed out")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(hub, "hub_problem", lambda: None)
+    with pytest.raises(InputError, match="cannot be loaded from the hub: the read operation timed out; check the id"):
+        hub.resolve_pretrained("someone/some-bert")
