@@ -58,20 +58,15 @@ def order_of(spec, parameters):
     }
 
 
-def test_every_committed_sweep_is_one_by_wandbs_schema_and_by_ours(file):
+def test_every_committed_sweep_is_one_by_wandbs_schema_and_by_ours(file, agent, monkeypatch):
     assert sweeps.schema_violations_from_proposed_config(yaml.safe_load(file.read_text())) == []
     sweep = Sweep.open(read_sweep(str(file)))
     assert sweep.total == TRIALS[file.stem]
     assert f"\n# {sweep.total} trials: " in file.read_text()
     names = [sweep.trial(number).name for number in range(sweep.total)]
     assert len(set(names)) == sweep.total
-
-
-def test_the_command_is_the_one_that_wandb_agent_composes(file, agent, monkeypatch):
-    spec = read_sweep(str(file))
-    parameters = {
-        key: given.get("value", given.get("values", [0])[-1]) for key, given in spec.content["parameters"].items()
-    }
+    # The command is the one that wandb agent builds.
+    spec, parameters = sweep.spec, sweep.proposals[-1]
     started = []
     monkeypatch.setattr(wandb_agent, "AgentProcess", lambda command, **_: started.append(command) or SimpleNamespace())
     agent._sweep_command = list(spec.content["command"])
@@ -85,12 +80,14 @@ def test_wandb_agent_runs_a_trial(agent, settings, tmp_path, monkeypatch, write)
     (tmp_path / "bitkd").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    given = dict(text.split("=", 1) for text in settings(tmp_path / "runs"))
+    pipeline = tmp_path / "one.yaml"
+    pipeline.write_text("pipeline: {name: one}\nstages:\n  teacher: {kind: finetune}\n")
+    given = dict(text.split("=", 1) for text in settings(tmp_path / "runs", str(pipeline)))
     spec = read_sweep(write(parameters={key: {"value": value} for key, value in given.items()}))
     agent._sweep_command = ["${env}", "bitkd", "run", "logger=wandb", "${args_no_hyphens}"]
     agent._command_run(order_of(spec, {key: value["value"] for key, value in spec.content["parameters"].items()}))
     assert agent._run_processes["trial1"].wait(timeout=300) == 0
-    logs = tmp_path / "runs" / "rte" / "singlestage-trial1" / "logs"
+    logs = tmp_path / "runs" / "rte" / "one-trial1" / "logs"
     assert [folder.name.split("-")[-1] for folder in (logs / "wandb").glob("offline-run-*")] == ["trial1"]
 
 
