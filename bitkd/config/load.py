@@ -21,6 +21,9 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from bitkd.config.schema import Config
 from bitkd.errors import InputError, choices_of, nearest
 
+RENAMED = {"quant.gradient_clip": "quant.ste_clip"}
+"""The ends of keys of earlier versions, and what they are now."""
+
 _TYPES: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number, such as 100",
@@ -185,6 +188,9 @@ def _merge(base: Any, layer: DictConfig, source: str | None = None) -> Any:
         return OmegaConf.unsafe_merge(base, layer)
     except ConfigKeyError as error:
         full = error.full_key or str(error.key)
+        for old, new in RENAMED.items():
+            if full.endswith(f".{old}"):
+                raise InputError(f"{full} has another name now; use {full.removesuffix(old)}{new}") from error
         allowed = _siblings(base, full)
         raise InputError(f"unknown key {full}; {nearest(full.rsplit('.', 1)[-1], allowed)}") from error
     except OmegaConfBaseException as error:

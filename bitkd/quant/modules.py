@@ -32,7 +32,7 @@ class QuantLinear(nn.Linear):
 
     weight_bits, activation_bits: widths of `bitkd.quant.table`, or 32; InputError for others.
     per_row: one scale for each output row instead of one for the matrix.
-    gradient_clip: latent weights beyond it get no gradient; None lets every gradient pass.
+    ste_clip: latent weights beyond it get no gradient; None lets every gradient pass.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class QuantLinear(nn.Linear):
         weight_bits: int = 1,
         activation_bits: int = 32,
         per_row: bool = False,
-        gradient_clip: float | None = None,
+        ste_clip: float | None = None,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -52,7 +52,7 @@ class QuantLinear(nn.Linear):
         self.weight_bits = weight_bits
         self.weight_codes = _weight_codes(weight_bits)
         self.per_row = per_row
-        self.gradient_clip = gradient_clip
+        self.ste_clip = ste_clip
         self.input_quantizer = make_input_quantizer(activation_bits)
 
     @classmethod
@@ -74,7 +74,7 @@ class QuantLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if self.weight_codes is None and self.activation_bits == FP32:
             return super().forward(input)
-        spec = ProductSpec(self.weight_codes, self.per_row, self.gradient_clip)
+        spec = ProductSpec(self.weight_codes, self.per_row, self.ste_clip)
         return low_bit_linear(input, self.input_quantizer, spec, self.bias, self.weight)
 
     def extra_repr(self) -> str:
@@ -85,20 +85,20 @@ class QuantEmbedding(nn.Embedding):
     """nn.Embedding with a low-bit or FP32 table and one scale per row; only the rows that are looked up are quantized.
 
     weight_bits: a width of `bitkd.quant.table.WEIGHTS`, or 32; InputError for others.
-    gradient_clip: as in QuantLinear.
+    ste_clip: as in QuantLinear.
     """
 
     per_row = True
 
-    def __init__(self, *args: Any, weight_bits: int = 1, gradient_clip: float | None = None, **settings: Any) -> None:
+    def __init__(self, *args: Any, weight_bits: int = 1, ste_clip: float | None = None, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.weight_bits = weight_bits
         self.weight_codes = _weight_codes(weight_bits)
-        self.gradient_clip = gradient_clip
+        self.ste_clip = ste_clip
 
     @classmethod
     def from_float(cls, module: nn.Embedding, **settings: Any) -> Self:
-        """A QuantEmbedding that holds the very Parameter of `module`; settings: weight_bits, gradient_clip."""
+        """A QuantEmbedding that holds the very Parameter of `module`; settings: weight_bits, ste_clip."""
         new = cls(**embedding_options(module), device="meta", **settings)
         new.weight = module.weight
         return new.train(module.training)
@@ -107,7 +107,7 @@ class QuantEmbedding(nn.Embedding):
         rows = super().forward(input)
         if self.weight_codes is None:
             return rows
-        return quantize_weight(rows, self.weight_codes, self.per_row, clip=self.gradient_clip)
+        return quantize_weight(rows, self.weight_codes, self.per_row, clip=self.ste_clip)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, W{self.weight_bits}"
@@ -150,7 +150,7 @@ class SplitLinear(nn.Module):
     def from_float(cls, module: nn.Linear, **settings: Any) -> Self:
         """A pair shaped like `module`, all zeros: to be filled by `load_state_dict`.
 
-        settings: activation_bits, per_row, gradient_clip. The input quantizer of a QuantLinear is kept, unless another
+        settings: activation_bits, per_row, ste_clip. The input quantizer of a QuantLinear is kept, unless another
         width is asked for.
         """
         bits = settings.pop("activation_bits", FP32)
@@ -191,7 +191,7 @@ class SplitLinear(nn.Module):
         first, second = self.first, self.second
         bias = None if first.bias is None else first.bias + second.bias
         exact = not self.training and self.activation_bits < FP32
-        spec = ProductSpec(first.weight_codes, first.per_row, first.gradient_clip, exact)
+        spec = ProductSpec(first.weight_codes, first.per_row, first.ste_clip, exact)
         return low_bit_linear(input, self.input_quantizer, spec, bias, first.weight, second.weight)
 
 

@@ -30,8 +30,8 @@ class QuantSpec:
     pooler: bool = False
     """Quantize the pooler's Linear too (as BinaryBERT does; XTC keeps it FP32)."""
 
-    gradient_clip: float | None = None
-    """No gradient for latent weights whose magnitude exceeds this (TernaryBERT: 2.5); null lets every
+    ste_clip: float | None = None
+    """Magnitude of a latent weight beyond which its straight-through gradient is zero (TernaryBERT: 2.5); null lets every
     gradient pass."""
 
     def __post_init__(self) -> None:
@@ -39,10 +39,10 @@ class QuantSpec:
         if self.embedding_bits is not None:
             weight_quantizer(self.embedding_bits, "embedding_bits", ", or null for weight_bits")
         activation_quantizer(self.activation_bits)
-        if self.gradient_clip is not None and not self.gradient_clip > 0:
+        if self.ste_clip is not None and not self.ste_clip > 0:
             raise InputError(
-                f"gradient_clip={self.gradient_clip} is unsupported; use a positive number, or null for no clipping "
-                "(see QuantSpec.gradient_clip)"
+                f"ste_clip={self.ste_clip} is unsupported; use a positive number, or null for no clipping "
+                "(see QuantSpec.ste_clip)"
             )
 
     @property

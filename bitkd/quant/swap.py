@@ -71,10 +71,10 @@ def make_blank_pairs(model: nn.Module, names: Iterable[str]) -> None:
         holder = model.get_submodule(parent)
         layer = getattr(holder, leaf, None)
         if isinstance(layer, QuantLinear) and layer.weight_bits == HALF_BITS:
-            settings = {key: getattr(layer, key) for key in ("activation_bits", "per_row", "gradient_clip")}
+            settings = {key: getattr(layer, key) for key in ("activation_bits", "per_row", "ste_clip")}
             setattr(holder, leaf, SplitLinear.from_float(layer, **settings))
         elif isinstance(layer, QuantEmbedding) and layer.weight_bits == HALF_BITS:
-            setattr(holder, leaf, SplitEmbedding.from_float(layer, gradient_clip=layer.gradient_clip))
+            setattr(holder, leaf, SplitEmbedding.from_float(layer, ste_clip=layer.ste_clip))
         else:
             raise InputError(f"{name} cannot be a pair of {HALF_BITS}-bit layers: it is a {type(layer).__name__}")
 
@@ -168,7 +168,7 @@ def _refuse_rejoining(
 
 
 def _linear(module: Any, spec: QuantSpec) -> nn.Module:
-    settings = {"per_row": spec.per_row, "gradient_clip": spec.gradient_clip}
+    settings = {"per_row": spec.per_row, "ste_clip": spec.ste_clip}
     if isinstance(module, SplitLinear):
         first, second = (
             QuantLinear.from_float(half, weight_bits=HALF_BITS, **settings) for half in (module.first, module.second)
@@ -188,11 +188,11 @@ def _linear(module: Any, spec: QuantSpec) -> nn.Module:
 def _embedding(module: Any, spec: QuantSpec) -> nn.Module:
     if isinstance(module, SplitEmbedding):
         for half in (module.first, module.second):
-            half.gradient_clip = spec.gradient_clip
+            half.ste_clip = spec.ste_clip
         return module
     if spec.resolved_embedding_bits < FP32:
         return QuantEmbedding.from_float(
-            module, weight_bits=spec.resolved_embedding_bits, gradient_clip=spec.gradient_clip
+            module, weight_bits=spec.resolved_embedding_bits, ste_clip=spec.ste_clip
         )
     if type(module) is nn.Embedding:
         return module

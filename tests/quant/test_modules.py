@@ -30,7 +30,7 @@ def exactly(a: Tensor, b: Tensor) -> None:
 def reference(x: Tensor, layer: QuantLinear) -> Tensor:
     """The usual quantize-dequantize form, differentiated by autograd."""
     quantize = {1: binarize, 2: ternarize}.get(layer.weight_bits)
-    weight = quantize(layer.weight, layer.per_row, clip=layer.gradient_clip) if quantize else layer.weight
+    weight = quantize(layer.weight, layer.per_row, clip=layer.ste_clip) if quantize else layer.weight
     return nn.functional.linear(layer.input_quantizer(x), weight, layer.bias)
 
 
@@ -39,7 +39,7 @@ def reference(x: Tensor, layer: QuantLinear) -> Tensor:
     [*itertools.product([1, 2], [8, 32], [False, True], [None, 0.1]), (32, 8, False, None), (32, 32, False, None)],
 )
 def test_linear_equals_quantize_dequantize(weight_bits, activation_bits, per_row, clip) -> None:
-    layer = linear(weight_bits=weight_bits, activation_bits=activation_bits, per_row=per_row, gradient_clip=clip)
+    layer = linear(weight_bits=weight_bits, activation_bits=activation_bits, per_row=per_row, ste_clip=clip)
     x = inputs(2, 5, 24, seed=7)
     upstream = inputs(2, 5, 12, seed=8)
     results = []
@@ -109,7 +109,7 @@ def test_from_float_keeps_parameters_and_random_state() -> None:
 
 @pytest.mark.parametrize("weight_bits", [1, 2])
 def test_embedding_quantizes_rows(weight_bits: int) -> None:
-    embedding = QuantEmbedding(9, 16, padding_idx=0, weight_bits=weight_bits, gradient_clip=1.0)
+    embedding = QuantEmbedding(9, 16, padding_idx=0, weight_bits=weight_bits, ste_clip=1.0)
     ids = torch.tensor([[3, 0, 3], [8, 1, 0]])
     quantize = binarize if weight_bits == 1 else ternarize
     exactly(embedding(ids), quantize(embedding.weight, per_row=True)[ids])

@@ -89,7 +89,7 @@ def test_border_of_the_published_formula(skew: float) -> None:
 
 def test_split_model_replaces_ternary_layers_only() -> None:
     table = QuantEmbedding(7, 8, weight_bits=2)
-    layers = [table, QuantLinear(8, 8, weight_bits=2, activation_bits=8, per_row=True, gradient_clip=2.5)]
+    layers = [table, QuantLinear(8, 8, weight_bits=2, activation_bits=8, per_row=True, ste_clip=2.5)]
     model = nn.Sequential(*layers, QuantLinear(8, 4, weight_bits=1), nn.Linear(4, 2)).eval()
     layers[1].weight.requires_grad_(False)
     bias = layers[1].bias
@@ -102,7 +102,7 @@ def test_split_model_replaces_ternary_layers_only() -> None:
     assert linear.activation_bits == 8
     assert linear.input_quantizer is layers[1].input_quantizer
     for half in (linear.first, linear.second):
-        assert (half.weight_bits, half.per_row, half.gradient_clip) == (1, True, 2.5)
+        assert (half.weight_bits, half.per_row, half.ste_clip) == (1, True, 2.5)
         assert torch.equal(half.bias, bias / 2)
         assert not half.weight.requires_grad
         assert half.bias.requires_grad

@@ -65,11 +65,11 @@ def test_families(model, plain: int) -> None:
 
 def test_options() -> None:
     model = bert()
-    swap_layers(model, QuantSpec(weight_bits=2, embedding_bits=1, per_row=True, pooler=True, gradient_clip=2.5))
+    swap_layers(model, QuantSpec(weight_bits=2, embedding_bits=1, per_row=True, pooler=True, ste_clip=2.5))
     assert counts(model) == (13, 1, 1)
     assert model.get_input_embeddings().weight_bits == 1
     query = model.bert.encoder.layer[0].attention.self.query
-    assert (query.weight_bits, query.activation_bits, query.per_row, query.gradient_clip) == (2, 32, True, 2.5)
+    assert (query.weight_bits, query.activation_bits, query.per_row, query.ste_clip) == (2, 32, True, 2.5)
     swap_layers(model, QuantSpec(weight_bits=1, embedding_bits=32))
     assert counts(model) == (12, 0, 2)
 
@@ -153,7 +153,7 @@ def test_split_logits_equal_ternary_logits() -> None:
         ({"weight_bits": 3}, r"weight_bits=3 is unsupported; use 1 \(binary\), 2 \(ternary\) or 32 \(see"),
         ({"embedding_bits": 8}, "embedding_bits=8 is unsupported"),
         ({"activation_bits": 4}, "activation_bits=4 is unsupported; use 8 or 32"),
-        ({"gradient_clip": 0.0}, "gradient_clip=0.0 is unsupported; use a positive number"),
+        ({"ste_clip": 0.0}, "ste_clip=0.0 is unsupported; use a positive number"),
     ],
 )
 def test_spec_refuses(settings: dict, message: str) -> None:
