@@ -1,6 +1,7 @@
 """The library from Python: what is public, running a pipeline, and bitkd's modules in a Trainer of one's own."""
 
 import itertools
+import json
 import subprocess
 import sys
 
@@ -97,15 +98,15 @@ def test_the_modules_work_in_any_trainer(finished, settings, tiny_bert):
     ],
     ids=lambda words: " ".join(words[:1] + words[-1:]),
 )
-def test_a_bad_setting_is_refused_before_anything_heavy_is_imported(arguments, subtests_in_one_process):
-    code, heavy, seconds = subtests_in_one_process(arguments)
+def test_a_bad_setting_is_refused_before_anything_heavy_is_imported(arguments, fresh_process):
+    code, heavy, seconds = fresh_process(arguments)
     assert code == 2
     assert not heavy
     assert seconds < 1.5
 
 
 @pytest.fixture(scope="module")
-def subtests_in_one_process():
+def fresh_process():
     """Runs the commands one after another in one fresh process: code, heavy modules imported so far, CPU seconds."""
     program = """
 import json, sys, time
@@ -116,21 +117,18 @@ for line in sys.stdin:
     heavy = sorted({"torch", "transformers", "datasets", "lightning", "sklearn", "wandb", "matplotlib"} & set(sys.modules))
     print(json.dumps([code, heavy, time.process_time() - began]), flush=True)
 """
-    import json
-
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", program],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-    )
+    ) as process:
 
-    def ask(arguments):
-        process.stdin.write(json.dumps(arguments) + "\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())
+        def ask(arguments):
+            process.stdin.write(json.dumps(arguments) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
 
-    yield ask
-    process.stdin.close()
-    process.wait(30)
+        yield ask
+        process.stdin.close()

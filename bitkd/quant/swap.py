@@ -191,9 +191,7 @@ def _embedding(module: Any, spec: QuantSpec) -> nn.Module:
             half.ste_clip = spec.ste_clip
         return module
     if spec.resolved_embedding_bits < FP32:
-        return QuantEmbedding.from_float(
-            module, weight_bits=spec.resolved_embedding_bits, ste_clip=spec.ste_clip
-        )
+        return QuantEmbedding.from_float(module, weight_bits=spec.resolved_embedding_bits, ste_clip=spec.ste_clip)
     if type(module) is nn.Embedding:
         return module
     plain = nn.Embedding(**embedding_options(module), device="meta")

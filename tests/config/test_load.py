@@ -40,6 +40,15 @@ def test_a_task_sets_up_only_the_stages_that_are_there(tmp_path):
     assert list(load_config(["task=demo"], require=()).stages) == []
 
 
+def test_a_key_of_an_earlier_version_is_refused_with_its_new_name():
+    message = r"stages\.single\.quant\.gradient_clip has another name now; use stages\.single\.quant\.ste_clip"
+    given = ["pipeline=singlestage", "task=demo"]
+    with pytest.raises(InputError, match=message):
+        load_config([*given, "stages.single.quant.gradient_clip=2.5"])
+    config = load_config([*given, "stages.single.quant.ste_clip=2.5", "stages.single.gradient_clip=0.5"])
+    assert (config.stages["single"].quant.ste_clip, config.stages["single"].gradient_clip) == (2.5, 0.5)
+
+
 def test_the_printed_configuration_says_everything():
     config = load_config(BOTH)
     printed = OmegaConf.create(to_yaml(config))

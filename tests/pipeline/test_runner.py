@@ -12,6 +12,7 @@ from bitkd.config.load import load_config
 from bitkd.errors import InputError
 from bitkd.models.artifact import load_classifier, load_student, save_student
 from bitkd.models.encoder import read_spec
+from bitkd.pipeline.identity import FORMAT
 from bitkd.pipeline.plan import make_plan
 from bitkd.pipeline.runner import StageFailedError, run
 from bitkd.stages.base import StudentModule
@@ -404,3 +405,12 @@ def test_a_head_that_no_term_reads_is_not_a_trained_one(settings, console, tmp_p
     binary = plan.folder.artifacts()["single_binary"].stage
     assert binary.selected == "best"
     load_classifier(plan.folder.folder / "single_binary")
+
+
+def test_artifacts_of_an_earlier_format_are_computed_anew(finished, settings, monkeypatch):
+    plan = make_plan(load_config(settings(finished)))
+    monkeypatch.setattr("bitkd.pipeline.identity.FORMAT", FORMAT - 1)
+    earlier = make_plan(load_config(settings(finished)))
+    assert not {stage.key for stage in plan.stages} & {stage.key for stage in earlier.stages}
+    assert {plan.state(stage) for stage in plan.stages} == {"done"}
+    assert {earlier.state(stage) for stage in earlier.stages} == {"stale"}
