@@ -2,13 +2,16 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+
+from rich.console import Console
 
 from bitkd.api import check_before_imports
 from bitkd.commands.output import is_other_rank, make_console, print_json, quieten
 from bitkd.config.load import load_config
-from bitkd.config.schema import BudgetSpec, Config
+from bitkd.config.schema import BudgetSpec
 from bitkd.errors import InputError, StoppedError
 from bitkd.pipeline.plan import Plan
 from bitkd.tracking.agent import trial_name
@@ -19,39 +22,59 @@ EXAMPLES = 10
 def run_command(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.settings)
     name = config.run.name or trial_name(config.pipeline.name)
-    return _run(replace(config, run=replace(config.run, name=name)), arguments, _show_run)
+    config = replace(config, run=replace(config.run, name=name))
+    check_before_imports(config)
+    from bitkd.pipeline.runner import run
+    from bitkd.tracking import make_observer
+
+    console = _open_console(arguments)
+    with _exit_code() as exit_code:
+        plan = run(config, console, make_observer(config), progress_bar=console.is_terminal)
+        if not is_other_rank():
+            _show_run(plan, arguments)
+    return exit_code[0]
 
 
 def augment_command(arguments: argparse.Namespace) -> int:
     config = load_config([*arguments.settings, "task.augmentation.enabled=true"], require=("task",))
     if config.task.augmentation.path:
         raise InputError("task.augmentation.path= names rows that are made already; leave it out")
-    run = replace(config.run, name=config.run.name or "augment")
-    return _run(replace(config, stages={}, budget=BudgetSpec(), run=run), arguments, _show_rows)
-
-
-def _run(config: Config, arguments: argparse.Namespace, show: Callable[[Plan, argparse.Namespace], None]) -> int:
+    run_spec = replace(config.run, name=config.run.name or "augment")
+    config = replace(config, stages={}, budget=BudgetSpec(), run=run_spec)
     check_before_imports(config)
+    from bitkd.pipeline.runner import run
+
+    console = _open_console(arguments)
+    with _exit_code() as exit_code:
+        plan = run(config, console)
+        if not is_other_rank():
+            _show_rows(plan, arguments)
+    return exit_code[0]
+
+
+def _open_console(arguments: argparse.Namespace) -> Console:
+    quieten(show_notes=not is_other_rank())
+    return make_console(stderr=arguments.json)
+
+
+@contextmanager
+def _exit_code() -> Iterator[list[int]]:
+    """Report a run that failed or was stopped; the list holds the code to exit with."""
     from lightning.pytorch.utilities import rank_zero_only
 
-    from bitkd.pipeline.runner import StageFailedError, run
-    from bitkd.tracking import make_observer
+    from bitkd.pipeline.runner import StageFailedError
 
-    quieten(show_notes=not is_other_rank())
-    console = make_console(stderr=arguments.json)
+    code = [0]
     try:
-        plan = run(config, console, make_observer(config), progress_bar=console.is_terminal)
+        yield code
     except StageFailedError as failure:
         rank = rank_zero_only.rank  # type: ignore[attr-defined]
         print(f"bitkd: {f'rank {rank}: ' if rank else ''}{failure}", file=sys.stderr, flush=True)
-        return 1
+        code[0] = 1
     except StoppedError as stop:
         if not is_other_rank():
             print(f"bitkd: {stop}", file=sys.stderr, flush=True)
-        return stop.code
-    if not is_other_rank():
-        show(plan, arguments)
-    return 0
+        code[0] = stop.code
 
 
 def _show_run(plan: Plan, arguments: argparse.Namespace) -> None:

@@ -23,8 +23,8 @@ from bitkd.models.labels import label_order
 from bitkd.models.prepare import check_recorded
 from bitkd.models.student import build_blank
 from bitkd.quant.swap import make_blank_pairs
+from bitkd.store.artifacts import WEIGHTS_FILE
 
-WEIGHTS_FILE = "model.safetensors"
 _FIRST_HALF = ".first.weight"
 """Ends the names of weights that are the first half of a pair."""
 

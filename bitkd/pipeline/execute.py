@@ -27,7 +27,6 @@ from bitkd.pipeline.context import StageContext
 from bitkd.pipeline.stage_record import stage_record
 from bitkd.processes.group import make_trainer
 from bitkd.processes.signals import Stopping
-from bitkd.stages.base import StudentModule
 from bitkd.stages.flops import row_flops
 from bitkd.stages.spec import SCORE
 from bitkd.store.records import FlopsRecord, MetricsRecord
@@ -48,7 +47,8 @@ def execute(context: StageContext) -> None:
     callbacks = [*module.callbacks(), KeepSignals(context.stopping)]
     steps = None
     if stage.trains:
-        trainer = _fit(context, module, data, [*callbacks, flops, seconds, *_resumption(context, best)], loggers)
+        trainer = _trainer(context, [*callbacks, flops, seconds, *_resumption(context, best)], loggers)
+        trainer.fit(module, datamodule=data, ckpt_path=_last_checkpoint(context), weights_only=True)
         steps = best.step if selected == "best" else trainer.global_step
         if selected == "best" and best.score is not None:
             load_weights(module, best.file)
@@ -141,24 +141,23 @@ def _resumption(context: StageContext, best: BestCheckpoint) -> list[pl.Callback
     return [RandomStates(context.stage.seed), ValidateLastStep(), best, resume, stop]
 
 
-def _fit(
-    context: StageContext,
-    module: StudentModule,
-    data: pl.LightningDataModule,
-    callbacks: list[pl.Callback],
-    loggers: list[Logger],
-) -> pl.Trainer:
-    spec, stage, group = context.config.trainer, context.stage, context.group
+def _last_checkpoint(context: StageContext) -> Path | None:
+    """Where an earlier start of the stage stopped, the same on all ranks; None if it begins now."""
     checkpoint: Path | None = None
-    if group.is_global_zero:
+    if context.group.is_global_zero:
         context.work.mkdir(parents=True, exist_ok=True)
         checkpoint = latest_checkpoint(context.work)
-    checkpoint = group.broadcast(checkpoint)
+    return context.group.broadcast(checkpoint)
+
+
+def _trainer(context: StageContext, callbacks: list[pl.Callback], loggers: list[Logger]) -> pl.Trainer:
+    """The Trainer of the stage's fit."""
+    spec, stage = context.config.trainer, context.stage
     shown: list[pl.Callback] = [Throughput(), LearningRateMonitor("step")]
     if context.progress_bar:
         shown.append(StageProgressBar(context.label))
     unused = set(stage.kind.terms) - set(stage.kind.active_terms(stage.spec.loss))
-    trainer = make_trainer(
+    return make_trainer(
         spec,
         find_unused_parameters=bool(unused),
         # Other ranks hold a logger that writes nothing: Lightning makes only rank zero's write.
@@ -174,8 +173,6 @@ def _fit(
         gradient_clip_val=stage.train.gradient_clip or None,
         log_every_n_steps=spec.log_every_n_steps,
     )
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    return trainer
 
 
 def _dev_score(task: TaskSpec, dev_names: list[str], values: dict[str, float]) -> float:
