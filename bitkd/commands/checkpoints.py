@@ -12,6 +12,8 @@ from bitkd.config.schema import Config
 from bitkd.data.hub import resolve_pretrained
 from bitkd.data.tasks import check_metrics, check_task
 from bitkd.errors import InputError
+from bitkd.files import read_json
+from bitkd.models.labels import label_order
 from bitkd.pipeline.checks import check_paths, check_test_set
 from bitkd.store.artifacts import STAGE_FILE, Store, read_artifact
 from bitkd.store.records import StageRecord
@@ -20,7 +22,8 @@ from bitkd.store.run_folder import MANIFEST, RunFolder
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
     quieten()
-    folder, config = _checkpoint_folder(arguments), _task_config(arguments, arguments.settings)
+    folder = _checkpoint_folder(arguments)
+    config = _task_config(arguments, arguments.settings, folder)
     record = _stage_record(folder)
     from bitkd.commands.inference import evaluate
 
@@ -64,7 +67,8 @@ def _write_submission(arguments: argparse.Namespace, settings: list[str], split:
     """Predictions for a test set as GLUE takes them: tab-separated index and prediction, written as its files write labels."""
     if not split or not arguments.out or arguments.text:
         raise InputError("a submission needs split=NAME and --out FILE, and no --text")
-    folder, config = _checkpoint_folder(arguments), _task_config(arguments, settings)
+    folder = _checkpoint_folder(arguments)
+    config = _task_config(arguments, settings, folder)
     _check_texts(folder, len(config.task.text) == 2)
     name = split[-1].partition("=")[2]
     check_test_set(config, name)
@@ -85,12 +89,14 @@ def _write_submission(arguments: argparse.Namespace, settings: list[str], split:
     return 0
 
 
-def _task_config(arguments: argparse.Namespace, settings: list[str]) -> Config:
+def _task_config(arguments: argparse.Namespace, settings: list[str], folder: Path) -> Config:
     """The configuration of a task whose rows are read with the checkpoint's own tokenizer."""
     config = load_config(settings, require=("task",))
     config = replace(config, model=replace(config.model, pretrained=arguments.checkpoint))
     check_task(config.task)
     check_metrics(config.task)
+    if own := (read_json(folder / "config.json") or {}).get("id2label"):
+        label_order(list(own.values()), config.task.labels, _labels(arguments))
     check_paths(config, model_setting="CHECKPOINT ")
     return config
 

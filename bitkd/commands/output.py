@@ -49,7 +49,7 @@ def quieten(show_notes: bool = True) -> None:
 _REMARKS = (
     ".*does not have many workers.*",
     ".*smaller than the logging interval.*",
-    ".*dataloader is not resumable.*",  # ours is: ResumeCheckpoint tells the sampler where to start
+    ".*dataloader is not resumable.*",  # ours is: ResumeCheckpoint restores the place in the data
     ".*recommended to use `self.log.*sync_dist.*",  # torchmetrics has synchronized the value already
     ".*broadcast_buffers.*deprecated.*",
     ".*LeafSpec.*deprecated.*",

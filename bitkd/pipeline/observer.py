@@ -1,4 +1,4 @@
-"""Who watches a run: told of its stages and its end, without the runner knowing whom."""
+"""Who watches a run: informed of its stages and its end, without the runner knowing who it is."""
 
 from typing import TYPE_CHECKING
 

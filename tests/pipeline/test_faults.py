@@ -169,5 +169,5 @@ def test_ctrl_c_once_finishes_the_step_and_saves(settings, finished, tmp_path):
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
-    assert "stopped in stage single as asked; run the same command again to go on" in output
+    assert "stopped in stage single; run the same command again to continue" in output
     assert [*work.glob("single_stage-*/step-*.ckpt")]

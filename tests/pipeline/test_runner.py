@@ -314,8 +314,11 @@ stages:
         (["data.max_length=400"], r"data\.max_length=400 is outside .*use 8 to 64"),
         (["data.max_length=4"], "use 8 to 64"),
         (["logger=tensorboard"], "use one of csv, wandb"),
-        (["stages.single.loss.unmatched_heads=relatoin"], "loss.unmatched_heads=relatoin is unknown; use relation or"),
-        (["stages.single.loss.regression_target=lable"], "use teacher or label"),
+        (
+            ["stages.single.loss.unmatched_heads=relatoin"],
+            "loss.unmatched_heads=relatoin is unknown; did you mean relation",
+        ),
+        (["stages.single.loss.regression_target=lable"], "regression_target=lable is unknown; did you mean label"),
         (["stages.single.loss.hidden=-1"], r"loss.hidden=-1.0 is no weight"),
         (["stages.single.loss.temperature=0"], r"loss.temperature=0.0 is unsupported"),
         ([f"stages.single.loss.{term}=0" for term in ("logits", "hidden", "attention")], "has no term left"),
