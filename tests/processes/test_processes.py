@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -44,18 +43,15 @@ def finish(process):
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
-def test_both_launchers_run_a_whole_pipeline_on_the_demo_to_the_same_bytes(tmp_path):
+def test_both_launchers_run_a_whole_pipeline_to_the_same_bytes(settings, tmp_path):
     weights = []
     for name, launcher in (("lightning", [sys.executable, "-m"]), ("torchrun", [*TORCHRUN, "-m"])):
-        runs = tmp_path / name
-        if weights:
-            shutil.copytree(tmp_path / "lightning" / "demo", runs / "demo", ignore=shutil.ignore_patterns("*stage"))
-        steps = ["train.max_steps=2", "stages.teacher.max_steps=2", "trainer.devices=2", "trainer.accelerator=cpu"]
-        output = finish(start(["run", "task=demo", "pipeline=multistage", f"run.dir={runs}", *steps], launcher))
+        more = ["trainer.devices=2", "train.max_steps=2"]
+        output = finish(start(["run", *settings(tmp_path / name, "multistage", *more)], launcher))
         begun = [line.split(":")[0] for line in output.splitlines() if line.startswith("stage ")]
         assert list(dict.fromkeys(begun)) == [f"stage {k} of 8" for k in range(1, 9)]
         assert len([line for line in output.splitlines() if line.startswith("run: ")]) == 1  # one rank prints
-        weights.append({f.parent.name: f.read_bytes() for f in runs.glob("store/*/model.safetensors")})
+        weights.append({f.parent.name: f.read_bytes() for f in tmp_path.glob(f"{name}/store/*/model.safetensors")})
     assert len(weights[0]) == 8
     assert weights[0] == weights[1]
 
