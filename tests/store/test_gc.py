@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,7 @@ from bitkd.store.artifacts import Store
 from tests.conftest import Lines
 
 DAY = 86400
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -180,3 +184,12 @@ def test_there_is_no_store(tmp_path, capsys):
 def test_options_of_gc_are_for_gc(runs, capsys):
     assert main(["store", "list", "--dry-run", f"run.dir={runs}"]) == 2
     assert "are for gc, this is list" in capsys.readouterr().err
+
+
+def test_the_store_is_looked_at_without_heavy_libraries(runs, tmp_path):
+    words = [["list", f"run.dir={runs}"], ["list", "run.dri=1"], ["verify", f"run.dir={tmp_path / 'nowhere'}"]]
+    code = f"from bitkd.cli import main; import sys; codes = [main(['store', *given]) for given in {words}]"
+    code += "; heavy = {'torch', 'lightning', 'transformers', 'datasets', 'wandb', 'sklearn'}"
+    code += "; print(codes, sorted(heavy & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "[0, 2, 2] []", done.stderr
