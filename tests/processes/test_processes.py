@@ -105,7 +105,7 @@ def test_a_rank_that_cannot_augment_brings_the_other_down(settings, tmp_path):
     assert "stage augment failed: OSError: No space left on device" in done.stderr
 
 
-def test_what_one_rank_died_of_is_told(settings, tmp_path):
+def test_what_one_rank_died_of_is_printed(settings, tmp_path):
     script = tmp_path / "broken.py"
     script.write_text(
         "import os, sys\n"

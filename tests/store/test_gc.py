@@ -32,7 +32,7 @@ def store(runs):
 
 
 @pytest.fixture
-def tell(runs, capsys):
+def store_command(runs, capsys):
     def command(*arguments, code=0):
         assert main(["store", *arguments, f"run.dir={runs}", "--json"]) == code
         return json.loads(capsys.readouterr().out)
@@ -44,8 +44,8 @@ def keys(found):
     return {entry["key"] for entry in found}
 
 
-def test_list_says_who_needs_what(tell, runs):
-    found = {entry["key"]: entry for entry in tell("list")["entries"]}
+def test_list_says_who_needs_what(store_command, runs):
+    found = {entry["key"]: entry for entry in store_command("list")["entries"]}
     manifest = json.loads((runs / "rte" / "multistage" / "manifest.json").read_text())["artifacts"]
     both = [str(runs / "rte" / name) for name in ("multistage", "singlestage")]
     assert sorted(found[manifest["teacher"]]["runs"]) == both
@@ -56,29 +56,29 @@ def test_list_says_who_needs_what(tell, runs):
     assert len(found) == 11
 
 
-def test_verify_names_the_flipped_byte(tell, runs, store):
-    assert tell("verify")["damaged"] == {}
+def test_verify_names_the_flipped_byte(store_command, runs, store):
+    assert store_command("verify")["damaged"] == {}
     file = (runs / "rte" / "multistage" / "general").resolve() / "model.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    damaged = tell("verify", code=1)["damaged"]
+    damaged = store_command("verify", code=1)["damaged"]
     assert list(damaged) == [file.parent.name]
     assert "model.safetensors" in damaged[file.parent.name]
 
 
-def test_gc_takes_what_a_deleted_run_alone_needed(tell, runs):
+def test_gc_takes_what_a_deleted_run_alone_needed(store_command, runs):
     shutil.rmtree(runs / "rte" / "multistage")
-    would = keys(tell("gc", "--dry-run")["removed"])
+    would = keys(store_command("gc", "--dry-run")["removed"])
     assert len(would) == 7
-    assert len(tell("list")["entries"]) == 11
-    assert keys(tell("gc")["removed"]) == would
-    assert {entry["runs"][0] for entry in tell("list")["entries"]} == {str(runs / "rte" / "singlestage")}
-    assert tell("gc")["removed"] == []
+    assert len(store_command("list")["entries"]) == 11
+    assert keys(store_command("gc")["removed"]) == would
+    assert {entry["runs"][0] for entry in store_command("list")["entries"]} == {str(runs / "rte" / "singlestage")}
+    assert store_command("gc")["removed"] == []
 
 
 @pytest.mark.parametrize("manifest", ["older", "damaged", "deleted"])
-def test_gc_leaves_what_a_run_names_whose_manifest_cannot_be_read(tell, runs, manifest):
+def test_gc_leaves_what_a_run_names_whose_manifest_cannot_be_read(store_command, runs, manifest):
     file = runs / "rte" / "multistage" / "manifest.json"
     content = json.loads(file.read_text())
     (runs / "rte" / "multistage" / "stage2_binary").unlink()
@@ -89,74 +89,74 @@ def test_gc_leaves_what_a_run_names_whose_manifest_cannot_be_read(tell, runs, ma
         left = 0
     elif manifest == "damaged":
         file.write_text("{")
-    assert len(tell("gc")["removed"]) == left
+    assert len(store_command("gc")["removed"]) == left
 
 
-def test_gc_knows_runs_in_other_folders(tell, runs, store, tmp_path):
+def test_gc_knows_runs_in_other_folders(store_command, runs, store, tmp_path):
     moved = tmp_path / "elsewhere" / "rte" / "multistage"
     shutil.copytree(runs / "rte" / "multistage", moved, symlinks=True)
     shutil.rmtree(runs / "rte" / "multistage")
     store.register(moved, []).release()
-    assert tell("gc")["removed"] == []
+    assert store_command("gc")["removed"] == []
 
 
 @pytest.mark.parametrize("where", ["another machine", "a disk that is not there"])
-def test_gc_leaves_what_a_run_out_of_sight_needs(tell, runs, store, tmp_path, where):
+def test_gc_leaves_what_a_run_out_of_sight_needs(store_command, runs, store, tmp_path, where):
     shutil.rmtree(runs / "rte" / "multistage")
-    keys_of_all = [entry["key"] for entry in tell("list")["entries"]]
+    keys_of_all = [entry["key"] for entry in store_command("list")["entries"]]
     folder = runs if where == "another machine" else tmp_path / "not mounted"
     store.register(folder / "rte" / "multistage", keys_of_all).release()
     if where == "another machine":
         (file,) = (runs / "store" / ".runs").iterdir()
         file.write_text(json.dumps(json.loads(file.read_text()) | {"host": "another"}))
-    assert tell("gc")["removed"] == []
-    assert len(tell("gc", "--needed")["removed"]) == 11
+    assert store_command("gc")["removed"] == []
+    assert len(store_command("gc", "--needed")["removed"]) == 11
 
 
-def test_gc_leaves_what_a_run_names_by_its_folder(tell, runs, settings):
+def test_gc_leaves_what_a_run_names_by_its_folder(store_command, runs, settings):
     teacher = (runs / "rte" / "singlestage" / "teacher").resolve()
     given = [f"stages.teacher.checkpoint={teacher}", "run.name=given"]
     run(load_config(settings(runs, "singlestage", *given)), Lines())
     for name in ("singlestage", "multistage"):
         shutil.rmtree(runs / "rte" / name)
-    assert len(tell("gc")["removed"]) == 10
+    assert len(store_command("gc")["removed"]) == 10
     assert teacher.is_dir()
 
 
-def test_gc_leaves_folders_that_are_none_of_its_own(tell, runs):
+def test_gc_leaves_folders_that_are_none_of_its_own(store_command, runs):
     shutil.rmtree(runs / "rte")
     mine = runs / "store" / "my-notes"
     mine.mkdir()
-    assert len(tell("gc")["removed"]) == 11
+    assert len(store_command("gc")["removed"]) == 11
     assert mine.is_dir()
 
 
-def test_gc_by_age_and_size(tell, runs):
+def test_gc_by_age_and_size(store_command, runs):
     shutil.rmtree(runs / "rte")
-    old = sorted(keys(tell("list")["entries"]))[:3]
+    old = sorted(keys(store_command("list")["entries"]))[:3]
     for key in old:
         for file in (runs / "store" / key, *(runs / "store" / key).iterdir()):
             os.utime(file, (file.stat().st_atime, file.stat().st_mtime - 40 * DAY))
-    assert keys(tell("gc", "--older-than", "30", "--dry-run")["removed"]) == set(old)
-    total = sum(entry["size"] for entry in tell("list")["entries"])
-    assert len(tell("gc", "--max-size", str((total - 1) / 1e9), "--dry-run")["removed"]) == 1
-    assert tell("gc", "--max-size", str(total / 1e9))["removed"] == []
-    assert len(tell("gc")["removed"]) == 11
+    assert keys(store_command("gc", "--older-than", "30", "--dry-run")["removed"]) == set(old)
+    total = sum(entry["size"] for entry in store_command("list")["entries"])
+    assert len(store_command("gc", "--max-size", str((total - 1) / 1e9), "--dry-run")["removed"]) == 1
+    assert store_command("gc", "--max-size", str(total / 1e9))["removed"] == []
+    assert len(store_command("gc")["removed"]) == 11
 
 
-def test_gc_leaves_what_a_living_run_needs(tell, runs, store):
+def test_gc_leaves_what_a_living_run_needs(store_command, runs, store):
     run = runs / "rte" / "multistage"
     manifest = json.loads((run / "manifest.json").read_text())["artifacts"]
     living = store.register(run, [])
     try:
-        told = tell("gc", "--needed")
+        found = store_command("gc", "--needed")
     finally:
         living.release()
-    assert keys(told["in_use"]) == set(manifest.values())
-    assert all(entry["runs"] == [str(runs / "rte" / "singlestage")] for entry in told["removed"])
+    assert keys(found["in_use"]) == set(manifest.values())
+    assert all(entry["runs"] == [str(runs / "rte" / "singlestage")] for entry in found["removed"])
 
 
-def test_gc_leaves_a_stage_that_is_being_computed(tell, runs, store):
+def test_gc_leaves_a_stage_that_is_being_computed(store_command, runs, store):
     shutil.rmtree(runs / "rte")
     key = "general-0123456789abcdef0123"
     store.work(key).mkdir(parents=True)
@@ -164,15 +164,15 @@ def test_gc_leaves_a_stage_that_is_being_computed(tell, runs, store):
     lock = store.lock(key)
     assert lock.wait(0) == "held"
     try:
-        assert keys(tell("gc")["in_use"]) == {key}
+        assert keys(store_command("gc")["in_use"]) == {key}
     finally:
         lock.release()
-    assert keys(tell("gc")["removed"]) == {key}
+    assert keys(store_command("gc")["removed"]) == {key}
     assert not store.work(key).exists()
 
 
-def test_a_pruned_run_computes_again_what_is_missing(tell, runs, settings):
-    tell("gc", "--needed")
+def test_a_pruned_run_computes_again_what_is_missing(store_command, runs, settings):
+    store_command("gc", "--needed")
     assert main(["run", "--json", *settings(runs, "singlestage")]) == 0
 
 

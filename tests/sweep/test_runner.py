@@ -46,13 +46,13 @@ def test_trials_run_once_and_the_table_is_best_first(write, tmp_path, stand_in, 
     words = ["sweep", write(), f"run.dir={tmp_path}", "--json"]
     for _ in range(2):
         assert main(words) == 0
-        told = json.loads(capsys.readouterr().out)
-        assert [(t["parameters"]["train.lr"], t["state"], t["starts"]) for t in told["trials"]] == [
+        shown = json.loads(capsys.readouterr().out)
+        assert [(t["parameters"]["train.lr"], t["state"], t["starts"]) for t in shown["trials"]] == [
             (0.2, "finished", 1),
             (0.1, "finished", 1),
         ]
-        assert [t["score"] for t in told["trials"]] == pytest.approx([0.99, 0.96])
-    assert told["folder"] == str(tmp_path / "sweeps" / "two")
+        assert [t["score"] for t in shown["trials"]] == pytest.approx([0.99, 0.96])
+    assert shown["folder"] == str(tmp_path / "sweeps" / "two")
     shutil.rmtree(tmp_path / "sweeps")  # the runs are there, and say so themselves
     assert main(words) == 0
     assert [t["score"] for t in json.loads(capsys.readouterr().out)["trials"]] == pytest.approx([0.99, 0.96])
@@ -63,12 +63,12 @@ def test_a_dry_run_writes_nothing(write, tmp_path, stand_in, capsys):
     command = ["${env}", "PATH=.venv/bin:${envvar:PATH}", "bitkd", "run", "${args_no_hyphens}"]
     file = write(parameters=known | {"data.corpus": {"value": "[/data/wiki.txt]"}}, command=command)
     assert main(["sweep", file, f"run.dir={tmp_path / 'runs'}", "--dry-run"]) == 0
-    told = capsys.readouterr().out
-    assert '/usr/bin/env PATH=".venv/bin:$PATH" bitkd run ' in told
-    assert " 'data.corpus=[/data/wiki.txt]' pipeline=singlestage task=demo train.lr=0.1 " in told
-    assert "all trials: data.corpus=[/data/wiki.txt] pipeline=singlestage task=demo\n" in told
-    assert told.count("two-") == 3  # whole names in the table, and the first command's
-    assert os.environ["PATH"] not in told
+    shown = capsys.readouterr().out
+    assert '/usr/bin/env PATH=".venv/bin:$PATH" bitkd run ' in shown
+    assert " 'data.corpus=[/data/wiki.txt]' pipeline=singlestage task=demo train.lr=0.1 " in shown
+    assert "all trials: data.corpus=[/data/wiki.txt] pipeline=singlestage task=demo\n" in shown
+    assert shown.count("two-") == 3  # whole names in the table, and the first command's
+    assert os.environ["PATH"] not in shown
     assert not (tmp_path / "runs").exists()
 
 
@@ -142,7 +142,7 @@ def test_a_lock_that_a_dead_container_left_does_not_skip_its_trial(write, tmp_pa
     assert states(sweep) == ["finished", "finished"]
 
 
-def test_a_state_is_kept_before_it_is_told(write, tmp_path, stand_in):
+def test_a_state_is_kept_before_it_is_printed(write, tmp_path, stand_in):
     sweep = sweep_of(write(), tmp_path)
 
     class Full:

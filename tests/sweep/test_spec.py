@@ -92,7 +92,7 @@ def test_wandb_agent_runs_a_trial(agent, settings, tmp_path, monkeypatch, write)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"method": "gird"}, "method: gird is unknown; did you mean grid"),
         ({"method": None}, "write one of grid, random, bayes"),
@@ -128,13 +128,13 @@ def test_wandb_agent_runs_a_trial(agent, settings, tmp_path, monkeypatch, write)
         ({"command": ["bitkd", "run", "--json", "${args_no_hyphens}"]}, "no options"),
     ],
 )
-def test_a_file_that_cannot_be_swept_is_refused(write, changes, told):
-    with pytest.raises(InputError, match=told):
+def test_a_file_that_cannot_be_swept_is_refused(write, changes, message):
+    with pytest.raises(InputError, match=message):
         read_sweep(write(**changes))
 
 
 @pytest.mark.parametrize(
-    ("parameters", "told"),
+    ("parameters", "message"),
     [
         ({"train.lrr": {"values": [0.1]}}, "unknown key train.lrr; did you mean lr"),
         ({"pipline": {"values": ["multistage"]}}, "unknown key pipline; did you mean pipeline"),
@@ -149,8 +149,8 @@ def test_a_file_that_cannot_be_swept_is_refused(write, changes, told):
     ],
 )
 @pytest.mark.parametrize("method", ["grid", "bayes"])
-def test_parameters_that_bitkd_does_not_take_are_refused_with_the_nearest(write, parameters, told, method):
-    with pytest.raises(InputError, match=told):
+def test_parameters_that_bitkd_does_not_take_are_refused_with_the_nearest(write, parameters, message, method):
+    with pytest.raises(InputError, match=message):
         Sweep.open(read_sweep(write(parameters=KNOWN | parameters, method=method, run_cap=3)))
 
 
@@ -180,11 +180,11 @@ def test_a_wrong_sweep_is_refused_before_anything_heavy_is_imported(write, tmp_p
     code += f"; print(codes, sorted(set({HEAVY}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[2, 2, 2, 2, 2] []", done.stderr
-    for told in (
+    for message in (
         "cannot be read",
         "unknown key train.lrr",
         "unknown key train.x",
         "task=mrcp is unknown",
         "'seed=x' has",
     ):
-        assert told in done.stderr
+        assert message in done.stderr
