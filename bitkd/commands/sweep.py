@@ -14,9 +14,10 @@ from rich.table import Column, Table
 
 from bitkd.commands.output import make_console, print_json
 from bitkd.errors import InputError, StoppedError
+from bitkd.stages.spec import SCORE
 from bitkd.store.lock import TIMEOUT_SECONDS
 from bitkd.sweep.runner import run_sweep
-from bitkd.sweep.spec import COMMAND, METRIC, place_of_bitkd, read_sweep
+from bitkd.sweep.spec import COMMAND, place_of_bitkd, read_sweep
 from bitkd.sweep.trials import Sweep, Trial, TrialState
 
 
@@ -89,7 +90,7 @@ def _show(sweep: Sweep, as_json: bool, shard: tuple[int, int], commands: bool = 
     given = sweep.spec.content["parameters"]
     common = {key: value for key, value in trials[0].parameters.items() if "value" in given[key]}
     keys = [key for key in keys if key not in common]
-    table = Table(Column("trial", no_wrap=True), *keys, METRIC, "seconds", "state", box=None)
+    table = Table(Column("trial", no_wrap=True), *keys, SCORE, "seconds", "state", box=None)
     for trial in trials:
         table.add_row(trial.name, *_cells(sweep, trial, keys))
     console.print(table)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bitkd.data.documents import HubCorpusSpec
+from bitkd.data.tasks import Selection
 from bitkd.errors import check_choices
 
 
@@ -40,7 +41,7 @@ class DataSpec:
     eval_batch_size: int = 64
     """Rows of one validation batch in each process."""
 
-    selection: Literal["dev", "holdout"] = "dev"
+    selection: Selection = "dev"
     """Rows that select checkpoints: `dev`, as published, or `holdout`, a stratified tenth of the training rows. With
     `holdout`, the dev sets are used once, at the end of a stage."""
 

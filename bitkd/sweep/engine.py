@@ -14,7 +14,8 @@ import numpy as np
 from jsonschema import ValidationError
 
 from bitkd.errors import InputError
-from bitkd.sweep.spec import METRIC, SweepSpec
+from bitkd.stages.spec import SCORE
+from bitkd.sweep.spec import SweepSpec
 from bitkd.sweep.trials import Trial, TrialState
 
 with warnings.catch_warnings():
@@ -75,7 +76,7 @@ def propose(spec: SweepSpec, number: int, earlier: Sequence[Trial]) -> dict[str,
             name=trial.name,
             state=_STATES.get(trial.state, "running"),
             config={key: {"value": value} for key, value in trial.parameters.items()},
-            summaryMetrics={} if trial.score is None else {METRIC: trial.score},
+            summaryMetrics={} if trial.score is None else {SCORE: trial.score},
         )
         for trial in earlier
     ]

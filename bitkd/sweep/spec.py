@@ -14,11 +14,9 @@ from bitkd.config.load import load_config
 from bitkd.config.schema import Config
 from bitkd.errors import InputError, nearest
 from bitkd.pipeline.plan import check_settings
+from bitkd.stages.spec import SCORE
 
 METHODS = ("grid", "random", "bayes")
-
-METRIC = "dev/score"
-"""The score of a run: the final student's primary metric on the first dev set, larger is better."""
 
 COMMAND = 'command: ["${env}", bitkd, run, "${args_no_hyphens}"]'
 
@@ -209,9 +207,9 @@ def _check_parameters(path: Path, content: dict[str, Any]) -> None:
 
 def _check_metric(path: Path, content: dict[str, Any]) -> None:
     found = content.get("metric", {})
-    if found.get("name") != METRIC or found.get("goal") != "maximize":
+    if found.get("name") != SCORE or found.get("goal") != "maximize":
         raise InputError(
-            f"{path}: metric: {found or 'is missing'}; write metric: {{name: {METRIC}, goal: maximize}}, the final student's "
+            f"{path}: metric: {found or 'is missing'}; write metric: {{name: {SCORE}, goal: maximize}}, the final student's "
             "primary metric (without a goal wandb takes minimize)"
         )
 
