@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from bitkd.quant.functional import ternarize as ternarize
     from bitkd.quant.spec import QuantSpec as QuantSpec
     from bitkd.quant.splitting import split_ternary as split_ternary
+    from bitkd.stages.base import NonFiniteLossError as NonFiniteLossError
     from bitkd.stages.finetune import FineTune as FineTune
     from bitkd.stages.general import GeneralDistillation as GeneralDistillation
     from bitkd.stages.intermediate import IntermediateDistillation as IntermediateDistillation
@@ -59,6 +60,7 @@ _PUBLIC = {
     "IntermediateDistillation": "bitkd.stages.intermediate",
     "LoaderSpec": "bitkd.data.batches",
     "LossSpec": "bitkd.stages.spec",
+    "NonFiniteLossError": "bitkd.stages.base",
     "OptimSpec": "bitkd.stages.spec",
     "PredictionDistillation": "bitkd.stages.prediction",
     "QuantSpec": "bitkd.quant.spec",

@@ -1,14 +1,17 @@
 """Running a pipeline from Python, with the settings of the command line."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitkd.config.load import load_config
+from bitkd.config.load import GROUPS, load_config
 from bitkd.config.schema import Config
 from bitkd.pipeline.checks import check_paths
 from bitkd.pipeline.plan import check_settings
+from bitkd.processes.signals import exit_with_parent
+from bitkd.tracking.agent import with_run_name
 
 if TYPE_CHECKING:
     from bitkd.compare.runs import Stage
@@ -48,11 +51,13 @@ def run(pipeline: str, *settings: str, console: "Console | None" = None, **value
     console: gets a line at each stage's start and end, by its `print`; None prints to the standard output.
 
     Raises InputError before any work starts, bitkd.StageFailedError while working, StoppedError if the process is asked to
-    stop (SIGTERM, SIGUSR1, Ctrl-C): run it again to continue.
+    stop (SIGTERM, SIGUSR1, Ctrl-C): run it again to continue. With `trainer.devices` > 1 every process gets the result.
     """
-    given = [f"{key}={_as_setting(value)}" for key, value in values.items()]
-    config = load_config([f"pipeline={pipeline}", *settings, *given])
+    given = [_as_setting(key, value) for key, value in values.items()]
+    config = with_run_name(load_config([f"pipeline={pipeline}", *settings, *given]))
     check_before_imports(config)
+    if "LOCAL_RANK" in os.environ:  # one of the processes that Lightning or torchrun starts
+        exit_with_parent()
     from rich.console import Console as Terminal
 
     from bitkd.compare.load import load_run
@@ -69,6 +74,6 @@ def check_before_imports(config: Config) -> None:
     check_paths(config)
 
 
-def _as_setting(value: Any) -> str:
-    """A value as YAML reads it: JSON is YAML, and a text needs no quotes here."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+def _as_setting(key: str, value: Any) -> str:
+    """As the command takes it: a name of conf/ as it is, any other value as JSON, which is YAML."""
+    return f"{key}={value}" if key in GROUPS else f"{key}={json.dumps(value, default=str)}"

@@ -1,7 +1,9 @@
 """What ends a command early, other than a failure of the work itself, and the wording of its messages."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -52,3 +54,14 @@ def choices_of(annotation: Any) -> tuple[Any, ...]:
         return get_args(annotation)
     found = [choice for part in get_args(annotation) for choice in choices_of(part)]
     return (*found, None) if found and NoneType in get_args(annotation) else tuple(found)
+
+
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Within this context a write that fails means that the run's folder was badly chosen."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{folder} is not writable ({error.strerror or error}); choose another folder with run.dir= or run.store="
+        ) from error

@@ -2,12 +2,15 @@
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
 
 import bitkd
 from bitkd.config.load import load_config
@@ -50,6 +53,25 @@ def test_values_become_settings(settings, tmp_path):
         bitkd.run("singlestage", *settings(tmp_path)[1:], **{"student.layers": [9]})
 
 
+def test_a_value_reaches_its_setting_as_it_is(settings, tmp_path):
+    folder = tmp_path / "no such: folder #1"
+    with pytest.raises(bitkd.InputError, match=re.escape(f"data.dir={folder}: there is no such folder")):
+        bitkd.run("singlestage", *settings(tmp_path)[1:], **{"data.dir": folder})
+
+
+def test_a_splitting_stage_splits_in_any_trainer(tiny_bert):
+    from bitkd.stages.split import Splitting
+
+    torch.manual_seed(0)
+    model = bitkd.prepare(bitkd.new_classifier(tiny_bert, ["no", "yes"]), bitkd.QuantSpec(weight_bits=2))
+    rows = [{"input_ids": torch.ones(2, 4, dtype=torch.long), "labels": torch.tensor([0, 1])}]
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    metrics = {"dev": MetricCollection({"accuracy": MulticlassAccuracy(2)})}
+    loader = torch.utils.data.DataLoader(rows, batch_size=None)
+    trainer.validate(Splitting(model, metrics=metrics), loader, verbose=False)
+    assert model.config.bitkd["split"]
+
+
 def test_the_modules_work_in_any_trainer(finished, settings, tiny_bert):
     """Two epochs of a student's KD on the task, in a Trainer that knows nothing of bitkd's runs."""
     sources = make_plan(load_config(settings(finished))).sources
@@ -89,12 +111,15 @@ def test_the_modules_work_in_any_trainer(finished, settings, tiny_bert):
         ["run", "pipeline=singlestage", "task=demo", "trian.lr=1"],
         ["run", "pipeline=singlestage", "task=demo", "train.lr=fast"],
         ["run", "pipeline=singlestage", "task=nope"],
+        ["run", "pipeline=singlestage", "task=demo", "task.metric=speed"],
+        ["run", "pipeline=singlestage", "task=demo", "task.augmentation.model=./nowhere"],
         ["run", "pipeline=singlestage", "task=rte", "data.dir=/nowhere"],
         ["plan", "pipeline=singlestage", "task=rte", "model.pretrained=./nowhere"],
         ["evaluate", "./nowhere", "task=rte"],
         ["predict", "./nowhere", "--text", "a"],
         ["compare", "./nowhere"],
         ["sweep", "./nowhere.yaml"],
+        ["sweep", "experiments/sweeps/pipelines.yaml", "data.dir=/nowhere"],
     ],
     ids=lambda words: " ".join(words[:1] + words[-1:]),
 )

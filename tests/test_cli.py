@@ -220,10 +220,3 @@ def test_a_graph_is_drawn_in_the_colours_of_its_states():
     assert "style one fill:#e57373" in picture
     assert "style two fill:#6fa8dc" in picture
     assert "style cut fill:#7cc47f" in picture
-
-
-def test_public_names_are_there():
-    for name in bitkd.__all__:
-        assert getattr(bitkd, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-        _ = bitkd.nonsense

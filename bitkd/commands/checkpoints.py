@@ -1,7 +1,6 @@
 """Commands on checkpoints, bitkd's own and plain ones: evaluate, predict. What is wrong is found before torch is imported."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table
@@ -10,11 +9,11 @@ from bitkd.commands.output import make_console, print_json, quieten
 from bitkd.config.load import load_config
 from bitkd.config.schema import Config
 from bitkd.data.hub import resolve_pretrained
-from bitkd.data.tasks import check_metrics, check_task
+from bitkd.data.tasks import check_metrics, check_task, check_test_set
 from bitkd.errors import InputError
 from bitkd.files import read_json
 from bitkd.models.labels import label_order
-from bitkd.pipeline.checks import check_paths, check_test_set
+from bitkd.pipeline.checks import check_files
 from bitkd.store.artifacts import STAGE_FILE, Store, read_artifact
 from bitkd.store.records import StageRecord
 from bitkd.store.run_folder import MANIFEST, RunFolder
@@ -22,8 +21,9 @@ from bitkd.store.run_folder import MANIFEST, RunFolder
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
     quieten()
-    folder = _checkpoint_folder(arguments)
-    config = _task_config(arguments, arguments.settings, folder)
+    config = _task_config(arguments.settings)
+    check_files(config, [config.task.files.train, *config.task.files.dev.values()])
+    folder = _checkpoint_folder(arguments, config)
     record = _stage_record(folder)
     from bitkd.commands.inference import evaluate
 
@@ -49,7 +49,7 @@ def predict_command(arguments: argparse.Namespace) -> int:
     if pairs is not None and len(pairs) != len(texts):
         raise InputError(f"{len(texts)} --text and {len(pairs)} --text-pair were given; give one pair for each text")
     config = load_config(arguments.settings, require=("task",)) if arguments.settings else None
-    folder = _checkpoint_folder(arguments)
+    folder = _checkpoint_folder(arguments, config)
     _check_texts(folder, pairs is not None)
     from bitkd.commands.inference import predict
 
@@ -67,11 +67,11 @@ def _write_submission(arguments: argparse.Namespace, settings: list[str], split:
     """Predictions for a test set as GLUE takes them: tab-separated index and prediction, written as its files write labels."""
     if not split or not arguments.out or arguments.text:
         raise InputError("a submission needs split=NAME and --out FILE, and no --text")
-    folder = _checkpoint_folder(arguments)
-    config = _task_config(arguments, settings, folder)
+    config, name = _task_config(settings), split[-1].partition("=")[2]
+    check_test_set(config.task, name, local=config.data.dir is not None)
+    check_files(config, [config.task.files.test.get(name, "")])
+    folder = _checkpoint_folder(arguments, config)
     _check_texts(folder, len(config.task.text) == 2)
-    name = split[-1].partition("=")[2]
-    check_test_set(config, name)
     out = Path(arguments.out)
     from bitkd.commands.inference import predict_set
 
@@ -89,19 +89,15 @@ def _write_submission(arguments: argparse.Namespace, settings: list[str], split:
     return 0
 
 
-def _task_config(arguments: argparse.Namespace, settings: list[str], folder: Path) -> Config:
-    """The configuration of a task whose rows are read with the checkpoint's own tokenizer."""
+def _task_config(settings: list[str]) -> Config:
     config = load_config(settings, require=("task",))
-    config = replace(config, model=replace(config.model, pretrained=arguments.checkpoint))
     check_task(config.task)
     check_metrics(config.task)
-    if own := (read_json(folder / "config.json") or {}).get("id2label"):
-        label_order(list(own.values()), config.task.labels, _labels(arguments))
-    check_paths(config, model_setting="CHECKPOINT ")
     return config
 
 
-def _checkpoint_folder(arguments: argparse.Namespace) -> Path:
+def _checkpoint_folder(arguments: argparse.Namespace, config: Config | None) -> Path:
+    """The checkpoint's folder; InputError if it is none, or if its labels are not those of the configured task."""
     folder = resolve_pretrained(arguments.checkpoint, setting="CHECKPOINT ")
     if (folder / MANIFEST).is_file():
         stages = RunFolder.read(folder).stages
@@ -113,6 +109,9 @@ def _checkpoint_folder(arguments: argparse.Namespace) -> Path:
         raise InputError(f"{damage}; run its pipeline again: the stage is recomputed")
     if not (folder / "config.json").is_file():
         raise InputError(f"{arguments.checkpoint} has no config.json; name a folder with a saved model")
+    own = (read_json(folder / "config.json") or {}).get("id2label")
+    if config is not None and own:
+        label_order(list(own.values()), config.task.labels, _labels(arguments))
     return folder
 
 

@@ -14,15 +14,13 @@ from bitkd.config.load import load_config
 from bitkd.config.schema import BudgetSpec
 from bitkd.errors import InputError, StoppedError
 from bitkd.pipeline.plan import Plan
-from bitkd.tracking.agent import trial_name
+from bitkd.tracking.agent import with_run_name
 
 EXAMPLES = 10
 
 
 def run_command(arguments: argparse.Namespace) -> int:
-    config = load_config(arguments.settings)
-    name = config.run.name or trial_name(config.pipeline.name)
-    config = replace(config, run=replace(config.run, name=name))
+    config = with_run_name(load_config(arguments.settings))
     check_before_imports(config)
     from bitkd.pipeline.runner import run
     from bitkd.tracking import make_observer
@@ -43,10 +41,11 @@ def augment_command(arguments: argparse.Namespace) -> int:
     config = replace(config, stages={}, budget=BudgetSpec(), run=run_spec)
     check_before_imports(config)
     from bitkd.pipeline.runner import run
+    from bitkd.tracking import make_observer
 
     console = _open_console(arguments)
     with _exit_code() as exit_code:
-        plan = run(config, console)
+        plan = run(config, console, make_observer(config))
         if not is_other_rank():
             _show_rows(plan, arguments)
     return exit_code[0]

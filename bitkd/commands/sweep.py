@@ -25,7 +25,7 @@ def sweep_command(arguments: argparse.Namespace) -> int:
     """Run the trials of a sweep file, or show them; returns the exit code."""
     shard = _shard(arguments.shards)
     _put_on_path(str(Path(sys.executable).parent))
-    sweep = Sweep.open(read_sweep(arguments.file, arguments.settings))
+    sweep = Sweep.open(read_sweep(arguments.file, arguments.settings, paths=not arguments.dry_run))
     console = make_console(stderr=arguments.json)
     _check_starter(sweep, console)
     if arguments.dry_run:

@@ -131,6 +131,9 @@ def micro_batches(trainer: TrainerSpec) -> int:
     return trainer.devices * trainer.num_nodes * trainer.accumulate_grad_batches
 
 
+BUDGET_UNITS = ("steps", "examples", "flops")
+
+
 @dataclass
 class BudgetSpec:
     """One total for a whole pipeline, so that two pipelines train at the same cost. The teacher is not included."""
@@ -155,7 +158,7 @@ class BudgetSpec:
     @property
     def total(self) -> tuple[str, float] | None:
         """The given unit and its total; None if there is no budget."""
-        given = [(unit, getattr(self, unit)) for unit in ("steps", "examples", "flops")]
+        given = [(unit, getattr(self, unit)) for unit in BUDGET_UNITS]
         return next(((unit, total) for unit, total in given if total is not None), None)
 
 

@@ -15,9 +15,9 @@ from datasets import Dataset
 
 from bitkd.data.files import Malformed, Rows, collect_rows, content_hash, find_file, read_rows
 from bitkd.data.hub import load_hub_dataset, tokenizer_state, without_progress_bars
-from bitkd.data.tasks import HOLDOUT, Selection, TaskSpec, check_metrics, check_task, task_fingerprint
+from bitkd.data.tasks import HOLDOUT, Selection, TaskSpec, check_metrics, check_task, check_test_set, task_fingerprint
 from bitkd.data.tokenized import encode_texts
-from bitkd.errors import InputError, check_choices
+from bitkd.errors import InputError, check_choices, writable
 
 HOLDOUT_SHARE = 0.1
 """Share of each label's rows that is held out."""
@@ -127,12 +127,7 @@ class TaskRows:
 
     def test_rows(self, name: str) -> Dataset:
         """A test set's rows, tokenized, in the order of its file, without labels; InputError if the task has no such set."""
-        sets = self._sources("test")
-        if name not in sets:
-            known = f"it has {', '.join(sets)}" if sets else "name one under task.files.test or task.hub.test"
-            if name in ("train", *self._sources("dev")):
-                known = f"{name} has labels: `bitkd evaluate` reads it"
-            raise InputError(f"task {self.task.name} has no test set {name}; {known}")
+        check_test_set(self.task, name, local=self.data_dir is not None)
         return self._tokenize(self._read(name), name).remove_columns("truncated")
 
     @cached_property
@@ -223,12 +218,13 @@ class TaskRows:
         # renames it, so that several ranks may write at once.
         identity = [self.max_length, self.tokenizer.model_input_names, tokenizer_state(self.tokenizer), rows]
         key = datasets.fingerprint.Hasher.hash(identity)
-        file = None
+        file, folder = None, Path()
         if self.cache_dir is not None:
             folder = Path(self.cache_dir).expanduser()
-            folder.mkdir(parents=True, exist_ok=True)
+            with writable(folder):
+                folder.mkdir(parents=True, exist_ok=True)
             file = str(folder / f"{self.task.name}-{split}-{key}.arrow")
-        with without_progress_bars():
+        with writable(folder), without_progress_bars():
             return Dataset.from_dict(rows).map(
                 encode,
                 batched=True,

@@ -221,6 +221,16 @@ def check_metrics(task: TaskSpec) -> None:
         raise InputError(f"{where}: f1 is for two labels; it has {task.labels} (F1Score averages over any number)")
 
 
+def check_test_set(task: TaskSpec, name: str, local: bool) -> None:
+    """Raise InputError if the task has no test set of this name.  local: whether its rows are files, or on the hub."""
+    sets = task.files if local else task.hub
+    if name not in sets.test:
+        known = f"it has {', '.join(sets.test)}" if sets.test else "name one under task.files.test or task.hub.test"
+        if name in ("train", *sets.dev):
+            known = f"{name} has labels: `bitkd evaluate` reads it"
+        raise InputError(f"task {task.name} has no test set {name}; {known}")
+
+
 def task_fingerprint(task: TaskSpec, rows: str, local: bool, dev_names: list[str], selection_seed: int) -> str:
     """Hash of a task's rows and of how it reads them; names and paths of files do not count.
 

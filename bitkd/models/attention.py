@@ -54,12 +54,17 @@ def use_score_attention(model: PreTrainedModel) -> None:
     Needed for a model that was loaded by `from_pretrained` without `attn_implementation`; calling it again does nothing.
     Raises InputError if the model's attention is its own and cannot be replaced.
     """
+    check_score_attention(model)
+    model.set_attn_implementation(ATTENTION)
+
+
+def check_score_attention(model: PreTrainedModel) -> None:
+    """Raise InputError if the model's attention is its own and cannot be replaced."""
     if not can_use_score_attention(model):
         raise InputError(
             f"{type(model).__name__} computes attention by itself, so its pre-softmax scores cannot be had nor its "
             "attention be quantized; use an encoder that calls transformers' attention functions (BERT, RoBERTa, ELECTRA)"
         )
-    model.set_attn_implementation(ATTENTION)
 
 
 def can_use_score_attention(model: PreTrainedModel) -> bool:

@@ -6,12 +6,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from bitkd.errors import InputError
-from bitkd.models.attention import can_use_score_attention, use_score_attention
+from bitkd.models.attention import can_use_score_attention, check_score_attention, use_score_attention
 from bitkd.models.encoder import encoder_layers, read_spec, write_spec
 from bitkd.quant.spec import QuantSpec
 from bitkd.quant.splitting import is_ternary, split_layers
 from bitkd.quant.swap import find_mismatch, is_split, swap_layers
-from bitkd.quant.table import HALF_BITS, is_splittable
+from bitkd.quant.table import FP32, HALF_BITS, is_splittable
 
 M = TypeVar("M", bound=PreTrainedModel)
 
@@ -29,9 +29,11 @@ def prepare(model: M, spec: QuantSpec) -> M:
     """
     encoder_layers(model)
     student = read_spec(model)
-    if spec.attention_bits < 32 or can_use_score_attention(model):
-        use_score_attention(model)
+    if spec.attention_bits < FP32:
+        check_score_attention(model)
     swap_layers(model, spec)
+    if can_use_score_attention(model):
+        use_score_attention(model)
     student.quant = spec
     write_spec(model, student)
     return model

@@ -74,10 +74,6 @@ class StudentSpec:
     format: int = SPEC_FORMAT
     """Version of this record."""
 
-    def __post_init__(self) -> None:
-        if isinstance(self.quant, dict):
-            self.quant = QuantSpec(**self.quant)
-
 
 def check_spec_data(content: Any, where: str) -> None:
     """Check that plain data has the fields of a StudentSpec in this version.

@@ -108,7 +108,7 @@ def _kept(
     if importance is None:
         raise InputError(
             "student.width < 1 needs the importance of the source's heads and neurons; pass "
-            "bitkd.models.importance.estimate_importance(source, batches)"
+            "bitkd.estimate_importance(source, batches)"
         )
     for i in layers:
         top_heads = torch.topk(importance.heads[i].double(), heads).indices.sort().values

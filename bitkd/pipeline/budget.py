@@ -3,11 +3,9 @@
 import math
 from collections.abc import Mapping
 
-from bitkd.config.schema import BudgetSpec, Config, settings_of
+from bitkd.config.schema import BUDGET_UNITS, BudgetSpec, Config, settings_of
 from bitkd.errors import InputError, nearest
 from bitkd.stages.kinds import kind_of
-
-UNITS = ("steps", "examples", "flops")
 
 
 def budget_steps(config: Config, step_flops: Mapping[str, float]) -> dict[str, int]:
@@ -44,7 +42,7 @@ def batch_size(config: Config, name: str) -> int:
 def check_budget(config: Config) -> dict[str, float]:
     """The shares of the stages; InputError if they, or the total, make no sense."""
     budget, stages = config.budget, config.stages
-    given = [unit for unit in UNITS if getattr(budget, unit) is not None]
+    given = [unit for unit in BUDGET_UNITS if getattr(budget, unit) is not None]
     if len(given) > 1:
         raise InputError(
             f"{' and '.join(f'budget.{unit}' for unit in given)} are both given; a run has one total, use one"

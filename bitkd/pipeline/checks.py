@@ -159,19 +159,15 @@ def _check_stage_training(name: str, stage: StageSpec, train: TrainSpec, parts: 
         )
 
 
-def check_paths(config: Config, model_setting: str = "model.pretrained=") -> None:
-    """Local files and folders that the settings name must exist; found without opening any.
-
-    model_setting: what stands before the model's name in a message.
-    """
-    data, models = config.data, {model_setting: config.model.pretrained}
-    if data.dir is not None and data.dir != DEMO:
-        for file in (config.task.files.train, *config.task.files.dev.values()):
-            find_file(config.task, file, data.dir)
+def check_paths(config: Config) -> None:
+    """Local files and folders that the settings name must exist; found without opening any."""
+    data, task = config.data, config.task
+    check_files(config, [task.files.train, *task.files.dev.values()])
     if uses_corpus(config) and DEMO not in data.corpus:
         make_documents(config)
-    given = {f"stages.{name}.checkpoint=": stage.checkpoint for name, stage in config.stages.items()}
-    for setting, model in (models | given).items():
+    models = {f"stages.{name}.checkpoint=": stage.checkpoint for name, stage in config.stages.items()}
+    models |= {"model.pretrained=": config.model.pretrained, "task.augmentation.model=": task.augmentation.model}
+    for setting, model in models.items():
         if model is None or model == DEMO:
             continue
         folder = Path(model).expanduser()
@@ -183,15 +179,12 @@ def check_paths(config: Config, model_setting: str = "model.pretrained=") -> Non
             raise InputError(f"{setting}{model}: there is no such folder; give an existing folder or a hub id")
 
 
-def check_test_set(config: Config, name: str) -> None:
-    """A task must have the test set that predictions are asked for."""
-    task, local = config.task, config.data.dir is not None
-    tests, devs = (task.files.test, task.files.dev) if local else (task.hub.test, task.hub.dev)
-    if name not in tests:
-        known = f"it has {', '.join(tests)}" if tests else "name one under task.files.test or task.hub.test"
-        if name in ("train", *devs):
-            known = f"{name} has labels: `bitkd evaluate` reads it"
-        raise InputError(f"task {task.name} has no test set {name}; {known}")
+def check_files(config: Config, names: list[str]) -> None:
+    """The task's files must be in data.dir, if that is given."""
+    data = config.data
+    if data.dir is not None and data.dir != DEMO:
+        for name in names:
+            find_file(config.task, name, data.dir)
 
 
 def check_sources(sources: Sources) -> None:

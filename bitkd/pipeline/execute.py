@@ -28,7 +28,7 @@ from bitkd.pipeline.stage_record import stage_record
 from bitkd.processes.group import make_trainer
 from bitkd.processes.signals import Stopping
 from bitkd.stages.flops import row_flops
-from bitkd.stages.spec import SCORE
+from bitkd.stages.spec import SCORE, TERMS
 from bitkd.store.records import FlopsRecord, MetricsRecord
 
 
@@ -38,13 +38,15 @@ def execute(context: StageContext) -> None:
     Every rank builds the same from the same seed, so nothing needs to be sent.
     """
     stage, kind, group = context.stage, context.stage.kind, context.group
+    if stage.trains and not stage.steps_known:
+        raise FileNotFoundError(f"{context.plan.augmented_rows(stage)} cannot be seen by this process, or has no rows")
     pl.seed_everything(stage.seed, verbose=False)
     module = build_module(stage, context.sources, context.load, lambda source: _importance(context, source))
     data = _data_module(context)
     selected = selection(stage, module.student) if stage.trains else None
     loggers = _loggers(context)
     best, flops, seconds = BestCheckpoint(context.work, SCORE), TrainingFlops(row_flops), TrainingSeconds()
-    callbacks = [*module.callbacks(), KeepSignals(context.stopping)]
+    callbacks: list[pl.Callback] = [KeepSignals(context.stopping)]
     steps = None
     if stage.trains:
         trainer = _trainer(context, [*callbacks, flops, seconds, *_resumption(context, best)], loggers)
@@ -121,7 +123,9 @@ def _data_module(context: StageContext) -> pl.LightningDataModule:
 
 def _importance(context: StageContext, source: PreTrainedModel) -> Importance:
     sources = context.sources
-    data = sources.corpus_module(LoaderSpec()) if context.stage.kind.on_corpus else sources.task_module(LoaderSpec())
+    # Fixed, because the rows that are chosen decide the result and are in no fingerprint.
+    loader = LoaderSpec(batch_size=32, seed=0)
+    data = sources.corpus_module(loader) if context.stage.kind.on_corpus else sources.task_module(loader)
     return estimate_importance(source, data.importance_batches(context.config.data.importance_rows))
 
 
@@ -156,7 +160,10 @@ def _trainer(context: StageContext, callbacks: list[pl.Callback], loggers: list[
     shown: list[pl.Callback] = [Throughput(), LearningRateMonitor("step")]
     if context.progress_bar:
         shown.append(StageProgressBar(context.label))
-    unused = set(stage.kind.terms) - set(stage.kind.active_terms(stage.spec.loss))
+    active = stage.kind.active_terms(stage.spec.loss)
+    unused = set(stage.kind.terms) - set(active) or (
+        active and not any(TERMS[name].reads_last_layer for name in active)
+    )
     return make_trainer(
         spec,
         find_unused_parameters=bool(unused),

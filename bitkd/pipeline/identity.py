@@ -64,8 +64,9 @@ def identity_of(stage: PlannedStage, sources: Sources) -> dict[str, Any]:
 def _loss_identity(stage: PlannedStage) -> dict[str, Any]:
     """The objective's settings without the weights of terms that the stage does not read."""
     settings = asdict(stage.spec.loss)
-    extra = {name: weight for name, weight in settings.pop("extra").items() if weight}
-    unread = set(TERMS) - set(stage.kind.terms)
+    terms = stage.kind.terms
+    extra = {name: weight for name, weight in settings.pop("extra").items() if weight or name in terms}
+    unread = set(TERMS) - set(terms)
     found = {name: value for name, value in settings.items() if name not in unread}
     return found | ({"extra": extra} if extra else {})
 

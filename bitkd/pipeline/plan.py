@@ -8,6 +8,7 @@ from typing import Any
 from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, micro_batches, settings_of, store_root
 from bitkd.data.augment.checks import check_augmentation
 from bitkd.data.hub import resolve_pretrained
+from bitkd.data.tasks import check_metrics, check_task
 from bitkd.errors import InputError
 from bitkd.files import digest
 from bitkd.pipeline.budget import budget_steps, check_budget
@@ -112,6 +113,8 @@ def make_plan(config: Config, cache: FactCache | None = None) -> Plan:
     check_sources(sources)
     nodes = {name: Node(name, upstream_of(stage, config)) for name, stage in config.stages.items()}
     drafts = [_draft(name, sources) for name in order(nodes, {PRETRAINED})]
+    for stage in drafts:
+        _check_rows(stage, sources)
     flops = _count_flops(drafts, sources) if config.budget.flops is not None else {}
     steps = budget_steps(config, flops)
     stages = _with_fingerprints([_with_steps(stage, sources, steps.get(stage.name)) for stage in drafts], sources)
@@ -120,6 +123,8 @@ def make_plan(config: Config, cache: FactCache | None = None) -> Plan:
 
 def check_settings(config: Config) -> Config:
     """What can be checked without reading models or data; returns the configuration with all its stages."""
+    check_task(config.task)
+    check_metrics(config.task)
     config = _with_augmentation(config)
     if not config.stages:
         raise InputError("the pipeline has no stages; give them under `stages:` in its YAML file")
@@ -186,11 +191,17 @@ def _with_steps(stage: PlannedStage, sources: Sources, budget: int | None) -> Pl
         assert record is not None  # `Sources.given_rows` has seen to it
         return stage.with_steps(max(1, record.rows // train.batch_size))
     rows = sources.corpus if stage.kind.on_corpus else sources.task
-    check_rows(stage.name, rows.rows, train.batch_size, config)
     if stage.kind.on_corpus and config.data.streaming:
         assert train.max_steps  # `check_graph` has seen to it
         return stage.with_steps(max(1, train.max_steps // 10))  # no epochs: validate after each tenth of the stage
     return stage.with_steps(rows.steps_per_epoch(train.batch_size))
+
+
+def _check_rows(stage: PlannedStage, sources: Sources) -> None:
+    """Raise InputError if there are too few rows for the run's processes; augmented ones are not counted yet."""
+    if stage.trains and "data" not in stage.upstream and stage.augmented is None:
+        rows = sources.corpus if stage.kind.on_corpus else sources.task
+        check_rows(stage.name, rows.rows, stage.train.batch_size, sources.config)
 
 
 def _with_fingerprints(stages: list[PlannedStage], sources: Sources) -> list[PlannedStage]:

@@ -64,6 +64,7 @@ def run(config: Config, console: Console, observer: Observer | None = None, prog
                 plan = plan.with_known_rows()
                 context = StageContext(plan, plan[name], group, stopping, console, observer or Observer(), progress_bar)
                 _run_stage(context)
+            group.barrier()  # rank zero has written the last link and the manifest
             if group.is_global_zero:
                 context.observer.run_finished(plan)
     finally:

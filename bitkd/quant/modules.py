@@ -137,13 +137,17 @@ class SplitLinear(nn.Module):
 
     In eval mode y = x_scale * (m * (P1 + P2) + d * (P1 - P2)) + biases, where P1 and P2 are the products with
     the two code matrices and m, d the halves of the scales' sum and difference. Training needs a single
-    product. Both halves read one quantized input, so the quantizer belongs to the pair; theirs are not used.
+    product. Both halves read one quantized input, so the quantizer belongs to the pair.
+
+    input_quantizer: None takes that of `first`.
     """
 
     def __init__(self, first: QuantLinear, second: QuantLinear, input_quantizer: InputQuantizer | None = None) -> None:
         super().__init__()
         self.first, self.second = first, second
-        self.input_quantizer = input_quantizer or make_input_quantizer(FP32)
+        self.input_quantizer = input_quantizer or first.input_quantizer
+        for half in (first, second):  # one quantizer, registered once
+            half.input_quantizer = make_input_quantizer(FP32)
         self.train(first.training)
 
     @classmethod

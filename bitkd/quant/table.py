@@ -32,7 +32,8 @@ class WeightQuantizer:
     `bitkd.quant.functional.binary_codes` does; or where to find it, as "module:name"."""
 
     splittable: bool = False
-    """Whether `bitkd.quant.splitting` can split such a weight into two of HALF_BITS."""
+    """Whether `bitkd.quant.splitting` can split such a weight into two of HALF_BITS. Its law is that of ternary codes: another
+    splittable width needs a split of its own there."""
 
     def resolve(self) -> Callable[..., Any]:
         """The function that `codes` names."""
@@ -42,9 +43,6 @@ class WeightQuantizer:
 @dataclass(frozen=True)
 class ActivationQuantizer:
     """How activations of one width are quantized."""
-
-    title: str
-    """Its name in reports, such as "8-bit"."""
 
     quantizer: str | Callable[..., Any]
     """A function of the width that returns a `bitkd.quant.inputs.InputQuantizer`, such as its class; or where to
@@ -61,7 +59,7 @@ WEIGHTS: dict[int, WeightQuantizer] = {
 }
 """By bits of a weight. To add a width, add a row."""
 
-ACTIVATIONS: dict[int, ActivationQuantizer] = {8: ActivationQuantizer("8-bit", "bitkd.quant.inputs:PerToken")}
+ACTIVATIONS: dict[int, ActivationQuantizer] = {8: ActivationQuantizer("bitkd.quant.inputs:PerToken")}
 """By bits of an activation. To add a width, add a row."""
 
 

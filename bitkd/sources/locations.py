@@ -1,7 +1,5 @@
 """Where the sources of a run are."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +7,7 @@ from bitkd.config.schema import DEMO, Config, store_root
 from bitkd.data.demo.files import ensure_demo
 from bitkd.data.documents import Documents, FileDocuments, HubDocuments
 from bitkd.data.hub import resolve_pretrained
-from bitkd.errors import InputError
+from bitkd.errors import InputError, writable
 
 
 def locate(config: Config) -> tuple[Config, Path]:
@@ -43,14 +41,3 @@ def make_documents(config: Config) -> Documents:
     if data.hub_corpus.path:
         return HubDocuments(data.hub_corpus, data.streaming)
     return FileDocuments(data.corpus)
-
-
-@contextmanager
-def writable(folder: Path) -> Iterator[None]:
-    """Within this context a write that fails means that the run's folder was badly chosen."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{folder} is not writable ({error.strerror or error}); choose another folder with run.dir= or run.store="
-        ) from error

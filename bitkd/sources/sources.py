@@ -14,13 +14,13 @@ from bitkd.data.augment.checks import check_augmented
 from bitkd.data.batches import LoaderSpec
 from bitkd.data.documents import Documents, FileDocuments
 from bitkd.data.hub import load_tokenizer, resolve_pretrained, same_tokens, tokenizer_state
-from bitkd.data.tasks import check_metrics, check_task, task_fingerprint
+from bitkd.data.tasks import task_fingerprint
 from bitkd.errors import InputError
 from bitkd.files import checksum, digest
 from bitkd.models.spec import StudentSpec
 from bitkd.sources.cache import FactCache
 from bitkd.sources.facts import ModelInfo, RowsInfo, TokenizerInfo, by_folder, folder_hash
-from bitkd.sources.locations import locate, make_documents, writable
+from bitkd.sources.locations import locate, make_documents
 from bitkd.store.artifacts import Store, read_artifact
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Sources:
         from bitkd.data.task_rows import TaskRows
 
         data, folder = self.config.data, store_root(self.config).parent / "cache"
-        rows = TaskRows(
+        return TaskRows(
             task=self.config.task,
             tokenizer=self.tokenizer,
             data_dir=data.dir,
@@ -123,7 +123,6 @@ class Sources:
             selection=data.selection,
             selection_seed=data.selection_seed,
         )
-        return rows
 
     def task_module(self, loader: LoaderSpec, augmented: Path | None = None) -> "TaskDataModule":
         """A data module on the task.  augmented: folder of the rows to train on instead of the task's own."""
@@ -133,13 +132,10 @@ class Sources:
 
     @cached_property
     def task(self) -> RowsInfo:
-        check_task(self.config.task)
-        check_metrics(self.config.task)
         settings, files = self._task_files
 
         def compute() -> dict[str, Any]:
-            with writable(store_root(self.config).parent / "cache"):
-                return {"hash": self.task_rows.content_hash, "rows": self.task_rows.num_rows}
+            return {"hash": self.task_rows.content_hash, "rows": self.task_rows.num_rows}
 
         return RowsInfo(**self.cache.get("task", settings, files, compute))
 

@@ -1,1 +1,1 @@
-"""One LightningModule per KD stage."""
+"""One LightningModule per kind of stage, and the table of kinds."""

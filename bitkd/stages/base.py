@@ -17,6 +17,7 @@ from bitkd.models.inputs import model_inputs
 from bitkd.models.prepare import prepare
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
+from bitkd.quant.inputs import InputQuantizer
 from bitkd.quant.spec import QuantSpec
 from bitkd.stages.spec import SCORE, OptimSpec
 
@@ -90,11 +91,6 @@ class StudentModule(pl.LightningModule):
         """The student that a stage of this kind begins with, quantized; here the one of the stage before."""
         return prepare(origin.load(), origin.quant)
 
-    @classmethod
-    def callbacks(cls) -> list[pl.Callback]:
-        """What a stage of this kind needs in its Trainer."""
-        return []
-
     def forward(self, **inputs: Tensor) -> Any:
         return self.student(**inputs)
 
@@ -166,7 +162,7 @@ class StudentModule(pl.LightningModule):
         for module in self.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.requires_grad:
-                    free = isinstance(module, nn.LayerNorm) or name == "bias"
+                    free = isinstance(module, nn.LayerNorm | InputQuantizer) or name == "bias"
                     (plain if free else decayed).append(parameter)
         optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": self.optim.weight_decay}, {"params": plain, "weight_decay": 0.0}],

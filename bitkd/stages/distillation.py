@@ -30,7 +30,7 @@ class DistillationModule(StudentModule):
     Raises InputError if no term has a positive weight.
     """
 
-    kind: ClassVar[str] = "single_stage"
+    kind: ClassVar[str]
     """Name of the row of bitkd.stages.kinds that says which terms this stage compares."""
 
     def __init__(
@@ -55,6 +55,7 @@ class DistillationModule(StudentModule):
             read_spec(student), len(encoder_layers(student)), read_spec(teacher), len(encoder_layers(teacher))
         )
         self.project = self._projection(student, teacher)
+        self.teacher_heads = read_spec(teacher).heads
         self.recorders = self._record_projections(student, teacher)
         if not kind.trains_head(self.loss):
             self._freeze_head()

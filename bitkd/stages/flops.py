@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from bitkd.callbacks.flops import RowFlops
 from bitkd.models.inputs import model_inputs
 from bitkd.stages.base import StudentModule
 from bitkd.stages.distillation import DistillationModule
@@ -11,11 +12,8 @@ from bitkd.stages.distillation import DistillationModule
 PROBES = (2, 4, 6)
 """Lengths that a row's FLOPs are counted at: a polynomial of degree 2 in the length is known from three."""
 
-Polynomial = tuple[int, int, int]
-"""FLOPs of a row of length L: c0 + c1 · L + c2 · L²."""
 
-
-def row_flops(module: StudentModule, batch: dict[str, Tensor]) -> tuple[Polynomial, Polynomial]:
+def row_flops(module: StudentModule, batch: dict[str, Tensor]) -> tuple[RowFlops, RowFlops]:
     """FLOPs of one training row by its padded length: of the student's forward and backward, and of the teacher's forward.
 
     Counted by torch.utils.flop_counter: two for each multiplication and addition of a matrix product; what is elementwise does
@@ -44,7 +42,7 @@ def _row(column: Tensor, length: int) -> Tensor:
     return torch.ones_like(column[:1, :1]).expand(1, length) if column.dim() == 2 else column[:1]
 
 
-def _fit(flops: list[int]) -> Polynomial:
+def _fit(flops: list[int]) -> RowFlops:
     """The polynomial through the FLOPs at PROBES, which are equally far apart."""
     first, second, third = flops
     step, start = PROBES[1] - PROBES[0], PROBES[0]

@@ -3,6 +3,7 @@
 A new kind is a module in bitkd/stages and a row here.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pkgutil import resolve_name
@@ -27,7 +28,7 @@ class Kind:
     """The rows that it works on."""
 
     makes: Literal["student", "rows"] = "student"
-    """What its artifact holds."""
+    """What its artifact holds: a model, or the rows of TinyBERT's augmentation (bitkd.pipeline.augmentation)."""
 
     terms: tuple[str, ...] = ()
     """The loss terms that it distils with (names of bitkd.stages.spec.TERMS); empty: it has no teacher."""
@@ -36,13 +37,20 @@ class Kind:
     """Whether it has optimizer steps."""
 
     reshapes: bool = False
-    """Whether it makes its student out of layers, heads and neurons of another model, as `student.*` says."""
+    """Whether it makes its student out of layers, heads and neurons of another model, as `student.*` says: its module's
+    `start` calls `Origin.reshape`."""
 
     splits: bool = False
-    """Whether it turns ternary layers into pairs of binary ones."""
+    """Whether it turns ternary layers into pairs of binary ones: its module configures the WeightSplitting callback."""
 
     keeps_head: bool = True
     """Whether its student answers the task; False: the student is task-agnostic, and only its loss is validated."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[a-z][a-z0-9_]*", self.name):
+            raise InputError(f"kind {self.name!r} names artifacts; use small letters, digits and _")
+        if self.on_corpus and self.keeps_head:
+            raise InputError(f"kind {self.name} reads a corpus, which has no labels; use keeps_head=False")
 
     @property
     def makes_rows(self) -> bool:
@@ -60,7 +68,7 @@ class Kind:
     @property
     def fine_tunes(self) -> bool:
         """Whether it learns from the task's labels: what it makes can teach."""
-        return self.trains and not self.distils
+        return self.trains and self.keeps_head and not self.distils
 
     def active_terms(self, loss: LossSpec) -> tuple[str, ...]:
         """The terms that count under `loss`: the kind's own and those of `loss.extra`, each with a positive weight."""
@@ -75,8 +83,11 @@ class Kind:
 
     @cached_property
     def module_class(self) -> Any:
-        """The LightningModule; torch and lightning are imported now."""
-        return resolve_name(self.module)
+        """The LightningModule; torch and lightning are imported now. InputError if it is of another kind."""
+        found = resolve_name(self.module)
+        if self.distils and getattr(found, "kind", None) != self.name:
+            raise InputError(f'{self.module} is not of the kind that names it; write kind = "{self.name}" in the class')
+        return found
 
 
 KINDS: dict[str, Kind] = {

@@ -24,13 +24,17 @@ class Term:
     reads_layers: bool = False
     """Whether it reads hidden states or attention scores: the models then return them."""
 
+    reads_last_layer: bool = True
+    """Whether it reads what the last layer puts out. If no term of a stage does, that layer's parameters get no gradient,
+    and DDP has to look for them."""
+
 
 LOGITS, HIDDEN, ATTENTION = "logits", "hidden", "attention"
 
 TERMS: dict[str, Term] = {
     LOGITS: Term("bitkd.stages.terms:logits_term", reads_head=True),
     HIDDEN: Term("bitkd.stages.terms:hidden_term", reads_layers=True),
-    ATTENTION: Term("bitkd.stages.terms:attention_term", reads_layers=True),
+    ATTENTION: Term("bitkd.stages.terms:attention_term", reads_layers=True, reads_last_layer=False),
 }
 """The loss terms by name. Those that are no field of LossSpec get their weight by `loss.extra`."""
 
@@ -82,7 +86,8 @@ class LossSpec:
     """What a regression's logits term aims at: the `teacher`'s output, or the `label` (as TinyBERT does)."""
 
     extra: dict[str, float] = field(default_factory=dict)
-    """Weights of further terms that a KD stage adds to its own, by their names in bitkd.stages.spec.TERMS."""
+    """Weights of terms without a setting of their own, by their names in bitkd.stages.spec.TERMS. A KD stage of any kind
+    adds them to its own terms; those that its kind names have weight 1 unless given here."""
 
     def __post_init__(self) -> None:
         check_choices(self, "loss.")
@@ -103,6 +108,6 @@ class LossSpec:
         return {name: self.weight_of(name) for name in TERMS}
 
     def weight_of(self, term: str) -> float:
-        """The weight of a term, 0 if none is given."""
+        """The weight of a term; 1 if it has no setting of its own and `extra` does not name it."""
         own = term in LossSpec.__dataclass_fields__
-        return getattr(self, term) if own else self.extra.get(term, 0.0)
+        return getattr(self, term) if own else self.extra.get(term, 1.0)

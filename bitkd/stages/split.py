@@ -20,6 +20,5 @@ class Splitting(StudentModule):
         ternary = replace(origin.quant, weight_bits=2, embedding_bits=2 if embedding_bits == 1 else embedding_bits)
         return prepare(origin.load(), ternary)
 
-    @classmethod
-    def callbacks(cls) -> list[pl.Callback]:
+    def configure_callbacks(self) -> list[pl.Callback]:
         return [WeightSplitting()]

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from bitkd.distill.layer_map import group_mean_heads
 from bitkd.distill.losses import attention_score_mse, hidden_mse, logits_mse, relation_kl, soft_cross_entropy
-from bitkd.models.encoder import read_spec
 
 if TYPE_CHECKING:
     from bitkd.stages.distillation import DistillationModule
@@ -53,7 +52,7 @@ def attention_term(module: "DistillationModule", student: Any, teacher: Any, bat
 
 def _relations(module: "DistillationModule", mask: Tensor) -> Tensor:
     student, teacher = (recorder.projections for recorder in module.recorders)
-    heads = math.gcd(read_spec(module.teacher).heads, student[0][0].shape[-1], teacher[0][0].shape[-1])
+    heads = math.gcd(module.teacher_heads, student[0][0].shape[-1], teacher[0][0].shape[-1])
     return torch.stack(
         [
             torch.stack([relation_kl(s, q, mask, heads) for s, q in zip(student[i], teacher[t])]).mean()

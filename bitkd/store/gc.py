@@ -17,7 +17,7 @@ from bitkd.store.run_folder import MANIFEST
 
 DAY = 86400
 
-KEY = re.compile(r"[a-z_]+-[0-9a-f]{20}")
+KEY = re.compile(r"[a-z][a-z0-9_]*-[0-9a-f]{20}")
 """Names of artifacts; other folders in the store are ignored."""
 
 

@@ -1,6 +1,7 @@
 """The JSON records of artifacts and runs, as types.
 
-They are written only by `as_data` and read only by `parse_record`, so that a field has one name and one type.
+They are written only by `as_data` and read only by `parse_record`, so that a field has one name and one type. `bitkd.store.gc`
+alone also reads what it can of damaged and older ones, so that it deletes nothing that their runs use.
 """
 
 import json

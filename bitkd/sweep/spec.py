@@ -13,6 +13,7 @@ import yaml
 from bitkd.config.load import load_config
 from bitkd.config.schema import Config
 from bitkd.errors import InputError, nearest
+from bitkd.pipeline.checks import check_paths
 from bitkd.pipeline.plan import check_settings
 from bitkd.stages.spec import SCORE
 
@@ -71,8 +72,10 @@ class SweepSpec:
             words += macros[word[2:-1]] if is_macro else [word]
         return words
 
-    def config(self, parameters: Mapping[str, Any], check: bool = False) -> Config:
-        """The configuration of a trial.  check: also make the checks that need neither models nor data.
+    def config(self, parameters: Mapping[str, Any], check: bool = False, paths: bool = False) -> Config:
+        """The configuration of a trial.
+
+        check: also make the checks that need neither models nor data.  paths: also check that its files exist.
 
         Raises InputError if the trial's settings are wrong.
         """
@@ -83,6 +86,8 @@ class SweepSpec:
                 self._configs[key] = load_config(settings)
             if check:
                 check_settings(self._configs[key])
+            if paths:
+                check_paths(self._configs[key])
             return self._configs[key]
         except InputError as error:
             shown = " ".join(f"{key}={value}" for key, value in parameters.items())
@@ -90,8 +95,8 @@ class SweepSpec:
             raise InputError(f"{self.file}: the trial {shown}{given} cannot be run: {error}") from error
 
 
-def read_sweep(file: str, settings: Sequence[str] = ()) -> SweepSpec:
-    """The sweep in `file`.  settings: key=value for all trials.
+def read_sweep(file: str, settings: Sequence[str] = (), paths: bool = False) -> SweepSpec:
+    """The sweep in `file`.  settings: key=value for all trials.  paths: check that the trials' files exist.
 
     Raises InputError if the file or a setting is wrong: the listed values are checked, the combinations of several in
     `Sweep.open`. All checks that need no engine come first, because to load it takes seconds.
@@ -105,7 +110,7 @@ def read_sweep(file: str, settings: Sequence[str] = ()) -> SweepSpec:
     parameters = _without_settings(path, content["parameters"], settings)
     spec = SweepSpec(path, str(content.get("name") or path.stem), content, tuple(settings))
     for listed in listed_values(parameters):
-        spec.config(listed, check=True)
+        spec.config(listed, check=True, paths=paths)
 
     from bitkd.sweep.engine import fill_content
 

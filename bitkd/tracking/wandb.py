@@ -5,7 +5,8 @@ of stages and the pictures. A stage that is resumed is a new wandb run of the gr
 continued. Under `wandb agent`, which counts wandb runs as trials, all of it is one wandb run: keys begin with the stage's name,
 steps count on from stage to stage, and `dev/score` is the final student's.
 
-What fails here is reported in a line, and the run continues: a training is worth more than what is shown of it.
+What fails here is reported in a line, and the run continues: a training is worth more than what is shown of it. So wandb
+itself is imported inside the functions, which catch its failures.
 """
 
 import contextlib
@@ -18,7 +19,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from bitkd.compare.load import load_run
@@ -66,6 +66,8 @@ class WandbObserver(Observer):
     @_harmless()
     def stage_finished(self, plan: Plan, stage: PlannedStage) -> None:
         """The stage's results, into the summary of its wandb run; under an agent also of a stage that was skipped."""
+        import wandb
+
         if under_agent():
             _open_run(plan, stage.name)
         if wandb.run is not None:
@@ -78,6 +80,8 @@ class WandbObserver(Observer):
         """Finish the stage's wandb run, so that the next stage starts one of its own; a trial's stays open until its end."""
         if under_agent() and code == 0:
             return
+        import wandb
+
         if under_agent() and code == STOPPED and wandb.run is not None:
             wandb.run.mark_preempting()  # the sweep gives the trial to an agent again
         wandb.finish(exit_code=code)
@@ -96,10 +100,14 @@ class WandbObserver(Observer):
             _report_run(plan)
             write_json(reported, keys)
         with _harmless():
+            import wandb
+
             wandb.finish()
 
 
 def _report_run(plan: Plan) -> None:
+    import wandb
+
     final = plan.stages[-1]
     rows = [{"stage": stage.name, "title": stage.title} | _facts_after(plan, stage) for stage in plan.stages]
     run = _open_run(plan, REPORT, {"stages": {stage.name: _facts_before(stage) for stage in plan.stages}})
@@ -128,6 +136,8 @@ def _draw_report(plan: Plan, folder: Path) -> None:
 
 def _log_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """A table of `rows`, and the pictures (*.png) in `folder` as media, into the open wandb run."""
+    import wandb
+
     columns: list[Any] = list(dict.fromkeys(key for row in rows for key in row))
     table = wandb.Table(
         columns=columns, data=[[row.get(key) for key in columns] for row in rows], allow_mixed_types=True
@@ -170,6 +180,8 @@ class _TrialLogger(_StageLogger):
 
 def _open_run(plan: Plan, job: str, more: Mapping[str, Any] | None = None) -> Any:
     """The open wandb run, or a new one: offline if there is no key, and never with a prompt."""
+    import wandb
+
     if wandb.run is not None:
         return wandb.run
     config, name = plan.config, plan.folder.folder.name

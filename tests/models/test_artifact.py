@@ -140,9 +140,7 @@ def test_parts_that_a_student_cannot_have_are_refused(tmp_path):
         save_student(BertForMaskedLM(BertConfig(**SHAPE)), tmp_path)
     with pytest.raises(InputError, match="use a bare encoder or a sequence classifier"):
         build_student(BertForMaskedLM(BertConfig(**SHAPE)), ShapeSpec())
-    with pytest.raises(
-        InputError, match=re.escape("pass bitkd.models.importance.estimate_importance(source, batches)")
-    ):
+    with pytest.raises(InputError, match=re.escape("pass bitkd.estimate_importance(source, batches)")):
         build_student(make(), ShapeSpec(width=0.5))
     with pytest.raises(InputError, match="BertModel has no classifier"):
         permute_labels(BertModel(BertConfig(**SHAPE)), ["LABEL_0", "LABEL_1", "LABEL_2"])

@@ -145,7 +145,7 @@ def test_every_option_comes_back(tmp_path, spec):
 
 
 def test_a_width_from_the_table_comes_back(tmp_path, monkeypatch):
-    monkeypatch.setitem(ACTIVATIONS, 4, ActivationQuantizer("4-bit", "bitkd.quant.inputs:PerToken"))
+    monkeypatch.setitem(ACTIVATIONS, 4, ActivationQuantizer("bitkd.quant.inputs:PerToken"))
     model = prepare(make(), QuantSpec(weight_bits=1, activation_bits=4))
     assert measure(model).precision == "W1A4"
     assert torch.equal(outputs(round_trip(model, tmp_path)), outputs(model))

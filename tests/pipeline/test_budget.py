@@ -136,3 +136,9 @@ def test_embedding_bits_are_one_setting_of_every_arm(arm):
 def test_binary_embeddings_cannot_be_split(settings, tmp_path):
     with pytest.raises(InputError, match="of its student ternary are 1-bit and cannot be split; use embedding_bits=32"):
         make_plan(load_config(settings(tmp_path, "multistage", "embedding_bits=1")))
+
+
+def test_too_few_rows_are_refused_before_flops_are_counted(settings, tmp_path):
+    more = ["budget.flops=1e9", "trainer.devices=128", "train.batch_size=128"]
+    with pytest.raises(InputError, match="96 rows cannot be divided among 128 processes"):
+        make_plan(load_config(settings(tmp_path, "singlestage", *more)))

@@ -231,3 +231,12 @@ def test_a_single_token_without_batch() -> None:
     layer(x).sum().backward()
     exactly(layer(x), layer(x[None])[0])
     torch.testing.assert_close(layer.weight.grad, quantize_tokens(x).expand(12, -1))
+
+
+def test_a_pair_of_8_bit_layers_reads_8_bit_inputs():
+    halves = [QuantLinear(8, 4, weight_bits=1, activation_bits=8) for _ in range(2)]
+    x = torch.randn(3, 8)
+    expected = halves[0](x) + halves[1](x)
+    pair = SplitLinear(*halves)
+    assert pair.activation_bits == 8
+    torch.testing.assert_close(pair(x), expected)

@@ -40,7 +40,7 @@ def hidden(spec: QuantSpec) -> Tensor:
 
 @pytest.fixture
 def four_bit_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ACTIVATIONS, 4, ActivationQuantizer("4-bit", "bitkd.quant.inputs:PerToken"))
+    monkeypatch.setitem(ACTIVATIONS, 4, ActivationQuantizer("bitkd.quant.inputs:PerToken"))
 
 
 def linear_codes(w: Tensor, per_row: bool = False) -> tuple[Tensor, Tensor]:
@@ -155,7 +155,7 @@ class LearnedStep(InputQuantizer):
 
 @pytest.fixture
 def learned_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ACTIVATIONS, 4, ActivationQuantizer("4-bit", LearnedStep))
+    monkeypatch.setitem(ACTIVATIONS, 4, ActivationQuantizer(LearnedStep))
 
 
 @pytest.mark.usefixtures("learned_step")

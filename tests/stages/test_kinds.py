@@ -3,8 +3,9 @@ import pytest
 from bitkd.errors import InputError
 from bitkd.stages.base import StudentModule
 from bitkd.stages.distillation import DistillationModule
-from bitkd.stages.kinds import KINDS, kind_of
-from bitkd.stages.spec import TERMS, LossSpec
+from bitkd.stages.kinds import KINDS, Kind, kind_of
+from bitkd.stages.single_stage import SingleStageDistillation
+from bitkd.stages.spec import TERMS, LossSpec, Term
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS.values() if not kind.makes_rows], ids=lambda kind: kind.name)
@@ -37,3 +38,25 @@ def test_an_unknown_kind_or_term_names_the_nearest():
         LossSpec(extra={"hidden": 1.0})
     with pytest.raises(InputError, match=r"loss.unmatched_heads=relations is unknown; did you mean relation\?"):
         LossSpec(unmatched_heads="relations")
+
+
+class Forgetful(SingleStageDistillation):
+    """Says nothing of its kind, and inherits another's."""
+
+
+def test_a_row_and_a_class_that_differ_are_refused():
+    row = Kind("forgetful", f"{__name__}:Forgetful", terms=("logits",), trains=True)
+    with pytest.raises(InputError, match=r'write kind = "forgetful" in the class'):
+        _ = row.module_class
+    with pytest.raises(InputError, match="names artifacts; use small letters, digits and _"):
+        Kind("Two-Words", "module:Class")
+    with pytest.raises(InputError, match="reads a corpus, which has no labels"):
+        Kind("corpus", "module:Class", reads="corpus")
+
+
+def test_a_term_without_a_setting_has_weight_one_in_a_kind_that_names_it(monkeypatch):
+    monkeypatch.setitem(TERMS, "cosine", Term("module:function"))
+    row = Kind("kd2", "module:Class", terms=("logits", "cosine"), trains=True)
+    assert row.active_terms(LossSpec()) == ("logits", "cosine")
+    assert row.active_terms(LossSpec(extra={"cosine": 0.0})) == ("logits",)
+    assert kind_of("prediction").active_terms(LossSpec()) == ("logits",)

@@ -79,5 +79,5 @@ def stand_in(tmp_path, monkeypatch):
     (folder / "bitkd").write_text(STAND_IN.format(python=sys.executable, manifest=MANIFEST, stage=STAGE))
     (folder / "bitkd").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(trials, "planned_keys", lambda config, memo: {"final": "key"})
+    monkeypatch.setattr(trials, "planned_keys", lambda config, cache: {"final": "key"})
     return Path(folder / "bitkd")

@@ -158,7 +158,7 @@ def test_under_an_agent_all_stages_are_one_run_whose_steps_go_on(settings, conso
     for number in (1, 2):  # the second finds every stage done, and is a trial with a score all the same
         monkeypatch.setenv("WANDB_RUN_ID", f"trial{number}")
         wandb.teardown()
-        name = agent.trial_name("singlestage")
+        name = agent.with_run_name(load_config(settings(tmp_path, "singlestage"))).run.name
         assert name == f"singlestage-trial{number}"
         run(load_config(settings(tmp_path, "singlestage", *more, f"run.name={name}")), console)
         (found,) = runs_in(tmp_path / "rte" / name / "logs")
