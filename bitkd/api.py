@@ -47,8 +47,8 @@ def run(pipeline: str, *settings: str, console: "Console | None" = None, **value
     values: the same as keyword arguments; a dotted key goes into a dictionary: `**{"train.lr": 1e-4}`.
     console: gets a line at each stage's start and end, by its `print`; None prints to the standard output.
 
-    Raises InputError before any work starts, bitkd.StageFailedError while working, StoppedError if the process is asked to
-    stop (SIGTERM, SIGUSR1, Ctrl-C): run it again to continue.
+    Raises InputError before any work starts, bitkd.StageFailedError if a stage fails, and StoppedError if the process
+    is asked to stop (SIGTERM, SIGUSR1, Ctrl-C): run it again to continue.
     """
     given = [f"{key}={_as_setting(value)}" for key, value in values.items()]
     config = load_config([f"pipeline={pipeline}", *settings, *given])
@@ -64,11 +64,11 @@ def run(pipeline: str, *settings: str, console: "Console | None" = None, **value
 
 
 def check_before_imports(config: Config) -> None:
-    """Refuse what settings and paths alone show to be wrong, before torch and the rest take seconds to import."""
+    """Check settings and paths before torch is imported, which takes seconds. Raises InputError if one is wrong."""
     check_settings(config)
     check_paths(config)
 
 
 def _as_setting(value: Any) -> str:
-    """A value as YAML reads it: JSON is YAML, and a text needs no quotes here."""
+    """A value as YAML text. JSON is valid YAML; a string needs no quotes."""
     return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,4 +1,4 @@
-"""The command on finished runs: compare."""
+"""The compare command."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Commands that run nothing: plan, config."""
+"""The commands plan and config, which run nothing."""
 
 import argparse
 from dataclasses import asdict

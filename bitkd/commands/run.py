@@ -1,4 +1,4 @@
-"""Commands that work through a graph: run, augment."""
+"""The commands run and augment, which execute stages."""
 
 import argparse
 import sys
@@ -92,12 +92,12 @@ def _show_run(plan: Plan, arguments: argparse.Namespace) -> None:
 
 
 def _show_rows(plan: Plan, arguments: argparse.Namespace) -> None:
-    """Some of the augmented rows beside their originals."""
+    """Print some of the augmented rows next to their originals."""
     from bitkd.data.augment.augmenter import load_shards
 
     key = plan.stages[0].key
     folder, record = plan.store.path(key), plan.store.load(key).stage.augmented
-    assert record is not None  # of a stage that makes rows
+    assert record is not None  # a stage that makes rows has one
     rows = load_shards(folder)
     varied = [i for i in range(min(len(rows), 20 * EXAMPLES)) if i and rows[i]["index"] == rows[i - 1]["index"]]
     examples = [rows[i] for i in varied[:: max(1, len(varied) // EXAMPLES)][:EXAMPLES]]

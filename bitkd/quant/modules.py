@@ -57,7 +57,7 @@ class QuantLinear(nn.Linear):
 
     @classmethod
     def from_float(cls, module: nn.Linear, **settings: Any) -> Self:
-        """A QuantLinear that holds the very Parameters of `module`; settings: the keyword arguments of `__init__`.
+        """A QuantLinear that shares the Parameters of `module`; settings: the keyword arguments of `__init__`.
 
         If `module` is a QuantLinear, its input quantizer is kept as well, unless another width is asked for.
         """
@@ -98,7 +98,7 @@ class QuantEmbedding(nn.Embedding):
 
     @classmethod
     def from_float(cls, module: nn.Embedding, **settings: Any) -> Self:
-        """A QuantEmbedding that holds the very Parameter of `module`; settings: weight_bits, ste_clip."""
+        """A QuantEmbedding that shares the Parameter of `module`; settings: weight_bits, ste_clip."""
         new = cls(**embedding_options(module), device="meta", **settings)
         new.weight = module.weight
         return new.train(module.training)
@@ -135,9 +135,9 @@ class SplitLinear(nn.Module):
     """Two binary QuantLinears on the same input, outputs summed: what a ternary layer becomes by weight
     splitting (BinaryBERT, arXiv:2012.15701).
 
-    In eval mode y = x_scale * (m * (P1 + P2) + d * (P1 - P2)) + biases, where P1 and P2 are the products with
-    the two code matrices and m, d the halves of the scales' sum and difference. Training needs a single
-    product. Both halves read one quantized input, so the quantizer belongs to the pair; theirs are not used.
+    In eval mode y = x_scale * (m * (P1 + P2) + d * (P1 - P2)) + biases, where P1 and P2 are the products with the two
+    code matrices and m, d the halves of the scales' sum and difference. Training needs a single product. Both halves
+    read one quantized input, so the quantizer belongs to the pair; those of the halves are not used.
     """
 
     def __init__(self, first: QuantLinear, second: QuantLinear, input_quantizer: InputQuantizer | None = None) -> None:

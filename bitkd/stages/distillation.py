@@ -31,7 +31,7 @@ class DistillationModule(StudentModule):
     """
 
     kind: ClassVar[str] = "single_stage"
-    """Name of the row of bitkd.stages.kinds that says which terms this stage compares."""
+    """Name of a row of bitkd.stages.kinds, which lists the terms that this stage compares."""
 
     def __init__(
         self, student: PreTrainedModel, teacher: PreTrainedModel, loss: LossSpec | None = None, **settings: Any

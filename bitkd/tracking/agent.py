@@ -9,5 +9,5 @@ def under_agent() -> bool:
 
 
 def trial_name(pipeline: str) -> str | None:
-    """A run's name under a wandb agent, so that each trial has a folder of its own; None elsewhere."""
+    """A run's name under a wandb agent, so that each trial has its own folder; None without an agent."""
     return f"{pipeline}-{os.environ.get('WANDB_RUN_ID', 'trial')}" if under_agent() else None
