@@ -22,6 +22,7 @@ from bitkd.store.run_folder import MANIFEST, RunFolder
 
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
+    """Print the task's metrics of a checkpoint; returns the exit code."""
     quieten()
     folder = _checkpoint_folder(arguments)
     config = _task_config(arguments, arguments.settings, folder)
@@ -40,6 +41,7 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
 
 
 def predict_command(arguments: argparse.Namespace) -> int:
+    """Print predictions for texts, or write a submission; returns the exit code."""
     quieten()
     split = [text for text in arguments.settings if text.startswith("split=")]
     if split or arguments.out:

@@ -20,6 +20,7 @@ EXAMPLES = 10
 
 
 def run_command(arguments: argparse.Namespace) -> int:
+    """Run a pipeline and print its scores; returns the exit code."""
     config = load_config(arguments.settings)
     name = config.run.name or trial_name(config.pipeline.name)
     config = replace(config, run=replace(config.run, name=name))
@@ -36,6 +37,7 @@ def run_command(arguments: argparse.Namespace) -> int:
 
 
 def augment_command(arguments: argparse.Namespace) -> int:
+    """Make a task's augmented rows and print some; returns the exit code."""
     config = load_config([*arguments.settings, "task.augmentation.enabled=true"], require=("task",))
     if config.task.augmentation.path:
         raise InputError("task.augmentation.path= names rows that are made already; leave it out")
