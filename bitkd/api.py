@@ -69,7 +69,7 @@ def run(pipeline: str, *settings: str, console: "Console | None" = None, **value
 
 
 def check_before_imports(config: Config) -> None:
-    """Refuse what settings and paths alone show to be wrong, before torch and the rest take seconds to import."""
+    """Check settings and paths before torch is imported, which takes seconds. Raises InputError if one is wrong."""
     check_settings(config)
     check_paths(config)
 

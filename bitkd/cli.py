@@ -1,4 +1,4 @@
-"""The command line. It imports nothing heavy, so that --help, --version and refusals come at once."""
+"""The command line. It imports nothing heavy, so that --help, --version and wrong arguments are answered at once."""
 
 import argparse
 import os
@@ -164,9 +164,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _take_care_of_processes() -> Callable[[], None]:
-    """Handle signals and the end of the launcher, before anything heavy is imported: they may come at any moment.
+    """Handle signals and a launcher that exits, before anything heavy is imported: both can happen at any moment.
 
-    Returns a function that puts back the signal handlers of before.
+    Returns a function that restores the earlier signal handlers.
     """
     from bitkd.processes.signals import exit_on_signal, exit_with_parent
 

@@ -1,4 +1,4 @@
-"""What ends a command early, other than a failure of the work itself, and the wording of its messages."""
+"""Exceptions that end a command early, and helpers for their messages."""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -34,7 +34,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
 
 def check_choices(spec: Any, where: str = "") -> None:
-    """Check the fields of a dataclass that are annotated with a Literal: Python itself takes any value.
+    """Check the fields of a dataclass that are annotated with a Literal, because Python itself accepts any value.
 
     where: put before the field's name in the message, such as "loss.".
     Raises InputError that names the field, the value and what is allowed.
@@ -49,7 +49,7 @@ def check_choices(spec: Any, where: str = "") -> None:
 
 
 def choices_of(annotation: Any) -> tuple[Any, ...]:
-    """The values of `Literal[...]` or `Literal[...] | None`; none for another annotation."""
+    """The values of `Literal[...]` or `Literal[...] | None`; empty for another annotation."""
     if get_origin(annotation) is Literal:
         return get_args(annotation)
     found = [choice for part in get_args(annotation) for choice in choices_of(part)]
@@ -58,7 +58,7 @@ def choices_of(annotation: Any) -> tuple[Any, ...]:
 
 @contextmanager
 def writable(folder: Path) -> Iterator[None]:
-    """Within this context a write that fails means that the run's folder was badly chosen."""
+    """Within this context, a failed write raises InputError, which asks for another folder."""
     try:
         yield
     except OSError as error:

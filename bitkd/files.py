@@ -1,4 +1,4 @@
-"""Small files of plain data: written completely or not at all, read, hashed; names that belong to one process."""
+"""Small files of plain data: written completely or not at all, read, hashed; temporary names for one process."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def write_file(file: Path, content: str | bytes) -> None:
-    """Write a file so that readers see the old content or the new one, never half of either."""
+    """Write a file so that readers see the old content or the new one, never a part of one."""
     data = content.encode() if isinstance(content, str) else content
     temporary = file.with_name(temporary_name(f".{file.name}"))
     try:

@@ -1,4 +1,4 @@
-"""What hooks into a fit."""
+"""Lightning callbacks."""
 
 from bitkd.callbacks.weight_splitting import WeightSplitting
 

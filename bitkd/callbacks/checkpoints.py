@@ -15,7 +15,7 @@ from bitkd.callbacks.step_end import StepEnd, any_rank
 from bitkd.errors import InputError
 
 KEPT = 2
-"""Resume checkpoints that are kept: the last one, and the one before in case it is damaged."""
+"""How many resume checkpoints are kept: the newest, and one more in case the newest is damaged."""
 
 
 class BestCheckpoint(Checkpoint):
@@ -73,11 +73,11 @@ class BestCheckpoint(Checkpoint):
 
 
 class ResumeCheckpoint(StepEnd):
-    """Saves `folder/step-N.ckpt` every `every_minutes` and every `every_steps`, and keeps the last two. A validation does
-    not save: a short stage validates every few seconds, and a resumed fit repeats a validation exactly.
+    """Saves `folder/step-N.ckpt` every `every_minutes` and every `every_steps`, and keeps the last two. A validation
+    saves none: short stages validate every few seconds, and a resumed fit repeats the validation exactly.
 
-    Lightning restores step, optimizer and schedule; this callback restores the place in the data. With RandomStates, a
-    resumed fit ends with the weights of an uninterrupted one.
+    Lightning restores step, optimizer and schedule; this callback restores the position in the data. With RandomStates,
+    a resumed fit ends with the weights of an uninterrupted one.
 
     The Trainer's data module needs `resume(batch, positions)`, as bitkd's have; the fit must be one Lightning epoch
     (`LoaderSpec.total_batches`). Raises InputError at the start of a fit without such a data module.
@@ -132,7 +132,7 @@ class ResumeCheckpoint(StepEnd):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if isinstance(batch, dict) and "position" in batch:  # of a stream: how far one of its readers has come
+        if isinstance(batch, dict) and "position" in batch:  # only in batches of a stream: how far a reader has come
             reader, *place = batch["position"].tolist()
             self._positions[reader] = place
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
@@ -150,7 +150,7 @@ def _data_of(trainer: pl.Trainer) -> Any:
 
 
 def save_checkpoint(trainer: pl.Trainer, file: Path, weights_only: bool = False) -> None:
-    """Write a Lightning checkpoint beside `file`, then rename it: a torn file is never visible under its name."""
+    """Write a Lightning checkpoint under a temporary name, then rename it to `file`: `file` is never half written."""
     temporary = file.with_suffix(".tmp")
     try:
         trainer.save_checkpoint(temporary, weights_only=weights_only)
@@ -164,11 +164,11 @@ def save_checkpoint(trainer: pl.Trainer, file: Path, weights_only: bool = False)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder` that can be read whole; a damaged one falls back to the one before it."""
+    """The newest checkpoint in `folder` that is not damaged; None if there is none."""
     for file in sorted(Path(folder).glob("step-*.ckpt"), reverse=True):
         try:
             torch.load(file, map_location="cpu", weights_only=True)
-        except Exception:  # torch.load raises many types on a torn file; each means the same here
+        except Exception:  # torch.load raises many types if a file is damaged
             continue
         return file
     return None

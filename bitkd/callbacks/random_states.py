@@ -11,10 +11,10 @@ from typing_extensions import override
 
 
 class RandomStates(pl.Callback):
-    """Seeds the training's randomness (dropout) of each rank, apart from what building the model consumed; a checkpoint
-    holds the states of all ranks, and a resumed training continues with them.
+    """Seeds each rank's random generators when a training starts, so that dropout does not depend on how the model was
+    built. A checkpoint holds the states of all ranks; a resumed training continues with them.
 
-    seed: of rank zero; rank r takes seed + r.
+    seed: rank r uses seed + r.
     """
 
     def __init__(self, seed: int) -> None:
@@ -54,7 +54,8 @@ def gather(trainer: pl.Trainer, value: Any) -> list[Any]:
 
 
 def random_state() -> dict[str, Any]:
-    """The random states of Python, numpy and torch as plain numbers and tensors (`weights_only` loads no others)."""
+    """The random states of Python, numpy and torch as plain numbers and tensors (torch.load with `weights_only` allows
+    nothing else)."""
     numpy_state: Any = np.random.get_state()
     kind, keys, position, has_gauss, cached = numpy_state
     state: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Acting once an optimizer step is complete, its validation included, and agreeing on it across ranks."""
+"""A callback that acts after each complete optimizer step, validation included; and a vote among ranks."""
 
 import math
 from typing import Any
@@ -9,21 +9,21 @@ from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
 QUESTION_STEPS = 5
-"""Steps between two questions to all ranks: each one waits for the device."""
+"""Steps between two votes of all ranks. Each vote waits for the device."""
 
 
 class StepEnd(Checkpoint):
     """Calls `after_step` once after every optimizer step; after its validation, if the step has one.
 
-    It is a Checkpoint so that Lightning calls it after all other callbacks, and in the order of the list among
-    checkpoints: a BestCheckpoint before it has already seen the step's score.
+    It is a Checkpoint because Lightning calls checkpoints after all other callbacks, in the order of the list. A
+    BestCheckpoint that is listed before it has therefore seen the step's score.
     """
 
     _step = 0
     _awaits_validation = False
 
     def after_step(self, trainer: pl.Trainer, validated: bool) -> None:
-        """What to do. validated: whether the step had a validation."""
+        """Called after a step.  validated: whether the step had a validation."""
         raise NotImplementedError
 
     @override
@@ -50,8 +50,8 @@ class StepEnd(Checkpoint):
 
 
 def any_rank(trainer: pl.Trainer, answer: bool, validated: bool) -> bool:
-    """Whether any rank's `answer` is true. All ranks are asked every QUESTION_STEPS steps and after each validation,
-    which may have been long; False in between.
+    """Whether `answer` is true on any rank. The ranks vote every QUESTION_STEPS steps, and after each validation
+    because it may take long; in between the result is False.
     """
     if trainer.world_size == 1:
         return answer

@@ -1,4 +1,4 @@
-"""Ending a fit early, on request, or with a validation of its last step."""
+"""Callbacks for the end of a fit: stop early on request, and validate the last step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from bitkd.errors import StoppedError
 class StopRequest(StepEnd):
     """Ends the fit after the step in which a stop was requested on any rank: saves, then raises StoppedError on all.
 
-    requested: asked after each step.
+    requested: called after each step; returns whether to stop.
     save: writes a checkpoint, such as `ResumeCheckpoint.save`.
     """
 
@@ -29,7 +29,7 @@ class StopRequest(StepEnd):
 
 
 class ValidateLastStep(pl.Callback):
-    """Validates the last of the Trainer's `max_steps` too, however they divide by the validation interval.
+    """Validates after the last of the Trainer's `max_steps`, whether or not the validation interval divides them.
 
     The Trainer needs `min_epochs=0`.
     """

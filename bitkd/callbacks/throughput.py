@@ -10,7 +10,8 @@ from typing_extensions import override
 class Throughput(pl.Callback):
     """Logs `train/examples_per_second` over all processes, averaged since the previous log row.
 
-    Lightning's ThroughputMonitor logs nothing until its window of a hundred batches is full: a short stage ends before.
+    Lightning's ThroughputMonitor logs nothing until its window of a hundred batches is full, and a short stage ends
+    before that.
     """
 
     def __init__(self) -> None:

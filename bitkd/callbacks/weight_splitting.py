@@ -109,7 +109,7 @@ def _quantized_weights(module: Any, split: Any) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _outputs(pl_module: pl.LightningModule, example: _Example | None) -> list[Tensor]:
-    """All floating-point tensors that the example gives, in eval mode, activations in FP32, random state untouched."""
+    """All floating-point outputs for the example, in eval mode, with FP32 activations; the random state is kept."""
     if example is None:
         return []
     model, inputs = example

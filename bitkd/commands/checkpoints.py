@@ -1,4 +1,5 @@
-"""Commands on checkpoints, bitkd's own and plain ones: evaluate, predict. What is wrong is found before torch is imported."""
+"""The commands evaluate and predict, for checkpoints of bitkd and of transformers. They check their input before torch
+is imported."""
 
 import argparse
 from pathlib import Path
@@ -20,6 +21,7 @@ from bitkd.store.run_folder import MANIFEST, RunFolder
 
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
+    """Print the task's metrics of a checkpoint; returns the exit code."""
     quieten()
     config = _task_config(arguments.settings)
     check_files(config, [config.task.files.train, *config.task.files.dev.values()])
@@ -39,6 +41,7 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
 
 
 def predict_command(arguments: argparse.Namespace) -> int:
+    """Print predictions for texts, or write a submission; returns the exit code."""
     quieten()
     split = [text for text in arguments.settings if text.startswith("split=")]
     if split or arguments.out:
@@ -64,7 +67,7 @@ def predict_command(arguments: argparse.Namespace) -> int:
 
 
 def _write_submission(arguments: argparse.Namespace, settings: list[str], split: list[str]) -> int:
-    """Predictions for a test set as GLUE takes them: tab-separated index and prediction, written as its files write labels."""
+    """Write the predictions for a test set in GLUE's format: index and label, separated by a tab."""
     if not split or not arguments.out or arguments.text:
         raise InputError("a submission needs split=NAME and --out FILE, and no --text")
     config, name = _task_config(settings), split[-1].partition("=")[2]
@@ -116,12 +119,12 @@ def _checkpoint_folder(arguments: argparse.Namespace, config: Config | None) -> 
 
 
 def _stage_record(folder: Path) -> StageRecord | None:
-    """What an artifact says of itself; None for a plain checkpoint."""
+    """The stage record of an artifact; None for a plain checkpoint."""
     return read_artifact(folder).stage if (folder / STAGE_FILE).is_file() else None
 
 
 def _check_texts(folder: Path, pairs: bool) -> None:
-    """An artifact records whether its task is of pairs; a plain checkpoint does not say."""
+    """Raise InputError if an artifact's task reads another number of texts. A plain checkpoint does not record it."""
     record = _stage_record(folder)
     if record is not None and record.texts == 2 and not pairs:
         raise InputError(f"the checkpoint's task {record.task} reads two texts; give --text-pair too")

@@ -1,4 +1,4 @@
-"""The command on finished runs: compare."""
+"""The compare command."""
 
 import argparse
 from pathlib import Path
@@ -12,7 +12,7 @@ from bitkd.report.write import check_folder, write_comparison
 
 
 def compare_command(arguments: argparse.Namespace) -> int:
-    """bitkd compare: tables on the terminal, or JSON; with --out a report."""
+    """Print the tables of a comparison, or JSON; with --out, write a report. Returns the exit code."""
     if arguments.out:
         check_folder(Path(arguments.out))
     comparison = Comparison.of([run for source in arguments.runs for run in read_runs(Path(source))])

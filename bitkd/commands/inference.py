@@ -1,4 +1,4 @@
-"""A checkpoint on rows and texts: its metrics, its predictions."""
+"""Metrics and predictions of a checkpoint."""
 
 import logging
 import math
@@ -24,16 +24,17 @@ from bitkd.store.records import StageRecord
 log = logging.getLogger(__name__)
 
 MAX_LENGTH = 128
-"""Tokens of a text, if no task says how many."""
+"""Largest number of tokens of a text if no task is given."""
 
 
 def evaluate(
     config: Config, folder: Path, labels: list[str] | None, record: StageRecord | None
 ) -> dict[str, float | None]:
-    """The task's metrics of the checkpoint in `folder`, and the loss; None for one that is undefined.
+    """The task's metrics and the loss of the checkpoint in `folder`; None if a metric is undefined.
 
-    labels: the checkpoint's label names in its own order, if it has none.  record: of an artifact.
-    With several dev sets the names begin with the set's.
+    labels: names of the checkpoint's outputs, if its config has none.  record: of an artifact; None for a plain
+    checkpoint.
+    With several dev sets, each name begins with that of the dev set: `matched/accuracy`.
     """
     model = load_classifier(folder)
     permute_labels(model, config.task.labels, labels)
@@ -54,9 +55,9 @@ def evaluate(
 def predict(
     folder: Path, texts: list[str], pairs: list[str] | None, config: Config | None, labels: list[str] | None
 ) -> list[dict[str, Any]]:
-    """For each text its label and every label's probability; of a regression its score.
+    """For each text: its label and the probability of every label, or the score of a regression.
 
-    config: of the task whose label order and length are taken; None takes the checkpoint's own.
+    config: gives the label order and the maximum length; None takes the checkpoint's label order and MAX_LENGTH.
     """
     model, max_length = load_classifier(folder), MAX_LENGTH
     if config is not None:
@@ -81,7 +82,7 @@ def predict(
 
 
 def predict_set(config: Config, folder: Path, name: str, labels: list[str] | None) -> list[str]:
-    """The prediction for each row of a test set, in the rows' order, as the task's files write labels."""
+    """The prediction for each row of a test set, in order, in the form that labels have in the task's files."""
     model, task = load_classifier(folder), config.task
     permute_labels(model, task.labels, labels)
     sources = _open_sources(config, folder)

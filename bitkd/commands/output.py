@@ -1,4 +1,4 @@
-"""Output of commands: tables and lines for people, JSON for machines, from one of several processes only."""
+"""Output of commands: tables and lines, or JSON. Only rank zero prints."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ _VERBATIM: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False
 
 
 def make_console(stderr: bool = False) -> Console:
-    """rich's console; if the output is no terminal, wide enough that the rows of a table are not wrapped."""
+    """A rich console. If the output is not a terminal, it is so wide that table rows are not wrapped."""
     console = Console(stderr=stderr, soft_wrap=True, **_VERBATIM)
     return console if console.is_terminal else Console(stderr=stderr, width=180, **_VERBATIM)
 
@@ -49,7 +49,7 @@ def quieten(show_notes: bool = True) -> None:
 _REMARKS = (
     ".*does not have many workers.*",
     ".*smaller than the logging interval.*",
-    ".*dataloader is not resumable.*",  # ours is: ResumeCheckpoint restores the place in the data
+    ".*dataloader is not resumable.*",  # bitkd's is: ResumeCheckpoint restores the position in the data
     ".*recommended to use `self.log.*sync_dist.*",  # torchmetrics has synchronized the value already
     ".*broadcast_buffers.*deprecated.*",
     ".*LeafSpec.*deprecated.*",

@@ -1,4 +1,4 @@
-"""Commands that run nothing: plan, config."""
+"""The commands plan and config, which run nothing."""
 
 import argparse
 from dataclasses import asdict
@@ -13,6 +13,7 @@ from bitkd.sources.cache import open_cache
 
 
 def plan_command(arguments: argparse.Namespace) -> int:
+    """Print the stages and their states; returns the exit code."""
     quieten()
     config = load_config(arguments.settings)
     cache = open_cache(config, read_disk=True)

@@ -1,4 +1,4 @@
-"""Commands that work through a graph: run, augment."""
+"""The commands run and augment, which execute stages."""
 
 import argparse
 import sys
@@ -20,6 +20,7 @@ EXAMPLES = 10
 
 
 def run_command(arguments: argparse.Namespace) -> int:
+    """Run a pipeline and print its scores; returns the exit code."""
     config = with_run_name(load_config(arguments.settings))
     check_before_imports(config)
     from bitkd.pipeline.runner import run
@@ -34,6 +35,7 @@ def run_command(arguments: argparse.Namespace) -> int:
 
 
 def augment_command(arguments: argparse.Namespace) -> int:
+    """Make a task's augmented rows and print some; returns the exit code."""
     config = load_config([*arguments.settings, "task.augmentation.enabled=true"], require=("task",))
     if config.task.augmentation.path:
         raise InputError("task.augmentation.path= names rows that are made already; leave it out")
@@ -91,12 +93,12 @@ def _show_run(plan: Plan, arguments: argparse.Namespace) -> None:
 
 
 def _show_rows(plan: Plan, arguments: argparse.Namespace) -> None:
-    """Some of the augmented rows beside their originals."""
+    """Print some of the augmented rows next to their originals."""
     from bitkd.data.augment.augmenter import load_shards
 
     key = plan.stages[0].key
     folder, record = plan.store.path(key), plan.store.load(key).stage.augmented
-    assert record is not None  # of a stage that makes rows
+    assert record is not None  # a stage that makes rows has one
     rows = load_shards(folder)
     varied = [i for i in range(min(len(rows), 20 * EXAMPLES)) if i and rows[i]["index"] == rows[i - 1]["index"]]
     examples = [rows[i] for i in varied[:: max(1, len(varied) // EXAMPLES)][:EXAMPLES]]

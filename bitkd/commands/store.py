@@ -1,4 +1,4 @@
-"""The command on the artifact store: list, verify, gc."""
+"""The store command: list, verify, gc."""
 
 import argparse
 from dataclasses import asdict
@@ -63,7 +63,7 @@ def _collect(arguments: argparse.Namespace, store: Store, inventory: Inventory, 
     if removed:
         make_console().print(_table(removed))
     for entry in busy:
-        print(f"{entry.key} is used by a running job and stays")
+        print(f"{entry.key} is used by a running job and is kept")
     verb = "would be removed" if arguments.dry_run else "removed"
     print(f"{len(removed)} of {len(inventory.entries)} entries {verb}, {decimal(sum(entry.size for entry in removed))}")
     return 0

@@ -52,7 +52,7 @@ def _put_on_path(folder: str) -> None:
 
 
 def _check_starter(sweep: Sweep, console: Console) -> None:
-    """Raises InputError if the trials' command finds no bitkd; prints a note if it finds another one than this."""
+    """Raises InputError if the trials' command finds no bitkd; prints a note if it finds another bitkd."""
     words = sweep.spec.command(sweep.proposals[0])
     place = place_of_bitkd(words, sweep.spec.file)
     if words[place - 1] == "-m":

@@ -1,4 +1,4 @@
-"""Runs of one pipeline and of the same settings under several seeds are one arm: its means and its cost."""
+"""Arms: runs of one pipeline with the same settings and different seeds; their mean scores and costs."""
 
 import json
 import statistics
@@ -14,10 +14,10 @@ from bitkd.compare.scores import majority_score
 from bitkd.errors import InputError
 
 ROUNDING = 1e-6
-"""A teacher that is better than the majority by less is at the majority: recorded scores are rounded to 32 bits."""
+"""If a teacher beats the majority by less than this, it counts as no better: recorded scores are rounded to float32."""
 
 BUDGETS = ("budget.steps", "budget.examples", "budget.flops")
-"""Settings that Run.budget holds."""
+"""Settings that are recorded in Run.budget."""
 
 MAX_SETTINGS_IN_LABEL = 4
 
@@ -73,7 +73,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs that differ in their seeds alone."""
+    """Runs that differ only in their seeds."""
 
     label: str
     """The pipeline's name, and the settings in which its arms differ."""
@@ -119,7 +119,7 @@ class Arm:
         )
 
     def cost(self, chosen: Callable[[Stage], bool]) -> Cost:
-        """The cost of some stages of a run, as the mean over the runs."""
+        """The cost of the chosen stages, averaged over the runs."""
         return Cost.mean([Cost.of(filter(chosen, run.stages)) for run in self.runs])
 
     @property
@@ -149,7 +149,7 @@ class Arm:
 
     @property
     def devices(self) -> list[str]:
-        """What the chain was trained on."""
+        """The machines that the chain was trained on, see `Stage.machine`."""
         return sorted({stage.machine for run in self.runs for stage in run.stages if stage.in_chain and stage.steps})
 
     def stages(self) -> list[tuple[Stage, Mean]]:
@@ -164,7 +164,7 @@ def mean_of_artifacts(stages: Iterable[Stage], value: Callable[[Stage], float | 
 
 
 def majority(run: Run) -> float:
-    """The primary metric of the constant prediction of the most frequent label of the first dev set."""
+    """The primary metric, on the first dev set, of always predicting its most frequent label."""
     labels = np.asarray(run.final_predictions.labels, dtype=np.float64)
     return majority_score(run.metric, run.num_labels, labels)
 
@@ -196,7 +196,7 @@ def make_arms(runs: list[Run]) -> list[Arm]:
         elif [s.key for s in same_seed.stages] != [s.key for s in run.stages]:
             raise InputError(
                 f"{same_seed.name} and {run.name} are both {described(run)} with seed {run.seed}, but not the same run; leave "
-                "one out, or run one of them under a name of its own (pipeline.name=)"
+                "one out, or give one of them another pipeline.name="
             )
     for group in groups.values():
         group.sort(key=lambda run: run.seed)
@@ -206,7 +206,7 @@ def make_arms(runs: list[Run]) -> list[Arm]:
 
 
 def _labels(firsts: list[Run]) -> list[str]:
-    """A name for each arm: the pipeline's, with what distinguishes it from the pipeline's other arms."""
+    """A label for each arm: the pipeline's name, and the settings in which it differs from other arms of that pipeline."""
     labels: list[str] = []
     for run in firsts:
         parts = _distinction(run, [other for other in firsts if other.pipeline == run.pipeline])
@@ -218,7 +218,7 @@ def _labels(firsts: list[Run]) -> list[str]:
 
 
 def _distinction(run: Run, rivals: list[Run]) -> list[str]:
-    """The budget and the settings of a run in which its rivals, itself among them, differ."""
+    """The budget and settings in which a run differs from its rivals.  rivals: all runs of its pipeline, itself included."""
     parts = []
     if any(other.budget_total != run.budget_total for other in rivals):
         parts.append(run.budget_text or "no budget")

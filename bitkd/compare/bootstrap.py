@@ -25,7 +25,7 @@ CONTRASTS = {
     ("multistage", "splitdirect"): "what the ternary stage gives",
     ("progressive", "singlestage"): "what the precision steps give",
 }
-"""Two pipelines -> what the difference of two arms of theirs with the same budget shows."""
+"""Two pipelines -> what a difference between their arms shows, if both arms have the same budget."""
 
 WIDTH = "student.width"
 BY_DEFINITION = re.compile(r"stages\.[^.]+\.student|budget\.shares\..+")
@@ -44,7 +44,7 @@ class Difference:
     """The other arm's label."""
 
     question: str
-    """What the difference shows, if the arms differ in nothing else; otherwise in which settings they differ."""
+    """What the difference shows. If the arms also differ in settings, it names these instead."""
 
     difference: float
     low: float
@@ -52,14 +52,14 @@ class Difference:
 
     high: float
     seeds: list[int]
-    """Seeds that both arms have, resampled as pairs; if there are none, each arm's seeds are resampled by themselves."""
+    """Seeds that both arms have, resampled as pairs. If there are none, the seeds of each arm are resampled separately."""
 
     resampled: str
-    """`rows and seeds`, or `rows` if there are no two seeds, or pairs of seeds."""
+    """`rows and seeds`; or `rows` if there is only one seed, or one pair of seeds."""
 
 
 def differences(arms: list[Arm], resamples: int = RESAMPLES) -> list[Difference]:
-    """Every arm against singlestage (or the first arm), and the pairs of CONTRASTS, by the same resamples of the dev rows."""
+    """Compare every arm with singlestage (or the first arm), and the pairs of CONTRASTS, on the same resampled dev rows."""
     chosen = pairs(arms)
     if not chosen:
         return []
@@ -72,9 +72,11 @@ def differences(arms: list[Arm], resamples: int = RESAMPLES) -> list[Difference]
 
 
 def pairs(arms: list[Arm]) -> list[tuple[Arm, Arm]]:
-    """Which arms are compared, each pair once: arms of other budgets only if there is no reference of the same one.
+    """Which arms are compared, each pair once.
 
-    If several arms have the reference's pipeline and budget: the one with the fewest different settings, the first of equals.
+    Each arm is compared with the arm of the reference pipeline that has the same budget. If there are several: the one with
+    the fewest different settings, or the first of these. If there is none: the first arm of the reference pipeline, or else
+    the first arm. An arm is also compared with the arm of the same budget that CONTRASTS pairs it with.
     """
     found: list[tuple[int, int]] = []
 
@@ -116,7 +118,7 @@ def differing_settings(one: Run, other: Run) -> list[str]:
 
 def _question(first: Arm, second: Arm) -> str:
     if first.pipeline == second.pipeline or first.first.budget_total != second.first.budget_total:
-        return ""  # labels and a warning name what differs
+        return ""  # the labels and a warning show the difference
     names = differing_settings(first.first, second.first)
     teachers = {run.seed: run.teacher.key for run in first.runs if run.teacher}
     if any(run.teacher and run.teacher.key != teachers.get(run.seed, run.teacher.key) for run in second.runs):
@@ -130,7 +132,7 @@ def _question(first: Arm, second: Arm) -> str:
 
 
 def resampled_scores(runs: list[Run], resamples: int) -> list[Array]:
-    """For each run the scores (1 + resamples,): first of the dev rows as they are, then of resamples, the same for all."""
+    """Scores of each run, (1 + resamples,): of the dev set itself, then of its resamples, the same for all runs."""
     labels = np.asarray(runs[0].final_predictions.labels, dtype=np.float64)
     predicted = [np.asarray(run.final_predictions.predicted, dtype=np.float64) for run in runs]
     metric, count = runs[0].metric, runs[0].num_labels
@@ -142,7 +144,7 @@ def resampled_scores(runs: list[Run], resamples: int) -> list[Array]:
 
 
 def _weights(rows: int, resamples: int, random: Generator) -> Iterator[Array]:
-    """How often each row is in each resample, (copies, rows), in parts; the first copy is the dev set itself."""
+    """How often each row occurs in each copy of the dev set, (copies, rows), in parts; the first copy is the dev set itself."""
     yield np.ones((1, rows))
     size = max(1, CELLS // rows)
     for start in range(0, resamples, size):
@@ -152,7 +154,7 @@ def _weights(rows: int, resamples: int, random: Generator) -> Iterator[Array]:
 
 
 def seed_weights(seeds: int, resamples: int, random: Generator) -> Array:
-    """How much of the mean each seed is in each copy, (1 + resamples, seeds); the first copy is the plain mean."""
+    """Weight of each seed in the mean of each copy, (1 + resamples, seeds); the first copy is the plain mean."""
     counts = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
     return np.concatenate([np.ones((1, seeds)), counts]) / seeds
 
@@ -164,7 +166,7 @@ def interval(values: Array, level: float = LEVEL) -> tuple[float, float]:
 
 
 def _difference(first: Arm, second: Arm, ours: list[Array], theirs: list[Array]) -> Difference:
-    # A generator of its own for each pair: what else is compared changes nothing here.
+    # Seeded anew for each pair, so that the result does not depend on which other arms are compared.
     random = default_rng(SEED)
     resamples = len(ours[0]) - 1
     common = [seed for seed in first.seeds if seed in second.seeds]

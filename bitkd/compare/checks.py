@@ -42,7 +42,7 @@ def check_predictions(run: Run) -> None:
         if given is None or given.labels != labels or len(given.predicted) != len(labels):
             raise InputError(f"{run.name}: stage {stage.name} was measured on other dev rows than its final student")
         found = score(run.metric, run.num_labels, np.asarray(labels, float), np.asarray(given.predicted, float))
-        # torchmetrics adds up in 32 bits, and gives 0 for a correlation that it takes for rounding.
+        # torchmetrics sums in float32, and gives 0 for a correlation that it considers to be rounding.
         noise = run.labels is None and (is_constant(given.predicted) or stage.score == 0)
         if not noise and not math.isclose(found, stage.score, rel_tol=1e-3, abs_tol=1e-3):
             raise InputError(
@@ -52,7 +52,7 @@ def check_predictions(run: Run) -> None:
 
 
 def check_same_stages(group: list[Run]) -> None:
-    """Check that runs of one arm differ in their seeds alone, as far as their records show. Raises InputError if not."""
+    """Check that runs of one arm differ only in their seeds, as far as their records show. Raises InputError if not."""
     first = group[0]
     for run in group[1:]:
         ours, theirs = _outlines(first), _outlines(run)
@@ -62,13 +62,14 @@ def check_same_stages(group: list[Run]) -> None:
             )
             raise InputError(
                 f"{first.name} and {run.name} are both {described(run)}, but differ in more than their seeds "
-                f"({', '.join(map(str, one))} against {', '.join(map(str, other))}); run one of them under a name of its own "
-                "(pipeline.name=)"
+                f"({', '.join(map(str, one))} against {', '.join(map(str, other))}); give one of them another "
+                "pipeline.name="
             )
 
 
 def _outlines(run: Run) -> list[tuple[str | int, ...]]:
-    """What seeds must share of each stage. Teachers may differ in more, but tables take the runs' stages one by one."""
+    """What the runs of one arm must have in common. Shared stages (teachers) may differ in size and steps, but not in
+    name or kind: tables match the stages of runs by position."""
     return [
         (s.name, s.kind, *((s.precision, s.parameters, s.steps, s.examples) if s.in_chain else ())) for s in run.stages
     ]

@@ -1,4 +1,4 @@
-"""A comparison: arms, their differences, what a reader must know first."""
+"""A comparison: arms, their differences, and warnings."""
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -55,11 +55,12 @@ class Comparison:
 
     @property
     def teacher(self) -> Mean:
-        """Over all seeds' teachers, each counted once."""
+        """The score of the teachers of all seeds, each counted once."""
         return mean_of_artifacts([run.teacher for run in self.runs if run.teacher], lambda stage: stage.score)
 
     def as_data(self) -> dict[str, Any]:
-        """For machines: what the report's tables show. Users' programs read these keys, whatever the code calls the values."""
+        """What the report's tables show, as plain data. Users' programs read these keys, so they stay if the code
+        renames a value."""
         return {
             "task": self.first.task,
             "metric": self.metric,
@@ -72,7 +73,7 @@ class Comparison:
 
 
 def warnings_of(arms: list[Arm]) -> list[str]:
-    """What a reader must know before any number: other budgets, teachers that differ at one seed, other devices."""
+    """What a reader must know before any number, such as different budgets, teachers or devices."""
     found = []
     totals = {arm.label: arm.first.budget_text or "none" for arm in arms}
     if len({arm.first.budget_total for arm in arms}) > 1:

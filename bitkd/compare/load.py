@@ -17,7 +17,7 @@ _NO_SIZE = SizeRecord(parameters=0, precision="", paper_mib=0.0, file_mib=0.0, e
 
 
 def read_runs(source: Path) -> list[Run]:
-    """The runs that a path stands for: a run folder, or a comparison.json (or its folder).
+    """The runs of a path: of a run folder, or of a comparison.json (or its folder).
 
     Raises InputError if a run is not finished or of an older version, or a record is missing or damaged.
     """
@@ -39,12 +39,11 @@ def read_runs(source: Path) -> list[Run]:
 def load_run(folder: Path, to_compare: bool = False) -> Run:
     """The run in a folder. Raises InputError if it is not finished, or its records are missing or damaged.
 
-    to_compare: check also what a comparison needs: that the run ends in a student of the task, and that its files are
-    those that were written.
+    to_compare: also check that the run ends in a student of the task, and that its files have not changed.
     """
     run_folder = RunFolder.read(folder)
     manifest = run_folder.manifest
-    assert manifest is not None  # read() gives none without
+    assert manifest is not None  # read() raises if there is none
     missing = [name for name, key in manifest.planned.items() if manifest.artifacts.get(name) != key]
     if missing or not manifest.planned:
         names = ", ".join(missing) or "every stage"

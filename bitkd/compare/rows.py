@@ -7,7 +7,7 @@ from bitkd.compare.runs import Run, Stage
 
 @dataclass(frozen=True)
 class Row:
-    """One stage of one run: the columns of comparison.csv. What is not documented here is as in Run and Stage."""
+    """One stage of one run: the columns of comparison.csv. Fields without a docstring are those of Run and Stage."""
 
     run: str
     stage: str

@@ -19,7 +19,7 @@ RECORD_FILE = "comparison.json"
 FORMAT = 1
 
 Number = int | float
-"""For pydantic, to which a whole number is no other type here: what is written as 1 is read and written again as 1."""
+"""A type with which pydantic keeps whole numbers: a 1 in the file is read and written again as 1, not as 1.0."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Predictions:
     """Label numbers, or a regression's values."""
 
     predicted: list[Number]
-    """As `labels`."""
+    """In the same form as `labels`."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Stage:
 
     parameters: int
     encoder_bits: int
-    """Bits of the encoder's matrices alone."""
+    """Bits of only the encoder's matrices."""
 
     word_tables: int
     """Word-embedding tables: 2 after a split with split embeddings."""
@@ -88,7 +88,7 @@ class Stage:
     """From the first step to the last by the clock of the first process, validations included, over all resumptions."""
 
     device: str
-    """What it was trained on."""
+    """Name of the device that it was trained on."""
 
     world_size: int
     """Processes."""
@@ -123,7 +123,7 @@ class Stage:
 
     @property
     def machine(self) -> str:
-        """What it was trained on, as far as seconds depend on it."""
+        """Everything about the machine that seconds depend on: device, number of processes, precision."""
         processes = f"{self.world_size} process{'' if self.world_size == 1 else 'es'}"
         return ", ".join(part for part in (self.device, processes, self.trainer_precision) if part)
 
@@ -145,7 +145,7 @@ class Run:
     name: str
     pipeline: str
     title: str
-    """The pipeline's, for people."""
+    """The pipeline's title, for people."""
 
     task: str
     metric: str
@@ -163,7 +163,7 @@ class Run:
 
     budget: BudgetRecord | None
     settings: dict[str, Any]
-    """Dotted name -> value of every setting but the seed that decides a result; runs with the same ones are one arm."""
+    """Dotted name -> value of every setting that can change a result, except the seed. Runs with equal settings are one arm."""
 
     versions: dict[str, str]
     """Library -> version, or versions if stages were made by several."""
@@ -182,7 +182,7 @@ class Run:
 
     @property
     def budget_total(self) -> tuple[str, float] | None:
-        """Unit and total, which pipelines have in common while their shares differ; None without a budget."""
+        """Unit and total of the budget, without its shares, which differ between pipelines; None without a budget."""
         return (self.budget.unit, self.budget.total) if self.budget else None
 
     @property
@@ -260,12 +260,12 @@ def _adapter() -> TypeAdapter[ComparisonRecord]:
 
 
 def _place(content: Any, path: Sequence[int | str]) -> str:
-    """A path into plain data for people: entries of a list by their names, if they have one."""
+    """A path into plain data, for messages. An entry of a list is shown by its name, if it has one."""
     parts = []
     for part in path:
         try:
             content = content[part]
-        except (KeyError, IndexError, TypeError):  # what is missing, or one of a type's alternatives
+        except (KeyError, IndexError, TypeError):  # the path ends in a missing key, or in a type
             content = None
         named = isinstance(part, int) and isinstance(content, dict) and "name" in content
         parts.append(str(content["name"] if named else part))

@@ -1,8 +1,8 @@
-"""The task's primary metric of many weighted copies of one dev set at once, for the bootstrap.
+"""The task's primary metric on many weighted copies of a dev set at once, for the bootstrap.
 
-The same values as bitkd.data.metrics (torchmetrics) gives on the rows repeated as often as their weights say. torchmetrics
-itself would take minutes for thousands of resamples, so the common metrics are computed here for all copies at once. A
-metric that is undefined counts as 0, an error counts negatively, so that a larger score is better everywhere.
+The values are those that bitkd.data.metrics (torchmetrics) gives if each row is repeated as often as its weight says.
+torchmetrics itself would take minutes for thousands of resamples, so the common metrics are computed here for all
+copies at once. An undefined metric counts as 0, and an error is negated, so that a larger score is always better.
 """
 
 from collections.abc import Callable
@@ -42,15 +42,15 @@ def score(metric: str, num_labels: int | None, labels: Array, predicted: Array) 
 
 
 def majority_score(metric: str, num_labels: int | None, labels: Array) -> float:
-    """The score of always predicting the most frequent label (the first of several); of a regression: the mean, which no
-    correlation rewards.
+    """The score of always predicting the most frequent label (the first, if several are); for a regression, the mean
+    label, for which a correlation is 0.
     """
     constant = labels.mean() if num_labels is None else float(np.bincount(labels.astype(np.int64)).argmax())
     return score(metric, num_labels, labels, np.full(len(labels), constant))
 
 
 def _ratio(above: Array, below: Array) -> Array:
-    """above / below, and 0 if nothing is counted: torchmetrics' zero_division."""
+    """above / below; 0 if below is 0, as torchmetrics has it (zero_division)."""
     return np.where(below > 0, above / np.where(below > 0, below, 1), 0)
 
 
@@ -58,13 +58,13 @@ class Counts(NamedTuple):
     """Weighted rows by label, (copies, labels)."""
 
     right: Array
-    """Of the label, and predicted to be."""
+    """Rows of the label that were predicted correctly."""
 
     true: Array
-    """Of the label."""
+    """Rows of the label."""
 
     predicted: Array
-    """Predicted to be of the label."""
+    """Rows that were predicted to have the label."""
 
     total: Array
     """All rows, (copies, 1)."""
@@ -151,7 +151,7 @@ def _ranks(values: Array, weights: Array) -> Array:
 
 
 def _by_repetition(metric: str, num_labels: int | None, labels: Array, predicted: Array, weights: Array) -> Array:
-    """Any other metric by torchmetrics, one copy after the other: slow, and no GLUE task asks for it."""
+    """Any other metric, computed by torchmetrics for one copy after the other. It is slow, but no GLUE task needs it."""
     import torch
 
     from bitkd.data.metrics import build_metrics, primary_score

@@ -1,4 +1,4 @@
-"""Which settings can change a result: as flat dotted names, for comparing runs, and how many were set."""
+"""Which settings can change a result, as dotted names; and how many hyper-parameters a configuration sets."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass, replace
@@ -12,12 +12,12 @@ NO_EFFECT_ON_RESULTS = ("run", "logger", "wandb", "checkpoint", "data.num_worker
 """Settings that cannot change a result."""
 
 LOCAL_PATHS = ("data.dir", "data.corpus")
-"""Folders of this machine: another one may keep the same rows elsewhere."""
+"""Paths of this machine: another one may keep the same rows elsewhere."""
 
 NOT_COMPARED = (*NO_EFFECT_ON_RESULTS, *LOCAL_PATHS, "seed", "pipeline", "model.pretrained", "task.augmentation.path",
           "task.augmentation.model", "task.augmentation.vectors")  # fmt: skip
-"""Settings that may differ between two runs of one arm: also their seed, and the paths of models and rows, which are
-compared by content."""
+"""Settings that may differ between two runs of one arm: those above, the seed, and the paths of models and rows. Models
+and rows are compared by content."""
 
 CORPUS_ONLY = ("hub_corpus", "streaming", "masking", "segments")
 """Settings of `data` that only General KD reads."""
@@ -56,7 +56,7 @@ def hyperparameters(config: Config) -> int:
     """
     stages = [stage for stage in config.stages.values() if not kind_of(stage.kind).fine_tunes]
     bits = config.embedding_bits
-    if bits is not None:  # one setting, however many stages it reaches
+    if bits is not None:  # one setting counts once, however many stages it applies to
         own = [replace(s.quant, embedding_bits=None) if s.quant.embedding_bits == bits else s.quant for s in stages]
         stages = [replace(stage, quant=quant) for stage, quant in zip(stages, own)]
     count = _differing(config.student, ShapeSpec()) + _differing(config.train, TrainSpec())

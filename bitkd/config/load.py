@@ -1,4 +1,4 @@
-"""Files of `conf/` and dotted overrides -> one typed configuration.
+"""Merges the files of `conf/` and dotted overrides into one typed configuration.
 
 `task=`, `pipeline=`, `model=` and `trainer=` choose a file of `conf/`, or give the path of another one. Every file is a
 part of the whole configuration. They are merged in this order: config.yaml, model, trainer, pipeline, task, overrides.
@@ -22,7 +22,7 @@ from bitkd.config.schema import Config
 from bitkd.errors import InputError, choices_of, nearest
 
 RENAMED = {"quant.gradient_clip": "quant.ste_clip"}
-"""The ends of keys of earlier versions, and what they are now."""
+"""Old end of a key -> its new name, for settings that earlier versions named otherwise."""
 
 _TYPES: dict[Any, str] = {
     bool: "true or false",
@@ -55,7 +55,7 @@ def choices(group: str) -> list[str]:
 def load_config(overrides: Sequence[str] = (), require: Iterable[str] = ("task", "pipeline")) -> Config:
     """The resolved configuration of `overrides`.  require: groups that must be chosen.
 
-    Raises InputError, with the nearest right key or name.
+    Raises InputError if a setting is wrong; the message suggests the nearest known key or name.
     """
     chosen, dotted = _split(overrides)
     for group in require:
@@ -127,7 +127,7 @@ def _file_of(group: str, name: str) -> Path:
 
 @lru_cache(maxsize=64)
 def _merge_files(files: tuple[tuple[Path, str], ...], last_is_task: bool) -> bytes:
-    """The merged content of (file, text) pairs, pickled: a copy made so takes 3 ms, a merge 100 ms."""
+    """The merged content of (file, text) pairs, pickled: to unpickle it takes 3 ms, to merge again 100 ms."""
     merged: Any = OmegaConf.structured(Config)
     for file, text in files:
         layer = _parse_file(file, text)
@@ -138,7 +138,7 @@ def _merge_files(files: tuple[tuple[Path, str], ...], last_is_task: bool) -> byt
 
 
 def _for_these_stages(layer: DictConfig, merged: DictConfig) -> DictConfig:
-    """Without the stages that the pipeline does not have: a task's file may set up any, such as a longer teacher's."""
+    """A task's file without the stages that this pipeline does not have: it may have settings for stages of any pipeline."""
     if isinstance(layer.get("stages"), DictConfig):
         layer.stages = {name: stage for name, stage in layer.stages.items() if name in merged.stages}
     return layer
@@ -154,7 +154,7 @@ def _read(file: Path) -> str:
 def _parse_file(file: Path, text: str) -> DictConfig:
     try:
         content = OmegaConf.load(io.StringIO(text))
-    except Exception as error:  # yaml and OmegaConf raise several types for one fact
+    except Exception as error:  # yaml and OmegaConf raise several types for invalid YAML
         raise InputError(f"{file} is not valid YAML: {_yaml_problem(error)}") from error
     if not isinstance(content, DictConfig):
         raise InputError(f"{file} holds no mapping; write key: value lines")
@@ -184,7 +184,7 @@ def _first_key(section: str) -> str:
 
 def _merge(base: Any, layer: DictConfig, source: str | None = None) -> Any:
     try:
-        # Not `merge`, which copies both each time: nobody else uses them here.
+        # Not `merge`, which copies both: here nothing else uses them.
         return OmegaConf.unsafe_merge(base, layer)
     except ConfigKeyError as error:
         full = error.full_key or str(error.key)

@@ -1,4 +1,4 @@
-"""docs/configuration.md out of the settings' docstrings: `python -m bitkd.config.reference > docs/configuration.md`."""
+"""Makes docs/configuration.md from the settings' docstrings: `python -m bitkd.config.reference > docs/configuration.md`."""
 
 import ast
 import inspect
@@ -19,18 +19,18 @@ INTRODUCTION = """\
 Every setting, as it is typed on the command line: `bitkd run pipeline=singlestage task=demo train.epochs=1`. This page is
 generated from the docstrings in the code by `make docs`; do not edit it.
 
-`task=`, `pipeline=`, `model=` and `trainer=` take the name of a file of [`conf/`](../conf), or a path to a YAML file of your
-own. The files are laid over one another in the order config.yaml, model, trainer, pipeline, task, and the settings of the
-command line over all of them. The defaults below are those of the code, before any file. `bitkd config` with the same
-settings prints what is in force.
+`task=`, `pipeline=`, `model=` and `trainer=` take the name of a file of [`conf/`](../conf), or a path to another YAML file.
+Later files override earlier ones: config.yaml, model, trainer, pipeline, task. The settings of the command line override all
+files. The defaults below are those of the code, before any file. `bitkd config` with the same settings prints the resulting
+values.
 
-`NODE` is a stage of the pipeline, `NAME` a name of your choice, and `null` stands for "none"."""
+`NODE` is a stage of the pipeline, `NAME` a name of your choice, and `null` means none."""
 
 _WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text"}
 
 
 def docstrings(spec: type) -> dict[str, str]:
-    """Field -> the string that stands under it in the source, base classes included."""
+    """Field -> the docstring under it in the source, base classes included."""
     found: dict[str, str] = {}
     for base in reversed(spec.__mro__):
         if not is_dataclass(base):

@@ -1,4 +1,4 @@
-"""The configuration of a run, typed; the meaning of each setting stands under it."""
+"""The typed configuration of a run. The docstring under a setting explains it."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,10 +22,10 @@ from bitkd.quant.spec import QuantSpec
 from bitkd.stages.spec import LossSpec, OptimSpec
 
 PRETRAINED = "pretrained"
-"""What a stage names as its student or teacher to take `model.pretrained`."""
+"""The `student` or `teacher` of a stage that takes `model.pretrained` instead of another stage."""
 
 DEMO = "demo"
-"""Given instead of a folder: the task, corpus or model that bitkd makes itself."""
+"""In place of a folder: the task, corpus or model that bitkd makes itself."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class TrainSpec(OptimSpec):
     """Optimizer steps of the stage."""
 
     max_tokens: int | None = None
-    """General KD: tokens of the stage, counted at full length, in place of max_steps."""
+    """General KD only: length of the stage in tokens, instead of max_steps; every sequence counts at full length."""
 
     batch_size: int = 32
     """Rows of one optimizer step, over all processes and accumulated batches together."""
@@ -71,8 +71,8 @@ class StageSpec:
     """Train on the augmented rows; null: yes if there are any and the stage distils on the task."""
 
     select: Literal["auto", "best", "last"] = "auto"
-    """Which checkpoint is kept: `best` on the selection set, `last`, or `auto`: the best one, but the last one while
-    the student has no trained head."""
+    """Which checkpoint is kept: `best` on the selection set, `last`, or `auto`: `best`, or `last` if the student has no
+    trained head."""
 
     checkpoint: str | None = None
     """finetune only: a fine-tuned checkpoint (folder or hub id) that is used instead of training one."""
@@ -87,10 +87,10 @@ class StageSpec:
     """The distillation objective."""
 
     seed: int | None = None
-    """The stage's seed, so that it is not repeated for every run seed; null derives it from `seed`."""
+    """The stage's seed. If it is set, runs with different seeds can share it; null derives it from the run's `seed`."""
 
     lr_scale: float = 1.0
-    """Factor on `train.lr`, for a stage that wants another learning rate than its neighbours."""
+    """Factor on `train.lr`, for a stage that needs another learning rate than the others."""
 
     lr: float | None = None
     """Peak learning rate; null takes train.lr · lr_scale."""
@@ -196,7 +196,7 @@ def settings_of(stage: StageSpec, train: TrainSpec) -> dict[str, Any]:
     settings = {
         name: getattr(stage, name) if getattr(stage, name) is not None else getattr(train, name) for name in names
     }
-    # A stage's own budget replaces that of `train`, in whatever unit it is.
+    # A stage's own budget replaces that of `train`, whatever its unit.
     if stage.max_steps is None and (stage.epochs is not None or stage.max_tokens is not None):
         settings["max_steps"] = None
     if stage.max_tokens is None and (stage.epochs is not None or stage.max_steps is not None):

@@ -1,4 +1,4 @@
-"""The small sections of the configuration; the meaning of each setting stands under it."""
+"""The small sections of the configuration. The docstring under a setting explains it."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -46,7 +46,7 @@ class DataSpec:
     `holdout`, the dev sets are used once, at the end of a stage."""
 
     selection_seed: int = 0
-    """Seed of the choice of held-out rows."""
+    """Seed that chooses the held-out rows."""
 
     num_workers: int = 0
     """Loader processes of each training process."""
@@ -63,13 +63,13 @@ class DataSpec:
 
 @dataclass
 class TrainerSpec:
-    """Lightning's own names and meanings."""
+    """Settings of Lightning's Trainer, under Lightning's names."""
 
     accelerator: str = "auto"
     """cpu, gpu, … or auto."""
 
     devices: int = 1
-    """Processes on each node; the number is fixed for a run."""
+    """Processes on each node. With another number, a run trains its stages anew."""
 
     num_nodes: int = 1
     """Machines."""
@@ -78,8 +78,8 @@ class TrainerSpec:
     """auto, or ddp."""
 
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    """Arithmetic of the training. Lightning's other precisions hold the latent weights themselves in half precision, or
-    train what artifacts cannot hold."""
+    """Arithmetic of the training. Lightning's other precisions are not supported: they keep the latent weights in half
+    precision, or train models that cannot be saved as artifacts."""
 
     accumulate_grad_batches: int = 1
     """Batches whose gradients are added up before a step; the effective batch stays `batch_size`."""
@@ -124,7 +124,7 @@ class WandbSpec:
     """Project of the runs."""
 
     entity: str | None = None
-    """Team or user; null is the key's own."""
+    """Team or user; null takes the default of the API key."""
 
     artifacts: bool = False
     """Also upload the final student's folder."""

@@ -1,11 +1,11 @@
-"""How rows are put into batches. It imports no torch, so that a plan can be made without."""
+"""How rows are put into batches. It imports no torch, so that planning needs none."""
 
 from dataclasses import dataclass
 
 from bitkd.errors import InputError
 
 MULTIPLE = 8
-"""Batches are padded to a multiple of this many tokens, which tensor cores are fast at."""
+"""Batches are padded to a multiple of this many tokens, because tensor cores are fast with it."""
 
 
 @dataclass(frozen=True)

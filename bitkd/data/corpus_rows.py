@@ -1,4 +1,4 @@
-"""The text corpus of General KD, packed into sequences: as a whole, or only what a stream is validated on."""
+"""The text corpus of General KD, packed into sequences: all of it, or only the dev set of a stream."""
 
 import itertools
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from bitkd.data.packing import Packer
 from bitkd.errors import InputError
 
 HELD_OUT = 50
-"""One document of this many is held out to validate the loss on: of a corpus packed as a whole the last ones, of a
-stream every such document among the first STREAM_HELD_OUT_FROM."""
+"""One document in this many is held out to validate the loss. If a corpus is packed as a whole, these are its last
+documents; in a stream, every 50th of the first STREAM_HELD_OUT_FROM documents."""
 
 STREAM_HELD_OUT_FROM = 5000
 
 
 @dataclass(eq=False)
 class PackedRows:
-    """What both kinds of corpus share. Sequences are packed as `Packer` describes."""
+    """The base of both kinds of corpus. Sequences are packed as `Packer` describes."""
 
     documents: Documents
     tokenizer: Any
@@ -35,7 +35,7 @@ class PackedRows:
     """Share of tokens that are masked as in BERT's pre-training."""
 
     pack_seed: int = 0
-    """Seed of the packing of a whole corpus. It is not the order of training, which a LoaderSpec's seed decides."""
+    """Seed of the packing of a whole corpus. The order of training depends on the seed of the LoaderSpec instead."""
 
     def __post_init__(self) -> None:
         self.packer = Packer(self.tokenizer, self.max_length, self.segments, self.masking)
@@ -59,9 +59,9 @@ class PackedRows:
 
 
 class CorpusRows(PackedRows):
-    """A corpus that fits into memory, packed when it is first asked for.
+    """A corpus that fits into memory. It is packed at the first use.
 
-    Raises InputError then if it has fewer than two documents.
+    The first use raises InputError if it has fewer than two documents.
     """
 
     @property
@@ -76,7 +76,7 @@ class CorpusRows(PackedRows):
 
     @property
     def num_rows(self) -> dict[str, int]:
-        """Sequences of `train` and `dev`."""
+        """Number of sequences in `train` and in `dev`."""
         return {"train": len(self.train), "dev": len(self.dev["dev"])}
 
     @cached_property
@@ -89,11 +89,11 @@ class CorpusRows(PackedRows):
 
 
 class StreamRows(PackedRows):
-    """A corpus that is read while it is trained on, nothing of it kept: its training sequences are never counted."""
+    """A corpus that is read during training and not kept. Its training sequences are therefore never counted."""
 
     @cached_property
     def dev(self) -> dict[str, Dataset]:
-        """The sequences of the held-out documents, under the name `dev`; InputError if there are none."""
+        """The sequences of the held-out documents, under the name `dev`. Raises InputError if there are none."""
         first = itertools.islice(self.documents.read(), STREAM_HELD_OUT_FROM)
         held_out = [text for number, text in enumerate(first) if is_held_out(number)]
         encoded = [ids for ids in self.packer.encode(held_out) if ids]
@@ -103,7 +103,7 @@ class StreamRows(PackedRows):
 
     @property
     def num_rows(self) -> dict[str, int]:
-        """Sequences of `dev` alone."""
+        """Number of sequences in `dev`."""
         return {"dev": len(self.dev["dev"])}
 
 

@@ -40,7 +40,7 @@ READ_ROWS = 100
 
 
 class Documents(Protocol):
-    """A corpus that can be read from any document on."""
+    """A corpus that can be read from any of its documents on."""
 
     def read(self, start: int = 0) -> Iterator[str]:
         """The documents from number `start` on."""
@@ -50,7 +50,7 @@ class Documents(Protocol):
 
 
 class FileDocuments:
-    """Text files, and the *.txt files of folders in order of name; InputError if a path has none."""
+    """Text files, and the *.txt files of folders in order of name. Raises InputError if a path has none."""
 
     def __init__(self, paths: list[str]) -> None:
         self.files = list(_text_files(paths))
@@ -76,7 +76,7 @@ class HubDocuments:
         self._rows: Any = None
 
     def read(self, start: int = 0) -> Iterator[str]:
-        # `iter`, not iteration: iteration would divide the rows among loader processes, which Stream does itself.
+        # `.iter()`, not a for loop: the loop would divide the rows among loader processes, which Stream does itself.
         batches = self._open().skip(start).iter(batch_size=READ_ROWS)
         for text in itertools.chain.from_iterable(batch[self.spec.text] for batch in batches):
             if not isinstance(text, str):

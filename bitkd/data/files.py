@@ -1,4 +1,4 @@
-"""Rows of a task from its files. No row is left out without a warning, and every fault names its file and line."""
+"""Reads a task's rows from files. No row is left out without a warning; every error names its file and line."""
 
 import hashlib
 import logging
@@ -17,13 +17,13 @@ Rows = dict[str, list[Any]]
 SHOWN_FAULTS = 3
 
 ReadLabel = Callable[[Any, str], int | float]
-"""Makes a label of a field and the row's place; raises Malformed if it is none."""
+"""(field, place of the row) -> label. Raises Malformed if the field is no label."""
 
 log = logging.getLogger(__name__)
 
 
 def find_file(task: TaskSpec, name: str, data_dir: Path | str) -> Path:
-    """The file `name` of a task in `data_dir/<folder>` or in `data_dir`; InputError if neither has it."""
+    """The file `name` of a task in `data_dir/<folder>` or in `data_dir`. Raises InputError if neither has it."""
     root = Path(data_dir).expanduser()
     if not root.is_dir():
         raise InputError(f"data.dir={data_dir}: there is no such folder; name the folder that holds the task's files")
@@ -44,11 +44,11 @@ def read_rows(task: TaskSpec, file: Path, labelled: bool = True) -> Rows:
     """All rows of a file, by its suffix: .tsv (quotes are text, as in GLUE), .csv, .jsonl or .json (one row per line),
     .parquet.
 
-    labelled: False reads the texts alone, of a test set.
+    labelled: False reads only the texts, as of a test set.
 
-    Raises InputError with file and line if a column is missing, or if rows cannot be read (bytes that are not UTF-8, a
-    wrong number of fields, a text that is not a string, a label outside the task's set): how many there are, and the
-    first of them. With `files.skip_malformed` they are left out instead, counted and reported.
+    Raises InputError with file and line if a column is missing, or if rows cannot be read: bytes that are not UTF-8, a
+    wrong number of fields, a text that is not a string, a label outside the task's set. The message counts these rows
+    and shows the first ones. With `files.skip_malformed` they are left out, counted and reported instead.
     """
     texts = task.files.text or task.text
     if not labelled:
@@ -56,14 +56,14 @@ def read_rows(task: TaskSpec, file: Path, labelled: bool = True) -> Rows:
     columns = [*texts, *([task.files.label] if labelled else [])]
     records = read_records(file, columns, task.files.header if labelled else None)
     read_label = (lambda value, place: _label(task, value, place)) if labelled else None
-    # Submissions count the rows of a test set: none may be left out.
+    # A submission has a line for every row of a test set, so none may be left out.
     return collect_rows(records, texts, read_label, str(file), skip=task.files.skip_malformed and labelled)
 
 
 def collect_rows(
     records: Iterable[Record], texts: list[str], read_label: ReadLabel | None, source: str, skip: bool
 ) -> Rows:
-    """Make rows of records with the columns `texts` and, if `read_label` is given, a label.
+    """Make rows from records whose fields are the columns `texts` and, if `read_label` is given, a label.
 
     source: name of the file or split, for messages.  skip: leave out malformed rows instead of raising, see `read_rows`.
     """
@@ -101,7 +101,7 @@ def _report(source: str, faults: list[str], empty: int, skip: bool, none_left: b
     if none_left:
         raise InputError(f"{count}, and there is no other: {shown}")
     if not skip:
-        raise InputError(f"{count}: {shown}. Mend the file, or leave them out with task.files.skip_malformed=true")
+        raise InputError(f"{count}: {shown}. Correct the file, or leave them out with task.files.skip_malformed=true")
     log.warning("%s and left out: %s", count, shown)
 
 

@@ -1,4 +1,4 @@
-"""Records of a table file, read by its suffix: .tsv, .csv, .jsonl or .parquet. Every fault names its file and line."""
+"""Records of a table file, read by its suffix: .tsv, .csv, .jsonl or .parquet. Every error names its file and line."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ Record = tuple[str, list[Any] | Malformed]
 def read_records(file: Path, columns: list[str], header: list[str] | None = None) -> Iterator[Record]:
     """The rows of a file, reduced to `columns`. A byte-order mark and CRLF are accepted.
 
-    header: column names of a .tsv or .csv file that has no line of them.
+    header: column names of a .tsv or .csv file that has no header line.
     Raises InputError if the file as a whole cannot be read: an unknown suffix, a missing column, damaged Parquet.
     """
     readers: dict[str, Callable[[Path, list[str], list[str] | None], Iterator[Record]]] = {
@@ -81,7 +81,7 @@ def _read_csv(file: Path, columns: list[str], header: list[str] | None) -> Itera
                 if reader.line_num > first:
                     raise InputError(
                         f"{file}:{first}: a quote is opened here and not closed as it should be until line "
-                        f"{reader.line_num} ({error}); mend the file: how many rows lie between is not known"
+                        f"{reader.line_num} ({error}); correct the file: the number of rows between is unknown"
                     ) from error
                 fields = Malformed(f"{file}:{first}: {error}")
             if bad:  # this row has a line that is not UTF-8

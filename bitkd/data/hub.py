@@ -1,4 +1,4 @@
-"""Loading from the Hugging Face hub in bounded time; local folders and the local cache come first."""
+"""Loads from the Hugging Face hub within a time limit; local folders and the local cache come first."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import Any
 from bitkd.errors import InputError
 
 PROBE_SECONDS = 8
-"""Seconds that the hub may take to answer; if it does not, everything comes from local files."""
+"""Seconds that the hub may take to answer. Without an answer, only local files are used."""
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
 MODEL_FILES = ["config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model"]
@@ -60,14 +60,14 @@ def resolve_pretrained(name: str, setting: str = "model.pretrained=") -> Path:
             # Older models have no safetensors; transformers reads this file with weights_only.
             found = download("pytorch_model.bin", local=False)
         return found
-    except Exception as error:  # huggingface_hub raises many types for "not there", of the HTTP library beneath it too
+    except Exception as error:  # huggingface_hub raises many types for "not there", some from its HTTP library
         raise InputError(
             f"{setting}{name} cannot be loaded from the hub: {_first_line(error)}; check the id"
         ) from error
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer in a local folder; InputError if it has none."""
+    """The tokenizer in a local folder. Raises InputError if it has none."""
     from transformers import AutoTokenizer
 
     try:
@@ -97,7 +97,7 @@ def same_tokens(one: Any, other: Any) -> bool:
 
 
 def tokenizer_state(tokenizer: Any) -> str:
-    """All that decides a tokenizer's tokens. Padding and truncation are left out: a call may change them."""
+    """Everything that a tokenizer's tokens depend on. Padding and truncation are left out, because a call may change them."""
     if not tokenizer.is_fast:
         return str((type(tokenizer).__name__, tokenizer.init_kwargs, sorted(tokenizer.get_vocab().items())))
     state = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -148,7 +148,7 @@ def without_progress_bars() -> Iterator[None]:
 
 @contextmanager
 def _offline(wanted: bool) -> Iterator[None]:
-    """Within this context `datasets` uses its local cache alone, if `wanted`.
+    """If `wanted`, `datasets` uses only its local cache within this context.
 
     It has only a global switch for this (datasets 5 has no `local_files_only`). It is switched back, because the hub may
     answer at the next call.
@@ -164,7 +164,7 @@ def _offline(wanted: bool) -> Iterator[None]:
 
 
 def hub_revision(path: str) -> str:
-    """The commit of a dataset on the hub, or of its copy in the local cache; InputError if there is neither."""
+    """The commit of a dataset on the hub, or of its copy in the local cache. Raises InputError if there is neither."""
     from huggingface_hub import HfApi, snapshot_download
 
     try:
@@ -200,7 +200,7 @@ def hub_problem() -> str | None:
         else:
             answers.append(f"it answers with status {status}" if status >= 500 else None)
 
-    # In a thread, because the timeout bounds neither name resolution nor the sum over a host's addresses.
+    # In a thread, because the timeout limits neither name resolution nor the sum over a host's addresses.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS)

@@ -11,7 +11,7 @@ from bitkd.data.tasks import OF_LABELS, TaskSpec
 
 
 def build_metrics(task: TaskSpec) -> MetricCollection:
-    """Metrics by name, to be updated with predictions and labels; exact on any division of the rows among processes."""
+    """Metrics by name, to be updated with predictions and labels. They are exact for any division of rows among processes."""
     return MetricCollection({name: _build(name, task) for name in task.metrics}, compute_groups=False)
 
 
@@ -43,6 +43,6 @@ def primary_score(task: TaskSpec, values: dict[str, float]) -> float:
     the first such checkpoint would remain the best.
     """
     names = ("pearson", "spearman") if task.metric == "pearson_spearman" else (task.metric,)
-    # For some that are no errors (specificity, Kendall's tau) torchmetrics has None here.
+    # torchmetrics has None here for some metrics that are no errors (specificity, Kendall's tau).
     sign = -1.0 if _build(names[0], task).higher_is_better is False else 1.0
     return sign * sum(0.0 if math.isnan(values[name]) else values[name] for name in names) / len(names)

@@ -1,7 +1,7 @@
 """Lightning data modules over tokenized rows: bucketed batches, the same for any number of processes.
 
-They work on any Trainer. On several processes give it `use_distributed_sampler=False`: the batches are divided among
-the processes already.
+They work with any Trainer. With several processes, give it `use_distributed_sampler=False`: the batches are already
+divided among the processes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +38,7 @@ class DevRows(Protocol):
 
     @property
     def fit_dev_names(self) -> list[str]:
-        """The dev sets that a fit validates on; the others are for the end."""
+        """The dev sets that a fit validates on; the others are used at the end of a stage."""
 
 
 class TrainRows(DevRows, Protocol):
@@ -50,7 +50,7 @@ class TrainRows(DevRows, Protocol):
 
 
 class TokenizedDataModule(pl.LightningDataModule):
-    """What all data modules share: validation, and where training begins. Batches are as `collate` describes them.
+    """The base of all data modules: validation, and where training begins. For the content of a batch see `collate`.
 
     `Trainer.fit` validates on the rows' `fit_dev_names`, `Trainer.validate` on all dev sets.
     """
@@ -94,7 +94,7 @@ class TokenizedDataModule(pl.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _take_start(self) -> int:
-        """Where the next training loader begins. Only that one: a later epoch's loader begins at the beginning."""
+        """Where the next training loader begins; the loaders after it begin at 0."""
         start, self._start = self._start, 0
         return start
 
@@ -106,7 +106,7 @@ class TokenizedDataModule(pl.LightningDataModule):
         return {
             "collate_fn": partial(collate, self.rows.tokenizer),
             "num_workers": self.loader.num_workers,
-            # A generator for this loader alone: making an iterator would otherwise change the global random state.
+            # Without a generator, making an iterator would change the global random state.
             "generator": torch.Generator().manual_seed(self.loader.seed),
             "pin_memory": torch.cuda.is_available(),
         }
@@ -152,7 +152,7 @@ class RowsDataModule(TokenizedDataModule):
 class TaskDataModule(RowsDataModule):
     """Loaders of a task's rows.
 
-    rows: the task's rows; several modules may use the same, they are tokenized once.
+    rows: the task's rows; several modules may share them, so that they are tokenized once.
     loader: sizes and order of batches; with `total_batches=None` one Lightning epoch is one pass, in a new order each.
     augmented: folder of augmented rows (`bitkd augment`) to train on in place of the task's own.
 
@@ -168,14 +168,14 @@ class TaskDataModule(RowsDataModule):
 
     @cached_property
     def train(self) -> Dataset:
-        """The rows to train on; InputError if the folder of augmented ones holds none."""
+        """The rows to train on. Raises InputError if the folder of augmented ones holds none."""
         return load_shards(Path(self.augmented)) if self.augmented else self.rows.train
 
 
 class CorpusDataModule(RowsDataModule):
-    """Loaders of a corpus that is packed as a whole, to train and validate General KD on.
+    """Loaders of a corpus that is packed as a whole, for General KD.
 
-    rows: the packed corpus; several modules may use the same.
+    rows: the packed corpus; several modules may share it.
     loader: sizes and order of batches; with `total_batches=None` one Lightning epoch is one pass, in a new order each.
     """
 

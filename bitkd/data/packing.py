@@ -22,7 +22,7 @@ class Packer:
     masking: share of tokens that are masked as in BERT's pre-training (of these 80 % become [MASK], 10 % another token,
         10 % stay): 0.15 in TinyBERT's first version, 0 in its second.
 
-    Raises InputError if these do not fit each other.
+    Raises InputError if these do not fit together.
     """
 
     def __init__(self, tokenizer: Any, max_length: int, segments: int = 2, masking: float = 0.0) -> None:
@@ -82,7 +82,7 @@ class Packer:
         return other[start : start + length]
 
     def _join(self, first: list[int], second: list[int] | None, random: np.random.Generator) -> dict[str, Any]:
-        """The model's own arrangement of special tokens around the segments."""
+        """The row of these segments, with the special tokens that the model's tokenizer puts around them."""
         ids: list[int] = []
         types: list[int] = []
         for segment, token, kind in self._template:

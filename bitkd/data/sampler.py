@@ -12,17 +12,17 @@ POOL_BATCHES = 50
 
 
 class TrainBatchSampler(torch.utils.data.Sampler[list[int]]):
-    """Micro-batches of row numbers: one sequence without end, of which each Lightning epoch takes the next part.
+    """Micro-batches of row numbers. They form one endless sequence, of which each Lightning epoch takes the next part.
 
     lengths: tokens of each row.
     batch_size: rows of an optimizer step. Each such batch is divided among `world_size` processes times `accumulate`
-        micro-batches, so that every division trains on the batch that a single process trains on.
+        micro-batches, so that any number of processes trains on the same batches.
     total_batches: micro-batches of a Lightning epoch; None: as many as one pass over the rows makes.
     start: micro-batches to skip at the beginning of the first epoch, to resume; `len` still counts them, as Lightning
         does.
 
-    Every pass shuffles the rows anew; rows that do not fill the last batch of a pass are left out of it. Fewer rows
-    than batch_size give a smaller batch of all of them.
+    Every pass shuffles the rows anew and leaves out those that do not fill its last batch. If there are fewer rows than
+    batch_size, one batch has all of them.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class TrainBatchSampler(torch.utils.data.Sampler[list[int]]):
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this at the start of every epoch, counted from 0."""
         if self._epoch is not None and epoch != self._epoch:
-            self.start = 0  # only the epoch that is resumed begins in its midst
+            self.start = 0  # only the resumed epoch begins in the middle
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -86,7 +86,7 @@ class TrainBatchSampler(torch.utils.data.Sampler[list[int]]):
         order = random.permutation(len(self.lengths))
         pool_rows = POOL_BATCHES * self.batch_size
         pools = [order[i : i + pool_rows] for i in range(0, len(order), pool_rows)]
-        # Shuffled before, sorted stably: rows of one length meet in another order in each pass.
+        # The sort is stable and the rows are shuffled: in each pass, rows of equal length are in a new order.
         rows = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
         # The rows left out must not always be the longest: choose them at random.
         left_out = len(rows) - self.steps_per_pass * self.batch_size
@@ -96,7 +96,7 @@ class TrainBatchSampler(torch.utils.data.Sampler[list[int]]):
 
 
 class EvalBatchSampler(torch.utils.data.Sampler[list[int]]):
-    """Every row exactly once, on one rank only, no row repeated to fill a batch; longest rows first."""
+    """Batches of all rows, longest first. Each row comes exactly once, on one rank; none is repeated to fill a batch."""
 
     def __init__(
         self, lengths: Sequence[int] | np.ndarray, batch_size: int, rank: int = 0, world_size: int = 1

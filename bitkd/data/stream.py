@@ -1,4 +1,4 @@
-"""A corpus trained on while it is read: blocks of documents divided among readers, and loaders that resume exactly."""
+"""Training on a corpus while it is read: blocks of documents are divided among readers, and loaders resume exactly."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,12 +18,12 @@ from bitkd.data.tokenized import collate
 from bitkd.errors import InputError
 
 STREAM_BLOCK = 64
-"""Documents of a stream that one reader packs together: segments from another document come from among them."""
+"""Number of documents of a stream that a reader packs together. Random segments come from the same block."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """How far a reader of a stream has come: the last sequence that it gave, of which block, in which pass."""
+    """How far a reader of a stream has come: the pass, the block and the number of its last sequence."""
 
     epoch: int = 0
     block: int = -1
@@ -31,12 +31,12 @@ class Position:
 
 
 class StreamDataModule(TokenizedDataModule):
-    """Loaders of a corpus as it is read, to train and validate General KD on.
+    """Loaders of a corpus that is read during training, for General KD.
 
     rows: the corpus.
-    loader: sizes and order of batches. A Lightning epoch begins a pass over the corpus, packed and shuffled anew. With
-        `total_batches` it ends after so many, and passes follow one another until then; with None it ends with the pass,
-        in a single process (the parts of several differ in length).
+    loader: sizes and order of batches. Each Lightning epoch begins a new pass over the corpus, packed and shuffled
+        anew. With `total_batches`, the epoch ends after this number and may have several passes. With None, it ends
+        with the pass; that needs a single process, because the parts of several processes differ in length.
     """
 
     rows: StreamRows
@@ -48,8 +48,8 @@ class StreamDataModule(TokenizedDataModule):
     def resume(self, batch: int, positions: Mapping[int, Sequence[int]]) -> None:
         """Let the next training loader continue after the `batch` micro-batches that were taken before.
 
-        positions: reader of this process -> pass, block and sequence of its last batch (`position` of a batch is these
-        four numbers). Exact with `total_batches`, for a training of one Lightning epoch.
+        positions: reader of this process -> pass, block and sequence of its last batch (the four numbers of a batch's
+        `position`). Exact with `total_batches`, for a training of one Lightning epoch.
         """
         super().resume(batch, positions)
         self._positions = {reader: Position(*place) for reader, place in positions.items()}
@@ -77,10 +77,11 @@ class StreamDataModule(TokenizedDataModule):
 
 
 class Stream(IterableDataset[dict[str, Any]]):
-    """Packed sequences of the documents that fall to this reader, pass after pass.
+    """Packed sequences of this reader's documents, pass after pass.
 
-    Of `world` ranks with `workers` loader processes each, reader r takes every block b with b % readers = r.
-    start: batches that were taken before. A loader asks its processes in turn, so they exchange their parts accordingly.
+    There are `world` ranks with `workers` loader processes each. Reader r takes every block b with b % readers == r.
+    start: batches that were taken before. A loader asks its processes in turn, beginning with the first; after a
+        restart the processes therefore exchange their parts.
     positions: how far each reader of this rank had come.
     """
 
@@ -138,7 +139,7 @@ class Stream(IterableDataset[dict[str, Any]]):
 
 
 class StreamLoader(DataLoader[Any]):
-    """`total` batches of a stream; with None, those of one pass. Each further iteration begins with a new pass."""
+    """`total` batches of a stream; with None, one pass. Each further iteration begins a new pass."""
 
     def __init__(self, stream: Stream, total: int | None, **options: Any) -> None:
         super().__init__(stream, **options)
@@ -148,7 +149,7 @@ class StreamLoader(DataLoader[Any]):
         stream.one_pass = total is None
 
     def __iter__(self) -> Any:
-        if self.iterations:  # only the first iteration is a resumed one
+        if self.iterations:  # only the first iteration resumes
             self.stream.positions, self.stream.start = {}, 0
         self.stream.first_pass = self.iterations
         self.iterations += 1

@@ -1,4 +1,4 @@
-"""The rows of a task: read, hashed and tokenized once, whatever trainings use them."""
+"""The rows of a task: read, hashed and tokenized once for all trainings."""
 
 import hashlib
 import json
@@ -37,11 +37,11 @@ class _Tokenized:
 class TaskRows:
     """Training rows and dev sets of a task, from files under `data_dir` or from the hub.
 
-    They are read, hashed and tokenized once, when they are first asked for. Rows have the columns input_ids,
-    attention_mask and token_type_ids (if the model has them), label (int, or float for a regression), index (the row's
-    number in its file) and length (tokens).
+    They are read, hashed and tokenized once, at the first use. Rows have the columns input_ids, attention_mask and
+    token_type_ids (if the model has them), label (int, or float for a regression), index (the row's number in its file)
+    and length (tokens).
 
-    Raises InputError if the task's definition contradicts itself, and while reading if a file or a row cannot be read.
+    Raises InputError if the task's definition is wrong; the first use raises it if a file or a row cannot be read.
     """
 
     task: TaskSpec
@@ -53,11 +53,11 @@ class TaskRows:
     """Tokens of a row at most; longer ones are truncated, and counted in a warning."""
 
     cache_dir: Path | str | None = None
-    """Folder in which tokenized rows are kept as Arrow and memory-mapped from; None keeps them in memory."""
+    """Folder of the tokenized rows, as memory-mapped Arrow files; None keeps the rows in memory."""
 
     selection: Selection = "dev"
     """What a fit validates on: `dev`, the dev sets, as published; or `holdout`, a stratified tenth of the training rows,
-    which is then left out of training. `Trainer.validate` looks at the dev sets too."""
+    which is then left out of training. `Trainer.validate` uses the dev sets too."""
 
     selection_seed: int = 0
     """Seed that chooses the rows held out."""
@@ -126,7 +126,7 @@ class TaskRows:
         return hashlib.sha256(content.encode()).hexdigest()
 
     def test_rows(self, name: str) -> Dataset:
-        """A test set's rows, tokenized, in the order of its file, without labels; InputError if the task has no such set."""
+        """A test set's rows, tokenized, in the order of its file, without labels. Raises InputError if there is no such set."""
         check_test_set(self.task, name, local=self.data_dir is not None)
         return self._tokenize(self._read(name), name).remove_columns("truncated")
 
@@ -152,8 +152,8 @@ class TaskRows:
         return _Tokenized(train, dev, truncated, content_hash)
 
     def _divide(self, labels: list[Any]) -> tuple[list[int], list[int]]:
-        """Row numbers held out, and the others. A tenth of each label's rows is held out, chosen by the seed; of a
-        regression, of the rows of each rounded label.
+        """Numbers of the held-out rows, and of the others. The seed chooses a tenth of the rows of each label; for a
+        regression, of each rounded label.
         """
         random = np.random.default_rng(self.selection_seed)
         groups = np.round(np.asarray(labels, dtype=float))
@@ -214,8 +214,8 @@ class TaskRows:
             texts = [batch[column] for column in columns]
             return {**encode_texts(self.tokenizer, texts, self.max_length), "index": indices}
 
-        # The name has everything that changes the tokens, so an existing file is right. `map` writes a temporary file and
-        # renames it, so that several ranks may write at once.
+        # The name depends on everything that changes the tokens, so an existing file is right. `map` writes a temporary
+        # file and renames it: several ranks may write at once.
         identity = [self.max_length, self.tokenizer.model_input_names, tokenizer_state(self.tokenizer), rows]
         key = datasets.fingerprint.Hasher.hash(identity)
         file, folder = None, Path()
@@ -236,9 +236,9 @@ class TaskRows:
 
 
 def _hub_label(task: TaskSpec, value: Any, names: list[str] | None, place: str) -> int | float:
-    """The label of a hub's row: of a classification by its name, which is `value` itself or `names[value]`.
+    """The label of a row on the hub. Classes are matched by name, which is `value` itself or `names[value]`.
 
-    place: of the row, for the message of Malformed.
+    place: of the row, for messages.  Raises Malformed if the task has no such label.
     """
     if task.labels is None:
         if isinstance(value, int | float) and math.isfinite(value):

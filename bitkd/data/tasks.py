@@ -25,10 +25,10 @@ GLUE_OF_LABELS = ("accuracy", "f1", "matthews")
 GLUE_OF_NUMBERS = ("pearson", "spearman", "pearson_spearman")
 
 HOLDOUT = "holdout"
-"""Name of the training rows that are held out to choose checkpoints by."""
+"""Name of the dev set of training rows that are held out for choosing checkpoints."""
 
 Selection = Literal["dev", "holdout"]
-"""What checkpoints are chosen by: the dev sets, or training rows that are held out."""
+"""Rows that choose checkpoints: the dev sets, or training rows that are held out."""
 
 CandidateSource = Literal["auto", "masked_lm", "vectors"]
 CandidatePrecision = Literal["32-true", "bf16-mixed"]
@@ -36,8 +36,8 @@ CandidatePrecision = Literal["32-true", "bf16-mixed"]
 
 @dataclass
 class FilesSpec:
-    """A task's files on disk, in UTF-8. Their suffixes say what they are: .tsv (without quotes, as GLUE's), .csv, .jsonl
-    or .parquet."""
+    """A task's files on disk, in UTF-8. The suffix gives the format: .tsv (without quotes, as GLUE's), .csv, .jsonl or
+    .parquet."""
 
     folder: str = ""
     """Folder under data.dir; the files may also be in data.dir itself."""
@@ -49,7 +49,7 @@ class FilesSpec:
     """Name of each dev set -> its file; the first one selects checkpoints."""
 
     test: dict[str, str] = field(default_factory=dict)
-    """Name of each test set -> its file; labels are not read, `bitkd predict` writes a submission for them."""
+    """Name of each test set -> its file. Labels are not read; `bitkd predict` writes a submission for it."""
 
     header: list[str] | None = None
     """Column names of training and dev files without a header line; null reads the first line."""
@@ -118,7 +118,7 @@ class AugmentSpec:
     `vectors` takes word vectors for all; `auto` is masked_lm if the model has a trained masked-LM head, else vectors."""
 
     model: str | None = None
-    """The masked language model and its embedding matrix: folder or hub id; null is model.pretrained."""
+    """The masked language model and its embedding matrix: folder or hub id; null takes model.pretrained."""
 
     vectors: str | None = None
     """A text file of word vectors in GloVe's format; null takes the model's own embedding matrix."""
@@ -147,7 +147,7 @@ class TaskSpec:
     """One or two columns of text."""
 
     labels: list[str] | None = None
-    """Label names in the order of the model's outputs; null is a regression."""
+    """Label names in the order of the model's outputs; null for a regression."""
 
     metric: str = "accuracy"
     """The primary metric, by which checkpoints are selected: one of `metrics`, or pearson_spearman, the mean of both."""

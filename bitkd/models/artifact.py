@@ -26,7 +26,7 @@ from bitkd.quant.swap import make_blank_pairs
 from bitkd.store.artifacts import WEIGHTS_FILE
 
 _FIRST_HALF = ".first.weight"
-"""Ends the names of weights that are the first half of a pair."""
+"""End of the name of a weight that is the first half of a pair."""
 
 
 def save_student(model: PreTrainedModel, folder: Path | str, tokenizer: PreTrainedTokenizerBase | None = None) -> None:

@@ -1,7 +1,8 @@
-"""One attention function for every BERT-shaped encoder: it hands out pre-softmax scores.
+"""An attention function for every BERT-shaped encoder that also returns the pre-softmax scores.
 
 `output_attentions=True` of a stock model returns probabilities *after* softmax, while the distillation losses compare
-the scores before it (TinyBERT, arXiv:1909.10351). Registering a function keeps the stock modelling files unforked.
+the scores before it (TinyBERT, arXiv:1909.10351). Because the function is registered, the stock modelling files need no
+fork.
 """
 
 import torch
@@ -62,8 +63,9 @@ def check_score_attention(model: PreTrainedModel) -> None:
     """Raise InputError if the model's attention is its own and cannot be replaced."""
     if not can_use_score_attention(model):
         raise InputError(
-            f"{type(model).__name__} computes attention by itself, so its pre-softmax scores cannot be had nor its "
-            "attention be quantized; use an encoder that calls transformers' attention functions (BERT, RoBERTa, ELECTRA)"
+            f"{type(model).__name__} computes attention by itself, so bitkd can neither read its pre-softmax "
+            "scores nor quantize its attention; use an encoder that calls transformers' attention functions "
+            "(BERT, RoBERTa, ELECTRA)"
         )
 
 

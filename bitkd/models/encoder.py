@@ -14,7 +14,7 @@ from bitkd.store.records import parse_record
 
 
 def read_spec(source: PreTrainedModel | PretrainedConfig) -> StudentSpec:
-    """The StudentSpec in a model's config; of a stock model, the one that describes all of itself in FP32.
+    """The StudentSpec in a model's config; for a stock model, a new one with all its layers and heads, in FP32.
 
     Raises InputError if the config was written by another version of bitkd.
     """

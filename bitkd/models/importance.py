@@ -14,7 +14,7 @@ from bitkd.models.inputs import model_inputs
 
 @dataclass
 class Importance:
-    """Importance of each head and FFN neuron of a model; the larger ones are kept."""
+    """Importance of each head and FFN neuron of a model; those with larger values are kept."""
 
     heads: Tensor
     """(layers, heads)"""

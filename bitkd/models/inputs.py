@@ -1,4 +1,4 @@
-"""What of a batch a model reads."""
+"""Which columns of a batch a model reads."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Which output of a classifier belongs to which label. It needs no torch, so that a plan can be made without."""
+"""Which output of a classifier belongs to which label. It imports no torch, so that planning needs none."""
 
 from bitkd.errors import InputError
 

@@ -21,10 +21,10 @@ def prepare(model: M, spec: QuantSpec) -> M:
 
     model: a Hugging Face encoder of BERT's shape (BERT, RoBERTa, ELECTRA), bare or with a head. Quantized are the
     Linears of the encoder's layers, the word embeddings and, as an option, the pooler; the rest stays FP32. A prepared
-    model can be prepared again: its latent weights are kept, and 32 bits give the plain layers back.
+    model can be prepared again: its latent weights are kept, and 32 bits restore the plain layers.
 
-    `spec` is recorded in `model.config.bitkd`, from which `load_student` builds the model again. The model computes its
-    attention by `bitkd.models.attention` from now on, as the loaded one will.
+    `spec` is recorded in `model.config.bitkd`, from which `load_student` builds the model again. From now on the model
+    computes its attention by `bitkd.models.attention`, as a loaded one does.
     Raises InputError if the model has no such layers, or if `spec` does not fit them.
     """
     encoder_layers(model)

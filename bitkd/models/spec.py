@@ -1,4 +1,4 @@
-"""What a student is: as a user asks for it, and as its config.json records it. It needs no torch."""
+"""Descriptions of a student: as settings ask for it (ShapeSpec), and as its config.json records it (StudentSpec). No torch."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -7,12 +7,12 @@ from bitkd.errors import InputError, check_choices
 from bitkd.quant.spec import QuantSpec
 
 SPEC_FORMAT = 2
-"""Version of the StudentSpec in config.json; models of another version are refused, not misread."""
+"""Version of the StudentSpec in config.json; models of another version are refused."""
 
 
 @dataclass
 class ShapeSpec:
-    """The student that a user asks for, relative to the model that it is made of."""
+    """The student's shape, relative to the model that it is made from."""
 
     layers: list[int] | None = None
     """Source layers that make up the student, 0-based and ascending; null keeps all of them."""
@@ -22,7 +22,7 @@ class ShapeSpec:
     arXiv:2004.04037); heads times width must be a whole number."""
 
     init: Literal["copy", "random"] = "copy"
-    """`copy` takes the source's weights, those of its most important heads and neurons; `random` draws new ones."""
+    """`copy` takes the source's weights, those of its most important heads and neurons; `random` makes new ones."""
 
     hidden_size: int | None = None
     """Another hidden size than the source's: only with `init=random`. Losses then learn a width projection."""
@@ -63,7 +63,7 @@ class StudentSpec:
     """kept_heads[i]: the root's heads in layer i; None for random weights."""
 
     quant: QuantSpec = field(default_factory=QuantSpec)
-    """How it is quantized; of a split student, how its halves are."""
+    """How it is quantized; for a split student, how its halves are quantized."""
 
     split: bool = False
     """Whether it has layers that are pairs of binary ones."""

@@ -21,7 +21,7 @@ from bitkd.quant.swap import swap_layers
 def build_blank(config: PretrainedConfig, classification: bool) -> PreTrainedModel:
     """A model of the shape and precision that `config.bitkd` records, with random weights.
 
-    Layers of a split student are single ones here; `bitkd.quant.swap.make_blank_pairs` makes pairs of them.
+    A split student gets single layers here; `bitkd.quant.swap.make_blank_pairs` turns them into pairs.
     """
     config = copy.deepcopy(config)
     family = AutoModelForSequenceClassification if classification else AutoModel

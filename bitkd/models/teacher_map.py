@@ -22,7 +22,7 @@ class TeacherMap:
 
 
 def map_student(student: StudentSpec, student_layers: int, teacher: StudentSpec, teacher_layers: int) -> TeacherMap:
-    """Compare like with like: a layer or head of the student with the one that was copied from the same root.
+    """Compare each layer or head of the student with the teacher's that comes from the same layer or head of the root.
 
     Without such a source, layers follow the uniform map of TinyBERT (arXiv:1909.10351), and head h is compared with
     head h if both have the same number of heads. Raises InputError if the layers do not divide evenly.

@@ -24,7 +24,7 @@ class OtherRankError(RuntimeError):
 def augment(context: StageContext) -> None:
     """Run a stage that makes rows: write the missing shards and publish all of them.
 
-    A stage that was stopped continues at the next shard; one that another run finishes meanwhile is finished.
+    A stopped stage continues at the next shard. If another run finishes the stage meanwhile, its artifact is used.
     """
     group, folder = context.group, context.work
     augmenter = _make_augmenter(context)
@@ -44,7 +44,7 @@ def augment(context: StageContext) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{marker}.{group.rank}").write_text(type(error).__name__)
         raise
-    # Ranks need not finish together, and a collective would run into its timeout: wait for the files.
+    # Ranks may finish at very different times, and a collective would time out: wait for the files.
     while not context.finished and not all(shard_file(folder, number).is_file() for number in range(augmenter.shards)):
         if failed := sorted(folder.glob(f"{marker}.*")):
             context.stopping.check(failed[0].read_text() == StoppedError.__name__ or context.stopping.requested)

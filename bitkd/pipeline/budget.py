@@ -11,7 +11,7 @@ from bitkd.stages.kinds import kind_of
 def budget_steps(config: Config, step_flops: Mapping[str, float]) -> dict[str, int]:
     """Optimizer steps of every stage that has a share of the run's budget; none if no budget is set.
 
-    step_flops: FLOPs of one optimizer step of each stage; read for a budget in FLOPs alone.
+    step_flops: FLOPs of one optimizer step of each stage; only used for a budget in FLOPs.
     Steps add up to the total exactly; examples and FLOPs are rounded down to whole steps of each stage.
     """
     budget = config.budget
@@ -40,7 +40,7 @@ def batch_size(config: Config, name: str) -> int:
 
 
 def check_budget(config: Config) -> dict[str, float]:
-    """The shares of the stages; InputError if they, or the total, make no sense."""
+    """The shares of the stages. Raises InputError if the shares or the total are wrong."""
     budget, stages = config.budget, config.stages
     given = [unit for unit in BUDGET_UNITS if getattr(budget, unit) is not None]
     if len(given) > 1:
@@ -78,7 +78,7 @@ def _check_whole(budget: BudgetSpec, config: Config, trained: list[str], shares:
             if trained
             else "no stage of this pipeline distils, so there is nothing to spend a budget on; leave budget.* out"
         )
-    # General KD may be counted apart: its student is for all tasks.
+    # General KD may be left out of the budget, because its student is for all tasks.
     missing = [name for name in trained if name not in shares and not kind_of(config.stages[name].kind).on_corpus]
     if missing:
         raise InputError(f"budget.shares has none for {', '.join(missing)}; every KD stage but General KD needs one")
@@ -92,8 +92,8 @@ def _check_whole(budget: BudgetSpec, config: Config, trained: list[str], shares:
 
 
 def _apportion(total: int, shares: Mapping[str, float]) -> dict[str, int]:
-    """Whole steps that add up to `total`. Boundaries between stages are rounded, not stages: so pipelines whose first shares are
-    equal give these stages equal steps, and compute them once.
+    """Whole steps that add up to `total`. What is rounded is the boundary between two stages, not their lengths: if two
+    pipelines begin with equal shares, these stages get equal steps and are computed only once.
     """
     steps, before, boundary = {}, 0, 0.0
     for place, (name, share) in enumerate(shares.items(), start=1):

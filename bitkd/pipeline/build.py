@@ -24,7 +24,7 @@ def build_module(
     load: Callable[[str], PreTrainedModel],
     importance: Callable[[PreTrainedModel], Importance],
 ) -> StudentModule:
-    """The LightningModule of a stage, its student made as the stage's kind says.
+    """The LightningModule of a stage, with a student that its kind's `start` makes.
 
     load: gives a finished stage's student by the stage's name, or the pre-trained encoder.
     importance: estimates the importance of the heads and neurons of a model that is narrowed.
@@ -57,7 +57,7 @@ def build_module(
 
 
 def finish_student(stage: PlannedStage, module: StudentModule) -> PreTrainedModel:
-    """The student as the next stages get it, its spec brought up to date."""
+    """The student as the next stages get it, with its spec updated."""
     student = module.student
     spec = read_spec(student)
     spec.trained_head = spec.trained_head or stage.kind.trains_head(stage.spec.loss)
@@ -66,7 +66,7 @@ def finish_student(stage: PlannedStage, module: StudentModule) -> PreTrainedMode
 
 
 def selection(stage: PlannedStage, student: PreTrainedModel) -> str:
-    """Which checkpoint of a fit is kept, `best` or `last`: a head that is random gives no score to choose by."""
+    """Which checkpoint of a fit is kept, `best` or `last`: the score of a random head is no reason to choose a checkpoint."""
     if stage.spec.select != "auto":
         return stage.spec.select
     scored = read_spec(student).trained_head or stage.kind.trains_head(stage.spec.loss)

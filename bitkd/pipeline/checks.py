@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a run and be found before it starts; each check raises an InputError."""
+"""Checks of a run before it starts. Each one raises InputError if something is wrong."""
 
 import math
 from pathlib import Path
@@ -18,7 +18,7 @@ from bitkd.stages.kinds import Kind, kind_of
 
 
 def check_graph(config: Config) -> None:
-    """Kinds, teachers, heads, precisions: what each node says must fit what it comes from."""
+    """Check that the kinds, teachers, heads and precisions of the stages fit together."""
     for name, stage in config.stages.items():
         _check_stage(name, stage, kind_of(stage.kind, f"stages.{name}.kind="), config)
     stages = config.stages
@@ -47,7 +47,7 @@ def check_graph(config: Config) -> None:
 
 
 def _check_stage(name: str, stage: StageSpec, kind: Kind, config: Config) -> None:
-    """What a stage says must fit its own kind."""
+    """Check that a stage's settings fit its kind."""
     where, augmentation = f"stages.{name}", config.task.augmentation
     if kind.distils and not stage.teacher:
         raise InputError(f"{where}.teacher is missing; a {kind.name} stage needs a node or {PRETRAINED}")
@@ -77,7 +77,7 @@ def _check_stage(name: str, stage: StageSpec, kind: Kind, config: Config) -> Non
 def _check_precision(name: str, stage: StageSpec, kind: Kind, stages: dict[str, StageSpec], split: set[str]) -> None:
     if kind.reshapes and stage.student in split:
         raise InputError(
-            f"stages.{name}.student={stage.student} is split and cannot be cut again; cut before splitting"
+            f"stages.{name}.student={stage.student} is split and cannot be reshaped again; reshape it before splitting"
         )
     if kind.splits:
         if stage.quant.embedding_bits == 2:
@@ -108,7 +108,7 @@ def _check_precision(name: str, stage: StageSpec, kind: Kind, stages: dict[str, 
 
 
 def check_training(config: Config) -> None:
-    """Budgets, rates and batches, of the run and of each stage that trains."""
+    """Check the budgets, rates and batch sizes of the run and of each stage that trains."""
     trainer = config.trainer
     parts = micro_batches(trainer)
     if min(trainer.devices, trainer.num_nodes, trainer.accumulate_grad_batches) < 1:
@@ -160,7 +160,7 @@ def _check_stage_training(name: str, stage: StageSpec, train: TrainSpec, parts: 
 
 
 def check_paths(config: Config) -> None:
-    """Local files and folders that the settings name must exist; found without opening any."""
+    """Check that the local files and folders that the settings name exist, without opening them."""
     data, task = config.data, config.task
     check_files(config, [task.files.train, *task.files.dev.values()])
     if uses_corpus(config) and DEMO not in data.corpus:
@@ -180,7 +180,7 @@ def check_paths(config: Config) -> None:
 
 
 def check_files(config: Config, names: list[str]) -> None:
-    """The task's files must be in data.dir, if that is given."""
+    """Check that the task's files `names` are in data.dir, if that is given."""
     data = config.data
     if data.dir is not None and data.dir != DEMO:
         for name in names:
@@ -188,7 +188,7 @@ def check_files(config: Config, names: list[str]) -> None:
 
 
 def check_sources(sources: Sources) -> None:
-    """The model, the student's shape, the task's rows, the corpus, what augmentation reads: all must fit each other."""
+    """Check that the model, the student's shape, the task's rows, the corpus and augmentation fit together."""
     _check_model(sources)
     _check_shapes(sources)
     _check_candidates(sources)
@@ -198,7 +198,7 @@ def check_sources(sources: Sources) -> None:
 
 
 def _check_shapes(sources: Sources) -> None:
-    """The student's shape must fit what it is made from: the pre-trained model, or a given teacher."""
+    """Check that the student's shape fits the model that it is made from: the pre-trained one, or a given teacher."""
     config = sources.config
     for name, stage in config.stages.items():
         if not kind_of(stage.kind).reshapes:
@@ -213,7 +213,7 @@ def _check_shapes(sources: Sources) -> None:
 
 
 def _check_model(sources: Sources) -> None:
-    """The pre-trained model must be a plain one, and read rows of data.max_length."""
+    """Check that the pre-trained model is a plain one and can read rows of data.max_length."""
     config, model = sources.config, sources.model_info(sources.model)
     if model.artifact:
         raise InputError(
@@ -230,7 +230,7 @@ def _check_model(sources: Sources) -> None:
 
 
 def _check_candidates(sources: Sources) -> None:
-    """A masked language model that is asked for by name must have a trained head; what is missing would be random."""
+    """Check the trained head of a masked language model if the settings ask for one: a missing head would be random."""
     if row_makers(sources.config):
         model = sources.augmentation_model
         sources.tokenizer_info(model)
@@ -239,9 +239,9 @@ def _check_candidates(sources: Sources) -> None:
 
 
 def check_rows(name: str, rows: dict[str, int], batch_size: int, config: Config) -> None:
-    """Every process must have something to train on and, as Lightning skips one without, something to validate on."""
+    """Check that every process has rows to train on and to validate on. Lightning would skip a process that has none."""
     processes = config.trainer.devices * config.trainer.num_nodes
-    if "train" in rows:  # a stream's are not counted
+    if "train" in rows:  # the rows of a stream are not counted
         effective_batch_size(rows["train"], batch_size, processes * config.trainer.accumulate_grad_batches)
     for split, count in rows.items():
         if count < processes:
@@ -251,7 +251,7 @@ def check_rows(name: str, rows: dict[str, int], batch_size: int, config: Config)
 
 
 def check_checkpoint(folder: Path, sources: Sources, where: str, names: list[str] | None) -> None:
-    """Raise InputError if the checkpoint in `folder` has no trained head for this task, or reads other tokens."""
+    """Raise InputError if the checkpoint in `folder` has no trained head for this task, or another tokenizer."""
     config = sources.config
     label_order(sources.labels_of(folder), config.task.labels, names)
     found, tokenizer = sources.model_info(folder), sources.tokenizer_info(sources.model)

@@ -1,4 +1,4 @@
-"""What a stage needs to run, in one object."""
+"""Everything that a stage needs to run, in one object."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +49,7 @@ class StageContext:
 
     @property
     def work(self) -> Path:
-        """Folder of what the stage keeps until it is finished."""
+        """Folder of the stage's checkpoints, or of its shards, until it is finished."""
         return self.store.work(self.stage.key)
 
     @property

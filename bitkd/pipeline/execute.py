@@ -1,4 +1,4 @@
-"""One stage under Lightning: fit or validate, resume where it was stopped, choose a checkpoint, write the artifact."""
+"""Runs one stage with Lightning: fits or validates, resumes a stopped fit, chooses a checkpoint, writes the artifact."""
 
 import math
 from pathlib import Path
@@ -33,9 +33,9 @@ from bitkd.store.records import FlopsRecord, MetricsRecord
 
 
 def execute(context: StageContext) -> None:
-    """Run a stage that makes a student to its artifact, on all ranks.
+    """Run a stage that makes a student, on all ranks, and publish its artifact.
 
-    Every rank builds the same from the same seed, so nothing needs to be sent.
+    Every rank builds the same model from the same seed, so nothing needs to be sent.
     """
     stage, kind, group = context.stage, context.stage.kind, context.group
     if stage.trains and not stage.steps_known:
@@ -54,7 +54,7 @@ def execute(context: StageContext) -> None:
         steps = best.step if selected == "best" else trainer.global_step
         if selected == "best" and best.score is not None:
             load_weights(module, best.file)
-    # The artifact's own metrics come from the very weights that it holds, not from a log of the training.
+    # The metrics of the artifact are measured on the weights that it holds, not taken from the log of the training.
     predictions = Predictions(module.dev_names)
     checker = make_trainer(
         context.config.trainer,
@@ -138,7 +138,7 @@ def _loggers(context: StageContext) -> list[Logger]:
 
 
 def _resumption(context: StageContext, best: BestCheckpoint) -> list[pl.Callback]:
-    """What makes a fit that was stopped end as an uninterrupted one. `best` comes before `resume`, which saves it."""
+    """The callbacks with which a resumed fit ends like an uninterrupted one. `best` comes before `resume`, which saves it."""
     intervals = context.config.checkpoint
     resume = ResumeCheckpoint(context.work, intervals.every_minutes, intervals.every_steps)
     stop = StopRequest(lambda: context.stopping.requested, resume.save)
@@ -146,7 +146,7 @@ def _resumption(context: StageContext, best: BestCheckpoint) -> list[pl.Callback
 
 
 def _last_checkpoint(context: StageContext) -> Path | None:
-    """Where an earlier start of the stage stopped, the same on all ranks; None if it begins now."""
+    """The checkpoint to resume the stage from, the same on all ranks; None if there is none."""
     checkpoint: Path | None = None
     if context.group.is_global_zero:
         context.work.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ def _trainer(context: StageContext, callbacks: list[pl.Callback], loggers: list[
     return make_trainer(
         spec,
         find_unused_parameters=bool(unused),
-        # Other ranks hold a logger that writes nothing: Lightning makes only rank zero's write.
+        # Other ranks get a logger too, but Lightning lets only rank zero write.
         logger=loggers or CSVLogger(context.plan.folder.logs, name="unused"),
         callbacks=[*shown, *callbacks],
         enable_progress_bar=context.progress_bar,

@@ -1,4 +1,4 @@
-"""What an optimizer step of each stage will cost, before any is trained."""
+"""The cost of an optimizer step of each stage, computed before any stage is trained."""
 
 import copy
 import math
@@ -26,8 +26,8 @@ from bitkd.stages.flops import row_flops
 def step_flops(stages: Sequence[PlannedStage], sources: Sources) -> dict[str, float]:
     """FLOPs of an optimizer step of each stage that trains, over all processes, the teacher's forwards included.
 
-    Counted on untrained models of the stages' shapes, at the lengths of the first pass over the stage's rows (of a stage on
-    augmented rows: over the originals; of a stream: at full length).
+    Counted on untrained models of the same shapes, with the row lengths of the first pass. A stage on augmented rows
+    takes the lengths of the original rows; a stream counts every sequence at full length.
     """
     costs: dict[str, float] = {}
     made: dict[str, PreTrainedModel] = {}
@@ -53,7 +53,7 @@ def step_flops(stages: Sequence[PlannedStage], sources: Sources) -> dict[str, fl
 
 
 def _any_heads(source: PreTrainedModel) -> Importance:
-    """Which heads and neurons a student keeps changes no cost."""
+    """Equal importance for all heads and neurons: the cost does not depend on which ones a student keeps."""
     spec, layers = read_spec(source), len(encoder_layers(source))
     return Importance(torch.ones(layers, spec.heads), torch.ones(layers, spec.neurons))
 
@@ -73,7 +73,9 @@ def _mean_powers(stage: PlannedStage, sources: Sources) -> tuple[float, float, f
     facts = sources.corpus if stage.kind.on_corpus else sources.task
     steps = facts.steps_per_epoch(stage.train.batch_size)
     lengths = lengths_of(rows.train)
-    sampler = TrainBatchSampler(lengths, stage.train.batch_size, steps, seed=0)  # seeds of one arm get equal steps
+    sampler = TrainBatchSampler(
+        lengths, stage.train.batch_size, steps, seed=0
+    )  # one seed: an arm's runs get equal steps
     parts = micro_batches(config.trainer)  # each is padded to its own longest row
     longest = [lengths[batch[part::parts]].max() for batch in sampler for part in range(parts)]
     padded = np.array([math.ceil(length / MULTIPLE) * MULTIPLE for length in longest])

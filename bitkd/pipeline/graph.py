@@ -1,4 +1,4 @@
-"""The stage graph as a data structure: order, upstreams, fingerprints. It knows nothing of torch."""
+"""The stage graph as a data structure: order, upstreams, fingerprints. It imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,9 +18,9 @@ class Node:
 
 
 def order(nodes: Mapping[str, Node], sources: set[str]) -> list[str]:
-    """Names so that every node comes after its upstreams, otherwise as written.
+    """Names in an order in which every node comes after its upstreams; otherwise in the order of `nodes`.
 
-    Raises InputError on an upstream that is neither a node nor a source, and on a cycle.
+    Raises InputError if an upstream is neither a node nor a source, or if there is a cycle.
     """
     for node in nodes.values():
         for role, name in node.upstream.items():

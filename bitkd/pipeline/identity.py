@@ -1,4 +1,4 @@
-"""What a node's fingerprint is made of, besides what it descends from."""
+"""What a stage's fingerprint depends on, besides its upstream stages."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +14,8 @@ FORMAT = 4
 
 
 def identity_of(stage: PlannedStage, sources: Sources) -> dict[str, Any]:
-    """What changes a stage's numbers, besides what it descends from; never paths, loggers, worker counts."""
+    """Everything that changes a stage's result, except its upstream stages. It has no paths, no loggers, and a worker
+    count only for a stream."""
     spec, kind, config = stage.spec, stage.kind, sources.config
     identity: dict[str, Any] = {"format": FORMAT, "kind": kind.name}
     if kind.makes_rows:

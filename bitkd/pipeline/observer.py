@@ -1,4 +1,4 @@
-"""Who watches a run: informed of its stages and its end, without the runner knowing who it is."""
+"""The interface of an object that watches a run: the runner calls it when a stage or the run ends."""
 
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class Observer:
     """Watches a run on rank zero; by itself it does nothing.
 
-    A method that fails fails the run: one that talks to a server has to catch what may go wrong there.
+    If a method raises, the run fails. An observer that talks to a server must therefore catch that server's errors.
     """
 
     def loggers(self, plan: Plan, stage: PlannedStage) -> "list[Logger]":
@@ -23,7 +23,7 @@ class Observer:
         """A stage's artifact exists, computed now or before."""
 
     def stage_left(self, plan: Plan, code: int) -> None:
-        """A stage is left.  code: 0 if it is finished, 1 if it failed, else the exit code of a run that was asked to stop."""
+        """A stage has ended.  code: 0 if it is finished, 1 if it failed, else the exit code of a run that was asked to stop."""
 
     def run_finished(self, plan: Plan) -> None:
         """All stages are finished."""

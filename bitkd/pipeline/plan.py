@@ -42,13 +42,13 @@ class Plan:
         return next(stage for stage in self.stages if stage.name == name)
 
     def augmented_rows(self, stage: PlannedStage) -> Path | None:
-        """Folder of the augmented rows that a stage trains on, if it does."""
+        """Folder of the augmented rows that a stage trains on; None if it trains on others."""
         if stage.augmented is not None:
             return stage.augmented
         return self.store.path(self[stage.upstream["data"]].key) if "data" in stage.upstream else None
 
     def with_known_rows(self) -> "Plan":
-        """The plan with the steps of stages on augmented rows counted, as far as these rows exist by now."""
+        """The plan with the steps of stages on augmented rows, if these rows exist by now."""
         return replace(self, stages=[self._counted(stage) for stage in self.stages])
 
     def _counted(self, stage: PlannedStage) -> PlannedStage:
@@ -63,7 +63,7 @@ class Plan:
         return state_of(self.store, self.folder, stage.name, stage.key)
 
     def given_keys(self) -> list[str]:
-        """Artifacts of the store that the settings name by their folders: a teacher, augmented rows, a model."""
+        """Keys of the artifacts in this store that the settings name by path: a teacher, augmented rows, a model."""
         given = [stage.checkpoint or stage.augmented for stage in self.stages] + [self.sources.model]
         if self.config.task.augmentation.model:
             given.append(self.sources.augmentation_model)
@@ -71,7 +71,7 @@ class Plan:
         return [path.name for path in resolved if path.parent == self.store.root]
 
     def content_read(self) -> dict[str, str]:
-        """What the run reads, by content: model, rows, corpus and augmented rows, whatever their paths."""
+        """Hashes of what the run reads: model, rows, corpus and augmented rows. Paths do not count."""
         read = {"model": self.sources.hash_of(self.sources.model), "rows": self.sources.task.hash}
         if any(stage.kind.on_corpus for stage in self.stages):
             read["corpus"] = self.sources.corpus.hash
@@ -101,7 +101,7 @@ class Plan:
 
 
 def make_plan(config: Config, cache: FactCache | None = None) -> Plan:
-    """Check everything that can be checked before work starts; InputError says what is wrong.
+    """Plan a run, and check everything that can be checked before it starts. Raises InputError if something is wrong.
 
     cache: facts of the sources that earlier processes may have found; None computes all of them now.
     """
@@ -122,7 +122,7 @@ def make_plan(config: Config, cache: FactCache | None = None) -> Plan:
 
 
 def check_settings(config: Config) -> Config:
-    """What can be checked without reading models or data; returns the configuration with all its stages."""
+    """Make the checks that read neither models nor data. Returns the configuration with all its stages."""
     check_task(config.task)
     check_metrics(config.task)
     config = _with_augmentation(config)
@@ -188,11 +188,11 @@ def _with_steps(stage: PlannedStage, sources: Sources, budget: int | None) -> Pl
         return stage.with_steps(None)
     if stage.augmented is not None:
         record = read_artifact(stage.augmented).stage.augmented
-        assert record is not None  # `Sources.given_rows` has seen to it
+        assert record is not None  # checked by `Sources.given_rows`
         return stage.with_steps(max(1, record.rows // train.batch_size))
     rows = sources.corpus if stage.kind.on_corpus else sources.task
     if stage.kind.on_corpus and config.data.streaming:
-        assert train.max_steps  # `check_graph` has seen to it
+        assert train.max_steps  # checked by `check_graph`
         return stage.with_steps(max(1, train.max_steps // 10))  # no epochs: validate after each tenth of the stage
     return stage.with_steps(rows.steps_per_epoch(train.batch_size))
 
@@ -211,7 +211,7 @@ def _with_fingerprints(stages: list[PlannedStage], sources: Sources) -> list[Pla
 
 
 def _count_flops(stages: list[PlannedStage], sources: Sources) -> dict[str, float]:
-    """FLOPs of an optimizer step of each stage; counted once for the same models, rows and readings of them."""
+    """FLOPs of an optimizer step of each stage; cached for the same models, rows and settings of the data."""
     config = sources.config
     data = asdict(config.data) | {"dir": None, "corpus": None, "num_workers": None}
     read = [sources.hash_of(sources.model), sources.task_fingerprint, data, micro_batches(config.trainer)]
@@ -226,7 +226,7 @@ def _count_flops(stages: list[PlannedStage], sources: Sources) -> dict[str, floa
     ]
 
     def compute() -> dict[str, float]:
-        # Here, not above: it imports torch and builds every stage's model.
+        # Imported here, because it imports torch.
         from bitkd.pipeline.flops import step_flops
 
         return step_flops(stages, sources)

@@ -1,4 +1,4 @@
-"""Runs a graph: skip what is finished, resume what was stopped, recompute what has changed, keep what is done."""
+"""Runs a graph: skips finished stages, resumes stopped ones, recomputes those whose settings or inputs changed."""
 
 import traceback
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ WAIT_SECONDS = 60.0
 
 @dataclass
 class StageFailedError(RuntimeError):
-    """A stage failed while working: which one, why, and what was not run. Finished stages stay."""
+    """A stage failed: which one, why, and which stages were not run. Finished stages are kept."""
 
     stage: str
     cause: BaseException
@@ -101,7 +101,7 @@ def _run_stage(context: StageContext) -> None:
 
 @contextmanager
 def _registered(plan: Plan, group: Group, console: Console) -> Iterator[None]:
-    """Write down what this run is, and hold its registration in the store for as long as it runs."""
+    """Write the run's manifest, and register the run in the store while it is active."""
     if not group.is_global_zero:
         yield
         return
@@ -150,9 +150,9 @@ def _manifest(plan: Plan) -> RunManifest:
 
 
 def _acquire(context: StageContext, lock: Lock) -> bool:
-    """Whether the stage is ours to compute: False if it is finished, perhaps by another run that we waited for.
+    """Get the lock of a stage. Returns False if the stage is finished, perhaps by another run that we waited for.
 
-    Rank zero decides. While it waits it informs the others now and then: a collective has a timeout.
+    Rank zero decides. While it waits, it broadcasts from time to time, because a collective has a timeout.
     """
     announced = False
     while True:
@@ -160,7 +160,7 @@ def _acquire(context: StageContext, lock: Lock) -> bool:
         if context.group.is_global_zero:
             _drop_damaged(context)
             state = lock.wait(WAIT_SECONDS if announced else 0, done=lambda: context.finished)
-            if state == "done":  # killed between publishing and clearing up
+            if state == "done":  # its process may have been killed before it deleted the checkpoints
                 context.store.drop_work(context.stage.key)
             if state == "waiting" and not announced:
                 announced = True
@@ -180,7 +180,7 @@ def _drop_damaged(context: StageContext) -> None:
 def _failure(context: StageContext, error: Exception) -> StageFailedError:
     names, group = [stage.name for stage in context.plan.stages], context.group
     stage, rest = context.stage.name, names[names.index(context.stage.name) + 1 :]
-    # Each rank has a file of its own: what one rank died of must not be lost under "connection closed" of the others.
+    # One file per rank: the error of one rank must not be overwritten by "connection closed" of the others.
     suffix = "" if group.is_global_zero else f".rank{group.rank}"
     log = context.plan.folder.folder / f"{stage}.error{suffix}.txt"
     try:

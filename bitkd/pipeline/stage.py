@@ -1,4 +1,4 @@
-"""A stage with everything about it decided."""
+"""A planned stage: all its settings are resolved."""
 
 import math
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ class PlannedStage:
     total_steps: int = 0
     eval_every: int = 0
     steps_known: bool = True
-    """False as long as epochs are over rows that are still to be augmented."""
+    """False while the number of steps depends on augmented rows that do not exist yet."""
 
     fingerprint: str = ""
 

@@ -1,4 +1,4 @@
-"""What an artifact records of how it was made."""
+"""The record of how an artifact was made."""
 
 import datetime
 import platform
@@ -40,7 +40,7 @@ def stage_record(context: StageContext, seconds: float, **facts: Any) -> StageRe
 
 
 def _device(accelerator: str) -> str:
-    """What seconds depend on."""
+    """The device, so that seconds can be compared."""
     if accelerator != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""The processes of a run: started before the first stage, reused to the last."""
+"""The processes of a run. They are started before the first stage and used for all stages."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ def make_trainer(spec: TrainerSpec, find_unused_parameters: bool = False, **sett
     strategy: Any = spec.strategy
     if spec.devices * spec.num_nodes > 1 and spec.strategy in ("auto", "ddp"):
         # Buffers are constants here. To broadcast them would make ranks wait for each other in every forward pass, and
-        # with uneven dev sets one rank has no more passes.
+        # hang if one rank has fewer dev batches.
         strategy = DDPStrategy(broadcast_buffers=False, find_unused_parameters=find_unused_parameters)
     try:
         return pl.Trainer(
@@ -107,7 +107,7 @@ OBSERVER = "child-process-observer"
 
 
 def _report_dead_ranks(launched: bool) -> None:
-    """When a process that Lightning started dies, say so, and give rank zero time to report its own error first.
+    """When a process that Lightning started dies, print that and give rank zero time to report its own error first.
 
     Lightning's own observer kills this process too, at once and without a message. It has no public hook.
     launched: whether Lightning has started processes.

@@ -38,7 +38,7 @@ class Stopping:
         self._restore = self._restore or restore
 
     def restore(self) -> None:
-        """Put back the handlers of before."""
+        """Restore the earlier handlers."""
         if self._restore:
             self._restore()
 
@@ -68,7 +68,7 @@ class Stopping:
 def exit_on_signal() -> Callable[[], None]:
     """Exit at once, with the code for it, when this process is asked to stop: there is no work to save yet.
 
-    Returns a function that puts back the handlers of before.
+    Returns a function that restores the earlier handlers.
     """
 
     def leave(number: int) -> None:
@@ -79,7 +79,7 @@ def exit_on_signal() -> Callable[[], None]:
 
 
 def exit_with_parent() -> None:
-    """Exit when the process that started this one is gone: a rank would wait in a collective for ever."""
+    """Exit when the process that started this one has ended; otherwise a rank would wait in a collective for ever."""
     parent = int(os.environ.get(LAUNCHER, os.getppid()))
 
     def watch() -> None:
@@ -96,7 +96,7 @@ _handlers: list[Callable[[int], None]] = []
 
 
 def on_signal(handler: Callable[[int], None]) -> Callable[[], None]:
-    """Call `handler` with the number of each of SIGNALS; returns a function that puts back the handlers of before.
+    """Call `handler` with the number of each of SIGNALS; returns a function that restores the earlier handlers.
 
     It is called in another thread: Python runs a signal handler only when the main thread returns from native code, and
     a collective whose other side is gone never returns. A signal that is ignored stays ignored.

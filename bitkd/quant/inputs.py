@@ -17,7 +17,7 @@ class InputQuantizer(nn.Module, ABC):
 
     A new class provides `codes` and `forward`, which agree: forward(x) = codes * scale, in x's type. To register it,
     add a row to `bitkd.quant.table.ACTIVATIONS`; it is then built by `Class(bits)`, on the CPU, and moved to the
-    device of the weight. Each Linear and each of attention's four tensors has an instance of its own.
+    device of the weight. Each Linear and each of attention's four tensors has its own instance.
 
     Gradient: attention reads forward(x), so autograd takes forward's own backward. A QuantLinear multiplies the codes
     instead and sends the gradient with respect to the quantized input to `carrier(x)`. By default that is forward(x),
@@ -42,7 +42,7 @@ class InputQuantizer(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """The quantized x, codes * scale, in x's type and with the gradient that this quantizer wants."""
+        """The quantized x, codes * scale, in x's type and with the gradient that this quantizer defines."""
 
     def carrier(self, x: Tensor) -> Tensor:
         """A tensor shaped like x whose gradient is that of forward(x). Its values are not read, so a quantizer that

@@ -57,7 +57,7 @@ class QuantLinear(nn.Linear):
 
     @classmethod
     def from_float(cls, module: nn.Linear, **settings: Any) -> Self:
-        """A QuantLinear that holds the very Parameters of `module`; settings: the keyword arguments of `__init__`.
+        """A QuantLinear that shares the Parameters of `module`; settings: the keyword arguments of `__init__`.
 
         If `module` is a QuantLinear, its input quantizer is kept as well, unless another width is asked for.
         """
@@ -98,7 +98,7 @@ class QuantEmbedding(nn.Embedding):
 
     @classmethod
     def from_float(cls, module: nn.Embedding, **settings: Any) -> Self:
-        """A QuantEmbedding that holds the very Parameter of `module`; settings: weight_bits, ste_clip."""
+        """A QuantEmbedding that shares the Parameter of `module`; settings: weight_bits, ste_clip."""
         new = cls(**embedding_options(module), device="meta", **settings)
         new.weight = module.weight
         return new.train(module.training)

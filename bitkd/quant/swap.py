@@ -33,12 +33,12 @@ Child = tuple[nn.Module, str, nn.Module]
 def swap_layers(model: Any, spec: QuantSpec) -> Any:
     """Quantize `model` in place as `spec` says, and return it; its Parameters stay the same objects.
 
-    model: a Hugging Face encoder of BERT's shape (BERT, RoBERTa, ELECTRA), bare or with a head. Quantized are
-    the Linears of the encoder's layers, the word embeddings and, as an option, the pooler; the rest stays
-    FP32. A quantized model can be quantized again: its latent weights are kept, and 32 bits give the plain
-    layers back. Pairs of binary layers (see `bitkd.quant.splitting`) stay pairs.
+    model: a Hugging Face encoder of BERT's shape (BERT, RoBERTa, ELECTRA), bare or with a head. Quantized are the
+    Linears of the encoder's layers, the word embeddings and, as an option, the pooler; the rest stays FP32. A quantized
+    model can be quantized again: its latent weights are kept, and 32 bits restore the plain layers. Pairs of binary
+    layers (see `bitkd.quant.splitting`) stay pairs.
 
-    Raises InputError if the model has no such layers, or if pairs would have to become other than binary.
+    Raises InputError if the model has no such layers, or if `spec` gives pairs another width than 1 bit.
     """
     linears, embeddings, pooler = _layers_of(model)
     if not linears:
@@ -85,7 +85,7 @@ def is_split(model: nn.Module) -> bool:
 
 
 def find_mismatch(model: Any, spec: QuantSpec) -> str | None:
-    """What of a BERT-shaped model is quantized otherwise than `spec` says, in words; None if all is as it says."""
+    """The first part of a BERT-shaped model that is not quantized as `spec` says, in words; None if all are."""
     linears, embeddings, pooler = _layers_of(model)
     plain = QuantSpec()
     expected = [
@@ -125,7 +125,7 @@ def unquantized_activations(model: nn.Module) -> Iterator[None]:
 
 
 def _encoder_of(model: Any) -> nn.Module:
-    """The encoder's layers; an empty list of a model that has none."""
+    """The encoder's layers; an empty list if the model has none."""
     encoder = getattr(getattr(model, "base_model", model), "encoder", None)
     layers = getattr(encoder, "layer", None)
     return layers if isinstance(layers, nn.Module) else nn.ModuleList()
@@ -155,7 +155,7 @@ def _bits(layer: nn.Module, name: str) -> Any:
 def _refuse_rejoining(
     spec: QuantSpec, linears: list[nn.Module], embeddings: nn.Module, pooler: list[nn.Module]
 ) -> None:
-    """Raise InputError if `spec` asks for other than 1 bit of layers that are split."""
+    """Raise InputError if `spec` gives split layers another width than 1 bit."""
     for name, asked, modules in (
         ("weight_bits", spec.weight_bits, linears),
         ("embedding_bits", spec.resolved_embedding_bits, [embeddings]),

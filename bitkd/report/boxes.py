@@ -22,7 +22,7 @@ class Box:
     """Lines of text."""
 
     follows: bool
-    """Whether its student is that of the box before it."""
+    """Whether its student starts from that of the box before it."""
 
 
 def stage_look(stage: Stage) -> Look:

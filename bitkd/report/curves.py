@@ -96,7 +96,7 @@ def _curve(axes: Axes, arm: Arm, colour: str, marker: str, weight: float) -> Non
                 axes.plot(steps, middle, marker=alone, color=colour, linewidth=1.6 * weight, markersize=5)
             ends.append((offset + stage.steps, mean.mean))
         offset += stage.steps
-    if not ends:  # a teacher alone has no chain
+    if not ends:  # a run with only a teacher has no chain
         return
     axes.plot(*zip(*ends), color=colour, linestyle=":", linewidth=1, zorder=3)
     axes.plot(*zip(*ends), marker, color=colour, markersize=5.5 * weight, markeredgecolor=PAPER, mew=0.8, zorder=4)

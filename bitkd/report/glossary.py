@@ -9,9 +9,9 @@ CAPTIONS = {
     "± standard deviation, if there are several seeds.",
     "cost": "Score against the training cost of the whole chain; hollow: without General KD. Upright bars: ± standard "
     "deviation, if there are several seeds.",
-    "curves": "Scores over the steps of the chain. A marker is the end of a stage, measured on dev with the weights that it "
-    "passes on (the best on the way, or the last); lines are "
-    "the validations on the way (thin: each seed), a small point if there was only one. Below: which stage each arm is in.",
+    "curves": "Scores over the steps of the chain. A marker ends a stage: it is the dev score of the weights that the stage "
+    "passes on (its best, or its last). Lines are the validations during a stage (thin: each seed), a small point if there "
+    "was only one. Below: the stage that each arm is in.",
     "pipelines": "The pipelines, each stage with its metric and cost.",
 }
 """The pictures of `bitkd.report.plots`, in the report's order."""
@@ -35,15 +35,15 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
         (
             "teacher score retained",
             f"(student − majority) / (teacher − majority), seed by seed; {comparison.metric} of the majority is "
-            f"{comparison.majority:.4f}: the constant prediction of the most frequent dev label (of a regression: the mean). "
+            f"{comparison.majority:.4f}, the score of always predicting the most frequent dev label (regression: the mean). "
             "No value if the teacher is not above it.",
         ),
         (
             "95 % interval",
-            f"percentiles of {RESAMPLES:,} bootstrap resamples: of dev rows, the same rows for every run, and of seeds, as pairs "
-            "if two arms share seeds (the difference is then over these alone). If only “rows” are resampled, there is one seed, "
-            "or one that both arms have: the interval then holds for these very runs, and not for the pipelines. With few seeds "
-            f"it is too narrow. Level: {LEVEL:.0%}, of each difference by itself.",
+            f"percentiles of {RESAMPLES:,} bootstrap resamples. Resampled are the dev rows, the same for every run, and the "
+            "seeds: as pairs if two arms share seeds (the difference then uses only these). If only “rows” are resampled, there "
+            "is one seed, or one shared seed: the interval then describes these runs, not the pipelines. With few seeds it is "
+            f"too narrow. The level is {LEVEL:.0%} for each difference separately.",
         ),
         (
             "MiB on paper",
@@ -56,7 +56,7 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
         ),
         (
             "encoder bits",
-            "bits of the encoder's matrices alone, without embeddings, in which pipelines are made equal.",
+            "bits of the encoder's matrices, without embeddings. Pipelines are compared at equal encoder bits.",
         ),
         (
             "word tables",
@@ -64,16 +64,15 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
         ),
         (
             "cost",
-            "of training: optimizer steps, examples seen, FLOP by torch.utils.flop_counter (the student's forward and "
-            "backward passes, and the teacher's forward passes; of training alone), over all processes; training time by the "
-            "clock of the first process from a stage's first step to its last, validations and checkpoints between them "
-            "included, over all resumptions, on the device and processes that are named. The chain is every stage but the "
-            "teacher and augmented rows, which pipelines share; General KD is on the corpus, made "
-            "once for all tasks, and therefore counted in and out.",
+            "of training, over all processes: optimizer steps, examples seen, and FLOP by torch.utils.flop_counter (the "
+            "student's forward and backward passes and the teacher's forward passes; validation does not count). Training "
+            "time is taken by the clock of the first process, from a stage's first step to its last, with the validations "
+            "and checkpoints between them, over all resumptions. The chain is every stage except the teacher and augmented "
+            "rows, which pipelines share. General KD is done once for all tasks, so the cost is given with and without it.",
         ),
         (
             "stages, hyper-parameters",
-            "the chain's stages, those without training included; the settings that the pipeline's stages and the run set.",
+            "how many stages the chain has, also those that do not train; how many settings the pipeline and the run set.",
         ),
     ]
     if any(HOLDOUT in run.final.dev for run in comparison.runs):

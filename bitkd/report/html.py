@@ -16,7 +16,7 @@ from bitkd.report.tables import cost_table, difference_table, headline, size_tab
 LONGEST_TITLE = 100
 
 TEXT_COLUMNS = {"bits", "budget", "device", "of", "resampled", "seeds in pairs", "what it says", "word tables"}
-"""Columns of words, not of numbers."""
+"""Columns that hold words, not numbers."""
 
 DARK = {
     "--ink": "#ececee",

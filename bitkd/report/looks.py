@@ -1,4 +1,4 @@
-"""How stages are shown in pictures: a colour and a few words for what a stage's student is after it."""
+"""How stages are shown in pictures: a colour, and a few words for the student that a stage makes."""
 
 import re
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from bitkd.stages.kinds import Kind
 
 _OF_BITS = {32: "#b18be0", 2: "#6fa8dc", 1: "#e57373"}
 _OTHER_BITS = ("#4db6ac", "#d4c14a", "#8d9fe0", "#c48b6a", "#5fb3d9")
-"""For widths without a colour of their own."""
+"""For all other widths."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 INK, MUTED, GRID, PAPER = "#1b1b1c", "#65656b", "#dcdce0", "#fffffe"
 ARMS = ("#0072b2", "#d55e00", "#009e73", "#b0418a", "#33333a", "#56b4e9", "#a97900")
-"""After Okabe and Ito's palette for all kinds of colour vision, some darker so that lines hold on white."""
+"""After Okabe and Ito's palette for all kinds of colour vision, some darker so that lines are visible on white."""
 
 MARKERS = "os^DvPX*"
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"} | {
@@ -57,7 +57,7 @@ def to_png(figure: Figure) -> bytes:
 
 
 def to_svg(figure: Figure, name: str, description: str) -> str:
-    """An <svg> element for a page.  name: stands before its ids, so that several fit on one page."""
+    """An <svg> element for a page.  name: prefix of its ids, so that ids on one page differ."""
     stream = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None})

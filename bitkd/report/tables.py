@@ -29,12 +29,12 @@ class TextTable:
 
 
 def escaped(text: str) -> str:
-    """Text for Markdown, in which what would be a tag or a link stays text."""
+    """Text for Markdown, escaped so that it makes no tag and no link."""
     return re.sub(r"([<\[\]])", r"\\\1", text)
 
 
 def headline(comparison: Comparison) -> TextTable:
-    """The answer: a row for each arm."""
+    """The main table: a row for each arm."""
     budgets = any(arm.first.budget for arm in comparison.arms)
     header = ["arm", comparison.metric, "teacher score retained", "student / teacher", "bits", "MiB packed"]
     header += [

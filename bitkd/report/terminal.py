@@ -39,7 +39,8 @@ def render_text(table: TextTable) -> Table:
 def render(rows: list[Row], labels: Sequence[str] = ()) -> Table:
     """One row per stage, run after run.
 
-    labels: each row's arm, shown with the seed on the first row of a run; empty if the runs' names say as much.
+    labels: each row's arm, shown with the seed on the first row of a run; empty if the runs' names already show the
+    arms.
     """
     header = (*_header(rows)[:1], *(("arm", "seed") if labels else ()), *_header(rows)[1:])
     table = _table(header)

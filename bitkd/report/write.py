@@ -27,7 +27,7 @@ def write_report(runs: list[Run], folder: Path) -> None:
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
-    """As `write_report`, of a comparison that is made already."""
+    """Like `write_report`, for an existing comparison."""
     from bitkd.report.html import render_page
     from bitkd.report.plots import draw
     from bitkd.report.style import to_png

@@ -31,8 +31,8 @@ class FactCache:
         self._process_only: dict[str, Any] = {}
 
     def get(self, name: str, settings: Any, files: Iterable[Path] | None, compute: Callable[[], Any]) -> Any:
-        """The fact `name`, computed at the first call. An InputError is not kept: its cause may go away although no file
-        changes.
+        """The fact `name`, computed at the first call. An InputError is not cached, because its cause may go away
+        without a change of a file.
 
         settings: what the fact depends on besides files.  files: everything that is read; None if it can change
         unnoticed, as on the hub: the fact then holds for this process only.
@@ -48,8 +48,8 @@ class FactCache:
         return found["fact"]
 
     def save(self) -> None:
-        """Write the facts down for later processes."""
-        with contextlib.suppress(OSError):  # a store that can only be read
+        """Write the facts to disk for later processes."""
+        with contextlib.suppress(OSError):  # a read-only store
             self.folder.mkdir(parents=True, exist_ok=True)
             for file, found in self._found.items():
                 write_json(file, found)

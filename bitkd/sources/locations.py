@@ -11,9 +11,9 @@ from bitkd.errors import InputError, writable
 
 
 def locate(config: Config) -> tuple[Config, Path]:
-    """Resolve `demo`, local paths and hub ids; InputError if one is missing or the hub cannot be reached.
+    """Resolve `demo`, local paths and hub ids. Raises InputError if one is missing or the hub cannot be reached.
 
-    Returns the configuration with `demo` replaced by the folders that it stands for, and the folder of the pre-trained BERT.
+    Returns the configuration with folders in place of `demo`, and the folder of the pre-trained BERT.
     """
     store = store_root(config)
     data, model = config.data, config.model
@@ -30,7 +30,7 @@ def locate(config: Config) -> tuple[Config, Path]:
 
 
 def make_documents(config: Config) -> Documents:
-    """The corpus of General KD; InputError if there is none, or two."""
+    """The corpus of General KD. Raises InputError if the settings name none, or two."""
     data = config.data
     if bool(data.corpus) == bool(data.hub_corpus.path):
         what = "both data.corpus and data.hub_corpus.path are given" if data.corpus else "data.corpus is empty"

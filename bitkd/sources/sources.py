@@ -1,7 +1,7 @@
 """The sources of a run: pre-trained model, tokenizer, task rows, corpus, augmented rows.
 
-Everything is loaded when it is first asked for. What planning asks (the methods that return plain data) is cached, and its
-computation imports torch, transformers and datasets itself: a plan from the cache imports none of them.
+Everything is loaded at its first use. What planning needs (the methods that return plain data) is cached. Only its
+computation imports torch, transformers and datasets, so a plan from the cache imports none of them.
 """
 
 from dataclasses import asdict
@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 
 
 class Sources:
-    """The sources that a configuration names; InputError says what is wrong with one.
+    """The sources that a configuration names. The first use of a source raises InputError if something is wrong with
+    it.
 
-    config: the run's configuration, `demo` replaced by the folders that it stands for.
+    config: the run's configuration, with folders in place of `demo`.
     model: folder of the pre-trained BERT.
     """
 
@@ -53,7 +54,7 @@ class Sources:
 
     @by_folder
     def shape_of(self, folder: Path) -> tuple[StudentSpec, int]:
-        """What the model in a folder is, and how many layers it has."""
+        """The StudentSpec of the model in a folder, and its number of layers."""
         from bitkd.models.artifact import read_model_config
         from bitkd.models.encoder import read_spec
 
@@ -62,7 +63,7 @@ class Sources:
 
     @by_folder
     def labels_of(self, folder: Path) -> list[str]:
-        """Label names of the classifier in a folder; InputError if it has no trained head."""
+        """Label names of the classifier in a folder. Raises InputError if it has no trained head."""
         from bitkd.models.artifact import label_names, load_classifier
 
         return label_names(load_classifier(folder).config)
@@ -154,20 +155,20 @@ class Sources:
 
     @cached_property
     def _task_files(self) -> tuple[list[Any], list[Path] | None]:
-        """What decides how the task's rows are read, and the files that they are read from; None for the hub."""
+        """All settings that the task's rows depend on, and the files that they are read from (None for the hub)."""
         task, data = self.config.task, self.config.data
         parts = [task.name, task.text, task.labels, asdict(task.files), asdict(task.hub)]
         settings = [*parts, data.dir, data.selection, data.selection_seed]
         if data.dir is None:
             return settings, None
         root = Path(data.dir).expanduser()
-        folders = [root, root / task.files.folder]  # they are looked through if a file is missing
+        folders = [root, root / task.files.folder]  # the message for a missing file lists their content
         names = [task.files.train, *task.files.dev.values()]
         return settings, [*folders, *(folder / name for folder in folders for name in names)]
 
     @cached_property
     def given_rows(self) -> Path:
-        """Folder of the augmented rows that were made before; InputError if they do not fit this run."""
+        """Folder of the augmented rows that were made before. Raises InputError if they do not fit this run."""
         folder = Path(self.config.task.augmentation.path or "").expanduser().resolve()
         record = read_artifact(folder).stage.augmented
         if record is None:
@@ -232,5 +233,5 @@ class Sources:
 
 
 def open_sources(config: Config, cache: FactCache) -> Sources:
-    """Find what `config` names: `demo`, local paths, hub ids; InputError if one is missing or the hub is out of reach."""
+    """The sources of `config`; see `locate`. Raises InputError if one is missing or the hub cannot be reached."""
     return Sources(*locate(config), cache)

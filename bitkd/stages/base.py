@@ -1,4 +1,4 @@
-"""What all stages share: how a student begins, how it is validated on the task, and the optimizer that trains it."""
+"""The base of all stages: it starts a student, validates it on the task, and makes the optimizer that trains it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -88,7 +88,7 @@ class StudentModule(pl.LightningModule):
 
     @classmethod
     def start(cls, origin: Origin) -> PreTrainedModel:
-        """The student that a stage of this kind begins with, quantized; here the one of the stage before."""
+        """The student that a stage of this kind begins with, quantized; here that of the stage before."""
         return prepare(origin.load(), origin.quant)
 
     def forward(self, **inputs: Tensor) -> Any:

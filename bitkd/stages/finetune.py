@@ -27,7 +27,7 @@ class FineTune(StudentModule):
         return prepare(model, origin.quant)
 
     def loss_terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Cross entropy on `labels` (batch,); of a regression the squared error."""
+        """Cross entropy on `labels` (batch,); for a regression, the squared error."""
         logits = self.student(**model_inputs(batch)).logits
         if logits.shape[1] == 1:
             return {"label": nn.functional.mse_loss(logits[:, 0].float(), batch["labels"].float())}

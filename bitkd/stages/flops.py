@@ -16,9 +16,9 @@ PROBES = (2, 4, 6)
 def row_flops(module: StudentModule, batch: dict[str, Tensor]) -> tuple[RowFlops, RowFlops]:
     """FLOPs of one training row by its padded length: of the student's forward and backward, and of the teacher's forward.
 
-    Counted by torch.utils.flop_counter: two for each multiplication and addition of a matrix product; what is elementwise does
-    not count. They are quadratic in the length, so three short rows are counted and the rest is arithmetic.
-    batch: any training batch, for its columns. No random number is drawn and no gradient is left behind.
+    Counted by torch.utils.flop_counter: two for each multiplication and addition of a matrix product; elementwise
+    operations do not count. FLOPs are quadratic in the length, so three short rows determine them.
+    batch: any training batch, for its columns. The random state and the gradients stay as they are.
     """
     students, teachers = [], []
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -28,7 +28,7 @@ def row_flops(module: StudentModule, batch: dict[str, Tensor]) -> tuple[RowFlops
             row = {name: _row(column, length) for name, column in batch.items()}
             with FlopCounterMode(display=False) as counter:
                 loss = torch.stack([term.float() for term in module.loss_terms(row).values()]).sum()
-                # Not `backward`: it would leave gradients, and wake DDP.
+                # Not `backward`: it would leave gradients and start DDP's synchronization.
                 torch.autograd.grad(loss, trained, allow_unused=True)
             with FlopCounterMode(display=False) as of_teacher, torch.no_grad():
                 if isinstance(module, DistillationModule):

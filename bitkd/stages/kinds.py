@@ -18,7 +18,7 @@ class Kind:
     """What a stage of this kind reads, makes and trains."""
 
     name: str
-    """As `kind:` of a stage says it; artifacts' folders begin with it."""
+    """The value of a stage's `kind`; the names of artifacts' folders begin with it."""
 
     module: str
     """`package.module:Class` of its LightningModule (a subclass of bitkd.stages.base.StudentModule), imported when a
@@ -67,7 +67,7 @@ class Kind:
 
     @property
     def fine_tunes(self) -> bool:
-        """Whether it learns from the task's labels: what it makes can teach."""
+        """Whether it learns from the task's labels, so that its student can be a teacher."""
         return self.trains and self.keeps_head and not self.distils
 
     def active_terms(self, loss: LossSpec) -> tuple[str, ...]:
@@ -78,7 +78,7 @@ class Kind:
         return tuple(name for name in names if loss.weight_of(name) > 0)
 
     def trains_head(self, loss: LossSpec) -> bool:
-        """Whether the student's head is a trained one after it."""
+        """Whether the stage trains the student's head."""
         return self.fine_tunes or any(TERMS[name].reads_head for name in self.active_terms(loss))
 
     @cached_property
@@ -128,9 +128,9 @@ AUGMENT = "augment"
 
 
 def kind_of(name: str, where: str = "kind=") -> Kind:
-    """The kind of a name; InputError if there is none.
+    """The kind of this name. Raises InputError if there is none.
 
-    where: stands before the name in the message, such as "stages.single.kind=".
+    where: text before the name in the message, such as "stages.single.kind=".
     """
     if name not in KINDS:
         raise InputError(f"{where}{name} is unknown; {nearest(name, KINDS)}")

@@ -4,6 +4,6 @@ from bitkd.stages.distillation import DistillationModule
 
 
 class PredictionDistillation(DistillationModule):
-    """The teacher's logits alone."""
+    """Only the logits of the teacher."""
 
     kind = "prediction"

@@ -1,4 +1,4 @@
-"""How a stage is trained and what it minimizes, as a configuration says it. It needs no torch."""
+"""Settings of a stage's training and of its loss. It imports no torch."""
 
 import math
 from dataclasses import dataclass, field
@@ -7,7 +7,8 @@ from typing import Literal
 from bitkd.errors import InputError, check_choices, nearest
 
 SCORE = "dev/score"
-"""The task's primary metric on its first dev set, larger is better: what checkpoints are selected by, and what a run ends in."""
+"""Name of the task's primary metric on its first dev set; larger is better. Checkpoints are selected by it, and it is
+the result of a run."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ TERMS: dict[str, Term] = {
     HIDDEN: Term("bitkd.stages.terms:hidden_term", reads_layers=True),
     ATTENTION: Term("bitkd.stages.terms:attention_term", reads_layers=True, reads_last_layer=False),
 }
-"""The loss terms by name. Those that are no field of LossSpec get their weight by `loss.extra`."""
+"""The loss terms by name. Those that are not a field of LossSpec get their weight from `loss.extra`."""
 
 
 @dataclass
@@ -94,7 +95,7 @@ class LossSpec:
         if unknown := [name for name in self.extra if name not in TERMS]:
             raise InputError(f"loss.extra.{unknown[0]} is no loss term; {nearest(unknown[0], TERMS)}")
         if own := [name for name in self.extra if name in LossSpec.__dataclass_fields__]:
-            raise InputError(f"loss.extra.{own[0]}={self.extra[own[0]]} has a setting of its own; use loss.{own[0]}")
+            raise InputError(f"loss.extra.{own[0]}={self.extra[own[0]]} already has a setting; use loss.{own[0]}")
         for name, weight in self.weights.items():
             if not 0 <= weight < math.inf:
                 where = f"extra.{name}" if name in self.extra else name

@@ -20,7 +20,7 @@ Batch = dict[str, Tensor]
 
 
 def logits_term(module: "DistillationModule", student: Any, teacher: Any, batch: Batch) -> Tensor:
-    """Soft cross entropy on the teacher's logits; of a regression the squared error."""
+    """Soft cross entropy on the teacher's logits; for a regression, the squared error."""
     if student.logits.shape[1] > 1:
         return soft_cross_entropy(student.logits, teacher.logits, module.loss.temperature)
     target = batch["labels"].unsqueeze(1) if module.loss.regression_target == "label" else teacher.logits
@@ -35,7 +35,7 @@ def hidden_term(module: "DistillationModule", student: Any, teacher: Any, batch:
 
 
 def attention_term(module: "DistillationModule", student: Any, teacher: Any, batch: Batch) -> Tensor:
-    """MSE of pre-softmax attention scores, summed over layers; relations of heads without a source in the teacher."""
+    """MSE of pre-softmax attention scores, summed over layers. Heads without a source in the teacher: `loss.unmatched_heads`."""
     mask = batch["attention_mask"].bool()
     if module.recorders:
         return _relations(module, mask)

@@ -131,7 +131,7 @@ class Store:
         return self.load(key)
 
     def register(self, run: Path, keys: list[str]) -> Lock:
-        """Write down that the run in folder `run` needs `keys`, so that `gc` keeps them wherever the run folder is.
+        """Record that the run in folder `run` needs `keys`, so that `gc` keeps them wherever the run folder is.
 
         Returns a lock; hold it while the run is active.
         """

@@ -163,7 +163,7 @@ def _links(run: Path) -> list[Path]:
 def _is_run(folder: Path) -> bool:
     try:
         return (folder / MANIFEST).is_file() or bool(_links(folder))
-    except OSError:  # a folder that may not be entered
+    except OSError:  # no permission to read the folder
         return True
 
 

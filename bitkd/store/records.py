@@ -37,7 +37,7 @@ class SizeRecord:
     it (models without a quantized matrix: everything at 32 bits)."""
 
     encoder_bits: int
-    """Bits of the encoder's matrices alone; pipelines are compared at equal encoder bits."""
+    """Bits of only the encoder's matrices; pipelines are compared at equal encoder bits."""
 
     word_tables: int
     """Word-embedding tables: 2 if the embedding is split."""
@@ -203,7 +203,7 @@ def _adapter(record: Any) -> TypeAdapter[Any]:
 
 
 def parse_record(record: type[T], text: str | bytes, where: Path | str, advice: str) -> T:
-    """Read a record from its JSON text; nothing is cast, except that a whole number may stand for a float.
+    """Read a record from its JSON text; no type is converted, except that a whole number is accepted for a float.
 
     where: the file, for messages.  advice: what to do if it is damaged.  Raises InputError with both and the field.
     """

@@ -1,4 +1,4 @@
-"""What one run leaves behind: its manifest, its resolved configuration, its logs, links into the store."""
+"""The folder of one run: its manifest, its resolved configuration, its logs, links into the store."""
 
 import os
 from dataclasses import dataclass, replace
@@ -52,7 +52,8 @@ class RunFolder:
         return self.folder / "logs"
 
     def begin(self, manifest: RunManifest, config_yaml: str) -> None:
-        """Write down what this run is; stages that were finished before stay so if the plan still has them.
+        """Write the manifest and the configuration. Stages that are already finished stay in the manifest if the plan
+        has them.
 
         Raises InputError if the folder cannot be written.
         """
@@ -68,7 +69,7 @@ class RunFolder:
             ) from error
 
     def finish(self, stage: str, key: str, artifact_path: Path, order: list[str]) -> None:
-        """Write down that a stage is finished, and link its artifact.  order: all stages, in graph order."""
+        """Record that a stage is finished, and link its artifact.  order: all stages, in graph order."""
         assert self.manifest, "begin() comes first"
         finished = self.stages | {stage: key}
         self.manifest = replace(self.manifest, artifacts={name: finished[name] for name in order if name in finished})

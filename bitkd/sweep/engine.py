@@ -1,6 +1,6 @@
-"""wandb's search engine, the `sweeps` package: what a sweep file may say, and which trial comes next.
+"""wandb's search engine, the `sweeps` package: what a sweep file may contain, and which trial comes next.
 
-Another engine would replace this file alone. Import it only inside functions: it loads scikit-learn and scipy.
+Another engine would replace only this file. Import it only inside functions: it loads scikit-learn and scipy.
 """
 
 import random
@@ -19,7 +19,7 @@ from bitkd.sweep.spec import SweepSpec
 from bitkd.sweep.trials import Trial, TrialState
 
 with warnings.catch_warnings():
-    # Written for pydantic 1; it warns at its import.
+    # The package was written for pydantic 1 and warns when it is imported.
     warnings.filterwarnings("ignore", message="Valid config keys have changed in V2")
     import sweeps
     from sweeps.config.schema import fill_parameter
@@ -40,8 +40,8 @@ def fill_content(file: Path, content: dict[str, Any]) -> dict[str, Any]:
             raise InputError(f"{file}: parameters.{error}") from error
         if not known:
             raise InputError(
-                f"{file}: parameters.{key}: {parameter} says no values by wandb's schema; write values: [...], value: ..., or "
-                "min: and max: with a distribution: (YAML reads numbers with a point: 2.0e-5, not 2e-5)"
+                f"{file}: parameters.{key}: {parameter} gives no values by wandb's schema; write values: [...], "
+                "value: ..., or min: and max: with a distribution: (YAML reads numbers with a point: 2.0e-5, not 2e-5)"
             )
     # run_cap belongs to wandb's server; the schema of this version does not know it.
     known = {key: value for key, value in content.items() if key != "run_cap"}
@@ -98,6 +98,6 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _to_parameters(run: Any) -> dict[str, Any]:
-    """Key -> value, without numpy's types, which a command would write in another way."""
+    """Key -> value, without numpy's types, which would look different in a command."""
     values = {key: entry["value"] for key, entry in run.config.items()}
     return {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}

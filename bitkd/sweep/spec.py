@@ -98,8 +98,8 @@ class SweepSpec:
 def read_sweep(file: str, settings: Sequence[str] = (), paths: bool = False) -> SweepSpec:
     """The sweep in `file`.  settings: key=value for all trials.  paths: check that the trials' files exist.
 
-    Raises InputError if the file or a setting is wrong: the listed values are checked, the combinations of several in
-    `Sweep.open`. All checks that need no engine come first, because to load it takes seconds.
+    Raises InputError if the file or a setting is wrong. Each listed value is checked here; combinations of values are
+    checked in `Sweep.open`. The checks that need no engine come first, because loading the engine takes seconds.
     """
     path = Path(file).expanduser()
     content = _read(path)
@@ -122,7 +122,7 @@ def read_sweep(file: str, settings: Sequence[str] = (), paths: bool = False) -> 
 def listed_values(parameters: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The first value of each parameter together, then each other listed value in place of the first.
 
-    A distribution is represented by its smallest value, or left out if the file does not say it.
+    A distribution is represented by its smallest value, or left out if the file does not give one.
     """
     values = {key: _values_of(parameter) for key, parameter in parameters.items() if isinstance(parameter, dict)}
     first = {key: listed[0] for key, listed in values.items() if listed}

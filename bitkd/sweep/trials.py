@@ -19,7 +19,7 @@ from bitkd.sweep.spec import SweepSpec, listed_values
 
 
 class TrialState(StrEnum):
-    """What became of a trial."""
+    """The state of a trial."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -31,7 +31,7 @@ class TrialState(StrEnum):
 
 @dataclass
 class Trial:
-    """One choice of parameters and what became of it."""
+    """One choice of parameters, and its result."""
 
     number: int
     """Position among the proposals, from 0."""
@@ -91,7 +91,7 @@ class Sweep:
         return (self.spec.run_cap or 0) if self.spec.method == "bayes" else len(self.proposals)
 
     def begin(self) -> None:
-        """Create the folder and write down which sweep it belongs to. Raises InputError if it is not writable."""
+        """Create the folder, and record which sweep it belongs to. Raises InputError if it is not writable."""
         try:
             for name in ("trials", "logs"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)

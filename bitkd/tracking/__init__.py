@@ -5,7 +5,7 @@ from bitkd.pipeline.observer import Observer
 
 
 def make_observer(config: Config) -> Observer:
-    """The observer that `logger=` asks for; wandb is imported only if it is to be used."""
+    """The observer that `logger=` asks for; wandb is imported only if it is used."""
     if config.logger == "wandb":
         from bitkd.tracking.wandb import WandbObserver
 

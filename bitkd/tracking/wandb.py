@@ -5,8 +5,8 @@ of stages and the pictures. A stage that is resumed is a new wandb run of the gr
 continued. Under `wandb agent`, which counts wandb runs as trials, all of it is one wandb run: keys begin with the stage's name,
 steps count on from stage to stage, and `dev/score` is the final student's.
 
-What fails here is reported in a line, and the run continues: a training is worth more than what is shown of it. So wandb
-itself is imported inside the functions, which catch its failures.
+An error here is reported in one line and the run continues: a training must not fail because wandb does. For the same reason
+wandb is imported inside the functions, which catch its errors.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 REPORT = "report"
 
 REPORTED_FILE = "report.json"
-"""Beside the logs: which stages' artifacts the report in wandb is of."""
+"""File beside the logs: stage -> key of the artifacts that the report in wandb shows."""
 
 STEP = "trainer/global_step"
 """Lightning's name for the axis of all metrics."""
@@ -77,7 +77,8 @@ class WandbObserver(Observer):
 
     @_harmless()
     def stage_left(self, plan: Plan, code: int) -> None:
-        """Finish the stage's wandb run, so that the next stage starts one of its own; a trial's stays open until its end."""
+        """Finish the stage's wandb run, so that the next stage starts a new one. The wandb run of a trial stays open
+        until the trial ends."""
         if under_agent() and code == 0:
             return
         import wandb
@@ -87,10 +88,10 @@ class WandbObserver(Observer):
         wandb.finish(exit_code=code)
 
     def run_finished(self, plan: Plan) -> None:
-        """The table of the stages, the report's pictures, the final score, and the final student on request.
+        """Log the table of the stages, the report's pictures, the final score and, on request, the final student.
 
-        Once for the same stages, whichever start of the run they were finished in; under an agent at each start, which is a
-        trial of its own.
+        This is done once for the same stages, even if the run is started again. Under an agent it is done at each
+        start, because each start is a separate trial.
         """
         keys = {stage.name: stage.key for stage in plan.stages}
         reported = plan.folder.logs / REPORTED_FILE
@@ -187,10 +188,10 @@ def _open_run(plan: Plan, job: str, more: Mapping[str, Any] | None = None) -> An
     config, name = plan.config, plan.folder.folder.name
     settings: dict[str, Any] = {"job_type": job, "name": f"{name}/{job}", "config": _config(plan) | dict(more or {})}
     settings |= {"project": config.wandb.project, "entity": config.wandb.entity}
-    if under_agent():  # the sweep says which project
+    if under_agent():  # the sweep determines the project
         stages = {stage.name: _facts_before(stage) for stage in plan.stages}
         settings = {"name": name, "job_type": "trial", "config": _config(plan) | {"stages": stages}}
-        settings["resume"] = "allow"  # a trial that an agent was given again continues
+        settings["resume"] = "allow"  # an agent may get the same trial again: it continues
     mode = os.environ.get("WANDB_MODE") or "online"
     if mode == "online" and not wandb.login(prompt=False, verify=False):
         mode = "offline"
@@ -202,7 +203,8 @@ def _open_run(plan: Plan, job: str, more: Mapping[str, Any] | None = None) -> An
 
 
 def _config(plan: Plan) -> dict[str, Any]:
-    """Under a key of its own, because an agent locks the names of the sweep's parameters, `task` and `pipeline` among them."""
+    """The run's settings, under the key `settings`: an agent locks the names of the sweep's parameters, such as `task`
+    and `pipeline`."""
     config = plan.config
     names = {} if under_agent() else {"task": config.task.name, "pipeline": config.pipeline.name, "seed": config.seed}
     return names | {"settings": asdict(config)}

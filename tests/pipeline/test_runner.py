@@ -345,7 +345,10 @@ def test_bad_input_is_found_before_any_work(settings, console, tmp_path, more, m
         (["stages.stage1_binary.quant.weight_bits=2"], "is split into binary halves; use 1"),
         (["stages.split.quant.weight_bits=2"], "a split student is binary; use 1"),
         (["stages.split.quant.embedding_bits=2"], "use 1, or 32"),
-        (["stages.stage1_binary.kind=init", "stages.stage1_binary.teacher=null"], "is split and cannot be cut again"),
+        (
+            ["stages.stage1_binary.kind=init", "stages.stage1_binary.teacher=null"],
+            "is split and cannot be reshaped again",
+        ),
         (["stages.split.student=general"], "has no head; put a KD stage on the task between them"),
         (["stages.teacher.student=general"], "has no head to fine-tune; use pretrained"),
         (["stages.stage1.teacher=general", "stages.stage2.teacher=general"], "no trained head to learn logits from"),

@@ -34,7 +34,7 @@ def test_an_unknown_kind_or_term_names_the_nearest():
         kind_of("singlestage", "stages.x.kind=")
     with pytest.raises(InputError, match=r"loss.extra.hiden is no loss term; did you mean hidden\?"):
         LossSpec(extra={"hiden": 1.0})
-    with pytest.raises(InputError, match=r"loss.extra.hidden=1.0 has a setting of its own; use loss.hidden"):
+    with pytest.raises(InputError, match=r"loss.extra.hidden=1.0 already has a setting; use loss.hidden"):
         LossSpec(extra={"hidden": 1.0})
     with pytest.raises(InputError, match=r"loss.unmatched_heads=relations is unknown; did you mean relation\?"):
         LossSpec(unmatched_heads="relations")

@@ -25,7 +25,7 @@ BLOCK = 64
 """Source rows whose candidates are found together. A constant, because results may depend on it in the last bit."""
 
 SHARD_BLOCKS = 16
-"""Blocks of a shard, the most that an interruption loses."""
+"""Blocks in a shard. An interruption loses at most one shard of each process."""
 
 SHARD_ROWS = BLOCK * SHARD_BLOCKS
 
@@ -43,7 +43,7 @@ class ShardRecord:
 
 
 class Augmenter:
-    """Makes augmented rows of any part of a task's rows. A row's choices depend on its number and the seed alone.
+    """Makes augmented rows of any part of a task's rows. A row's choices depend only on its number and the seed.
 
     A row yields itself and up to `variants` variants of each of its sentences, the other sentence unchanged. In a variant
     every word of letters that is not a stop word is replaced, with `probability`, by one of its candidates.
@@ -124,7 +124,7 @@ class Augmenter:
 
 
 def write_shard(augmenter: Augmenter, number: int, folder: Path) -> ShardRecord:
-    """Write one shard and its record, unless both are there. A failing write (a full disk) leaves no part of either."""
+    """Write one shard and its record, unless both are there. If a write fails (on a full disk), no part of either is left."""
     file, record_file = shard_file(folder, number), shard_file(folder, number).with_suffix(".json")
     if file.is_file() and (finished := _read_record(record_file)):
         return finished
@@ -163,7 +163,7 @@ def write_shard(augmenter: Augmenter, number: int, folder: Path) -> ShardRecord:
 def _read_record(file: Path) -> ShardRecord | None:
     try:
         return ShardRecord(**json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError):  # lost when the machine failed: the shard is made again
+    except (OSError, ValueError, TypeError):  # damaged when the machine failed: the shard is made again
         return None
 
 
@@ -173,7 +173,7 @@ def shard_file(folder: Path, number: int) -> Path:
 
 
 def load_shards(folder: Path) -> Dataset:
-    """The augmented rows in a folder, memory-mapped; InputError if it has none."""
+    """The augmented rows in a folder, memory-mapped. Raises InputError if it has none."""
     files = sorted(folder.glob("shard-*.arrow"))
     if not files:
         raise InputError(f"{folder} has no shard-*.arrow; name a folder that `bitkd augment` made")

@@ -17,14 +17,14 @@ from bitkd.data.tasks import CandidatePrecision, CandidateSource
 from bitkd.errors import InputError
 
 FORWARD_TOKENS = 4096
-"""Padded tokens of one forward pass. It is fixed, and so is which queries share a pass: rounding depends on the shape, so
-that the order of two nearly equal candidates would otherwise depend on a batch size."""
+"""Padded tokens of one forward pass. It is a constant, because rounding depends on the shape of a batch: with another
+size, two nearly equal candidates could change places."""
 
 VECTOR_CHUNK = 256
 """Words whose nearest vectors are found in one matrix product."""
 
 CACHED_WORDS = 100_000
-"""Words whose candidates are cached, at most."""
+"""Largest number of words whose candidates are cached."""
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +32,10 @@ log = logging.getLogger(__name__)
 class VectorCandidates:
     """Nearest words by cosine of word vectors: of the model's own embedding matrix, or of a file in GloVe's format.
 
-    A word that the vocabulary has only in pieces takes the mean of their vectors. A word that a file does not have has
-    no candidates.
+    A word that the vocabulary has only in pieces takes the mean of their vectors. A word that is not in the file has no
+    candidates.
 
-    words: the candidates.  vectors: theirs, (words, dimensions).  count: candidates of a word.
+    words: the candidates.  vectors: their vectors, (words, dimensions).  count: number of candidates of a word.
     mean_vector: gives the vector of a word that is not among `words`, or None.
     """
 
@@ -65,7 +65,9 @@ class VectorCandidates:
 
     @classmethod
     def of_file(cls, file: Path, count: int) -> "VectorCandidates":
-        """Vectors from a text file with a line "word number number …" for each word; InputError if it is not one."""
+        """Vectors from a text file with a line "word number number …" for each word. Raises InputError if it has
+        another form, or too few words.
+        """
         if not file.is_file():
             raise InputError(f"task.augmentation.vectors={file}: there is no such file; name a file in GloVe's format")
         words: list[str] = []
@@ -120,10 +122,10 @@ class VectorCandidates:
 
 
 class MaskedLMCandidates:
-    """A masked language model's best words in place of a word of a single piece. Its input is [CLS] masked sentence [SEP]
-    original sentence [SEP], as published. Words of several pieces take their candidates from `others`.
+    """Candidates that a masked language model predicts for words of a single piece. Its input is [CLS] masked sentence
+    [SEP] original sentence [SEP], as published. Words of several pieces take their candidates from `others`.
 
-    All queries of a call are run together, sorted by length; the head is computed at the masked position alone.
+    All queries of a call are run together, sorted by length; the head is computed only at the masked position.
 
     folder: of the model.  count: candidates of a word.
     """
@@ -152,8 +154,8 @@ class MaskedLMCandidates:
         self.model.base_model.register_forward_hook(self._keep_masked)
 
     def _keep_masked(self, module: Any, inputs: Any, output: Any) -> Any:
-        """Between encoder and head: keep the masked position alone, since a head over the vocabulary costs as much as the
-        encoder.
+        """Hook between encoder and head: keep only the masked position, because a head over the vocabulary costs as
+        much as the encoder.
         """
         rows = torch.arange(len(self._masked))  # type: ignore[arg-type]
         output.last_hidden_state = output.last_hidden_state[rows, self._masked].unsqueeze(1)
@@ -170,7 +172,7 @@ class MaskedLMCandidates:
                 places.setdefault(word, []).append(place)
             single = {i for i in sentence.replaceable if len(places.get(i, ())) == 1}
             single = {i for i in single if ids[number][places[i][0]] != self._tokenizer.unk_token_id}
-            # In a sentence longer than the model reads, the words after that length stay.
+            # Words beyond the model's maximum length are not replaced.
             seen = {i for i in single if places[i][0] < self._longest - 2}
             queries += [(number, i, places[i][0]) for i in sorted(seen)]
             rest.append(Sentence(sentence.words, [i for i in sentence.replaceable if i not in single]))
@@ -226,7 +228,7 @@ def _chunks(order: list[int], lengths: list[int]) -> Iterator[list[int]]:
 
 
 def load_masked_lm(folder: Path) -> Any:
-    """A masked language model with a *trained* head; InputError if its head would be random."""
+    """A masked language model with a *trained* head. Raises InputError if its head would be random."""
     model, report = AutoModelForMaskedLM.from_pretrained(str(folder), dtype=torch.float32, output_loading_info=True)
     random = sorted(report["missing_keys"]) + sorted(str(key) for key in report.get("mismatched_keys", ()))
     if random:
@@ -255,7 +257,10 @@ def make_candidates(
     precision: CandidatePrecision,
     device: str = "cpu",
 ) -> Candidates:
-    """The candidates that an AugmentSpec asks for; `folder` is the model's. InputError if it lacks what is needed."""
+    """The candidates that an AugmentSpec describes.  folder: of the model.  vectors: a file, or None.
+
+    Raises InputError if the model has no trained masked-LM head but needs one, or if the file is wrong.
+    """
     near = (
         VectorCandidates.of_file(Path(vectors).expanduser(), count)
         if vectors

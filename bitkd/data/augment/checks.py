@@ -1,5 +1,5 @@
-"""Checks of augmentation's settings, and that augmented rows fit this run. It imports no torch, so that a plan can be made
-without.
+"""Checks of augmentation's settings, and of augmented rows that were made before. It imports no torch, so that planning
+needs none.
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ def check_augmented(
 ) -> None:
     """Raises InputError if augmented rows were made for another task, of other rows, or with another length or tokenizer.
 
-    folder: where they are.  record: what made them.  source, tokenizer: hashes as AugmentedRecord has them.
+    folder: of the rows.  record: how they were made.  source, tokenizer: this run's hashes, see AugmentedRecord.
     """
     where = f"task.augmentation.path={folder}"
     if record.task != task:

@@ -1,4 +1,4 @@
-"""English function words, which augmentation does not replace: that would change grammar or meaning, not the wording."""
+"""English function words. Augmentation does not replace them, because that would change grammar or meaning."""
 
 STOP_WORDS = frozenset(
     """

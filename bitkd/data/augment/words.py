@@ -1,4 +1,4 @@
-"""Words of a sentence: what is asked of candidates, and how a tokenizer divides words into pieces."""
+"""Sentences as lists of words; the interface of candidates; how a tokenizer divides words into pieces."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
