@@ -7,16 +7,15 @@ import random
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jsonschema import ValidationError
 
 from bitkd.errors import InputError
 from bitkd.stages.spec import SCORE
-from bitkd.sweep.spec import SweepSpec
-from bitkd.sweep.trials import Trial, TrialState
 
 with warnings.catch_warnings():
     # The package was written for pydantic 1 and warns when it is imported.
@@ -24,8 +23,16 @@ with warnings.catch_warnings():
     import sweeps
     from sweeps.config.schema import fill_parameter
 
-_STATES: dict[str, str] = {TrialState.FINISHED: "finished", TrialState.FAILED: "failed"}
-"""Trial state -> the engine's word for it; for the engine, all others are running."""
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the engine learns from: a trial of before."""
+
+    name: str
+    parameters: dict[str, Any]
+    state: Literal["finished", "failed", "running"]
+    score: float | None
+    """None if it is not finished."""
 
 
 def fill_content(file: Path, content: dict[str, Any]) -> dict[str, Any]:
@@ -54,34 +61,34 @@ def fill_content(file: Path, content: dict[str, Any]) -> dict[str, Any]:
     raise InputError(f"{file} is no sweep by wandb's schema: {'; '.join(wrong)}")
 
 
-def known_proposals(spec: SweepSpec) -> list[dict[str, Any]]:
+def known_proposals(file: Path, content: dict[str, Any]) -> list[dict[str, Any]]:
     """The parameters of the trials that do not depend on scores: all of grid and random, the first of bayes.
 
-    Raises InputError if the engine refuses the file.
+    content: what `fill_content` returned.  Raises InputError if the engine refuses the file.
     """
+    cap = content["run_cap"]
     try:
-        if spec.method == "grid":
-            limit = spec.run_cap or 10**9  # a grid is finite
-            found = sweeps.next_runs(spec.content, [], n=limit)
+        if content["method"] == "grid":
+            found = sweeps.next_runs(content, [], n=cap or 10**9)  # a grid is finite
             return [_to_parameters(run) for run in found if run is not None]
-        return [propose(spec, number, []) for number in range((spec.run_cap or 1) if spec.method == "random" else 1)]
+        return [propose(content, number, []) for number in range((cap or 1) if content["method"] == "random" else 1)]
     except (ValueError, AssertionError) as error:
-        raise InputError(f"{spec.file}: wandb's engine refuses it: {error}") from error
+        raise InputError(f"{file}: wandb's engine refuses it: {error}") from error
 
 
-def propose(spec: SweepSpec, number: int, earlier: Sequence[Trial]) -> dict[str, Any]:
+def propose(content: dict[str, Any], number: int, earlier: Sequence[Evaluation]) -> dict[str, Any]:
     """The parameters of trial `number`: the same from the same scores, whichever process asks."""
     runs = [
         sweeps.SweepRun(
             name=trial.name,
-            state=_STATES.get(trial.state, "running"),
+            state=trial.state,
             config={key: {"value": value} for key, value in trial.parameters.items()},
             summaryMetrics={} if trial.score is None else {SCORE: trial.score},
         )
         for trial in earlier
     ]
     with _seeded(number):
-        return _to_parameters(sweeps.next_run(spec.content, runs))
+        return _to_parameters(sweeps.next_run(content, runs))
 
 
 @contextmanager

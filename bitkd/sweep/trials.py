@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bitkd.config.comparable import LOCAL_PATHS, NO_EFFECT_ON_RESULTS, is_among
 from bitkd.config.schema import Config
@@ -27,6 +27,13 @@ class TrialState(StrEnum):
     FAILED = "failed"
     STOPPED = "stopped"
     """Asked to stop by a signal; it is resumed."""
+
+
+_ENGINE_STATES: dict[str, Literal["finished", "failed"]] = {
+    TrialState.FINISHED: "finished",
+    TrialState.FAILED: "failed",
+}
+"""Trial state -> the engine's word for it; for the engine, all others are running."""
 
 
 @dataclass
@@ -74,7 +81,7 @@ class Sweep:
         """Check every trial that is known beforehand. Raises InputError before anything is written."""
         from bitkd.sweep import engine
 
-        proposals = engine.known_proposals(spec)
+        proposals = engine.known_proposals(spec.file, spec.content)
         if not proposals:
             raise InputError(f"{spec.file}: its parameters give no trial; give each parameter a value")
         folder = Path(spec.config(proposals[0]).run.dir).expanduser().resolve() / "sweeps" / spec.name
@@ -109,7 +116,11 @@ class Sweep:
 
         earlier = self.trials()
         kept = next((trial.parameters for trial in earlier if trial.number == number), None)
-        return self._trial(number, kept or engine.propose(self.spec, number, [self.read(trial) for trial in earlier]))
+        found = [
+            engine.Evaluation(trial.name, trial.parameters, _ENGINE_STATES.get(trial.state, "running"), trial.score)
+            for trial in map(self.read, earlier)
+        ]
+        return self._trial(number, kept or engine.propose(self.spec.content, number, found))
 
     def read(self, trial: Trial) -> Trial:
         """The same trial, read from its file again."""
