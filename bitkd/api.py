@@ -10,6 +10,7 @@ from bitkd.config.load import GROUPS, load_config
 from bitkd.config.schema import Config
 from bitkd.pipeline.checks import check_paths
 from bitkd.pipeline.plan import check_settings
+from bitkd.processes.libraries import quieten, set_environment
 from bitkd.processes.signals import exit_with_parent
 from bitkd.tracking.agent import with_run_name
 
@@ -48,7 +49,8 @@ def run(pipeline: str, *settings: str, console: "Console | None" = None, **value
     pipeline: a name in conf/pipeline, or a path to a YAML file.
     settings: key=value, as `bitkd run` takes them.
     values: the same as keyword arguments; a dotted key goes into a dictionary: `**{"train.lr": 1e-4}`.
-    console: gets a line at each stage's start and end, by its `print`; None prints to the standard output.
+    console: gets a line at each stage's start and end, by its `print`; None prints to the standard output. Lightning's
+    routine messages are hidden.
 
     Raises InputError before any work starts, bitkd.StageFailedError while working, StoppedError if the process is asked to
     stop (SIGTERM, SIGUSR1, Ctrl-C): run it again to continue. With `trainer.devices` > 1 every process gets the result.
@@ -56,6 +58,7 @@ def run(pipeline: str, *settings: str, console: "Console | None" = None, **value
     given = [_as_setting(key, value) for key, value in values.items()]
     config = with_run_name(load_config([f"pipeline={pipeline}", *settings, *given]))
     check_before_imports(config)
+    set_environment()
     if "LOCAL_RANK" in os.environ:  # one of the processes that Lightning or torchrun starts
         exit_with_parent()
     from rich.console import Console as Terminal
@@ -64,6 +67,7 @@ def run(pipeline: str, *settings: str, console: "Console | None" = None, **value
     from bitkd.pipeline.runner import run as run_config
     from bitkd.tracking import make_observer
 
+    quieten()
     plan = run_config(config, console or Terminal(soft_wrap=True, highlight=False, markup=False), make_observer(config))
     return RunResult(plan.folder.folder, load_run(plan.folder.folder).stages)
 

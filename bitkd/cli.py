@@ -179,12 +179,9 @@ def _take_care_of_processes() -> Callable[[], None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 a failure while working, 2 bad input, 75 or 130 asked to stop."""
     arguments = _parse(argv)
-    # Libraries read these when they are imported.
-    # Waiting threads sleep instead of spinning: if another process needs a core, small models run ten times faster.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from bitkd.processes.libraries import set_environment
+
+    set_environment()
     restore = _take_care_of_processes() if arguments.command in ("run", "augment", "sweep") else None
     try:
         from bitkd.commands import find_command

@@ -26,11 +26,15 @@ class StoppedError(Exception):
         self.code = code
 
 
-def nearest(name: str, allowed: Iterable[str]) -> str:
-    """A hint such as "did you mean multistage?", or the list of what is allowed."""
+def nearest(name: str, allowed: Iterable[str], show_all: bool = False) -> str:
+    """A hint such as "did you mean multistage?", or the list of what is allowed.
+
+    show_all: list what is allowed in any case.
+    """
     allowed = list(allowed)
     match = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-    return f"did you mean {match[0]}?" if match else f"use one of {', '.join(allowed)}"
+    everything = f"use one of {', '.join(allowed)}"
+    return f"did you mean {match[0]}?{f' ({everything})' if show_all else ''}" if match else everything
 
 
 def check_choices(spec: Any, where: str = "") -> None:
@@ -44,7 +48,7 @@ def check_choices(spec: Any, where: str = "") -> None:
         if allowed and getattr(spec, name) not in allowed:
             shown = [str(choice) for choice in allowed if choice is not None]
             raise InputError(
-                f"{where}{name}={getattr(spec, name)} is unknown; {nearest(str(getattr(spec, name)), shown)}"
+                f"{where}{name}={getattr(spec, name)} is unknown; {nearest(str(getattr(spec, name)), shown, True)}"
             )
 
 

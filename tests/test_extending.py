@@ -11,9 +11,10 @@ from torch import Tensor
 from bitkd.cli import main
 from bitkd.compare.load import load_run
 from bitkd.config.load import load_config
+from bitkd.errors import InputError
 from bitkd.models.artifact import load_student
 from bitkd.pipeline.plan import make_plan
-from bitkd.pipeline.runner import run
+from bitkd.pipeline.runner import StageFailedError, run
 from bitkd.quant import table
 from bitkd.stages import kinds, spec
 from bitkd.stages.distillation import DistillationModule
@@ -99,6 +100,24 @@ def test_a_budget_and_its_flops_know_the_new_kind(extended, pipeline, settings, 
     steps = {stage.name: stage.total_steps for stage in plan.stages}
     assert steps["toy"] > 0
     assert steps["toy_binary"] > 0
+
+
+def vector_term(module, student, teacher, batch):
+    return student.logits[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("nowhere:cosine_term", "loss term cosine names nowhere:cosine_term"),
+        (f"{__name__}:vector_term", r"shape \(8,\)"),
+    ],
+)
+def test_a_wrong_term_is_named(extended, pipeline, settings, tmp_path, console, monkeypatch, function, message):
+    monkeypatch.setitem(spec.TERMS, "cosine", Term(function))
+    with pytest.raises((InputError, StageFailedError), match=message):
+        run(load_config(settings(tmp_path, pipeline, "train.max_steps=1")), console)
+    assert ("nowhere" in function) == (not console.lines)  # what cannot be imported is found before any stage
 
 
 def test_without_the_rows_each_is_refused_by_name(pipeline, settings, tmp_path, capsys):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from bitkd.commands.output import make_console, print_json, quieten
+from bitkd.commands.output import make_console, print_json
 from bitkd.config.load import load_config
 from bitkd.config.schema import Config
 from bitkd.data.hub import resolve_pretrained
@@ -15,6 +15,7 @@ from bitkd.errors import InputError
 from bitkd.files import read_json
 from bitkd.models.labels import label_order
 from bitkd.pipeline.checks import check_files
+from bitkd.processes.libraries import quieten
 from bitkd.store.artifacts import STAGE_FILE, Store, read_artifact
 from bitkd.store.records import StageRecord
 from bitkd.store.run_folder import MANIFEST, RunFolder
@@ -22,13 +23,13 @@ from bitkd.store.run_folder import MANIFEST, RunFolder
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
     """Print the task's metrics of a checkpoint; returns the exit code."""
-    quieten()
     config = _task_config(arguments.settings)
     check_files(config, [config.task.files.train, *config.task.files.dev.values()])
     folder = _checkpoint_folder(arguments, config)
     record = _stage_record(folder)
     from bitkd.commands.inference import evaluate
 
+    quieten()
     values = evaluate(config, folder, _labels(arguments), record)
     if arguments.json:
         print_json({"metrics": values})
@@ -42,7 +43,6 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
 
 def predict_command(arguments: argparse.Namespace) -> int:
     """Print predictions for texts, or write a submission; returns the exit code."""
-    quieten()
     split = [text for text in arguments.settings if text.startswith("split=")]
     if split or arguments.out:
         return _write_submission(arguments, [text for text in arguments.settings if text not in split], split)
@@ -56,6 +56,7 @@ def predict_command(arguments: argparse.Namespace) -> int:
     _check_texts(folder, pairs is not None)
     from bitkd.commands.inference import predict
 
+    quieten()
     results = predict(folder, texts, pairs, config, _labels(arguments))
     if arguments.json:
         print_json({"predictions": results})
@@ -78,6 +79,7 @@ def _write_submission(arguments: argparse.Namespace, settings: list[str], split:
     out = Path(arguments.out)
     from bitkd.commands.inference import predict_set
 
+    quieten()
     predictions = predict_set(config, folder, name, _labels(arguments))
     lines = ["index\tprediction", *(f"{i}\t{prediction}" for i, prediction in enumerate(predictions))]
     try:
@@ -112,7 +114,12 @@ def _checkpoint_folder(arguments: argparse.Namespace, config: Config | None) -> 
         raise InputError(f"{damage}; run its pipeline again: the stage is recomputed")
     if not (folder / "config.json").is_file():
         raise InputError(f"{arguments.checkpoint} has no config.json; name a folder with a saved model")
-    own = (read_json(folder / "config.json") or {}).get("id2label")
+    content = read_json(folder / "config.json") or {}
+    if isinstance(spec := content.get("bitkd"), dict) and spec.get("trained_head") is False:
+        raise InputError(
+            f"{folder} has no trained head (a task-agnostic or headless student); name a stage that has one"
+        )
+    own = content.get("id2label")
     if config is not None and own:
         label_order(list(own.values()), config.task.labels, _labels(arguments))
     return folder

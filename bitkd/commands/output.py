@@ -1,8 +1,6 @@
 """Output of commands: tables and lines, or JSON. Only rank zero prints."""
 
 import json
-import logging
-import warnings
 from typing import Any
 
 from rich.console import Console
@@ -27,31 +25,3 @@ def is_other_rank() -> bool:
     from lightning.pytorch.utilities import rank_zero_only
 
     return rank_zero_only.rank != 0  # type: ignore[attr-defined]
-
-
-def quieten(show_notes: bool = True) -> None:
-    """Hide the libraries' routine messages, but not errors.  show_notes: print the log messages of bitkd itself.
-
-    Progress bars are turned off by environment variables, see `bitkd.cli`.
-    """
-    # Such as counts of truncated or empty rows.
-    own = logging.getLogger("bitkd")
-    if show_notes and not own.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("note: %(message)s"))
-        own.addHandler(handler)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for message in _REMARKS:
-        warnings.filterwarnings("ignore", message=message)
-
-
-_REMARKS = (
-    ".*does not have many workers.*",
-    ".*smaller than the logging interval.*",
-    ".*dataloader is not resumable.*",  # bitkd's is: ResumeCheckpoint restores the position in the data
-    ".*recommended to use `self.log.*sync_dist.*",  # torchmetrics has synchronized the value already
-    ".*broadcast_buffers.*deprecated.*",
-    ".*LeafSpec.*deprecated.*",
-    ".*Trying to infer the `batch_size`.*",
-)

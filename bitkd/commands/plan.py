@@ -5,9 +5,10 @@ from dataclasses import asdict
 
 from rich.table import Table
 
-from bitkd.commands.output import make_console, print_json, quieten
+from bitkd.commands.output import make_console, print_json
 from bitkd.config.load import load_config, to_yaml
 from bitkd.pipeline.plan import make_plan
+from bitkd.processes.libraries import quieten
 from bitkd.report.mermaid import draw_graph
 from bitkd.sources.cache import open_cache
 

@@ -9,11 +9,12 @@ from dataclasses import asdict, replace
 from rich.console import Console
 
 from bitkd.api import check_before_imports
-from bitkd.commands.output import is_other_rank, make_console, print_json, quieten
+from bitkd.commands.output import is_other_rank, make_console, print_json
 from bitkd.config.load import load_config
 from bitkd.config.schema import BudgetSpec
 from bitkd.errors import InputError, StoppedError
 from bitkd.pipeline.plan import Plan
+from bitkd.processes.libraries import quieten
 from bitkd.tracking.agent import with_run_name
 
 EXAMPLES = 10

@@ -199,7 +199,11 @@ def _merge(base: Any, layer: DictConfig, source: str | None = None) -> Any:
         if allowed := [str(choice) for choice in choices_of(kind) if choice is not None]:
             given = OmegaConf.select(layer, full)
             value = "null" if given is None else str(given)
-            raise InputError(f"{full}={value} is unknown; {nearest(value, allowed)}") from error
+            raise InputError(f"{full}={value} is unknown; {nearest(value, allowed, show_all=True)}") from error
+        if is_dataclass(kind):
+            raise InputError(
+                f"{full}= takes no value of its own; set one of its keys, such as {full}.{fields(kind)[0].name}=…"
+            ) from error
         wanted = _wanted(kind)
         hint = f"give {wanted}" if wanted else _first_line(error)
         raise InputError(f"'{source or full}' has the wrong type; {hint}") from error

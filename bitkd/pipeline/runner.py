@@ -18,6 +18,7 @@ from bitkd.pipeline.observer import Observer
 from bitkd.pipeline.plan import Plan, make_plan
 from bitkd.processes.group import Group
 from bitkd.processes.signals import Stopping
+from bitkd.stages.spec import TERMS, resolve
 from bitkd.store.lock import Lock
 from bitkd.store.records import BudgetRecord, RunManifest
 
@@ -55,6 +56,7 @@ def run(config: Config, console: Console, observer: Observer | None = None, prog
     Raises InputError before any work starts, StageFailedError while working, StoppedError if it was asked to stop.
     """
     plan = make_plan(config)
+    _check_code(plan)
     plan.store.prepare()
     group, stopping = Group(plan.config.trainer), Stopping()
     stopping.install()
@@ -70,6 +72,15 @@ def run(config: Config, console: Console, observer: Observer | None = None, prog
     finally:
         stopping.restore()
     return plan
+
+
+def _check_code(plan: Plan) -> None:
+    """Import what the stages' kinds and loss terms name: an error must not come hours later."""
+    for stage in plan.stages:
+        if not stage.kind.makes_rows:
+            _ = stage.kind.module_class
+        for term in stage.kind.active_terms(stage.spec.loss):
+            resolve(TERMS[term].function, f"loss term {term}")
 
 
 def _run_stage(context: StageContext) -> None:

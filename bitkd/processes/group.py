@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 
 from bitkd.config.schema import TrainerSpec
@@ -46,7 +47,7 @@ def make_trainer(spec: TrainerSpec, find_unused_parameters: bool = False, **sett
             num_sanity_val_steps=0,
             **settings,
         )
-    except (ValueError, RuntimeError) as error:  # Lightning's MisconfigurationException is either
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise InputError(f"trainer.* does not fit this machine: {error}") from error
 
 

@@ -1,6 +1,7 @@
 """The quantizers by bit width: the one place where another is registered.
 
-It needs no torch, so that settings can be checked without it: a row names its implementation as "module:name".
+It needs no torch, so that settings can be checked without it: a row names its implementation as "module:name", or is given
+the function or class itself.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,6 @@
 """The distillation objective that every KD stage chooses its terms from."""
 
 from collections.abc import Callable
-from pkgutil import resolve_name
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +17,7 @@ from bitkd.models.student import add_head
 from bitkd.models.teacher_map import map_student
 from bitkd.stages.base import Origin, StudentModule
 from bitkd.stages.kinds import kind_of
-from bitkd.stages.spec import ATTENTION, HIDDEN, TERMS, LossSpec
+from bitkd.stages.spec import ATTENTION, HIDDEN, TERMS, LossSpec, resolve
 
 
 class DistillationModule(StudentModule):
@@ -43,7 +42,7 @@ class DistillationModule(StudentModule):
         if not self.weights:
             raise InputError(f"{type(self).__name__} has no loss term left; give one of {kind.terms} a positive weight")
         self._terms: dict[str, Callable[..., Tensor]] = {
-            name: resolve_name(TERMS[name].function) for name in self.weights
+            name: resolve(TERMS[name].function, f"loss term {name}") for name in self.weights
         }
         self._reads_layers = any(TERMS[name].reads_layers for name in self.weights)
         if self._reads_layers:
@@ -106,4 +105,8 @@ class DistillationModule(StudentModule):
         with torch.no_grad():
             target = self.teacher(**inputs, output_hidden_states=layers, output_attentions=layers)
         output = self.student(**inputs, output_hidden_states=layers, output_attentions=layers)
-        return {name: self.weights[name] * term(self, output, target, batch) for name, term in self._terms.items()}
+        terms = {name: term(self, output, target, batch) for name, term in self._terms.items()}
+        for name, value in terms.items():
+            if value.dim():
+                raise InputError(f"loss term {name} gives shape {tuple(value.shape)}; it must give a scalar")
+        return {name: self.weights[name] * value for name, value in terms.items()}

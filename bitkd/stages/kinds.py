@@ -6,11 +6,10 @@ A new kind is a module in bitkd/stages and a row here.
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from pkgutil import resolve_name
 from typing import Any, Literal
 
 from bitkd.errors import InputError, nearest
-from bitkd.stages.spec import ATTENTION, HIDDEN, LOGITS, TERMS, LossSpec
+from bitkd.stages.spec import ATTENTION, HIDDEN, LOGITS, TERMS, LossSpec, resolve
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,8 @@ class Kind:
         if not self.distils:
             return ()
         names = dict.fromkeys([*self.terms, *loss.extra])
+        if unknown := [name for name in names if name not in TERMS]:
+            raise InputError(f"kind {self.name}: {unknown[0]} is no loss term; {nearest(unknown[0], TERMS)}")
         return tuple(name for name in names if loss.weight_of(name) > 0)
 
     def trains_head(self, loss: LossSpec) -> bool:
@@ -84,7 +85,7 @@ class Kind:
     @cached_property
     def module_class(self) -> Any:
         """The LightningModule; torch and lightning are imported now. InputError if it is of another kind."""
-        found = resolve_name(self.module)
+        found = resolve(self.module, f"kind {self.name}")
         if self.distils and getattr(found, "kind", None) != self.name:
             raise InputError(f'{self.module} is not of the kind that names it; write kind = "{self.name}" in the class')
         return found

@@ -2,7 +2,8 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from pkgutil import resolve_name
+from typing import Any, Literal
 
 from bitkd.errors import InputError, check_choices, nearest
 
@@ -28,6 +29,19 @@ class Term:
     reads_last_layer: bool = True
     """Whether it reads what the last layer puts out. If no term of a stage does, that layer's parameters get no gradient,
     and DDP has to look for them."""
+
+
+def resolve(place: str, owner: str) -> Any:
+    """What a row of a table names as `package.module:name`; InputError if it cannot be imported.
+
+    owner: whose row it is, for the message.
+    """
+    try:
+        return resolve_name(place)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"{owner} names {place}, which cannot be imported ({error}); write package.module:name"
+        ) from error
 
 
 LOGITS, HIDDEN, ATTENTION = "logits", "hidden", "attention"

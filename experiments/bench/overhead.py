@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForSequenceClassification
 
 from bitkd.callbacks.checkpoints import ResumeCheckpoint
-from bitkd.commands.output import quieten
 from bitkd.config.load import load_config
 from bitkd.pipeline.runner import run
+from bitkd.processes.libraries import quieten
 from bitkd.stages.finetune import FineTune
 
 MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}

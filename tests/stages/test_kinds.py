@@ -60,3 +60,10 @@ def test_a_term_without_a_setting_has_weight_one_in_a_kind_that_names_it(monkeyp
     assert row.active_terms(LossSpec()) == ("logits", "cosine")
     assert row.active_terms(LossSpec(extra={"cosine": 0.0})) == ("logits",)
     assert kind_of("prediction").active_terms(LossSpec()) == ("logits",)
+
+
+def test_what_a_row_names_wrongly_is_said_before_a_run(monkeypatch):
+    with pytest.raises(InputError, match=r"kind kd: logitz is no loss term; did you mean logits\?"):
+        Kind("kd", "module:Class", terms=("logitz",), trains=True).active_terms(LossSpec())
+    with pytest.raises(InputError, match=r"kind kd names nowhere:Class, which cannot be imported"):
+        _ = Kind("kd", "nowhere:Class").module_class
