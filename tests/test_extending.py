@@ -110,7 +110,7 @@ def vector_term(module, student, teacher, batch):
     ("function", "message"),
     [
         ("nowhere:cosine_term", "loss term cosine names nowhere:cosine_term"),
-        (f"{__name__}:vector_term", r"shape \(8,\)"),
+        (f"{__name__}:vector_term", r"loss term cosine gives shape \(1,\); it must give a scalar"),
     ],
 )
 def test_a_wrong_term_is_named(extended, pipeline, settings, tmp_path, console, monkeypatch, function, message):

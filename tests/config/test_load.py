@@ -77,11 +77,14 @@ def test_the_printed_configuration_says_everything():
         ([*BOTH, "nonsense"], r"'nonsense' is no setting; write key=value"),
         ([*BOTH, "train=fast"], r"train= is a section and takes no value"),
         (["pipeline=/nowhere/mine.yaml", "task=demo"], r"there is no such file"),
-        ([*BOTH, "trainer.precision=bf16"], r"^trainer\.precision=bf16 is unknown; did you mean bf16-mixed\?$"),
+        (
+            [*BOTH, "trainer.precision=bf16"],
+            r"^trainer\.precision=bf16 is unknown; did you mean bf16-mixed\? \(use one of 32-true, bf16-mixed, 16-mixed\)$",
+        ),
         ([*BOTH, "logger=tensorboard"], r"^logger=tensorboard is unknown; use one of csv, wandb$"),
         (
             [*BOTH, "stages.stage1.schedule=linaer"],
-            r"^stages\.stage1\.schedule=linaer is unknown; did you mean linear\?$",
+            r"^stages\.stage1\.schedule=linaer is unknown; did you mean linear\? \(use one of linear, constant\)$",
         ),
         (
             [*BOTH, "stages.stage1.select=null"],
@@ -100,7 +103,9 @@ def test_bad_settings_say_what_to_do(overrides, message):
 def test_choices_are_checked_in_files_too_and_null_is_one_of_those_that_may_be_none(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("pipeline: {name: mine}\nstages:\n  one: {kind: finetune, select: bets, schedule: null}\n")
-    with pytest.raises(InputError, match=r"^stages\.one\.select=bets is unknown; did you mean best\?$"):
+    with pytest.raises(
+        InputError, match=r"^stages\.one\.select=bets is unknown; did you mean best\? \(use one of auto, best, last\)$"
+    ):
         load_config([f"pipeline={file}", "task=demo"])
     chosen = ["stages.one.select=best", "stages.one.schedule=null", "data.segments=1"]
     file.write_text(file.read_text().replace("bets", "best"))
