@@ -80,7 +80,20 @@ def load_tokenizer(folder: str | Path) -> Any:
     files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
     if not any((Path(folder) / file).is_file() for file in files):
         raise InputError(f"{folder} has no tokenizer (none of {sorted(files)}); name a folder with tokenizer files")
+    _leave_out_unread_columns(tokenizer, folder)
     return tokenizer
+
+
+def _leave_out_unread_columns(tokenizer: Any, folder: str | Path) -> None:
+    """Make no token types for a model in the same folder that has no table of them, or one with a single row."""
+    from transformers import AutoConfig
+
+    if "token_type_ids" not in tokenizer.model_input_names or not (Path(folder) / "config.json").is_file():
+        return
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    if getattr(config, "type_vocab_size", 0) < 2:
+        names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+        tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -17,9 +17,10 @@ from transformers import (
 )
 
 from bitkd.errors import InputError
-from bitkd.models.attention import ATTENTION
-from bitkd.models.encoder import encoder_layers, read_spec, write_spec
+from bitkd.models.attention import ATTENTION, use_score_attention
+from bitkd.models.encoder import read_spec, write_spec
 from bitkd.models.labels import label_order
+from bitkd.models.marks import GUARD
 from bitkd.models.prepare import check_recorded
 from bitkd.models.student import build_blank
 from bitkd.quant.swap import make_blank_pairs
@@ -32,7 +33,7 @@ _FIRST_HALF = ".first.weight"
 def save_student(model: PreTrainedModel, folder: Path | str, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """Write `model` into `folder`: model.safetensors, config.json and the tokenizer's files.
 
-    model: an encoder of BERT's shape, bare or a sequence classifier; plain, or made by `build_student`, `prepare` and
+    model: an encoder of a family in `bitkd.quant.layout`, bare or a sequence classifier; plain, or made by `build_student`, `prepare` and
     `WeightSplitting`.
     The same weights give the same bytes: the file's only metadata is {"format": "pt"}.
     Raises InputError if the model is of another kind, or was quantized without a record in its configuration.
@@ -48,10 +49,18 @@ def save_student(model: PreTrainedModel, folder: Path | str, tokenizer: PreTrain
     write_spec(model, read_spec(model))
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
+    if getattr(model.config, "quantization_config", None) is not None:
+        _guard(folder / "config.json")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+
+
+def _guard(config_file: Path) -> None:
+    """Make transformers refuse the weights where bitkd is not imported."""
+    content = json.loads(config_file.read_text(encoding="utf-8")) | {"transformers_weights": GUARD}
+    config_file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load_student(path: Path | str) -> PreTrainedModel:
@@ -67,16 +76,8 @@ def load_student(path: Path | str) -> PreTrainedModel:
         raise InputError(f"{folder} has no {WEIGHTS_FILE}; name a finished artifact's folder")
     model = build_blank(config, _is_classifier((config.architectures or [""])[0]))
     try:
-        state = load_file(folder / WEIGHTS_FILE)
-        # The file shows which of the binary layers are pairs: a model may be split in part.
-        pairs = [name.removesuffix(_FIRST_HALF) for name in state if name.endswith(_FIRST_HALF)]
-        make_blank_pairs(model, pairs)
-        if read_spec(config).split != bool(pairs):
-            raise InputError(f"it has {len(pairs)} pairs of layers")
-        # Encoders that were taken out of a classifier may have no pooler.
-        if getattr(model, "pooler", None) is not None and not any(name.startswith("pooler.") for name in state):
-            model.pooler = None  # type: ignore[assignment]
-        missing, unexpected = model.load_state_dict(state, strict=False)
+        fit_to_file(model, folder / WEIGHTS_FILE)
+        missing, unexpected = model.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=False)
     except (AttributeError, InputError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder / WEIGHTS_FILE} does not fit its config.json: {error}") from error
     if missing or unexpected:
@@ -85,6 +86,25 @@ def load_student(path: Path | str) -> PreTrainedModel:
             f"unexpected {sorted(unexpected)[:3]}; the file is of another version or damaged"
         )
     return model.eval()
+
+
+def fit_to_file(model: PreTrainedModel, weights: Path | str) -> None:
+    """Give a new model the pairs of layers that a file of weights has, and take away the pooler that it lacks, in place.
+
+    Only the file shows which of the binary layers are pairs: a model may be split in part. Raises InputError if it does not
+    fit the model's configuration.
+    """
+    with safe_open(weights, framework="pt") as file:
+        names = list(file.keys())
+    prefix = "" if model.base_model is not model else f"{model.base_model_prefix}."
+    own = [name.removeprefix(prefix) for name in names] if model.base_model is model else names
+    pairs = [name.removesuffix(_FIRST_HALF) for name in own if name.endswith(_FIRST_HALF)]
+    make_blank_pairs(model, pairs)
+    if read_spec(model).split != bool(pairs):
+        raise InputError(f"it has {len(pairs)} pairs of layers")
+    # Encoders that were taken out of a classifier may have no pooler.
+    if getattr(model, "pooler", None) is not None and not any(name.startswith("pooler.") for name in own):
+        model.pooler = None  # type: ignore[assignment]
 
 
 def _is_classifier(architecture: str) -> bool:
@@ -144,7 +164,7 @@ def new_classifier(folder: Path | str, labels: list[str] | None) -> PreTrainedMo
 def _refuse_random_encoder(model: PreTrainedModel, report: dict[str, Any], prefix: str, folder: Path | str) -> None:
     """Raise InputError if transformers gave random values to encoder weights that the checkpoint lacks, or has in
     another size."""
-    encoder_layers(model)
+    use_score_attention(model)
     missing = [k for k in report["missing_keys"] if k.startswith(prefix) and not k.startswith(f"{prefix}pooler.")]
     mismatched = [k for k, *_ in report.get("mismatched_keys", ()) if k.startswith(prefix)]
     random = sorted([*missing, *mismatched])
@@ -174,7 +194,7 @@ def load_classifier(folder: Path | str) -> PreTrainedModel:
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
-    encoder_layers(model)
+    use_score_attention(model)
     missing = sorted(report["missing_keys"]) + sorted(str(k) for k in report.get("mismatched_keys", ()))
     if missing:
         raise InputError(f"{folder} has no trained head: {missing[0]} is missing; {advice}")

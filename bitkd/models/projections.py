@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bitkd.models.encoder import encoder_layers
+from bitkd.quant.layout import layers_of
 
 
 class ProjectionRecorder:
@@ -16,16 +16,18 @@ class ProjectionRecorder:
     """projections[layer]: query, key and value, each (batch, length, heads · head size)."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.projections = [[] for _ in encoder_layers(model)]
-        for i, layer in enumerate(encoder_layers(model)):
-            block = layer.attention.self
-            for name in ("query", "key", "value"):
-                getattr(block, name).register_forward_hook(self._recorder(i, first=name == "query"))
+        layers = layers_of(model)
+        layout = layers.layout
+        self.projections = [[] for _ in layers.modules]
+        for i, layer in enumerate(layers.modules):
+            for path in dict.fromkeys(layout.projections):
+                first, parts = path == layout.query, 3 if layout.fused else 1
+                layer.get_submodule(path).register_forward_hook(self._recorder(i, first, parts))
 
-    def _recorder(self, layer: int, first: bool) -> Callable[[nn.Module, Any, Tensor], None]:
+    def _recorder(self, layer: int, first: bool, parts: int) -> Callable[[nn.Module, Any, Tensor], None]:
         def record(_: nn.Module, __: Any, output: Tensor) -> None:
             if first:
                 self.projections[layer] = []
-            self.projections[layer].append(output)
+            self.projections[layer].extend(output.chunk(parts, dim=-1))
 
         return record

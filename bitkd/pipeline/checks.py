@@ -220,6 +220,7 @@ def _check_model(sources: Sources) -> None:
             f"model.pretrained={config.model.pretrained} is a bitkd artifact; name a plain pre-trained encoder (a fine-tuned "
             "teacher goes into stages.teacher.checkpoint=)"
         )
+    _check_architecture(sources, sources.model, f"model.pretrained={config.model.pretrained}")
     longest = min(model.positions, sources.tokenizer_info(sources.model).longest)
     padded = math.ceil(config.data.max_length / MULTIPLE) * MULTIPLE
     if config.data.max_length < 8 or padded > longest:
@@ -227,6 +228,13 @@ def _check_model(sources: Sources) -> None:
             f"data.max_length={config.data.max_length} is outside what {config.model.pretrained} can read; "
             f"use 8 to {longest // MULTIPLE * MULTIPLE} (batches are padded to a multiple of {MULTIPLE})"
         )
+
+
+def _check_architecture(sources: Sources, folder: Path, where: str) -> None:
+    try:
+        sources.check_architecture(folder)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def _check_candidates(sources: Sources) -> None:
@@ -253,8 +261,10 @@ def check_rows(name: str, rows: dict[str, int], batch_size: int, config: Config)
 def check_checkpoint(folder: Path, sources: Sources, where: str, names: list[str] | None) -> None:
     """Raise InputError if the checkpoint in `folder` has no trained head for this task, or another tokenizer."""
     config = sources.config
-    label_order(sources.labels_of(folder), config.task.labels, names)
     found, tokenizer = sources.model_info(folder), sources.tokenizer_info(sources.model)
+    if not found.artifact:
+        _check_architecture(sources, folder, where)
+    label_order(sources.labels_of(folder), config.task.labels, names)
     advice = "set model.pretrained= to the model that it was fine-tuned from"
     if found.vocabulary < tokenizer.size:
         raise InputError(

@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoModelForMaskedLM
 from bitkd.data.augment.words import Candidates, Pieces, Sentence
 from bitkd.data.tasks import CandidatePrecision, CandidateSource
 from bitkd.errors import InputError
+from bitkd.quant.layout import input_limits
 
 FORWARD_TOKENS = 4096
 """Padded tokens of one forward pass. It is a constant, because rounding depends on the shape of a batch: with another
@@ -149,7 +150,7 @@ class MaskedLMCandidates:
         allowed = torch.full((self.model.config.vocab_size,), -torch.inf)
         allowed[list(self._pieces.whole_words)] = 0
         self._allowed = allowed.to(device)
-        self._longest = min(self.model.config.max_position_embeddings, tokenizer.model_max_length)
+        self._longest = min(input_limits(self.model).positions, tokenizer.model_max_length)
         self._masked: Tensor | None = None
         self.model.base_model.register_forward_hook(self._keep_masked)
 
