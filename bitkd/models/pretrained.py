@@ -47,10 +47,15 @@ class StudentQuantizer(HfQuantizer):  # type: ignore[misc]
         from bitkd.models.artifact import fit_to_file
         from bitkd.models.attention import use_score_attention
         from bitkd.models.student import apply_spec
+        from bitkd.quant.modules import SplitEmbedding, SplitLinear
 
         use_score_attention(model)
         apply_spec(model)
         fit_to_file(model, settings["checkpoint_files"][0])
+        for module in model.modules():
+            # Families such as ModernBERT initialize a Linear from its parent, which fails at a pair. Buffers still need it.
+            if any(isinstance(child, SplitLinear | SplitEmbedding) for child in module.children()):
+                module._is_hf_initialized = not any(True for _ in module.buffers(recurse=False))
         return model
 
     def is_serializable(self) -> bool:
