@@ -33,8 +33,8 @@ _FIRST_HALF = ".first.weight"
 def save_student(model: PreTrainedModel, folder: Path | str, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """Write `model` into `folder`: model.safetensors, config.json and the tokenizer's files.
 
-    model: an encoder of a family in `bitkd.quant.layout`, bare or a sequence classifier; plain, or made by `build_student`, `prepare` and
-    `WeightSplitting`.
+    model: an encoder of a family in `bitkd.quant.layout`, bare or a sequence classifier; plain, or made by
+    `build_student`, `prepare` and `WeightSplitting`.
     The same weights give the same bytes: the file's only metadata is {"format": "pt"}.
     Raises InputError if the model is of another kind, or was quantized without a record in its configuration.
     """

@@ -14,14 +14,14 @@ from bitkd.errors import InputError
 from bitkd.models.marks import METHOD
 
 
-class StudentQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class StudentQuantizationConfig(QuantizationConfigMixin):
     """The `quantization_config` of a student's config.json. What was quantized stands in its `bitkd` section."""
 
     def __init__(self, **_: Any) -> None:
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]
 
 
-class StudentQuantizer(HfQuantizer):  # type: ignore[misc]
+class StudentQuantizer(HfQuantizer):
     """Makes the layers that a student's weights fit, before transformers loads them."""
 
     requires_calibration = True

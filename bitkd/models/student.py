@@ -166,7 +166,7 @@ def _copy_around_layers(student: PreTrainedModel, source: PreTrainedModel) -> No
     around = {k: v for k, v in source.state_dict().items() if not k.startswith(layers)}
     # The encoder of a classifier may have no pooler, while a bare encoder has one.
     if getattr(source.base_model, "pooler", None) is None and hasattr(student.base_model, "pooler"):
-        student.base_model.pooler = None
+        student.base_model.pooler = None  # type: ignore[assignment]
     missing, unexpected = student.load_state_dict(around, strict=False)
     if unexpected or any(not k.startswith(layers) for k in missing):
         raise InputError(

@@ -113,7 +113,7 @@ def find_layers(model: Any) -> Layers | None:
     for layout in LAYOUTS:
         layers = _find(bare, layout.layers)
         if isinstance(layers, nn.ModuleList) and len(layers) and all(_fits(layout, layer) for layer in layers):
-            return Layers(layout, layers)
+            return Layers(layout, list(layers))
     return None
 
 

@@ -186,7 +186,7 @@ def test_a_pooler_that_is_not_there_cannot_be_quantized():
 
 
 def test_a_model_that_is_no_encoder_is_refused():
-    with pytest.raises(InputError, match="a vit model cannot be built from its config.json as a classifier"):
+    with pytest.raises(InputError, match=r"a vit model cannot be built from its .* as a classifier"):
         check_architecture(transformers.ViTConfig(num_hidden_layers=1), [])
 
 
