@@ -89,7 +89,37 @@ def _mpnet_self_attention(
     return (output, scores) if output_attentions else (output,)
 
 
-OWN_FORWARDS = {"MPNetSelfAttention": _mpnet_self_attention}
+def _deberta_self_attention(
+    self: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor,
+    output_attentions: bool = False,
+    query_states: Tensor | None = None,
+    relative_pos: Tensor | None = None,
+    rel_embeddings: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """DisentangledSelfAttention.forward (DeBERTa-v2, arXiv:2006.03654) by `attention_with_scores`."""
+    heads = self.num_attention_heads
+    queries = self.query_proj(hidden_states if query_states is None else query_states)
+    projected = (queries, self.key_proj(hidden_states), self.value_proj(hidden_states))
+    query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in projected)
+    parts = 1 + sum(kind in self.pos_att_type for kind in ("c2p", "p2c"))
+    bias = None
+    if self.relative_attention:
+        bias = self.disentangled_attention_bias(
+            query.flatten(0, 1), key.flatten(0, 1), relative_pos, self.pos_dropout(rel_embeddings), parts
+        ).unflatten(0, (-1, heads))
+    mask = torch.zeros_like(attention_mask, dtype=query.dtype)
+    mask = mask.masked_fill(~attention_mask.bool(), torch.finfo(query.dtype).min)
+    scaling = (parts * query.size(-1)) ** -0.5
+    output, scores = attention_with_scores(self, query, key, value, mask, self.dropout.p, scaling, bias)
+    return output.flatten(2), scores if output_attentions else None
+
+
+OWN_FORWARDS = {
+    "DisentangledSelfAttention": _deberta_self_attention,
+    "MPNetSelfAttention": _mpnet_self_attention,
+}
 """By class: the `forward` of attention modules that call no registered attention function."""
 
 
@@ -114,7 +144,7 @@ def check_score_attention(model: PreTrainedModel) -> None:
         raise InputError(
             f"{type(model).__name__} computes attention by itself, so bitkd can neither read its pre-softmax "
             "scores nor quantize its attention; use an encoder that calls transformers' attention functions "
-            "(BERT, RoBERTa, XLM-R, ELECTRA, DistilBERT, ModernBERT) or MPNet"
+            "(BERT, RoBERTa, XLM-R, ELECTRA, DistilBERT, ModernBERT), MPNet or DeBERTa-v2"
         )
 
 

@@ -76,6 +76,13 @@ def encoder_layers(model: PreTrainedModel) -> Sequence[Any]:
     return layers_of(model).modules
 
 
+def set_hidden_size(config: PretrainedConfig, size: int) -> None:
+    """Give a model another hidden size, also in the pooler that some families configure apart."""
+    config.hidden_size = size
+    if hasattr(config, "pooler_hidden_size"):
+        config.pooler_hidden_size = size
+
+
 def ffn_neurons(config: PretrainedConfig) -> int:
     """Neurons of each FFN. Raises InputError if the configuration has no such number."""
     return int(getattr(config, _neurons_setting(config)))

@@ -13,7 +13,7 @@ from bitkd.errors import InputError
 from bitkd.files import digest
 from bitkd.models.artifact import load_student, save_student
 from bitkd.models.attention import check_score_attention, use_score_attention
-from bitkd.models.encoder import encoder_layers, keep_layers, read_spec, set_ffn_neurons
+from bitkd.models.encoder import encoder_layers, keep_layers, read_spec, set_ffn_neurons, set_hidden_size
 from bitkd.models.importance import estimate_importance
 from bitkd.models.prepare import prepare, split_ternary_
 from bitkd.models.spec import ShapeSpec
@@ -94,7 +94,8 @@ def _shrink(config: PretrainedConfig) -> PretrainedConfig:
     spec = read_spec(config)
     keep_layers(small, list(range(min(2, config.num_hidden_layers))))
     heads = min(_HEADS, spec.root_heads)
-    small.num_attention_heads, small.hidden_size = heads, heads * spec.head_size
+    small.num_attention_heads = heads
+    set_hidden_size(small, heads * spec.head_size)
     set_ffn_neurons(small, 8 * heads)
     small.vocab_size = _VOCABULARY
     # RoBERTa and its like number positions from this one on.

@@ -19,15 +19,20 @@ class ProjectionRecorder:
         layers = layers_of(model)
         layout = layers.layout
         self.projections = [[] for _ in layers.modules]
-        for i, layer in enumerate(layers.modules):
+        for found, layer, attention in zip(self.projections, layers.modules, layers.parts("attention")):
+            attention.register_forward_pre_hook(_forget(found))
             for path in dict.fromkeys(layout.projections):
-                first, parts = path == layout.query, 3 if layout.fused else 1
-                layer.get_submodule(path).register_forward_hook(self._recorder(i, first, parts))
+                layer.get_submodule(path).register_forward_hook(_record(found, 3 if layout.fused else 1))
 
-    def _recorder(self, layer: int, first: bool, parts: int) -> Callable[[nn.Module, Any, Tensor], None]:
-        def record(_: nn.Module, __: Any, output: Tensor) -> None:
-            if first:
-                self.projections[layer] = []
-            self.projections[layer].extend(output.chunk(parts, dim=-1))
 
-        return record
+def _forget(found: list[Tensor]) -> Callable[[nn.Module, Any], None]:
+    return lambda _, __: found.clear()
+
+
+def _record(found: list[Tensor], parts: int) -> Callable[[nn.Module, Any, Tensor], None]:
+    def record(_: nn.Module, __: Any, output: Tensor) -> None:
+        # DeBERTa projects its relative positions by the same Linears, after the tokens.
+        if len(found) < 3:
+            found.extend(output.chunk(parts, dim=-1))
+
+    return record

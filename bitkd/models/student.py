@@ -18,6 +18,7 @@ from bitkd.models.encoder import (
     read_spec,
     set_dropout,
     set_ffn_neurons,
+    set_hidden_size,
     write_spec,
 )
 from bitkd.models.importance import Importance
@@ -56,6 +57,7 @@ def apply_spec(model: PreTrainedModel) -> None:
         kept_heads = spec.kept_heads or [list(range(spec.heads))] * len(layers.modules)
         for layer, attention, heads in zip(layers.modules, layers.parts("attention"), kept_heads):
             _narrow(layer, layers.layout, spec, config.initializer_range)
+            attention.num_attention_heads = spec.heads
             setattr(attention, KEPT_HEADS, heads)
     first = layers.layout.first_lacks
     if first and spec.layers and spec.layers[0] > 0:
@@ -109,7 +111,7 @@ def build_student(source: PreTrainedModel, shape: ShapeSpec, importance: Importa
     classification = hasattr(source, "classifier")
     if shape.hidden_size is not None:
         ratio = shape.hidden_size / config.hidden_size
-        config.hidden_size = shape.hidden_size
+        set_hidden_size(config, shape.hidden_size)
         config.num_attention_heads = shape.hidden_size // origin.head_size
         set_ffn_neurons(config, round(ffn_neurons(config) * ratio))
         spec.heads = round(config.num_attention_heads * shape.width)

@@ -65,6 +65,7 @@ def _bert_ffn(family: str, attention: str, projections: str, output: str) -> Lay
 
 LAYOUTS: list[Layout] = [
     _bert_ffn("BERT", "attention.self", "query key value", "attention.output.dense"),
+    _bert_ffn("DeBERTa-v2", "attention.self", "query_proj key_proj value_proj", "attention.output.dense"),
     _bert_ffn("MPNet", "attention.attn", "q k v", "attention.attn.o"),
     Layout(
         "DistilBERT",
