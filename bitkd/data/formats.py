@@ -17,20 +17,23 @@ Fields = list[str] | Malformed
 """All fields of a line, or what is wrong with it."""
 
 
-def read_records(file: Path, columns: list[str], header: list[str] | None = None) -> Iterator[Record]:
+def read_records(
+    file: Path, columns: list[str], header: list[str] | None = None, suffix: str | None = None
+) -> Iterator[Record]:
     """The rows of a file, reduced to `columns`. A byte-order mark, CRLF and blank last lines are accepted; text formats
     may be compressed with gzip.
 
-    header: column names of a .tsv or .csv file that has no header line.
+    header: column names of a .tsv or .csv file that has no header line.  suffix: read it as if its name ended so.
     Raises InputError if the file as a whole cannot be read: an unknown suffix, a missing column or one that stands
     twice, another encoding than UTF-8, damaged Parquet or gzip.
     """
-    if not is_table(file.name):
+    name = suffix or file.name
+    if not is_table(name):
         raise InputError(
             f"{file}: rows in {''.join(file.suffixes[-2:]) or 'files without a suffix'} are unknown; use "
             f"{', '.join(READERS)}, the text formats also with .gz"
         )
-    return READERS[_suffix(file.name)](file, columns, header)
+    return READERS[_suffix(name)](file, columns, header)
 
 
 def is_table(name: str) -> bool:
@@ -39,7 +42,7 @@ def is_table(name: str) -> bool:
 
 
 def _suffix(name: str) -> str:
-    return Path(name.lower().removesuffix(".gz")).suffix
+    return f".{name.lower().removesuffix('.gz').rpartition('.')[2]}"
 
 
 def _read_tsv(file: Path, columns: list[str], header: list[str] | None) -> Iterator[Record]:

@@ -84,9 +84,9 @@ def _cause(random: list[str], mismatched: dict[str, list[Any]], unexpected: list
         name, shapes = next(iter(sorted(mismatched.items())))
         sizes = " and by config.json ".join(str(tuple(shape)) for shape in shapes)
         return f". {name} has the size {sizes}: use the config.json that belongs to the weights"
-    if unexpected and random:
-        return f". The file has other names, such as {shorten(unexpected[0])}"
-    return ""
+    ends = {tuple(name.split(".")[-2:]) for name in random}
+    other = next((name for name in unexpected if tuple(name.split(".")[-2:]) in ends), None)
+    return f". The file has other names, such as {shorten(other)}" if other else ""
 
 
 def _first_line(error: Exception) -> str:

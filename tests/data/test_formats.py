@@ -4,8 +4,10 @@ import csv
 import gzip
 import itertools
 import json
+import os
 import random
 import unicodedata
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -159,7 +161,11 @@ LONG = "word " * 50_000
         ("r.tsv", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "it is a git-lfs pointer"),
         ("r.tsv", "text\tlabel\na\tyes\n".encode("utf-16"), "is no text in UTF-8: it is UTF-16; save it as UTF-8"),
         ("r.csv", "text,label\na,yes\n".encode("utf-16-le"), "its first line has zero bytes"),
-        ("r.json", '[{"text": "\xe9", "label": "yes"}]'.encode("latin-1"), r"r\.json:1: byte 0xe9 is not UTF-8"),
+        (
+            "r.json",
+            '[{"text": "\xe9", "label": "yes"}]'.encode("latin-1"),
+            r"r\.json:1: byte 11 is not UTF-8 \(0xe9\)",
+        ),
         ("r.tsv.gz", gzip.compress(b"text\tlabel\n" + b"a\tyes\n" * 99)[:-9], "is damaged: gzip cannot read it"),
         ("r.tsv.gz", gzip.compress(gzip.compress(b"text\tlabel\n")), "it is compressed with gzip; unpack it"),
         ("r.parquet.gz", b"", r"rows in \.parquet\.gz are unknown"),
@@ -188,7 +194,7 @@ def test_a_parquet_file_with_a_text_that_is_not_utf8_is_named_by_row(tmp_path):
 def test_a_file_without_rights_is_named(tmp_path, monkeypatch):
     (tmp_path / "r.tsv").write_text("text\tlabel\n")
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("builtins.open", refuse)
@@ -249,6 +255,24 @@ def test_a_corpus_may_be_compressed_and_is_no_table(tmp_path):
         (tmp_path / name).write_text('{"text": "one"}\n')
         with pytest.raises(InputError, match=r"is a table; write its texts into a \.txt file"):
             FileDocuments([str(tmp_path / name)])
+
+
+def test_a_pipe_is_read_while_rows_come(tmp_path):
+    for suffix, lines in (
+        (".tsv", ["text\n", "a\n", "b\n"]),
+        (".csv", ["text\n", "a\n", "b\n"]),
+        (".jsonl", ['{"text": "a"}\n', '{"text": "b"}\n']),
+    ):
+        reading, writing = os.pipe()
+        with os.fdopen(writing, "w", buffering=1) as pipe:
+            rows = read_records(Path(f"/dev/fd/{reading}"), ["text"], suffix=suffix)
+            for line in lines[:-1]:
+                pipe.write(line)
+            assert next(rows)[1] == ["a"]
+            pipe.write(lines[-1])
+            pipe.close()
+            assert [fields for _, fields in rows] == [["b"]]
+        os.close(reading)
 
 
 def test_every_kind_of_text_survives_tokenizing(tiny_tokenizer, tmp_path):
