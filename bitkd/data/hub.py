@@ -16,7 +16,7 @@ PROBE_SECONDS = 8
 """Seconds that the hub may take to answer. Without an answer, only local files are used."""
 
 SAMPLED_ROWS = 1000
-"""Rows of a task on which two tokenizers are compared."""
+"""Rows of a task on which tokenizers are examined."""
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
 TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")

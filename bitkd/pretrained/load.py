@@ -1,5 +1,6 @@
 """Loads models of transformers, and refuses what transformers would load with random or broken weights."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ def load_pretrained(auto: Any, folder: Path | str, **settings: Any) -> tuple[Any
 
     Returns the model, the sorted names of the weights that transformers made at random, because the file lacks them or
     has them in another size, and what may be the cause, to be put into a message.
-    Raises InputError if the files are damaged, if transformers refuses them, or if a weight is not finite.
+    Raises InputError if the files are damaged or have more layers than config.json says, if transformers refuses them,
+    or if a weight is not finite.
     """
     read_model_config(folder)
     check_checkpoint_files(Path(folder))
@@ -51,6 +53,12 @@ def load_pretrained(auto: Any, folder: Path | str, **settings: Any) -> tuple[Any
     check_finite(model.state_dict(), folder)
     mismatched = {key: shapes for key, *shapes in report.get("mismatched_keys", ())}
     random = sorted([*report["missing_keys"], *mismatched])
+    left_out = [name for name in report["unexpected_keys"] if re.search(r"(^|\.)encoder\.layer\.\d+\.", name)]
+    if left_out and not random:
+        raise InputError(
+            f"{folder} has weights of layers that its config.json leaves out, such as {min(left_out)}: use the config.json "
+            "that belongs to the weights, or save the shorter model with save_pretrained"
+        )
     return model, random, _cause(random, mismatched, sorted(report["unexpected_keys"]))
 
 

@@ -142,6 +142,7 @@ DAMAGES = {
         "The file has other names, such as 'x",
     ),
     "other sizes": (set_config(vocab_size=999), r"has the size \(\d+, 32\) and by config\.json \(999, 32\)"),
+    "fewer layers": (set_config(num_hidden_layers=1), r"layers that its config\.json leaves out, such as .*layer\.1\."),
     "no shard": (
         sharded(lambda folder, shards: shards[1].unlink()),
         r"model\.safetensors\.index\.json names the shard model-00002-.* which is missing",
