@@ -3,6 +3,7 @@
 import gzip
 import zlib
 from collections.abc import Iterator
+from io import BufferedReader, FileIO
 from pathlib import Path
 
 from bitkd.errors import InputError
@@ -35,7 +36,7 @@ def read_lines(file: Path, keep_end: bool = False) -> Iterator[tuple[int, str | 
 def _read(file: Path) -> Iterator[bytes]:
     """The lines of a file as bytes. It is read once and from its start to its end, so that it may be a pipe."""
     try:
-        with open(file, "rb", buffering=HEAD) as raw:
+        with BufferedReader(FileIO(file), HEAD) as raw:
             packed = raw.peek(len(GZIP)).startswith(GZIP)
             stream = gzip.GzipFile(fileobj=raw) if packed else raw
             _check_head(file, stream.peek(HEAD))
@@ -52,7 +53,7 @@ def _check_head(file: Path, head: bytes) -> None:
         raise InputError(f"{file} is no text in UTF-8: it is {found}")
     if b"\0" in head.split(b"\n", 1)[0]:
         raise InputError(f"{file} is no text in UTF-8: its first line has zero bytes; save it as UTF-8 (is it UTF-16?)")
-    if b"\r" in head and b"\n" not in head:
+    if b"\r" in head[:-1] and b"\n" not in head:
         raise InputError(
             f"{file}: its lines end in carriage returns alone, as an old Mac's; convert it, such as by "
             r"tr '\r' '\n' < OLD > NEW"

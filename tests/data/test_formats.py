@@ -197,7 +197,7 @@ def test_a_file_without_rights_is_named(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr("bitkd.data.lines.FileIO", refuse)
     with pytest.raises(InputError, match=r"r\.tsv cannot be read \(Permission denied\)"):
         read_rows(TASK, tmp_path / "r.tsv")
 
