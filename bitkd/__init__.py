@@ -132,7 +132,7 @@ class _StudentsInTransformers(MetaPathFinder, Loader):
 
 
 def _register_students() -> None:
-    from bitkd.models.pretrained import register
+    from bitkd.models.from_pretrained import register
 
     register()
 

@@ -12,9 +12,9 @@ from bitkd.config.schema import Config
 from bitkd.data.hub import resolve_pretrained
 from bitkd.data.tasks import check_metrics, check_task, check_test_set
 from bitkd.errors import InputError
-from bitkd.files import read_json
 from bitkd.models.labels import label_order
 from bitkd.pipeline.checks import check_files
+from bitkd.pretrained.files import check_checkpoint_files, read_config_data
 from bitkd.processes.libraries import quieten
 from bitkd.store.artifacts import STAGE_FILE, Store, read_artifact
 from bitkd.store.records import StageRecord
@@ -112,9 +112,8 @@ def _checkpoint_folder(arguments: argparse.Namespace, config: Config | None) -> 
         )
     if (folder / STAGE_FILE).is_file() and (damage := Store(folder.parent).find_damage(folder.name)):
         raise InputError(f"{damage}; run its pipeline again: the stage is recomputed")
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{arguments.checkpoint} has no config.json; name a folder with a saved model")
-    content = read_json(folder / "config.json") or {}
+    check_checkpoint_files(folder)
+    content = read_config_data(folder)
     if isinstance(spec := content.get("bitkd"), dict) and spec.get("trained_head") is False:
         raise InputError(
             f"{folder} has no trained head (a task-agnostic or headless student); name a stage that has one"
