@@ -17,10 +17,12 @@ Record = tuple[str, list[Any] | Malformed]
 """The place of a row (file and line), and its fields in the order of the wanted columns, or what is wrong with it."""
 
 
-def read_records(file: Path, columns: list[str], header: list[str] | None = None) -> Iterator[Record]:
+def read_records(
+    file: Path, columns: list[str], header: list[str] | None = None, suffix: str | None = None
+) -> Iterator[Record]:
     """The rows of a file, reduced to `columns`. A byte-order mark and CRLF are accepted.
 
-    header: column names of a .tsv or .csv file that has no header line.
+    header: column names of a .tsv or .csv file that has no header line.  suffix: read it as if its name ended so.
     Raises InputError if the file as a whole cannot be read: an unknown suffix, a missing column, damaged Parquet.
     """
     readers: dict[str, Callable[[Path, list[str], list[str] | None], Iterator[Record]]] = {
@@ -31,11 +33,12 @@ def read_records(file: Path, columns: list[str], header: list[str] | None = None
         ".json": _read_jsonl,
         ".parquet": _read_parquet,
     }
-    if file.suffix.lower() not in readers:
+    suffix = file.suffix.lower() if suffix is None else suffix
+    if suffix not in readers:
         raise InputError(
             f"{file}: rows in {file.suffix or 'files without a suffix'} are unknown; use {', '.join(readers)}"
         )
-    return readers[file.suffix.lower()](file, columns, header)
+    return readers[suffix](file, columns, header)
 
 
 def read_lines(file: Path, keep_end: bool = False) -> Iterator[tuple[int, str | Malformed]]:
