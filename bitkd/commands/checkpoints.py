@@ -36,6 +36,9 @@ class Checkpoint:
     fixed_length: bool
     """Whether data.max_length is recorded or given; if not, a shorter model shortens it."""
 
+    rows_in_files: bool = False
+    """Whether the recorded task was read from files, whose folder is not recorded."""
+
     @property
     def task(self) -> TaskSpec | None:
         """None for a plain checkpoint that is used without `task=`."""
@@ -76,7 +79,8 @@ def open_checkpoint(name: str, settings: list[str], labels: str | None, needs_ta
     if own and config.task.text:
         label_order(list(own.values()), config.task.labels, names)
     fixed = trained_for is not None or any(text.startswith("data.max_length=") for text in settings)
-    return Checkpoint(folder, config, record, names, fixed)
+    in_files = not own_task and trained_for is not None and trained_for.source == "files"
+    return Checkpoint(folder, config, record, names, fixed, in_files)
 
 
 _TASK = f"give task= one of {', '.join(choices('task'))}, or a path to a YAML file"
@@ -84,11 +88,11 @@ _TASK = f"give task= one of {', '.join(choices('task'))}, or a path to a YAML fi
 
 def check_source(checkpoint: Checkpoint) -> None:
     """Raise InputError if the rows of the checkpoint's task are in files, and their folder is not given."""
-    record, data = checkpoint.record, checkpoint.config.data
-    if record and record.trained_for and record.trained_for.source == "files" and data.dir is None:
-        task = checkpoint.config.task
-        if task.name == record.task and not task.hub.path:
-            raise InputError(f"the rows of task {task.name} are in files; give their folder with data.dir=")
+    config = checkpoint.config
+    if config.data.dir is None and (checkpoint.rows_in_files or not config.task.hub.path):
+        name, hub = config.task.name, config.task.hub.path
+        other = f" (task={name} reads them from the hub)" if hub and name in choices("task") else ""
+        raise InputError(f"the rows of task {name} are in files; give their folder with data.dir={other}")
 
 
 def check_texts(checkpoint: Checkpoint, pairs: bool) -> None:

@@ -147,7 +147,7 @@ def _write(
                 written += len(batch)
         except InputError as error:
             if written:
-                raise InputError(f"{error} (the {written} rows before it are written)") from error
+                raise InputError(f"{error} (rows before it that are written: {written})") from error
             raise
         finally:
             shown.end()
