@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "bitkd"
 FLOORS = [
     {"errors", "files"},
-    {"quant", "distill", "store"},
+    {"quant", "distill", "store", "pretrained"},
     {"models", "data"},
     {"callbacks"},
     {"stages"},

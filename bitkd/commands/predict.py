@@ -13,9 +13,11 @@ from typing import TextIO
 from bitkd.commands.checkpoints import Checkpoint, check_source, check_texts, open_checkpoint, text_columns
 from bitkd.commands.output import print_json
 from bitkd.commands.predictions import Form, JsonDocument, Lines, Tsv, form_of
-from bitkd.data.formats import Malformed, Record
+from bitkd.data.files import as_text
+from bitkd.data.formats import Record
+from bitkd.data.lines import Malformed
 from bitkd.data.tasks import check_test_set
-from bitkd.data.texts import STDIN, TextFile, text_problem
+from bitkd.data.texts import STDIN, TextFile
 from bitkd.errors import InputError
 from bitkd.pipeline.checks import check_files
 from bitkd.processes.libraries import quieten
@@ -57,9 +59,11 @@ def _predict_texts(arguments: argparse.Namespace, settings: list[str]) -> int:
     texts, pairs = arguments.text, arguments.text_pair
     if pairs is not None and len(pairs) != len(texts):
         raise InputError(f"{len(texts)} --text and {len(pairs)} --text-pair were given; give one pair for each text")
-    for text in [*texts, *(pairs or [])]:
-        if problem := text_problem(text):
-            raise InputError(f"a text of the command line is {problem}")
+    try:
+        for text in [*texts, *(pairs or [])]:
+            as_text(text, "a text", "the command line")
+    except Malformed as fault:
+        raise InputError(f"{fault}; give texts in UTF-8") from fault
     checkpoint = open_checkpoint(arguments.checkpoint, settings, arguments.labels, needs_task=False)
     check_texts(checkpoint, pairs is not None)
     rows = enumerate([list(row) for row in (zip(texts, pairs) if pairs else zip(texts))])

@@ -13,11 +13,12 @@ import datasets
 import numpy as np
 from datasets import Dataset
 
-from bitkd.data.files import Malformed, Rows, collect_rows, content_hash, find_file, read_rows
+from bitkd.data.files import Rows, check_single_label, collect_rows, content_hash, find_file, read_rows
 from bitkd.data.hub import load_hub_dataset, tokenizer_state, without_progress_bars
+from bitkd.data.lines import Malformed
 from bitkd.data.tasks import HOLDOUT, Selection, TaskSpec, check_metrics, check_task, check_test_set, task_fingerprint
 from bitkd.data.tokenized import encode_texts
-from bitkd.errors import InputError, check_choices, writable
+from bitkd.errors import InputError, check_choices, shorten, writable
 
 HOLDOUT_SHARE = 0.1
 """Share of each label's rows that is held out."""
@@ -200,10 +201,11 @@ class TaskRows:
             raise InputError(f"{hub.path} {split}: column {missing[0]} is missing; it has {rows.column_names}")
         names = getattr(rows.features[hub.label], "names", None) if labelled else None
         source = f"{hub.path} {split}"
-        records = (
-            (f"{source}, row {number}", list(fields))
-            for number, fields in enumerate(zip(*(rows[column][:] for column in columns)))
-        )
+        try:
+            values = [rows[column][:] for column in columns]
+        except UnicodeDecodeError as error:
+            raise InputError(f"{source}: a text is not UTF-8 ({error}); use another dataset, or files") from error
+        records = ((f"{source}, row {number}", list(fields)) for number, fields in enumerate(zip(*values)))
         read_label = (lambda value, place: _hub_label(task, value, names, place)) if labelled else None
         return collect_rows(records, texts, read_label, source, skip=task.files.skip_malformed and labelled)
 
@@ -240,12 +242,15 @@ def _hub_label(task: TaskSpec, value: Any, names: list[str] | None, place: str) 
 
     place: of the row, for messages.  Raises Malformed if the task has no such label.
     """
+    check_single_label(value, place)
     if task.labels is None:
         if isinstance(value, int | float) and math.isfinite(value):
             return float(value)
-        raise Malformed(f"{place}: label {value!r} is not a finite number")
+        raise Malformed(f"{place}: label {shorten(value)} is not a finite number")
     names = names or task.labels
     name = names[value] if isinstance(value, int) and 0 <= value < len(names) else value
     if name not in task.labels:
-        raise Malformed(f"{place}: label {value!r} is outside the task's set {task.labels} (its names: {names})")
+        raise Malformed(
+            f"{place}: label {shorten(value)} is outside the task's set {shorten(task.labels)} (its names: {shorten(names)})"
+        )
     return task.labels.index(name)

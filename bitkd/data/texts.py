@@ -5,8 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
-from bitkd.data.formats import Malformed, Record, read_lines, read_records
+from bitkd.data.files import as_text
+from bitkd.data.formats import Record, read_records
+from bitkd.data.lines import Malformed, read_lines
 from bitkd.errors import InputError
 
 STDIN = "-"
@@ -147,19 +150,8 @@ def _without_blank_end(lines: Iterator[Line]) -> Iterator[Line]:
         yield number, line
 
 
-def _check(place: str, texts: list[object], columns: list[str]) -> list[str] | Malformed:
-    for text, column in zip(texts, columns):
-        if problem := text_problem(text):
-            return Malformed(f"{place}: {column} is {problem}")
-    return [str(text) for text in texts]
-
-
-def text_problem(text: object) -> str | None:
-    """Why a value is no text that can be tokenized; None if it is one."""
-    if not isinstance(text, str):
-        return f"{type(text).__name__} {text!r:.80}, not a text"
+def _check(place: str, texts: list[Any], columns: list[str]) -> list[str] | Malformed:
     try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return f"no text in UTF-8 (character {error.start} is {text[error.start]!a})"
-    return None
+        return [as_text(text, column, place) for text, column in zip(texts, columns)]
+    except Malformed as fault:
+        return fault

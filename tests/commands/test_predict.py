@@ -189,7 +189,7 @@ def test_what_cannot_be_predicted_is_refused(one, student, answer, tmp_path):
     assert "give one file of rows, or --text" in answer(one, file, file.with_name("b.tsv"), code=2)
     assert "is the file of the rows; choose another" in answer(one, file, "--out", file, code=2)
     assert "cannot be written" in answer(one, file, "--out", tmp_path / "rows.tsv" / "out.tsv", code=2)
-    assert "a text of the command line is no text in UTF-8" in answer(one, "--text", "\udcff", code=2)
+    assert "the command line: a text has" in answer(one, "--text", "\udcff", code=2)
     assert "column first is missing" in answer(student("pair"), file, code=2)
     assert file.read_text() == "sentence\na dog\n"
 
