@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from bitkd.api import RunResult as RunResult
     from bitkd.api import run as run
     from bitkd.callbacks.weight_splitting import WeightSplitting as WeightSplitting
+    from bitkd.commands.inference import Predictor as Predictor
+    from bitkd.commands.inference import load_predictor as load_predictor
     from bitkd.config.load import load_config as load_config
     from bitkd.data.augment.augmenter import load_shards as load_shards
     from bitkd.data.batches import LoaderSpec as LoaderSpec
@@ -67,6 +69,7 @@ _PUBLIC = {
     "NonFiniteLossError": "bitkd.stages.base",
     "OptimSpec": "bitkd.stages.spec",
     "PredictionDistillation": "bitkd.stages.prediction",
+    "Predictor": "bitkd.commands.inference",
     "QuantSpec": "bitkd.quant.spec",
     "RunResult": "bitkd.api",
     "ShapeSpec": "bitkd.models.spec",
@@ -85,6 +88,7 @@ _PUBLIC = {
     "load_classifier": "bitkd.models.artifact",
     "load_config": "bitkd.config.load",
     "load_encoder": "bitkd.models.artifact",
+    "load_predictor": "bitkd.commands.inference",
     "load_shards": "bitkd.data.augment.augmenter",
     "load_student": "bitkd.models.artifact",
     "new_classifier": "bitkd.models.artifact",

@@ -82,7 +82,7 @@ def collect_rows(
         try:
             if isinstance(fields, Malformed):
                 raise fields
-            row: list[Any] = [_text(field, name, place) for field, name in zip(fields, texts)]
+            row: list[Any] = [as_text(field, name, place) for field, name in zip(fields, texts)]
             empty += any(not text.strip() for text in row)
             if read_label is not None:
                 row.append(read_label(fields[-1], place))
@@ -112,7 +112,8 @@ def _report(source: str, faults: list[str], empty: int, skip: bool, none_left: b
     log.warning("%s and left out: %s", count, shown)
 
 
-def _text(value: Any, column: str, place: str) -> str:
+def as_text(value: Any, column: str, place: str) -> str:
+    """A field of a text column. Raises Malformed if it is no text, or none that can be written in UTF-8."""
     if not isinstance(value, str):
         found = "missing (null)" if value is None else f"{type(value).__name__} {shorten(value)}, not a text"
         raise Malformed(f"{place}: {column} is {found}")
