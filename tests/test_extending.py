@@ -14,12 +14,11 @@ from bitkd.compare.load import load_run
 from bitkd.config.load import load_config
 from bitkd.errors import InputError
 from bitkd.models.artifact import load_student
-from bitkd.models.probe import check_architecture
+from bitkd.models.probe import try_architecture
 from bitkd.pipeline.plan import make_plan
 from bitkd.pipeline.runner import StageFailedError, run
 from bitkd.quant import layout, table
 from bitkd.quant.layout import Layout
-from bitkd.quant.spec import QuantSpec
 from bitkd.stages import kinds, spec
 from bitkd.stages.distillation import DistillationModule
 from bitkd.stages.kinds import Kind
@@ -128,13 +127,12 @@ def test_a_family_of_encoders_is_a_row(monkeypatch):
     config = JinaEmbeddingsV3Config(
         vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, pad_token_id=1
     )
-    quants = [QuantSpec(weight_bits=2, activation_bits=8)]
     with pytest.raises(InputError, match="does not keep its layers as BERT"):
-        check_architecture(config, quants, width=0.5)
+        try_architecture(config)
     query, key, value, output = (f"self_attn.{name}_proj" for name in "qkvo")
     row = Layout("JinaEmbeddingsV3", "layers", "self_attn", query, key, value, output, "mlp.fc1", "mlp.fc2")
     monkeypatch.setattr(layout, "LAYOUTS", [*layout.LAYOUTS, row])
-    check_architecture(config, quants, width=0.5)
+    assert try_architecture(config).narrowing is None
 
 
 def test_without_the_rows_each_is_refused_by_name(pipeline, settings, tmp_path, capsys):

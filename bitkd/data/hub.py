@@ -110,11 +110,11 @@ def tokenizer_size(tokenizer: Any) -> int:
 
 def _leave_out_unread_columns(tokenizer: Any, folder: Path) -> None:
     """Make no token types for a model in the same folder that has no table of them, or one with a single row."""
-    from transformers import AutoConfig
+    from bitkd.pretrained.load import read_model_config
 
     if "token_type_ids" not in tokenizer.model_input_names or not (folder / "config.json").is_file():
         return
-    config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    config = read_model_config(folder)
     if getattr(config, "type_vocab_size", 0) < 2:
         names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
         tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names

@@ -3,34 +3,33 @@
 import copy
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import torch
 from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from bitkd.errors import InputError
-from bitkd.files import digest
 from bitkd.models.artifact import load_student, save_student
 from bitkd.models.attention import check_score_attention, use_score_attention
 from bitkd.models.encoder import encoder_layers, keep_layers, read_spec, set_ffn_neurons, set_hidden_size
 from bitkd.models.importance import estimate_importance
 from bitkd.models.prepare import prepare, split_ternary_
-from bitkd.models.spec import ShapeSpec
+from bitkd.models.spec import Architecture, ShapeSpec
 from bitkd.models.student import build_student, check_heads
 from bitkd.quant.layout import InputLimits, input_limits
 from bitkd.quant.spec import QuantSpec
-from bitkd.quant.table import is_splittable
+from bitkd.quant.table import ACTIVATIONS, WEIGHTS, is_splittable
 
 _HEADS = 2
 _VOCABULARY = 64
 _LENGTH = 16
+_LONGEST = 512
 _TOLERANCE = 1e-4
 """Of logits and probabilities, which are near 1."""
 
 
-_passed: set[str] = set()
-"""What this process has tried with success."""
+_tried: dict[str, Architecture] = {}
+"""Configuration -> what this process found."""
 
 
 def read_limits(config: PretrainedConfig) -> InputLimits:
@@ -38,21 +37,17 @@ def read_limits(config: PretrainedConfig) -> InputLimits:
     return input_limits(_build(AutoModel, config, "meta"))
 
 
-def check_architecture(
-    config: PretrainedConfig, quants: Sequence[QuantSpec], width: float = 1.0, length: int = _LENGTH
-) -> None:
-    """Raise InputError if a classifier of this configuration cannot be distilled and quantized.
+def try_architecture(config: PretrainedConfig) -> Architecture:
+    """What a classifier of this configuration can be made into.
 
-    Its structure is checked at full size, without weights. A small random copy with two layers is then taken through what a
-    pipeline does: scores are captured, layers (heads and neurons, for a width below 1) are chosen, each of `quants` is
-    applied, 2-bit layers are split, and the student is saved and loaded again.
-
-    quants: precisions of the students.  width: share of heads and neurons that a student keeps.
-    length: tokens of the longest row.
+    Its structure is checked at full size, without weights. A small random copy with two layers is then taken through what
+    pipelines do: scores are captured, layers, heads and neurons are chosen, every width of `bitkd.quant.table` is applied,
+    2-bit layers are split, and the student is saved and loaded again.
+    Raises InputError if it cannot be distilled and quantized at all.
     """
-    key = digest([config.to_json_string(), [asdict(quant) for quant in quants], width, length])
-    if key in _passed:
-        return
+    key = config.to_json_string()
+    if key in _tried:
+        return _tried[key]
     family = f"a {config.model_type} model"
     empty = _build(AutoModelForSequenceClassification, config, "meta")
     check_score_attention(empty)
@@ -60,15 +55,20 @@ def check_architecture(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            _try(_shrink(config), quants, width, length, family)
+            found = _try(_shrink(config), family)
         except InputError:
             raise
         except Exception as error:  # foreign code may raise anything, and each means that the pipeline would fail
             raise InputError(
-                f"{family} cannot go through the pipeline: a small copy fails with {type(error).__name__}: "
-                f"{(str(error).splitlines() or [''])[0][:200]}; use an encoder such as BERT, RoBERTa or DistilBERT"
+                f"{family} cannot go through the pipeline: a small copy fails with {_describe(error)}; use an encoder such as "
+                "BERT, RoBERTa or DistilBERT"
             ) from error
-    _passed.add(key)
+    _tried[key] = found
+    return found
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
 def _build(auto: type, config: PretrainedConfig, device: str) -> PreTrainedModel:
@@ -82,8 +82,8 @@ def _build(auto: type, config: PretrainedConfig, device: str) -> PreTrainedModel
     except Exception as error:  # each family checks its configuration in its own way
         raise InputError(
             f"a {config.model_type} model cannot be built from its config.json as a "
-            f"{'classifier' if auto is AutoModelForSequenceClassification else 'bare encoder'}: {type(error).__name__}: "
-            f"{(str(error).splitlines() or [''])[0][:200]}; use an encoder such as BERT"
+            f"{'classifier' if auto is AutoModelForSequenceClassification else 'bare encoder'}: {_describe(error)}; use an "
+            "encoder such as BERT"
         ) from error
     return model.eval()
 
@@ -106,14 +106,15 @@ def _shrink(config: PretrainedConfig) -> PretrainedConfig:
     return small
 
 
-def _try(config: PretrainedConfig, quants: Sequence[QuantSpec], width: float, length: int, family: str) -> None:
+def _try(config: PretrainedConfig, family: str) -> Architecture:
     model = _build(AutoModelForSequenceClassification, config, "cpu")
-    limits = read_limits(config)
+    limits = input_limits(model)
     batch = _rows(config, min(_LENGTH, limits.positions), limits)
     with torch.no_grad():
         stock = model(**batch, output_attentions=True)
         use_score_attention(model)
         output = model(**batch, output_attentions=True, output_hidden_states=True)
+        model(**_rows(config, min(_LONGEST, limits.positions), limits))
     layers = len(encoder_layers(model))
     _check_scores(stock.attentions, output.attentions, batch["attention_mask"].bool(), layers, family)
     if not _equal(output.logits, stock.logits):
@@ -123,25 +124,29 @@ def _try(config: PretrainedConfig, quants: Sequence[QuantSpec], width: float, le
             f"{family} gives {len(output.hidden_states)} hidden states for {layers} layers, not {layers + 1}; use an encoder "
             "such as BERT"
         )
-    longest = _rows(config, min(length, limits.positions), limits)
-    with torch.no_grad():
-        model(**longest)
 
     full = build_student(model, ShapeSpec()).eval()
     _expect_same(full, batch, output.logits, f"{family}: a copy of all its layers")
     build_student(model, ShapeSpec(layers=[layers - 1]))(**batch)
-    if width < 1:
-        importance = estimate_importance(model, [batch | {"labels": _labels(output.logits)}])
-        build_student(model, ShapeSpec(width=1 / read_spec(model).heads), importance)(**batch)
-    for quant in quants:
-        student = prepare(copy.deepcopy(full), quant)
-        logits = student(**batch).logits
-        logits.sum().backward()
-        if is_splittable(quant.weight_bits):
-            split = copy.deepcopy(student)
-            split_ternary_(split)
-            _reload(split, batch, family)
+    for bits in WEIGHTS:
+        spec = QuantSpec(weight_bits=bits, activation_bits=min(ACTIVATIONS), attention_activations=True)
+        student = prepare(copy.deepcopy(full), spec)
+        student(**batch).logits.sum().backward()
+        if is_splittable(bits):
+            split_ternary_(student)
         _reload(student, batch, family)
+    return Architecture(getattr(model.base_model, "pooler", None) is not None, _narrowing_problem(model, batch))
+
+
+def _narrowing_problem(model: PreTrainedModel, batch: dict[str, Tensor]) -> str | None:
+    """Why heads and neurons cannot be left out; None if they can."""
+    labels = torch.zeros(len(batch["input_ids"]), dtype=torch.long if model.config.num_labels > 1 else torch.float)
+    try:
+        importance = estimate_importance(model, [batch | {"labels": labels}])
+        build_student(model, ShapeSpec(width=1 / read_spec(model).heads), importance)(**batch)
+    except Exception as error:  # foreign code may raise anything
+        return _describe(error)
+    return None
 
 
 def _rows(config: PretrainedConfig, length: int, limits: InputLimits) -> dict[str, Tensor]:
@@ -153,10 +158,6 @@ def _rows(config: PretrainedConfig, length: int, limits: InputLimits) -> dict[st
     if limits.token_types > 1:
         batch["token_type_ids"] = torch.ones_like(tokens)
     return batch
-
-
-def _labels(logits: Tensor) -> Tensor:
-    return torch.zeros(len(logits), dtype=torch.long if logits.shape[1] > 1 else torch.float)
 
 
 def _check_scores(

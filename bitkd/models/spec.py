@@ -34,6 +34,17 @@ class ShapeSpec:
         check_choices(self, "student.")
 
 
+@dataclass(frozen=True)
+class Architecture:
+    """What a model can be made into, beside what every pipeline needs."""
+
+    pooler: bool
+    """Whether it has a pooler, which `quant.pooler` quantizes."""
+
+    narrowing: str | None
+    """Why heads and neurons cannot be left out; None if they can."""
+
+
 @dataclass
 class StudentSpec:
     """What a saved student is: its shape, where its parts came from, and its precision.

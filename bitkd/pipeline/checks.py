@@ -232,10 +232,19 @@ def _check_model(sources: Sources) -> None:
 
 
 def _check_architecture(sources: Sources, folder: Path, where: str) -> None:
+    """Check that a model like the one in `folder` can be distilled and quantized as the run does."""
     try:
-        sources.check_architecture(folder)
+        found = sources.architecture(folder)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+    config = sources.config
+    for name, stage in config.stages.items():
+        if stage.quant.pooler and not found.pooler:
+            raise InputError(f"stages.{name}.quant.pooler=true: {where} has no pooler to quantize; use false")
+    if config.student.width < 1 and config.student.init == "copy" and found.narrowing:
+        raise InputError(
+            f"student.width={config.student.width}: heads and neurons of {where} cannot be left out ({found.narrowing}); use 1"
+        )
 
 
 def _check_candidates(sources: Sources) -> None:

@@ -4,7 +4,6 @@ Everything is loaded at its first use. What planning needs (the methods that ret
 computation imports torch, transformers and datasets, so a plan from the cache imports none of them.
 """
 
-import json
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -25,8 +24,7 @@ from bitkd.data.hub import (
 from bitkd.data.tasks import task_fingerprint
 from bitkd.errors import InputError
 from bitkd.files import checksum, digest
-from bitkd.models.spec import StudentSpec
-from bitkd.quant.spec import QuantSpec
+from bitkd.models.spec import Architecture, StudentSpec
 from bitkd.sources.cache import FactCache
 from bitkd.sources.facts import ModelInfo, RowsInfo, TokenizerInfo, by_folder, folder_hash
 from bitkd.sources.locations import locate, make_documents
@@ -62,21 +60,13 @@ class Sources:
         config = read_model_config(folder)
         return ModelInfo(is_artifact(config), read_limits(config).positions, config.vocab_size)
 
-    def check_architecture(self, folder: Path) -> None:
-        """Raise InputError if the run cannot distil and quantize a model like the one in a folder; see
-        `bitkd.models.probe`."""
-        quants = {json.dumps(asdict(stage.quant)) for stage in self.config.stages.values()}
-        width = self.config.student.width if self.config.student.init == "copy" else 1.0
-        self._check_architecture(folder, *sorted(quants), str(width), str(self.config.data.max_length))
-
     @by_folder
-    def _check_architecture(self, folder: Path, *settings: str) -> None:
+    def architecture(self, folder: Path) -> Architecture:
+        """What the model in a folder can be made into. Raises InputError if it cannot be distilled and quantized."""
         from bitkd.models.artifact import read_model_config
-        from bitkd.models.probe import check_architecture
+        from bitkd.models.probe import try_architecture
 
-        *quants, width, length = settings
-        specs = [QuantSpec(**json.loads(quant)) for quant in quants]
-        check_architecture(read_model_config(folder), specs, float(width), int(length))
+        return try_architecture(read_model_config(folder))
 
     @by_folder
     def shape_of(self, folder: Path) -> tuple[StudentSpec, int]:

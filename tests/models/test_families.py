@@ -5,6 +5,7 @@ import torch
 import transformers
 from transformers import AutoModel, AutoModelForSequenceClassification
 
+from bitkd.config.load import load_config
 from bitkd.data.hub import load_tokenizer
 from bitkd.errors import InputError
 from bitkd.models.artifact import load_student, save_student
@@ -12,10 +13,11 @@ from bitkd.models.attention import use_score_attention
 from bitkd.models.encoder import encoder_layers, read_spec
 from bitkd.models.importance import estimate_importance
 from bitkd.models.prepare import prepare, split_ternary_
-from bitkd.models.probe import check_architecture, read_limits
+from bitkd.models.probe import read_limits, try_architecture
 from bitkd.models.projections import ProjectionRecorder
-from bitkd.models.spec import ShapeSpec
+from bitkd.models.spec import Architecture, ShapeSpec
 from bitkd.models.student import add_head, build_student
+from bitkd.pipeline.plan import make_plan
 from bitkd.pipeline.runner import run
 from bitkd.quant.spec import QuantSpec
 
@@ -178,7 +180,8 @@ def test_a_head_of_another_family_starts_at_random():
 
 @families
 def test_what_works_passes_the_check_at_plan(name):
-    check_architecture(config_of(name, WORKING[name]), [QuantSpec(), W2A8], width=0.5, length=32)
+    found = try_architecture(config_of(name, WORKING[name]))
+    assert found == Architecture(pooler=name == "Bert", narrowing=None)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -186,18 +189,12 @@ def test_what_cannot_work_is_refused_at_plan(name):
     more, message = REFUSED[name]
     config = config_of(name, SIZES | more)
     with pytest.raises(InputError, match=message):
-        check_architecture(config, [QuantSpec()])
-
-
-def test_a_pooler_that_is_not_there_cannot_be_quantized():
-    config = config_of("DistilBert", DISTIL)
-    with pytest.raises(InputError, match="pooler=True, but DistilBertForSequenceClassification has no pooler"):
-        check_architecture(config, [QuantSpec(weight_bits=1, pooler=True)])
+        try_architecture(config)
 
 
 def test_a_model_that_is_no_encoder_is_refused():
     with pytest.raises(InputError, match=r"a vit model cannot be built from its .* as a classifier"):
-        check_architecture(transformers.ViTConfig(num_hidden_layers=1), [])
+        try_architecture(transformers.ViTConfig(num_hidden_layers=1))
 
 
 @pytest.mark.parametrize(
@@ -232,6 +229,17 @@ def test_a_tokenizer_makes_no_token_types_for_a_model_that_has_none(name, pretra
     assert "token_type_ids" in load_tokenizer(pretrained("Bert"))("a dog", "the cat")
 
 
+def test_what_a_model_lacks_is_refused_where_the_run_needs_it(pretrained, settings, tmp_path, monkeypatch):
+    overrides = settings(tmp_path / "runs", "singlestage", f"model.pretrained={pretrained('DistilBert')}")
+    with pytest.raises(InputError, match=r"stages\.single_binary\.quant\.pooler=true: .* has no pooler to quantize"):
+        make_plan(load_config([*overrides, "stages.single_binary.quant.pooler=true"]))
+    monkeypatch.setattr("bitkd.models.probe.estimate_importance", lambda *_: 1 / 0)
+    monkeypatch.setattr("bitkd.models.probe._tried", {})
+    with pytest.raises(InputError, match=r"student\.width=0\.5: heads .* cannot be left out \(ZeroDivisionError"):
+        make_plan(load_config([*overrides, "student.width=0.5"]))
+    make_plan(load_config(overrides))
+
+
 @pytest.mark.parametrize(
     ("name", "pipeline", "more"),
     [
@@ -241,8 +249,6 @@ def test_a_tokenizer_makes_no_token_types_for_a_model_that_has_none(name, pretra
     ],
 )
 def test_a_pipeline_runs_to_its_end(name, pipeline, more, pretrained, settings, tmp_path, console):
-    from bitkd.config.load import load_config
-
     folder = pretrained(name)
     overrides = ["train.max_steps=2", "train.eval_every=2", f"model.pretrained={folder}", *more]
     result = run(load_config(settings(tmp_path / "runs", pipeline, *overrides)), console)
