@@ -120,11 +120,11 @@ class CheckpointSpec:
 class WandbSpec:
     """Settings of `logger=wandb`; without an API key the run is written offline, for a later `wandb sync`."""
 
-    project: str = "bitkd"
-    """Project of the runs."""
+    project: str | None = None
+    """Project of the runs; null takes WANDB_PROJECT, or `bitkd` if that is not set. A sweep has its own."""
 
     entity: str | None = None
-    """Team or user; null takes the default of the API key."""
+    """Team or user; null takes WANDB_ENTITY, or the default of the API key."""
 
     artifacts: bool = False
     """Also upload the final student's folder."""

@@ -59,16 +59,18 @@ def run(config: Config, console: Console, observer: Observer | None = None, prog
     _check_code(plan)
     plan.store.prepare()
     group, stopping = Group(plan.config.trainer), Stopping()
+    observer = observer or Observer()
+    observer.run_started(stopping)
     stopping.install()
     try:
         with _registered(plan, group, console):
             for name in [stage.name for stage in plan.stages]:
                 plan = plan.with_known_rows()
-                context = StageContext(plan, plan[name], group, stopping, console, observer or Observer(), progress_bar)
+                context = StageContext(plan, plan[name], group, stopping, console, observer, progress_bar)
                 _run_stage(context)
             group.barrier()  # rank zero has written the last link and the manifest
             if group.is_global_zero:
-                context.observer.run_finished(plan)
+                observer.run_finished(plan)
     finally:
         stopping.restore()
     return plan

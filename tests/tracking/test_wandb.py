@@ -11,7 +11,7 @@ from bitkd.config.load import load_config
 from bitkd.errors import StoppedError
 from bitkd.pipeline import runner
 from bitkd.pipeline.plan import make_plan
-from bitkd.tracking import agent, make_observer
+from bitkd.tracking import agent, make_observer, report
 from bitkd.tracking import wandb as tracking
 
 FAKE_KEY = "0123456789abcdef" * 2 + "deadbeef"
@@ -130,11 +130,11 @@ def test_a_run_is_a_group_with_a_job_for_each_stage_and_a_report(settings, conso
 def test_a_report_that_a_kill_prevented_is_written_at_the_next_start(settings, console, tmp_path, offline, monkeypatch):
     config = load_config(settings(tmp_path, "singlestage", "logger=wandb", "train.max_steps=1"))
 
-    def killed(plan):
+    def killed(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(tracking, "_report_run", killed)
+        patched.setattr(tracking, "log_report", killed)
         with pytest.raises(KeyboardInterrupt):
             run(config, console)
     run(config, console)
@@ -236,21 +236,14 @@ def test_a_failing_wandb_costs_no_stage_and_no_report(settings, console, tmp_pat
     def fail(*_, **__):
         raise OSError("no space left on device")
 
-    asked, facts_after = [], tracking._facts_after
-
-    def fail_in_stages(plan, stage):
-        asked.append(stage)
-        return fail() if len(asked) <= len(STAGES) else facts_after(plan, stage)
-
-    monkeypatch.setattr(tracking, "_facts_after", fail_in_stages)
-    monkeypatch.setattr(tracking, "write_report", fail)
+    monkeypatch.setattr(tracking, "facts_after", fail)
+    monkeypatch.setattr(report, "write_report", fail)
     monkeypatch.setattr(tracking.WandbLogger, "log_metrics", fail)
     run(load_config(settings(tmp_path, "singlestage", "logger=wandb")), console)
     assert {"wandb: OSError: no space left on device; the run continues with its CSV files"} == {
         record.getMessage() for record in caplog.records if record.name == tracking.__name__
     }
     assert wandb.run is None
-    assert len(asked) == 2 * len(STAGES)
     assert (tmp_path / "rte" / "singlestage" / "single_binary" / "metrics.json").exists()
 
 
