@@ -17,6 +17,7 @@ from bitkd.pipeline.execute import execute
 from bitkd.pipeline.observer import Observer
 from bitkd.pipeline.plan import Plan, make_plan
 from bitkd.processes.group import Group
+from bitkd.processes.machine import note_emulation
 from bitkd.processes.signals import Stopping
 from bitkd.stages.spec import TERMS, resolve
 from bitkd.store.lock import Lock
@@ -61,6 +62,8 @@ def run(config: Config, console: Console, observer: Observer | None = None, prog
     group, stopping = Group(plan.config.trainer), Stopping()
     observer = observer or Observer()
     observer.run_started(stopping)
+    if group.is_global_zero:
+        note_emulation(plan.config)
     stopping.install()
     try:
         with _registered(plan, group, console):

@@ -158,6 +158,8 @@ class Connection:
             return
         self._offline = True
         cause = next(iter(str(error).splitlines()), type(error).__name__)
+        if isinstance(error, TimeoutError) or "in time" in cause or "Timed out" in cause:
+            cause = "no answer"
         words = ["wandb", "sync"]
         if self._last_online is not None:  # perhaps not sent whole; to send it twice does no harm
             words += ["--no-skip-online", shlex.quote(str(self._last_online))]

@@ -126,7 +126,7 @@ def test_a_report_that_a_kill_prevented_is_written_at_the_next_start(settings, c
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(tracking, "log_report", killed)
+        patched.setattr(tracking.WandbObserver, "run_finished", killed)
         with pytest.raises(KeyboardInterrupt):
             run(config, console)
     run(config, console)
