@@ -2,6 +2,7 @@
 is imported."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table
@@ -16,6 +17,7 @@ from bitkd.files import read_json
 from bitkd.models.labels import label_order
 from bitkd.pipeline.checks import check_files
 from bitkd.processes.libraries import quieten
+from bitkd.processes.machine import check_machine
 from bitkd.store.artifacts import STAGE_FILE, Store, read_artifact
 from bitkd.store.records import StageRecord
 from bitkd.store.run_folder import MANIFEST, RunFolder
@@ -98,6 +100,7 @@ def _task_config(settings: list[str]) -> Config:
     config = load_config(settings, require=("task",))
     check_task(config.task)
     check_metrics(config.task)
+    check_machine(replace(config.trainer, devices=1))  # whatever a run had, one process reads the rows here
     return config
 
 

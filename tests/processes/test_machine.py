@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from bitkd.cli import main
 from bitkd.config.load import load_config
 from bitkd.config.schema import TrainerSpec
 from bitkd.errors import InputError
@@ -105,6 +106,15 @@ def test_a_machine_tells_why_it_has_no_gpu(monkeypatch):
     assert find_machine().reason == "CUDA_VISIBLE_DEVICES="
     monkeypatch.setattr(torch.version, "cuda", None)
     assert "is built without CUDA" in find_machine().reason
+
+
+@pytest.mark.parametrize(
+    "command", [["plan", "pipeline=singlestage"], ["run", "pipeline=singlestage"], ["evaluate", "model"]]
+)
+def test_every_command_refuses_what_the_machine_lacks(monkeypatch, capsys, tmp_path, command):
+    on(monkeypatch, NONE)
+    assert main([*command, "task=demo", f"run.dir={tmp_path}", "trainer.accelerator=gpu"]) == 2
+    assert "trainer.accelerator=gpu: there is none" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("setting", ["trainer.precision=32-true", "trainer.devices=2", "trainer.precision=bf16-mixed"])
