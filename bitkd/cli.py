@@ -9,6 +9,9 @@ from typing import Any
 from bitkd import __version__
 from bitkd.errors import InputError
 
+BROKEN_PIPE = 141
+"""Exit code if nobody reads the output any more, as shells report SIGPIPE."""
+
 SETTINGS_HELP = """\
 settings are key=value, in any order:
   task=NAME pipeline=NAME model=NAME trainer=NAME   choose a file of conf/, or give the path of a YAML file
@@ -58,17 +61,27 @@ failed ones are tried again. Settings apply to all trials.
 
 EVALUATE_SETTINGS_HELP = """\
 settings:
-  task=NAME                  required: the dev sets and metrics
   data.dir=FOLDER            the task's files; without it they are loaded from the hub
-  data.max_length=128 data.eval_batch_size=64 trainer.accelerator=gpu trainer.precision=bf16-mixed
+  task=NAME                  the dev sets and metrics; an artifact knows its own task, a plain checkpoint needs one
+  data.max_length=128        tokens of a row; default: what an artifact was trained with
+  data.eval_batch_size=64 trainer.accelerator=gpu trainer.precision=bf16-mixed
+"""
+
+PREDICT_HELP = """
+
+FILE is a table with the task's text columns by name (.tsv, .csv, .jsonl, .parquet; other columns are not read), or a .txt
+file with a text in each line. - is standard input: a text in each line (two, separated by a tab, for tasks of pairs), or
+a tab-separated table if its first line has the names of the columns; see --format. Predictions come in the rows' order,
+while the rows are read, as a tab-separated table: index of the row from 0, label, probability of every label.
 """
 
 PREDICT_SETTINGS_HELP = """\
 settings, all optional:
-  task=NAME                  outputs in this task's label order; needed if the checkpoint has no label names
-  data.max_length=128        tokens of a row (with task=)
-  split=NAME                 a test set of the task (with task= and --out): writes a submission file for GLUE
-  data.dir=FOLDER            the task's files, for split=
+  data.max_length=128        tokens of a row; default: what an artifact was trained with
+  data.eval_batch_size=64    rows of a batch
+  trainer.accelerator=gpu trainer.precision=bf16-mixed
+  task=NAME                  for a plain checkpoint, whose columns and label order are not recorded
+  split=NAME data.dir=FOLDER a test set of the task (with --out): writes a submission file for GLUE
 """
 
 
@@ -109,15 +122,24 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EVALUATE_SETTINGS_HELP,
     )
     evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or hub id")
-    evaluate.add_argument("settings", **(settings | {"help": "task=NAME, and settings; see below"}))
+    evaluate.add_argument("settings", **settings)
     evaluate.add_argument("--labels", help="the checkpoint's label names in its order, comma-separated, if it has none")
 
-    predict = add("predict", "labels and scores of texts, or of a test set", epilog=PREDICT_SETTINGS_HELP)
+    predict = add("predict", "labels and probabilities of texts, of a file of rows, or of a test set", PREDICT_HELP)
+    predict.epilog = PREDICT_SETTINGS_HELP
     predict.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or hub id")
-    predict.add_argument("settings", **settings)
+    predict.add_argument("settings", **(settings | {"metavar": "FILE|-|key=value", "help": "rows, and settings"}))
     predict.add_argument("--text", action="append", default=[], help="a text; may be given several times")
     predict.add_argument("--text-pair", action="append", help="the second text of each --text, for tasks of pairs")
-    predict.add_argument("--out", metavar="FILE", help="with split=: where the submission goes")
+    predict.add_argument(
+        "--format", choices=["tsv", "csv", "jsonl", "parquet"], help="of FILE or -, whatever its name: a table"
+    )
+    predict.add_argument(
+        "--skip-malformed", action="store_true", help="leave out rows that cannot be read, and count them"
+    )
+    predict.add_argument(
+        "--out", metavar="FILE", help="write there: .tsv, .csv or .jsonl (with split=: the submission)"
+    )
     predict.add_argument("--labels", help="the checkpoint's label names in its order, comma-separated, if it has none")
 
     compare = add("compare", "compare finished runs, aggregated over seeds", COMPARE_HELP, epilog=None)
@@ -156,7 +178,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     # argparse ends a list of settings at the first option; those after it belong to the list too.
-    if any(word.startswith("-") for word in rest) or (rest and not hasattr(arguments, "settings")):
+    if any(word.startswith("-") and word != "-" for word in rest) or (rest and not hasattr(arguments, "settings")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         arguments.settings = [*arguments.settings, *rest]
@@ -186,15 +208,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from bitkd.commands import find_command
 
-        return find_command(arguments.command)(arguments)
+        code = find_command(arguments.command)(arguments)
+        sys.stdout.flush()
+        return code
     except InputError as error:
         print(f"bitkd: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+    except BrokenPipeError:  # whoever reads the output, such as head, has enough of it
+        # What is still in the buffer goes nowhere, so that Python does not report the pipe again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     finally:
         if restore:
             restore()

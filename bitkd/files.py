@@ -38,6 +38,26 @@ def checksum(file: Path | str) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+POINTER = b"version https://git-lfs"
+
+SIGNATURES = {
+    POINTER: "a git-lfs pointer, not the file itself; fetch it with `git lfs pull`",
+    b"\xff\xfe": "UTF-16; save it as UTF-8",
+    b"\xfe\xff": "UTF-16; save it as UTF-8",
+    b"\x1f\x8b": "compressed with gzip; unpack it",
+    b"PK\x03\x04": "a zip archive (of torch.save, or a spreadsheet), by its first bytes",
+    b"PAR1\x15": "a Parquet file; name it .parquet",
+    b"BZh91AY&SY": "compressed with bzip2; unpack it",
+    b"\xfd7zXZ": "compressed with xz; unpack it",
+    b"(\xb5/\xfd": "compressed with zstandard; unpack it",
+}
+
+
+def describe_content(head: bytes) -> str | None:
+    """What the first bytes of a file say that it is, and what to do about it; None if they say nothing."""
+    return next((found for start, found in SIGNATURES.items() if head.startswith(start)), None)
+
+
 def digest(content: Any) -> str:
     """A 20-digit hash of plain data, independent of the order of keys."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -5,9 +5,10 @@ part of the whole configuration. They are merged in this order: config.yaml, mod
 """
 
 import io
+import json
 import pickle
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -52,9 +53,14 @@ def choices(group: str) -> list[str]:
     return sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
 
 
-def load_config(overrides: Sequence[str] = (), require: Iterable[str] = ("task", "pipeline")) -> Config:
+def load_config(
+    overrides: Sequence[str] = (),
+    require: Iterable[str] = ("task", "pipeline"),
+    recorded: Mapping[str, Any] | None = None,
+) -> Config:
     """The resolved configuration of `overrides`.  require: groups that must be chosen.
 
+    recorded: settings as plain data, nested as in a file. They replace those of files, and dotted overrides replace them.
     Raises InputError if a setting is wrong; the message suggests the nearest known key or name.
     """
     chosen, dotted = _split(overrides)
@@ -65,6 +71,8 @@ def load_config(overrides: Sequence[str] = (), require: Iterable[str] = ("task",
             )
     files = [conf_dir() / "config.yaml", *(_file_of(group, chosen[group]) for group in GROUPS if group in chosen)]
     merged = pickle.loads(_merge_files(tuple((file, _read(file)) for file in files), "task" in chosen))
+    if recorded:
+        merged = _merge(merged, _as_layer(recorded))
     for text in dotted:
         merged = _merge(merged, _parse(text, merged), source=text)
     try:
@@ -80,6 +88,12 @@ def load_config(overrides: Sequence[str] = (), require: Iterable[str] = ("task",
     if config.embedding_bits is not None:
         _set_embedding_bits(config, config.embedding_bits)
     return config
+
+
+def _as_layer(recorded: Mapping[str, Any]) -> DictConfig:
+    if "${" in json.dumps(recorded):  # OmegaConf would resolve it, on this machine
+        raise InputError("the recorded settings have a '${' in them, which is no text here; give the settings yourself")
+    return OmegaConf.create(dict(recorded))
 
 
 def _set_embedding_bits(config: Config, bits: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from bitkd.errors import InputError, check_choices
 from bitkd.quant.spec import QuantSpec
 
-SPEC_FORMAT = 2
+SPEC_FORMAT = 3
 """Version of the StudentSpec in config.json; models of another version are refused."""
 
 

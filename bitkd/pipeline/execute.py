@@ -24,7 +24,7 @@ from bitkd.models.importance import Importance, estimate_importance
 from bitkd.models.size import measure
 from bitkd.pipeline.build import build_module, finish_student, load_weights, selection
 from bitkd.pipeline.context import StageContext
-from bitkd.pipeline.stage_record import stage_record
+from bitkd.pipeline.stage_record import stage_record, task_record
 from bitkd.processes.group import make_trainer
 from bitkd.processes.signals import Stopping
 from bitkd.stages.flops import row_flops
@@ -75,6 +75,7 @@ def execute(context: StageContext) -> None:
         curve=[(int(step), score) for step, score in best.curve],
         flops=FlopsRecord(flops.student, flops.teacher),
         selected_step=steps,
+        trained_for=task_record(context.config) if kind.keeps_head else None,
     )
     score = _dev_score(context.config.task, module.dev_names, values) if kind.keeps_head else None
     metrics = MetricsRecord(score, {name: _section(values, name) for name in module.dev_names})

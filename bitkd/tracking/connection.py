@@ -47,7 +47,6 @@ class Connection:
         self._stop_requested = stop_requested
         self._offline = False
         self._gave_up = False
-        self._last_online: Path | None = None
 
     def open(self, logs: Path, upload: bool = False, **settings: Any) -> Any:
         """The open wandb run, or a new one. Raises WaitEndedError if this process was asked to stop.
@@ -93,8 +92,6 @@ class Connection:
         if run is None or self._gave_up:
             return
         folder = Path(run.dir).parent
-        if not run.offline:
-            self._last_online = folder
         try:
             self.wait(lambda: run.finish(exit_code=code), patience=STOP_SECONDS)
         except (TimeoutError, WaitEndedError) as error:
@@ -102,7 +99,7 @@ class Connection:
                 self._gave_up = True
                 # Stops the upload and closes the file; at its exit, this process would wait for wandb again.
                 wandb.setup().assert_service().inform_finish(run_id=run.id)
-            self._go_offline(error, folder.parent.parent)
+            self._go_offline(error, folder.parent.parent, None if run.offline else folder)
 
     def wait(self, call: Callable[[], T], patience: float = 0.0, limit: float = float("inf")) -> T:
         """The result of `call`, which runs in another thread.
@@ -150,20 +147,23 @@ class Connection:
             self._go_offline(error, logs)
             return "offline"
 
-    def _go_offline(self, error: Exception, logs: Path) -> None:
-        """Log this process's further runs offline, and tell once how all of it is sent later."""
+    def _go_offline(self, error: Exception, logs: Path, incomplete: Path | None = None) -> None:
+        """Log this process's further runs offline, and tell once how all of it is sent later.
+
+        incomplete: folder of an online run that the server has not got to its end.
+        """
         import wandb
 
         if self._offline:
             return
         self._offline = True
         cause = next(iter(str(error).splitlines()), type(error).__name__)
-        if isinstance(error, TimeoutError) or "in time" in cause or "Timed out" in cause:
+        if isinstance(error, TimeoutError | WaitEndedError) or "in time" in cause or "Timed out" in cause:
             cause = "no answer"
         words = ["wandb", "sync"]
-        if self._last_online is not None:  # perhaps not sent whole; to send it twice does no harm
-            words += ["--no-skip-online", shlex.quote(str(self._last_online))]
-        if not self._stop_requested() or self._last_online is None:
+        if incomplete is not None:
+            words += ["--no-skip-online", shlex.quote(str(incomplete))]
+        if incomplete is None or not self._stop_requested():
             words.append(f"{shlex.quote(str(logs / 'wandb'))}/offline-run-*")
         log.warning(
             "wandb: no connection to %s (%s); from here on this process logs offline, and nothing is lost. "
