@@ -3,7 +3,7 @@ is answered at once."""
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from bitkd.data.tasks import FilesSpec, TaskSpec, check_metrics, check_task
 from bitkd.errors import InputError
 from bitkd.models.labels import label_order
 from bitkd.pretrained.files import check_checkpoint_files, read_config_data
+from bitkd.processes.machine import check_machine
 from bitkd.store.artifacts import STAGE_FILE, Store, read_artifact
 from bitkd.store.records import StageRecord, TaskRecord
 from bitkd.store.run_folder import MANIFEST, RunFolder
@@ -54,6 +55,7 @@ def open_checkpoint(name: str, settings: list[str], labels: str | None, needs_ta
     and needed, or if its labels are not those of the task.
     """
     given = load_config(settings, require=())
+    check_machine(replace(given.trainer, devices=1))  # whatever a run had, one process reads the rows here
     folder = _find_folder(name)
     record = read_artifact(folder).stage if (folder / STAGE_FILE).is_file() else None
     trained_for = record.trained_for if record else None

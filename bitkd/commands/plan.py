@@ -9,6 +9,7 @@ from bitkd.commands.output import make_console, print_json
 from bitkd.config.load import load_config, to_yaml
 from bitkd.pipeline.plan import make_plan
 from bitkd.processes.libraries import quieten
+from bitkd.processes.machine import note_emulation
 from bitkd.report.mermaid import draw_graph
 from bitkd.sources.cache import open_cache
 
@@ -22,6 +23,7 @@ def plan_command(arguments: argparse.Namespace) -> int:
         plan = make_plan(config, cache)
     finally:
         cache.save()
+    note_emulation(config)
     stages = plan.rows()
     if arguments.json:
         print_json({"run": str(plan.folder.folder), "store": str(plan.store.root), "stages": stages})

@@ -17,6 +17,7 @@ from bitkd.pipeline.graph import Node, fingerprints, order
 from bitkd.pipeline.identity import identity_of
 from bitkd.pipeline.inputs import row_makers, upstream_of, uses_corpus, wants_augmented
 from bitkd.pipeline.stage import PlannedStage
+from bitkd.processes.machine import check_machine
 from bitkd.sources.cache import FactCache, open_cache
 from bitkd.sources.sources import Sources, open_sources
 from bitkd.stages.kinds import AUGMENT, kind_of
@@ -108,6 +109,7 @@ def make_plan(config: Config, cache: FactCache | None = None) -> Plan:
     folder = RunFolder.open(Path(config.run.dir), config.task.name, config.run.name or config.pipeline.name)
     config = check_settings(config)
     check_paths(config)
+    check_machine(config.trainer)
     sources = open_sources(config, cache or open_cache(config, read_disk=False))
     config = sources.config
     check_sources(sources)

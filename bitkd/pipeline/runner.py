@@ -17,6 +17,7 @@ from bitkd.pipeline.execute import execute
 from bitkd.pipeline.observer import Observer
 from bitkd.pipeline.plan import Plan, make_plan
 from bitkd.processes.group import Group
+from bitkd.processes.machine import note_emulation
 from bitkd.processes.signals import Stopping
 from bitkd.stages.spec import TERMS, resolve
 from bitkd.store.lock import Lock
@@ -59,16 +60,20 @@ def run(config: Config, console: Console, observer: Observer | None = None, prog
     _check_code(plan)
     plan.store.prepare()
     group, stopping = Group(plan.config.trainer), Stopping()
+    observer = observer or Observer()
+    observer.run_started(stopping)
+    if group.is_global_zero:
+        note_emulation(plan.config)
     stopping.install()
     try:
         with _registered(plan, group, console):
             for name in [stage.name for stage in plan.stages]:
                 plan = plan.with_known_rows()
-                context = StageContext(plan, plan[name], group, stopping, console, observer or Observer(), progress_bar)
+                context = StageContext(plan, plan[name], group, stopping, console, observer, progress_bar)
                 _run_stage(context)
             group.barrier()  # rank zero has written the last link and the manifest
             if group.is_global_zero:
-                context.observer.run_finished(plan)
+                observer.run_finished(plan)
     finally:
         stopping.restore()
     return plan
