@@ -5,6 +5,7 @@ the scores before it (TinyBERT, arXiv:1909.10351). Because the function is regis
 fork.
 """
 
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
@@ -116,7 +117,7 @@ def _deberta_self_attention(
     return output.flatten(2), scores if output_attentions else None
 
 
-OWN_FORWARDS = {
+OWN_FORWARDS: dict[str, Callable[..., Any]] = {
     "DisentangledSelfAttention": _deberta_self_attention,
     "MPNetSelfAttention": _mpnet_self_attention,
 }
