@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from bitkd.errors import InputError
+from bitkd.files import follow_umask
 from bitkd.models.attention import ATTENTION
 from bitkd.models.encoder import encoder_layers, read_spec, write_spec
 from bitkd.models.labels import label_order
@@ -50,6 +51,7 @@ def save_student(model: PreTrainedModel, folder: Path | str, tokenizer: PreTrain
     model.config.save_pretrained(folder)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    follow_umask(folder / WEIGHTS_FILE)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 
