@@ -4,9 +4,7 @@ is imported."""
 import argparse
 from pathlib import Path
 
-from rich.table import Table
-
-from bitkd.commands.output import make_console, print_json
+from bitkd.commands.output import print_json
 from bitkd.config.load import load_config
 from bitkd.config.schema import Config
 from bitkd.data.hub import resolve_pretrained
@@ -16,6 +14,8 @@ from bitkd.files import read_json
 from bitkd.models.labels import label_order
 from bitkd.pipeline.checks import check_files
 from bitkd.processes.libraries import quieten
+from bitkd.report.console import Console
+from bitkd.report.fitted import FittedTable
 from bitkd.store.artifacts import STAGE_FILE, Store, read_artifact
 from bitkd.store.records import StageRecord
 from bitkd.store.run_folder import MANIFEST, RunFolder
@@ -34,10 +34,8 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"metrics": values})
     else:
-        table = Table("metric", "value", box=None)
-        for name, value in values.items():
-            table.add_row(name, "undefined" if value is None else f"{value:.4f}")
-        make_console().print(table)
+        rows = [[name, "undefined" if value is None else f"{value:.4f}"] for name, value in values.items()]
+        Console().print(FittedTable(["metric", "value"], rows))
     return 0
 
 

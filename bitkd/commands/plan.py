@@ -41,7 +41,7 @@ def plan_command(arguments: argparse.Namespace) -> int:
                 row["state"],
             )
             table.add_row(str(number), *map(str, cells))
-        console = make_console()
+        console = Console()
         console.print(table)
         console.print(f"run: {plan.folder.folder}\nstore: {plan.store.root}")
     return 0

@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 
-from rich.console import Console
-
 from bitkd.api import check_before_imports
-from bitkd.commands.output import is_other_rank, make_console, print_json
+from bitkd.commands.output import is_other_rank, print_json
 from bitkd.config.load import load_config
 from bitkd.config.schema import BudgetSpec
 from bitkd.errors import InputError, StoppedError
 from bitkd.pipeline.plan import Plan
 from bitkd.processes.libraries import quieten
+from bitkd.report.console import Console
 from bitkd.tracking.agent import with_run_name
 
 EXAMPLES = 10
@@ -29,7 +28,7 @@ def run_command(arguments: argparse.Namespace) -> int:
 
     console = _open_console(arguments)
     with _exit_code() as exit_code:
-        plan = run(config, console, make_observer(config), progress_bar=console.is_terminal)
+        plan = run(config, console, make_observer(config), progress_bar=console.is_interactive)
         if not is_other_rank():
             _show_run(plan, arguments)
     return exit_code[0]
@@ -56,7 +55,7 @@ def augment_command(arguments: argparse.Namespace) -> int:
 
 def _open_console(arguments: argparse.Namespace) -> Console:
     quieten(show_notes=not is_other_rank())
-    return make_console(stderr=arguments.json)
+    return Console(stderr=arguments.json)
 
 
 @contextmanager
@@ -88,7 +87,7 @@ def _show_run(plan: Plan, arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json({"run": str(plan.folder.folder), "stages": [asdict(row) for row in rows]})
     else:
-        console = make_console()
+        console = Console()
         console.print(render(rows))
         console.print(f"run: {plan.folder.folder}")
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from bitkd.callbacks.checkpoints import BestCheckpoint, ResumeCheckpoint, latest_checkpoint
 from bitkd.callbacks.flops import TrainingFlops
 from bitkd.callbacks.predictions import Predictions
-from bitkd.callbacks.progress import StageProgressBar
+from bitkd.callbacks.progress import Progress
 from bitkd.callbacks.random_states import RandomStates
 from bitkd.callbacks.seconds import TrainingSeconds
 from bitkd.callbacks.stop import StopRequest, ValidateLastStep
@@ -46,11 +46,14 @@ def execute(context: StageContext) -> None:
     selected = selection(stage, module.student) if stage.trains else None
     loggers = _loggers(context)
     best, flops, seconds = BestCheckpoint(context.work, SCORE), TrainingFlops(row_flops), TrainingSeconds()
-    callbacks: list[pl.Callback] = [KeepSignals(context.stopping)]
+    score_name = context.config.task.metric if kind.keeps_head else None
+    progress = Progress(context.console, context.place, score_name, context.progress_bar and group.is_global_zero)
+    callbacks: list[pl.Callback] = [KeepSignals(context.stopping), progress]
     steps = None
     if stage.trains:
         trainer = _trainer(context, [*callbacks, flops, seconds, *_resumption(context, best)], loggers)
-        trainer.fit(module, datamodule=data, ckpt_path=_last_checkpoint(context), weights_only=True)
+        with progress.shown():
+            trainer.fit(module, datamodule=data, ckpt_path=_last_checkpoint(context), weights_only=True)
         steps = best.step if selected == "best" else trainer.global_step
         if selected == "best" and best.score is not None:
             load_weights(module, best.file)
@@ -63,7 +66,8 @@ def execute(context: StageContext) -> None:
         enable_checkpointing=False,
         enable_progress_bar=False,
     )
-    checker.validate(module, datamodule=data, verbose=False)
+    with progress.shown():
+        checker.validate(module, datamodule=data, verbose=False)
     values = {name: float(value) for name, value in checker.callback_metrics.items() if "/" in name}
     student = finish_student(stage, module)
     record = stage_record(
@@ -157,9 +161,6 @@ def _last_checkpoint(context: StageContext) -> Path | None:
 def _trainer(context: StageContext, callbacks: list[pl.Callback], loggers: list[Logger]) -> pl.Trainer:
     """The Trainer of the stage's fit."""
     spec, stage = context.config.trainer, context.stage
-    shown: list[pl.Callback] = [Throughput(), LearningRateMonitor("step")]
-    if context.progress_bar:
-        shown.append(StageProgressBar(context.label))
     active = stage.kind.active_terms(stage.spec.loss)
     unused = set(stage.kind.terms) - set(active) or (
         active and not any(TERMS[name].reads_last_layer for name in active)
@@ -169,8 +170,8 @@ def _trainer(context: StageContext, callbacks: list[pl.Callback], loggers: list[
         find_unused_parameters=bool(unused),
         # Other ranks get a logger too, but Lightning lets only rank zero write.
         logger=loggers or CSVLogger(context.plan.folder.logs, name="unused"),
-        callbacks=[*shown, *callbacks],
-        enable_progress_bar=context.progress_bar,
+        callbacks=[Throughput(), LearningRateMonitor("step"), *callbacks],
+        enable_progress_bar=False,
         max_steps=stage.total_steps,
         max_epochs=1,
         min_epochs=0,

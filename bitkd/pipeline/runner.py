@@ -18,6 +18,7 @@ from bitkd.pipeline.observer import Observer
 from bitkd.pipeline.plan import Plan, make_plan
 from bitkd.processes.group import Group
 from bitkd.processes.signals import Stopping
+from bitkd.report.tables import time_text
 from bitkd.stages.spec import TERMS, resolve
 from bitkd.store.lock import Lock
 from bitkd.store.records import BudgetRecord, RunManifest
@@ -53,6 +54,7 @@ def run(config: Config, console: Console, observer: Observer | None = None, prog
     """Run the configured graph to its end.
 
     console: gets one plain line at each stage's start and one at its end.  observer: watches the stages, on rank zero.
+    progress_bar: draw a line that changes; `console` is then rich's, of a terminal that can (`is_interactive`).
     Raises InputError before any work starts, StageFailedError while working, StoppedError if it was asked to stop.
     """
     plan = make_plan(config)
@@ -97,7 +99,7 @@ def _run_stage(context: StageContext) -> None:
             context.plan.folder.finish(stage.name, stage.key, context.store.path(stage.key), names)
             context.observer.stage_finished(context.plan, stage)
             if not finished:
-                context.say(f"{label} finished: {_summary(context)}")
+                context.say(f"{context.place} finished: {_summary(context)}")
         code = 0
     except StoppedError as error:
         code = context.stopping.code
@@ -204,6 +206,11 @@ def _failure(context: StageContext, error: Exception) -> StageFailedError:
 def _summary(context: StageContext) -> str:
     artifact = context.store.load(context.stage.key)
     rows, score = artifact.stage.augmented, artifact.metrics.score
-    result = f"{rows.rows} rows of {rows.sources}, " if rows else ""
-    result += f"{context.config.task.metric} {score:.4f}, " if score is not None else ""
-    return f"{result}{artifact.stage.seconds:.0f} s"
+    parts = [f"{rows.rows} rows of {rows.sources}"] if rows else []
+    if score is not None:
+        parts.append(f"{context.config.task.metric} {score:.4f}")
+    elif loss := [values["loss"] for values in artifact.metrics.sets.values() if values.get("loss") is not None]:
+        parts.append(f"dev loss {loss[0]:.4f}")
+    if artifact.stage.steps:
+        parts.append(f"{artifact.stage.steps} steps")
+    return ", ".join([*parts, time_text(artifact.stage.seconds)])
