@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+
 def print_json(content: Any) -> None:
     """Print plain data as JSON."""
     print(json.dumps(content, indent=2, ensure_ascii=False))

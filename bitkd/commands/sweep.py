@@ -89,8 +89,8 @@ def _show(sweep: Sweep, as_json: bool, shard: tuple[int, int], commands: bool = 
     given = sweep.spec.content["parameters"]
     common = {key: value for key, value in trials[0].parameters.items() if "value" in given[key]}
     keys = [key for key in keys if key not in common]
-    rows = [[trial.name, *_cells(sweep, trial, keys)] for trial in trials]
-    console.print(FittedTable(["trial", *keys, SCORE, "seconds", "state"], rows, optional=("seconds",)))
+    cells = [[trial.name, *_cells(sweep, trial, keys)] for trial in trials]
+    console.print(FittedTable(["trial", *keys, SCORE, "seconds", "state"], cells, optional=("seconds",)))
     if common:
         console.print(f"all trials: {' '.join(f'{key}={value}' for key, value in common.items())}")
     if commands:

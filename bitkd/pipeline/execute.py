@@ -24,8 +24,10 @@ from bitkd.models.importance import Importance, estimate_importance
 from bitkd.models.size import measure
 from bitkd.pipeline.build import build_module, finish_student, load_weights, selection
 from bitkd.pipeline.context import StageContext
+from bitkd.pipeline.estimate import workload_of
 from bitkd.pipeline.stage_record import stage_record
 from bitkd.processes.group import make_trainer
+from bitkd.processes.memory import peak_mib, reset_peak
 from bitkd.processes.signals import Stopping
 from bitkd.stages.flops import row_flops
 from bitkd.stages.spec import SCORE, TERMS
@@ -40,6 +42,7 @@ def execute(context: StageContext) -> None:
     stage, kind, group = context.stage, context.stage.kind, context.group
     if stage.trains and not stage.steps_known:
         raise FileNotFoundError(f"{context.plan.augmented_rows(stage)} cannot be seen by this process, or has no rows")
+    reset_peak(group.device)
     pl.seed_everything(stage.seed, verbose=False)
     module = build_module(stage, context.sources, context.load, lambda source: _importance(context, source))
     data = _data_module(context)
@@ -69,6 +72,7 @@ def execute(context: StageContext) -> None:
     with progress.shown():
         checker.validate(module, datamodule=data, verbose=False)
     values = {name: float(value) for name, value in checker.callback_metrics.items() if "/" in name}
+    memory = peak_mib(group.device)
     student = finish_student(stage, module)
     record = stage_record(
         context,
@@ -79,6 +83,8 @@ def execute(context: StageContext) -> None:
         curve=[(int(step), score) for step, score in best.curve],
         flops=FlopsRecord(flops.student, flops.teacher),
         selected_step=steps,
+        workload=workload_of(stage, context.plan.by_name, context.sources) if stage.trains else None,
+        memory_mib=memory and round(memory, 1),
     )
     score = _dev_score(context.config.task, module.dev_names, values) if kind.keeps_head else None
     metrics = MetricsRecord(score, {name: _section(values, name) for name in module.dev_names})

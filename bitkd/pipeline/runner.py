@@ -1,5 +1,6 @@
 """Runs a graph: skips finished stages, resumes stopped ones, recomputes those whose settings or inputs changed."""
 
+import contextlib
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,18 +8,21 @@ from dataclasses import dataclass
 
 import torch
 
+from bitkd.compare.load import load_run
+from bitkd.compare.notes import notes_of
 from bitkd.config.comparable import hyperparameters, result_settings
 from bitkd.config.load import to_yaml
 from bitkd.config.schema import Config
-from bitkd.errors import StoppedError
+from bitkd.errors import InputError, StoppedError
 from bitkd.pipeline.augmentation import augment
 from bitkd.pipeline.context import Console, StageContext
 from bitkd.pipeline.execute import execute
 from bitkd.pipeline.observer import Observer
 from bitkd.pipeline.plan import Plan, make_plan
+from bitkd.pipeline.replaced import replaced_by
 from bitkd.processes.group import Group
 from bitkd.processes.signals import Stopping
-from bitkd.report.tables import time_text
+from bitkd.report.numbers import time_text
 from bitkd.stages.spec import TERMS, resolve
 from bitkd.store.lock import Lock
 from bitkd.store.records import BudgetRecord, RunManifest
@@ -71,6 +75,7 @@ def run(config: Config, console: Console, observer: Observer | None = None, prog
             group.barrier()  # rank zero has written the last link and the manifest
             if group.is_global_zero:
                 context.observer.run_finished(plan)
+                _say_notes(plan, console)
     finally:
         stopping.restore()
     return plan
@@ -120,6 +125,8 @@ def _registered(plan: Plan, group: Group, console: Console) -> Iterator[None]:
         return
     before = plan.folder.manifest
     manifest = _manifest(plan)
+    if replaced := replaced_by(plan):
+        console.print(f"note: {replaced.note(plan.folder.folder.name)}")
     plan.folder.begin(manifest, to_yaml(plan.config))
     registration = plan.store.register(plan.folder.folder, [*manifest.planned.values(), *plan.given_keys()])
     plan.sources.cache.save()
@@ -160,6 +167,12 @@ def _manifest(plan: Plan) -> RunManifest:
         upstream={stage.name: stage.upstream for stage in stages},
         planned={stage.name: stage.key for stage in stages},
     )
+
+
+def _say_notes(plan: Plan, console: Console) -> None:
+    with contextlib.suppress(InputError):  # an artifact of an older version says less
+        for note in notes_of(load_run(plan.folder.folder)):
+            console.print(f"note: {note}")
 
 
 def _acquire(context: StageContext, lock: Lock) -> bool:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from bitkd.compare.rows import Row
 from bitkd.data.tasks import HOLDOUT
 from bitkd.report.fitted import FittedTable
-from bitkd.report.tables import DASH, TextTable
+from bitkd.report.numbers import DASH
+from bitkd.report.tables import TextTable
 
 OPTIONAL = ("MiB on paper", "parameters", "seconds", "steps", "seed", "MiB packed", "bits")
 """Columns that a narrow terminal may leave out, the first to go first: never names and scores."""
@@ -39,7 +40,9 @@ def render(rows: list[Row], labels: Sequence[str] = ()) -> FittedTable:
         if [row.run, *arm] != before:
             sections.append(position)
         shown = arm if [row.run, *arm] != before else [""] * len(arm)
-        cells.append([row.run] * several + shown + [row.stage, *(_score(row, name, sets) for name in sets), *_cost(row)])
+        cells.append(
+            [row.run] * several + shown + [row.stage, *(_score(row, name, sets) for name in sets), *_cost(row)]
+        )
         before = [row.run, *arm]
     return FittedTable(header, cells, OPTIONAL, sections[1:], ruled=True)
 
