@@ -1,10 +1,10 @@
 """A rich console for plain text: nothing is cut, lines are wrapped between words, user text is never read as markup."""
 
 import os
+import textwrap
 from typing import Any
 
 from rich.console import Console as RichConsole
-from rich.text import Text
 
 UNLIMITED = 10_000
 """Width of an output that is no terminal: no line is wrapped, no column is left out."""
@@ -22,7 +22,10 @@ class Console(RichConsole):
     def print(self, *objects: Any, **settings: Any) -> None:
         """Print a text, wrapped between words, or anything that rich renders. A word is never broken: paths stay whole."""
         if all(isinstance(item, str) for item in objects):
-            lines = Text(" ".join(objects)).wrap(self, self.width, overflow="ignore")
-            super().print("\n".join(line.plain.rstrip() for line in lines), soft_wrap=True, **settings)
+            lines = " ".join(objects).splitlines() or [""]
+            wrapped = (
+                textwrap.wrap(line, self.width, break_long_words=False, break_on_hyphens=False) for line in lines
+            )
+            super().print("\n".join("\n".join(parts) for parts in wrapped), soft_wrap=True, **settings)
         else:
             super().print(*objects, **settings)
