@@ -11,63 +11,75 @@ from bitkd.errors import InputError
 
 SETTINGS_HELP = """\
 settings are key=value, in any order:
-  task=NAME pipeline=NAME model=NAME trainer=NAME   choose a file of conf/, or give the path of a YAML file
-  stages.NODE.max_steps|epochs|lr|teacher|…=VALUE   one stage of the pipeline
-  train.epochs|max_steps|batch_size|lr|…=VALUE      the default of all stages
-  student.layers=[1,3,5] student.width=0.5          the student's shape
+  task=NAME pipeline=NAME model=NAME trainer=NAME  a file of conf/, or the path
+                                                   of a YAML file
+  stages.NODE.max_steps|epochs|lr|teacher|…=VALUE  one stage of the pipeline
+  train.epochs|max_steps|batch_size|lr|…=VALUE     the default of all stages
+  student.layers=[1,3,5] student.width=0.5         the student's shape
   model.pretrained=ID_OR_FOLDER data.dir=FOLDER data.corpus=[FILE,…]
-  trainer.devices=2 trainer.precision=bf16-mixed logger=wandb seed=1 run.dir=runs run.name=NAME
+  trainer.devices=2 trainer.precision=bf16-mixed logger=wandb seed=1
+  run.dir=runs run.name=NAME
 `bitkd config task=NAME pipeline=NAME` prints every key with its value.
 
-exit codes: 0 done, 1 a failure while working, 2 bad input (nothing was started). A run that is asked to stop saves and
-exits with 75 (SIGTERM, SIGUSR1) or 130 (Ctrl-C): run the same command again to resume.
+exit codes: 0 done, 1 a failure while working, 2 bad input (nothing was
+started). A run that is asked to stop saves and exits with 75 (SIGTERM, SIGUSR1)
+or 130 (Ctrl-C): run the same command again to resume.
 """
 
 PLAN_HELP = """
 
-states: done (in the store: skipped), partial (interrupted: resumed), stale (finished with other settings or inputs:
-computed again), todo.
+states: done (in the store: skipped), partial (interrupted: resumed), stale
+(finished with other settings or inputs: computed again), todo.
 """
 
 AUGMENT_HELP = """
 
-The rows are kept in the artifact store; `bitkd run … task.augmentation.enabled=true` with the same settings uses them.
+The rows are kept in the artifact store; `bitkd run …
+task.augmentation.enabled=true` with the same settings uses them.
 """
 
 STORE_HELP = """
 
-gc deletes artifacts and checkpoints that no run uses. A run uses the stages of its current configuration, the artifacts
-its folder links to, and artifacts its settings point to. A deleted run folder uses nothing. Artifacts of running jobs
-are never deleted.
+gc deletes artifacts and checkpoints that no run uses. A run uses the stages
+of its current configuration, the artifacts its folder links to, and artifacts
+its settings point to. A deleted run folder uses nothing. Artifacts of running
+jobs are never deleted.
 """
 
 COMPARE_HELP = """
 
-Runs of one pipeline with the same settings and different seeds are one arm. The tables show means, deviations, and
-differences between arms with a 95 % bootstrap interval. Unfinished runs are refused, and so are runs of different
-tasks, dev rows or labels. If teachers differ at one seed, every output begins with a warning.
-A comparison.json gives the same tables and plots again without the runs.
+Runs of one pipeline with the same settings and different seeds are one arm.
+The tables show means, deviations, and differences between arms with a 95 %
+bootstrap interval. Unfinished runs are refused, and so are runs of different
+tasks, dev rows or labels. If teachers differ at one seed, every output begins
+with a warning. A comparison.json gives the same tables and plots again
+without the runs.
 """
 
 SWEEP_HELP = """
 
-The file is a sweep file of wandb; its trials run on this machine, without a server, one after another. Run the same
-command again to restart: finished trials are skipped unless data, model or code changed, interrupted ones are resumed,
-failed ones are tried again. Settings apply to all trials.
+The file is a sweep file of wandb; its trials run on this machine, without a
+server, one after another. Run the same command again to restart: finished
+trials are skipped unless data, model or code changed, interrupted ones are
+resumed, failed ones are tried again. Settings apply to all trials.
 """
 
 EVALUATE_SETTINGS_HELP = """\
 settings:
   task=NAME                  required: the dev sets and metrics
-  data.dir=FOLDER            the task's files; without it they are loaded from the hub
-  data.max_length=128 data.eval_batch_size=64 trainer.accelerator=gpu trainer.precision=bf16-mixed
+  data.dir=FOLDER            the task's files; without it they are loaded from
+                             the hub
+  data.max_length=128 data.eval_batch_size=64 trainer.accelerator=gpu
+  trainer.precision=bf16-mixed
 """
 
 PREDICT_SETTINGS_HELP = """\
 settings, all optional:
-  task=NAME                  outputs in this task's label order; needed if the checkpoint has no label names
+  task=NAME                  outputs in this task's label order; needed if the
+                             checkpoint has no label names
   data.max_length=128        tokens of a row (with task=)
-  split=NAME                 a test set of the task (with task= and --out): writes a submission file for GLUE
+  split=NAME                 a test set of the task (with task= and --out):
+                             writes a submission file for GLUE
   data.dir=FOLDER            the task's files, for split=
 """
 
@@ -105,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = add(
         "evaluate",
-        "the task's metrics of any checkpoint: an artifact, or a plain Hugging Face checkpoint",
+        "the task's metrics of any checkpoint: an artifact, or one of Hugging Face",
         epilog=EVALUATE_SETTINGS_HELP,
     )
     evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or hub id")
@@ -188,7 +200,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return find_command(arguments.command)(arguments)
     except InputError as error:
-        print(f"bitkd: {error}", file=sys.stderr)
+        from bitkd.commands.output import print_error
+
+        print_error(str(error))
         return 2
     except KeyboardInterrupt:
         return 130

@@ -4,6 +4,13 @@ import json
 from typing import Any
 
 
+def print_error(text: str) -> None:
+    """Print a message to the standard error, wrapped between words if that is a terminal."""
+    from bitkd.report.console import Console
+
+    Console(stderr=True).print(f"bitkd: {text}")
+
+
 def print_json(content: Any) -> None:
     """Print plain data as JSON."""
     print(json.dumps(content, indent=2, ensure_ascii=False))

@@ -1,13 +1,12 @@
 """The commands run and augment, which execute stages."""
 
 import argparse
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 
 from bitkd.api import check_before_imports
-from bitkd.commands.output import is_other_rank, print_json
+from bitkd.commands.output import is_other_rank, print_error, print_json
 from bitkd.config.load import load_config
 from bitkd.config.schema import BudgetSpec
 from bitkd.errors import InputError, StoppedError
@@ -70,11 +69,11 @@ def _exit_code() -> Iterator[list[int]]:
         yield code
     except StageFailedError as failure:
         rank = rank_zero_only.rank  # type: ignore[attr-defined]
-        print(f"bitkd: {f'rank {rank}: ' if rank else ''}{failure}", file=sys.stderr, flush=True)
+        print_error(f"{f'rank {rank}: ' if rank else ''}{failure}")
         code[0] = 1
     except StoppedError as stop:
         if not is_other_rank():
-            print(f"bitkd: {stop}", file=sys.stderr, flush=True)
+            print_error(str(stop))
         code[0] = stop.code
 
 

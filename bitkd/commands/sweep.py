@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from bitkd.commands.output import print_json
+from bitkd.commands.output import print_error, print_json
 from bitkd.errors import InputError, StoppedError
 from bitkd.report.console import Console
 from bitkd.report.fitted import FittedTable
@@ -33,13 +33,13 @@ def sweep_command(arguments: argparse.Namespace) -> int:
     try:
         failed = run_sweep(sweep, shard, console)
     except StoppedError as stop:
-        print(f"bitkd: {stop}", file=sys.stderr, flush=True)
+        print_error(str(stop))
         return stop.code
     _show(sweep, arguments.json, shard)
     for trial in failed:
-        print(f"bitkd: trial {trial.name} failed with code {trial.exit_code}; see {trial.log}", file=sys.stderr)
+        print_error(f"trial {trial.name} failed with code {trial.exit_code}; see {trial.log}")
     if failed:
-        print("bitkd: run the same command again to try failed trials again", file=sys.stderr, flush=True)
+        print_error("run the same command again to try failed trials again")
     return 1 if failed else 0
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from bitkd.report.console import UNLIMITED
 
-_NUMBER = re.compile(r"[+−-]?\d[\d.,]*( [A-Za-z]+)?( ± [\d.]+)?")
+_NUMBER = re.compile(r"[+−-]?\d[\d.,/]*( [A-Za-z]+)?( ± [\d.]+)?")
 _EMPTY = ("", "–", "?")
 
 
