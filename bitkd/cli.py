@@ -14,74 +14,91 @@ BROKEN_PIPE = 141
 
 SETTINGS_HELP = """\
 settings are key=value, in any order:
-  task=NAME pipeline=NAME model=NAME trainer=NAME   choose a file of conf/, or give the path of a YAML file
-  stages.NODE.max_steps|epochs|lr|teacher|…=VALUE   one stage of the pipeline
-  train.epochs|max_steps|batch_size|lr|…=VALUE      the default of all stages
-  student.layers=[1,3,5] student.width=0.5          the student's shape
+  task=NAME pipeline=NAME model=NAME trainer=NAME  a file of conf/, or the path
+                                                   of a YAML file
+  stages.NODE.max_steps|epochs|lr|teacher|…=VALUE  one stage of the pipeline
+  train.epochs|max_steps|batch_size|lr|…=VALUE     the default of all stages
+  student.layers=[1,3,5] student.width=0.5         the student's shape
   model.pretrained=ID_OR_FOLDER data.dir=FOLDER data.corpus=[FILE,…]
-  trainer.devices=2 trainer.precision=bf16-mixed logger=wandb seed=1 run.dir=runs run.name=NAME
+  trainer.devices=2 trainer.precision=bf16-mixed logger=wandb seed=1
+  run.dir=runs run.name=NAME
 `bitkd config task=NAME pipeline=NAME` prints every key with its value.
 
-exit codes: 0 done, 1 a failure while working, 2 bad input (nothing was started). A run that is asked to stop saves and
-exits with 75 (SIGTERM, SIGUSR1) or 130 (Ctrl-C): run the same command again to resume.
+exit codes: 0 done, 1 a failure while working, 2 bad input (nothing was
+started). A run that is asked to stop saves and exits with 75 (SIGTERM, SIGUSR1)
+or 130 (Ctrl-C): run the same command again to resume.
 """
 
 PLAN_HELP = """
 
-states: done (in the store: skipped), partial (interrupted: resumed), stale (finished with other settings or inputs:
-computed again), todo.
+states: done (in the store: skipped), partial (interrupted: resumed), stale
+(finished with other settings or inputs: computed again), todo.
 """
 
 AUGMENT_HELP = """
 
-The rows are kept in the artifact store; `bitkd run … task.augmentation.enabled=true` with the same settings uses them.
+The rows are kept in the artifact store; `bitkd run …
+task.augmentation.enabled=true` with the same settings uses them.
 """
 
 STORE_HELP = """
 
-gc deletes artifacts and checkpoints that no run uses. A run uses the stages of its current configuration, the artifacts
-its folder links to, and artifacts its settings point to. A deleted run folder uses nothing. Artifacts of running jobs
-are never deleted.
+gc deletes artifacts and checkpoints that no run uses. A run uses the stages
+of its current configuration, the artifacts its folder links to, and artifacts
+its settings point to. A deleted run folder uses nothing. Artifacts of running
+jobs are never deleted.
 """
 
 COMPARE_HELP = """
 
-Runs of one pipeline with the same settings and different seeds are one arm. The tables show means, deviations, and
-differences between arms with a 95 % bootstrap interval. Unfinished runs are refused, and so are runs of different
-tasks, dev rows or labels. If teachers differ at one seed, every output begins with a warning.
-A comparison.json gives the same tables and plots again without the runs.
+Runs of one pipeline with the same settings and different seeds are one arm.
+The tables show means, deviations, and differences between arms with a 95 %
+bootstrap interval. Unfinished runs are refused, and so are runs of different
+tasks, dev rows or labels. If teachers differ at one seed, every output begins
+with a warning. A comparison.json gives the same tables and plots again
+without the runs.
 """
 
 SWEEP_HELP = """
 
-The file is a sweep file of wandb; its trials run on this machine, without a server, one after another. Run the same
-command again to restart: finished trials are skipped unless data, model or code changed, interrupted ones are resumed,
-failed ones are tried again. Settings apply to all trials.
+The file is a sweep file of wandb; its trials run on this machine, without a
+server, one after another. Run the same command again to restart: finished
+trials are skipped unless data, model or code changed, interrupted ones are
+resumed, failed ones are tried again. Settings apply to all trials.
 """
 
 EVALUATE_SETTINGS_HELP = """\
 settings:
-  data.dir=FOLDER            the task's files; without it they are loaded from the hub
-  task=NAME                  the dev sets and metrics; an artifact knows its own task, a plain checkpoint needs one
-  data.max_length=128        tokens of a row; default: what an artifact was trained with
-  data.eval_batch_size=64 trainer.accelerator=gpu trainer.precision=bf16-mixed
+  data.dir=FOLDER            the task's files; without it they are loaded from
+                             the hub
+  task=NAME                  the dev sets and metrics; an artifact knows its own
+                             task, a plain checkpoint needs one
+  data.max_length=128        tokens of a row; default: what an artifact was
+                             trained with
+  data.eval_batch_size=64 trainer.accelerator=gpu
+  trainer.precision=bf16-mixed
 """
 
 PREDICT_HELP = """
 
-FILE is a table with the task's text columns by name (.tsv, .csv, .jsonl, .parquet; other columns are not read), or a .txt
-file with a text in each line. - is standard input: a text in each line (two, separated by a tab, for tasks of pairs), or
-a tab-separated table if its first line has the names of the columns; see --format. Predictions come in the rows' order,
-while the rows are read, as a tab-separated table: index of the row from 0, label, probability of every label.
+FILE is a table with the task's text columns by name (.tsv, .csv, .jsonl,
+.parquet; other columns are not read), or a .txt file with a text in each line.
+- is standard input: a text in each line (two, separated by a tab, for tasks of
+pairs), or a tab-separated table if its first line has the names of the columns;
+see --format. Predictions come in the rows' order, while the rows are read, as a
+tab-separated table: index of the row from 0, label, probability of every label.
 """
 
 PREDICT_SETTINGS_HELP = """\
 settings, all optional:
-  data.max_length=128        tokens of a row; default: what an artifact was trained with
+  data.max_length=128        tokens of a row; default: what an artifact was
+                             trained with
   data.eval_batch_size=64    rows of a batch
   trainer.accelerator=gpu trainer.precision=bf16-mixed
-  task=NAME                  for a plain checkpoint, whose columns and label order are not recorded
-  split=NAME data.dir=FOLDER a test set of the task (with --out): writes a submission file for GLUE
+  task=NAME                  for a plain checkpoint, whose columns and label order
+                             are not recorded
+  split=NAME data.dir=FOLDER a test set of the task (with --out): writes a
+                             submission file for GLUE
 """
 
 
@@ -118,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = add(
         "evaluate",
-        "the task's metrics of any checkpoint: an artifact, or a plain Hugging Face checkpoint",
+        "the task's metrics of any checkpoint: an artifact, or one of Hugging Face",
         epilog=EVALUATE_SETTINGS_HELP,
     )
     evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or hub id")
@@ -212,7 +229,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except InputError as error:
-        print(f"bitkd: {error}", file=sys.stderr)
+        from bitkd.commands.output import print_error
+
+        print_error(str(error))
         return 2
     except KeyboardInterrupt:
         return 130

@@ -1,8 +1,10 @@
 """Small files of plain data: written completely or not at all, read, hashed; temporary names for one process."""
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,17 @@ def write_file(file: Path, content: str | bytes) -> None:
 def write_json(file: Path, content: Any) -> None:
     """Write plain data as `write_file` does."""
     write_file(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def follow_umask(file: Path) -> None:
+    """Give a file the mode that `open` gives a new file: safetensors makes files that only their owner can read."""
+    probe = file.with_name(temporary_name(f".{file.name}"))
+    try:
+        probe.touch()
+        with contextlib.suppress(PermissionError):  # a file system that has no modes
+            shutil.copymode(probe, file)
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def read_json(file: Path) -> Any:

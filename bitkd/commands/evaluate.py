@@ -2,12 +2,12 @@
 
 import argparse
 
-from rich.table import Table
-
 from bitkd.commands.checkpoints import check_source, open_checkpoint
-from bitkd.commands.output import make_console, print_json
+from bitkd.commands.output import print_json
 from bitkd.pipeline.checks import check_files
 from bitkd.processes.libraries import quieten
+from bitkd.report.console import Console
+from bitkd.report.fitted import FittedTable
 
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
@@ -23,8 +23,6 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"metrics": values})
     else:
-        table = Table("metric", "value", box=None)
-        for name, value in values.items():
-            table.add_row(name, "undefined" if value is None else f"{value:.4f}")
-        make_console().print(table)
+        rows = [[name, "undefined" if value is None else f"{value:.4f}"] for name, value in values.items()]
+        Console().print(FittedTable(["metric", "value"], rows))
     return 0

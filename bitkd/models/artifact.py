@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from bitkd.errors import InputError
+from bitkd.files import follow_umask
 from bitkd.models.attention import ATTENTION, use_score_attention
 from bitkd.models.encoder import read_spec, write_spec
 from bitkd.models.labels import label_order
@@ -54,6 +55,7 @@ def save_student(model: PreTrainedModel, folder: Path | str, tokenizer: PreTrain
         _guard(folder / "config.json")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    follow_umask(folder / WEIGHTS_FILE)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 

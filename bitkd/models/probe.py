@@ -140,7 +140,9 @@ def _try(config: PretrainedConfig, family: str) -> Architecture:
 
 def _narrowing_problem(model: PreTrainedModel, batch: dict[str, Tensor]) -> str | None:
     """Why heads and neurons cannot be left out; None if they can."""
-    labels = torch.zeros(len(batch["input_ids"]), dtype=torch.long if len(model.config.id2label or {}) > 1 else torch.float)
+    labels = torch.zeros(
+        len(batch["input_ids"]), dtype=torch.long if len(model.config.id2label or {}) > 1 else torch.float
+    )
     try:
         importance = estimate_importance(model, [batch | {"labels": labels}])
         build_student(model, ShapeSpec(width=1 / read_spec(model).heads), importance)(**batch)

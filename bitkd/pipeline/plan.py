@@ -13,6 +13,7 @@ from bitkd.errors import InputError
 from bitkd.files import digest
 from bitkd.pipeline.budget import budget_steps, check_budget
 from bitkd.pipeline.checks import check_checkpoint, check_graph, check_paths, check_rows, check_sources, check_training
+from bitkd.pipeline.estimate import Estimate, estimate_of
 from bitkd.pipeline.graph import Node, fingerprints, order
 from bitkd.pipeline.identity import identity_of
 from bitkd.pipeline.inputs import row_makers, upstream_of, uses_corpus, wants_augmented
@@ -41,6 +42,14 @@ class Plan:
 
     def __getitem__(self, name: str) -> PlannedStage:
         return next(stage for stage in self.stages if stage.name == name)
+
+    @property
+    def by_name(self) -> dict[str, PlannedStage]:
+        return {stage.name: stage for stage in self.stages}
+
+    def estimate(self, stage: PlannedStage) -> Estimate | None:
+        """What a stage that is not done is expected to take; None if nothing like it was measured."""
+        return None if self.state(stage) == "done" else estimate_of(stage, self.by_name, self.sources, self.store)
 
     def augmented_rows(self, stage: PlannedStage) -> Path | None:
         """Folder of the augmented rows that a stage trains on; None if it trains on others."""
@@ -83,7 +92,11 @@ class Plan:
         return {f"content of {name}": found[:12] for name, found in read.items()}
 
     def rows(self) -> list[dict[str, Any]]:
-        """The stages as plain data, for `bitkd plan`. steps: None if they are not known yet."""
+        """The stages as plain data, for `bitkd plan`.
+
+        steps: None if they are not known yet.  saved_step: where an interrupted stage goes on.  estimate: seconds,
+        memory_mib, and the device that they were measured on; None if the stage is done or nothing like it was measured.
+        """
         return [
             {
                 "name": stage.name,
@@ -95,6 +108,8 @@ class Plan:
                 "fingerprint": stage.fingerprint,
                 "key": stage.key,
                 "state": self.state(stage),
+                "saved_step": self.store.saved_step(stage.key) if self.state(stage) == "partial" else None,
+                "estimate": asdict(found) if (found := self.estimate(stage)) else None,
                 "artifact": str(self.store.path(stage.key)) if self.store.finished(stage.key) else None,
             }
             for stage in self.stages

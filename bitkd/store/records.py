@@ -143,6 +143,12 @@ class StageRecord:
     trained_for: TaskRecord | None = None
     """Of a student with a task head; None for others, and in format 1."""
 
+    workload: str | None = None
+    """Hash of what decides the time and the memory of a step, see `bitkd.pipeline.estimate`; None if nothing was trained."""
+
+    memory_mib: float | None = None
+    """Peak of the first process: of its GPU if it has one, else its resident memory; None if it is not known."""
+
     checksums: dict[str, str] = field(default_factory=dict)
     """File name -> SHA-256 of every other file of the artifact."""
 
@@ -150,7 +156,8 @@ class StageRecord:
         """The content of the JSON file: a student has no `augmented`, rows have no fields of a student."""
         data = asdict(self)
         absent = {"augmented"} if self.augmented is None else {"size", "selected", "curve", "flops", "selected_step"}
-        absent |= {name for name in ("selected_step", "trained_for") if data[name] is None}
+        optional = ("selected_step", "trained_for", "workload", "memory_mib")
+        absent |= {name for name in optional if data[name] is None}
         return {name: value for name, value in data.items() if name not in absent}
 
 
