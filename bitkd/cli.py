@@ -95,8 +95,8 @@ settings, all optional:
                              trained with
   data.eval_batch_size=64    rows of a batch
   trainer.accelerator=gpu trainer.precision=bf16-mixed
-  task=NAME                  for a plain checkpoint, whose columns and label order
-                             are not recorded
+  task=NAME                  for a plain checkpoint, whose columns and order of
+                             labels are not recorded
   split=NAME data.dir=FOLDER a test set of the task (with --out): writes a
                              submission file for GLUE
 """
