@@ -30,7 +30,7 @@ def test_the_names_for_type_checkers_are_the_public_ones():
     import ast
     from pathlib import Path
 
-    (block,) = [node for node in ast.parse(Path(bitkd.__file__).read_text()).body if isinstance(node, ast.If)]
+    block = next(node for node in ast.parse(Path(bitkd.__file__).read_text()).body if isinstance(node, ast.If))
     imported = {alias.name: node.module for node in block.body for alias in node.names}
     assert imported == bitkd._PUBLIC
 
