@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bitkd.errors import InputError, check_choices
+from bitkd.names import check_distinct, check_name
 
 OF_LABELS = ("Accuracy", "CohenKappa", "F1Score", "JaccardIndex", "Precision", "Recall", "Specificity")
 """Metrics of predicted labels, by torchmetrics' own names; those that average over classes give each the same weight
@@ -26,6 +27,12 @@ GLUE_OF_NUMBERS = ("pearson", "spearman", "pearson_spearman")
 
 HOLDOUT = "holdout"
 """Name of the dev set of training rows that are held out for choosing checkpoints."""
+
+SCORE_KEY = "score"
+"""Key beside the dev sets in an artifact's metrics.json."""
+
+RESERVED_TASKS = ("store", "cache", "sweeps", "reports")
+"""Folders of run.dir that are no task's."""
 
 Selection = Literal["dev", "holdout"]
 """Rows that choose checkpoints: the dev sets, or training rows that are held out."""
@@ -173,6 +180,9 @@ class TaskSpec:
 
 def check_task(task: TaskSpec) -> None:
     """Raises InputError if a task's definition contradicts itself."""
+    check_name(task.name, "task.name=")
+    if task.name.casefold() in RESERVED_TASKS:
+        raise InputError(f"task.name={task.name} is a folder of bitkd's own in run.dir; choose another name")
     where = f"task {task.name}"
     if not 1 <= len(task.text) <= 2:
         raise InputError(f"{where}: text={task.text} names {len(task.text)} columns; name one or two")
@@ -185,7 +195,11 @@ def check_task(task: TaskSpec) -> None:
         )
     for place, sets in (("files", task.files), ("hub", task.hub)):
         names = [*sets.dev, *sets.test]
-        wrong = sorted({name for name in names if names.count(name) > 1 or name in ("train", HOLDOUT)})
+        for name in names:
+            check_name(name, f"{where}: {place}: the set ")
+        check_distinct(dict.fromkeys(names), f"{where}: {place}: the set ")
+        taken = ("train", HOLDOUT, SCORE_KEY)
+        wrong = sorted({name for name in names if names.count(name) > 1 or name.casefold() in taken})
         if wrong:
             raise InputError(
                 f"{where}: {place}.dev and {place}.test use the name {wrong[0]}, which is taken; choose another"
