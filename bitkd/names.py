@@ -1,5 +1,6 @@
 """Names that become names of files and folders: each is one component of a path, and no two of them are the same folder."""
 
+import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -12,6 +13,9 @@ ALLOWED = (
     f"use letters, digits, spaces inside, and _ . - + = : , @ % or ~, at most {LONGEST_NAME} bytes; the first a letter, a "
     "digit or _, the last no dot"
 )
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters, which can steer a terminal, and halves of characters; a tab and a line break are text."""
 
 _SIGNS = frozenset("_.-+=:,@%~ ")
 

@@ -187,7 +187,7 @@ def read_predictions(file: Path, labels: list[str] | None) -> dict[str, Predicti
             if part != "logits" or name == HOLDOUT:
                 continue
             logits, targets = tensors[key], tensors[f"{name}.labels"]
-            if logits.ndim != 2 or len(logits) != len(targets) or len(targets) == 0:
+            if logits.ndim != 2 or targets.ndim != 1 or len(logits) != len(targets) or len(targets) == 0:
                 raise ValueError(f"{name} has logits {logits.shape} for labels {targets.shape}")
             predicted = logits[:, 0] if labels is None else logits.argmax(axis=1)
             found[name] = Predictions(targets.tolist(), predicted.tolist())

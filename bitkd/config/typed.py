@@ -15,7 +15,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from bitkd.errors import InputError, choices_of, nearest
-from bitkd.names import shown
+from bitkd.names import CONTROL, shown
 
 RENAMED = {"quant.gradient_clip": "quant.ste_clip"}
 """Old end of a key -> its new name, for settings that earlier versions named otherwise."""
@@ -38,9 +38,6 @@ _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False,
 
 _KEY = re.compile(r"\$\{[\w.\[\]-]+\}")
 """An interpolation of a key of the configuration, the only kind that is allowed."""
-
-_INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Control characters, which can steer a terminal, and halves of characters; a tab and a line break are text."""
 
 _CORE = "tag:yaml.org,2002:"
 _NULL = f"{_CORE}null"
@@ -232,7 +229,7 @@ def _checked_text(text: str, key: str) -> str:
     """
     if any("\ud800" <= character <= "\udfff" for character in text):
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if wrong := _INVISIBLE.search(text):
+    if wrong := CONTROL.search(text):
         raise InputError(
             f"{shown(key)} has the control character {wrong[0]!r} in {shown(text)}; leave it out (a tab and a line break "
             "are allowed)"

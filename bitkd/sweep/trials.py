@@ -108,6 +108,7 @@ class Sweep:
                         f"{link} is a link, and a sweep writes only under {self.folder.parent.parent}; delete it, or set "
                         "run.dir= to where it leads"
                     )
+            for name in ("trials", "logs"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
             write_json(self.folder / "sweep.json", self._spec())
         except OSError as error:
