@@ -11,6 +11,7 @@ PACKAGE = ROOT / "bitkd"
 FLOORS = [
     {"errors"},
     {"files", "names"},
+    {"model_files"},
     {"quant", "distill", "store"},
     {"models", "data"},
     {"callbacks"},

@@ -311,7 +311,9 @@ def check_run(run: Run) -> None:
     _check_values({**vars(run), "stages": None, "budget": asdict(run.budget) if run.budget else None}, run.name)
     for stage in run.stages:
         recorded_kind(stage.kind, f"stage {stage.name} of {run.name}")
-        _check_values({**vars(stage), "predictions": list(stage.predictions or {})}, f"stage {stage.name} of {run.name}")
+        _check_values(
+            {**vars(stage), "predictions": list(stage.predictions or {})}, f"stage {stage.name} of {run.name}"
+        )
         for name, found in (stage.predictions or {}).items():
             values = [*found.labels, *found.predicted]
             wrong = [value for value in values if not math.isfinite(value)]

@@ -151,7 +151,8 @@ def _layer_of(file: Path, text: str) -> dict[str, Any]:
     node: Node | None = compose(text, str(file))
     if not isinstance(node, MappingNode):
         raise InputError(f"{file} holds no mapping; write key: value lines")
-    return typed(node, Config, "")  # type: ignore[no-any-return]
+    settings: dict[str, Any] = typed(node, Config, "")
+    return settings
 
 
 def _read(file: Path) -> str:
@@ -165,7 +166,9 @@ def _kind_of(key: str, merged: DictConfig) -> Any:
     """The annotation of a key that is set. Raises InputError if there is no such key, or it is a section of all stages."""
     stage = re.match(r"stages\.([^.]+)", key)
     if stage and stage[1] not in merged.stages:
-        raise InputError(f"stages.{stage[1]} is no stage of this pipeline; {nearest(stage[1], map(str, merged.stages))}")
+        raise InputError(
+            f"stages.{stage[1]} is no stage of this pipeline; {nearest(stage[1], map(str, merged.stages))}"
+        )
     kind: Any = Config
     parts = key.split(".")
     for position, part in enumerate(parts):
@@ -179,14 +182,16 @@ def _kind_of(key: str, merged: DictConfig) -> Any:
         else:
             raise InputError(f"unknown key {shown(key)}; {shown(key.removesuffix(f'.{part}'))} has no keys of its own")
     if is_dataclass(kind) and "." not in key:
-        raise InputError(f"{key}= is a section and takes no value; set one of its keys, such as {key}.{fields(kind)[0].name}=…")
+        raise InputError(
+            f"{key}= is a section and takes no value; set one of its keys, such as {key}.{fields(kind)[0].name}=…"
+        )
     return kind
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
     for part in reversed(key.split(".")):
         value = {part: value}
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def _merge(base: DictConfig, layer: dict[str, Any]) -> None:

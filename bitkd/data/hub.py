@@ -71,8 +71,8 @@ def load_tokenizer(folder: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{folder} has no tokenizer ({_first_line(error)}); name a folder with tokenizer files"
         ) from error

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from bitkd.errors import InputError, check_choices
-from bitkd.names import check_distinct, check_name
+from bitkd.names import check_distinct, check_name, shown
 
 OF_LABELS = ("Accuracy", "CohenKappa", "F1Score", "JaccardIndex", "Precision", "Recall", "Specificity")
 """Metrics of predicted labels, by torchmetrics' own names; those that average over classes give each the same weight
@@ -204,6 +206,10 @@ def check_task(task: TaskSpec) -> None:
             raise InputError(
                 f"{where}: {place}.dev and {place}.test use the name {wrong[0]}, which is taken; choose another"
             )
+    files = [task.files.folder, task.files.train, *task.files.dev.values(), *task.files.test.values()]
+    if outside := next((name for name in files if Path(name).is_absolute() or ".." in Path(name).parts), None):
+        raise InputError(f"{where}: files: {shown(outside)} leads out of data.dir; name a file or a folder in it")
+    check_hub_id(task.hub.path, f"{where}: hub.path=")
     if task.labels is not None and len(set(task.labels)) != len(task.labels):
         raise InputError(f"{where}: labels {task.labels} repeat a name")
     if task.labels is not None and len(task.labels) < 2:
@@ -215,6 +221,15 @@ def check_task(task: TaskSpec) -> None:
     check_choices(task.files, f"{where}: files.")
     if (task.labels is None) != (task.files.labels_as == "number"):
         raise InputError(f"{where}: labels_as={task.files.labels_as} does not fit labels={task.labels}")
+
+
+def check_hub_id(path: str, setting: str) -> None:
+    """Raise InputError if `path`, unless it is empty, is no id of a dataset on the hub: `datasets` would read a folder.
+
+    setting: put before it in the message.
+    """
+    if path and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path):
+        raise InputError(f"{setting}{shown(path)} is no id of a dataset on the hub; write OWNER/NAME")
 
 
 def check_metrics(task: TaskSpec) -> None:

@@ -1,6 +1,5 @@
 """Students on disk: safetensors for the weights, config.json for everything else, never pickle."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,14 @@ from transformers import (
 )
 
 from bitkd.errors import InputError
+from bitkd.model_files import check_model_files
 from bitkd.models.attention import ATTENTION
 from bitkd.models.encoder import encoder_layers, read_spec, write_spec
 from bitkd.models.labels import label_order
 from bitkd.models.prepare import check_recorded
 from bitkd.models.student import build_blank
 from bitkd.quant.swap import make_blank_pairs
-from bitkd.store.artifacts import WEIGHTS_FILE
+from bitkd.store.artifacts import WEIGHTS_FILE, find_foreign
 
 _FIRST_HALF = ".first.weight"
 """End of the name of a weight that is the first half of a pair."""
@@ -96,13 +96,18 @@ def read_model_config(folder: Path | str) -> PretrainedConfig:
     file = Path(folder) / "config.json"
     if not file.is_file():
         raise InputError(f"{folder} is no checkpoint: it has no config.json; name a folder with a saved model")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{file} is not valid JSON ({error}); name a folder with a saved model") from error
+    if foreign := find_foreign(Path(folder)):
+        raise InputError(f"{foreign}; name a folder with a saved model")
+    content = check_model_files(Path(folder))
     if "model_type" not in content:
         raise InputError(f"{file} names no model_type; name a folder with a saved Hugging Face model")
-    return AutoConfig.from_pretrained(str(folder))
+    try:
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{file} cannot be used ({str(error).strip().splitlines()[0]}); bitkd runs no code of a model's folder, so name "
+            "a model that transformers has itself"
+        ) from error
 
 
 def is_artifact(config: PretrainedConfig) -> bool:
@@ -113,7 +118,11 @@ def is_artifact(config: PretrainedConfig) -> bool:
 def load_encoder(folder: Path | str) -> PreTrainedModel:
     """The bare pre-trained encoder in a local folder, in eval mode. Raises InputError if some weights are missing."""
     model, report = AutoModel.from_pretrained(
-        str(folder), attn_implementation=ATTENTION, dtype=torch.float32, output_loading_info=True
+        str(folder),
+        attn_implementation=ATTENTION,
+        dtype=torch.float32,
+        output_loading_info=True,
+        trust_remote_code=False,
     )
     _refuse_random_encoder(model, report, "", folder)
     return model.eval()
@@ -136,6 +145,7 @@ def new_classifier(folder: Path | str, labels: list[str] | None) -> PreTrainedMo
         dtype=torch.float32,
         ignore_mismatched_sizes=True,
         output_loading_info=True,
+        trust_remote_code=False,
     )
     _refuse_random_encoder(model, report, f"{model.base_model_prefix}.", folder)
     return model
@@ -173,6 +183,7 @@ def load_classifier(folder: Path | str) -> PreTrainedModel:
         dtype=torch.float32,
         output_loading_info=True,
         ignore_mismatched_sizes=True,
+        trust_remote_code=False,
     )
     encoder_layers(model)
     missing = sorted(report["missing_keys"]) + sorted(str(k) for k in report.get("mismatched_keys", ()))

@@ -26,7 +26,6 @@ from bitkd.sources.locations import make_documents
 from bitkd.sources.sources import Sources
 from bitkd.stages.kinds import AUGMENT, Kind, kind_of
 
-
 RESERVED_STAGES = (PRETRAINED, "logs", "report")
 """What a run calls its own: a source, the folder of its logs, its summary in wandb."""
 
@@ -41,7 +40,9 @@ def check_names(config: Config) -> None:
     for name, stage in config.stages.items():
         check_name(name, "stages.")
         if not all(character.isalnum() or character in "_-" for character in name):
-            raise InputError(f"stages.{name}: the name of a stage is a part of dotted keys; use letters, digits, _ and -")
+            raise InputError(
+                f"stages.{name}: the name of a stage is a part of dotted keys; use letters, digits, _ and -"
+            )
         if name.casefold() in RESERVED_STAGES or (name.casefold() == AUGMENT and stage.kind != AUGMENT):
             raise InputError(f"stages.{name}: {name} has a meaning of its own in a run; choose another name")
     check_distinct(config.stages, "stages.")

@@ -12,7 +12,15 @@ from bitkd.data.tasks import check_metrics, check_task
 from bitkd.errors import InputError
 from bitkd.files import digest
 from bitkd.pipeline.budget import budget_steps, check_budget
-from bitkd.pipeline.checks import check_checkpoint, check_graph, check_names, check_paths, check_rows, check_sources, check_training
+from bitkd.pipeline.checks import (
+    check_checkpoint,
+    check_graph,
+    check_names,
+    check_paths,
+    check_rows,
+    check_sources,
+    check_training,
+)
 from bitkd.pipeline.graph import Node, fingerprints, order
 from bitkd.pipeline.identity import identity_of
 from bitkd.pipeline.inputs import row_makers, upstream_of, uses_corpus, wants_augmented

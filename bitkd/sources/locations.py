@@ -7,6 +7,7 @@ from bitkd.config.schema import DEMO, Config, store_root
 from bitkd.data.demo.files import ensure_demo
 from bitkd.data.documents import Documents, FileDocuments, HubDocuments
 from bitkd.data.hub import resolve_pretrained
+from bitkd.data.tasks import check_hub_id
 from bitkd.errors import InputError, writable
 
 
@@ -39,5 +40,6 @@ def make_documents(config: Config) -> Documents:
             "dataset on the hub with data.hub_corpus.path=ID"
         )
     if data.hub_corpus.path:
+        check_hub_id(data.hub_corpus.path, "data.hub_corpus.path=")
         return HubDocuments(data.hub_corpus, data.streaming)
     return FileDocuments(data.corpus)

@@ -70,7 +70,7 @@ def take_inventory(store: Store, runs: Path) -> Inventory:
                 finished=finished,
                 title=shown(str(stage.get("title", "unreadable" if finished else "unfinished"))),
                 task=shown(str(stage.get("task", ""))),
-                score=float(score) if type(score) in (int, float) else None,
+                score=float(score) if isinstance(score, int | float) else None,
                 size=sum(state.st_size for state in files if S_ISREG(state.st_mode)),
                 age=(time.time() - max((state.st_mtime for state in files), default=time.time())) / DAY,
                 runs=[name for name, keys in needed.items() if key in keys],

@@ -28,7 +28,8 @@ _ENVIRONMENT_VARIABLE = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")  # as wandb.sdk
 
 _PATH = re.compile(r"PATH=[^$]*(\$\{envvar:PATH\}[^$]*)?")
 
-_ASSIGNMENT = re.compile(r"(CUDA_VISIBLE_DEVICES|OMP_NUM_THREADS|MKL_NUM_THREADS|TOKENIZERS_PARALLELISM|HF_HUB_OFFLINE|WANDB_MODE)=[^$]*")
+_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM", "HF_HUB_OFFLINE",
+              "WANDB_MODE")  # fmt: skip
 """Variables that a command may set. Others could make a trial run other code, or send its results elsewhere."""
 
 
@@ -253,13 +254,20 @@ def _check_command(path: Path, content: dict[str, Any]) -> None:
     starter = command[: place_of_bitkd(command, path)]
     if starter and starter[0] in ("${env}", "env", "/usr/bin/env"):
         starter = starter[1:]
-        while starter and (_PATH.fullmatch(starter[0]) or _ASSIGNMENT.fullmatch(starter[0])):
+        while starter and (_PATH.fullmatch(starter[0]) or _is_assignment(starter[0])):
             starter = starter[1:]
-    if starter and not (len(starter) == 2 and starter[0] in ("${interpreter}", "python", "python3") and starter[1] == "-m"):
+    if starter and not (
+        len(starter) == 2 and starter[0] in ("${interpreter}", "python", "python3") and starter[1] == "-m"
+    ):
         raise InputError(
             f"{path}: command: {shown(' '.join(starter))} before bitkd is not supported: a sweep file starts only bitkd, and "
             f"sets no variables but PATH, CUDA_VISIBLE_DEVICES and the like; set others in your shell, and write {COMMAND}"
         )
+
+
+def _is_assignment(word: str) -> bool:
+    name, equals, value = word.partition("=")
+    return bool(equals) and name in _VARIABLES and "$" not in value
 
 
 def _overrides(words: list[str], path: Path) -> list[str]:

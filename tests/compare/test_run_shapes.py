@@ -1,6 +1,5 @@
 """Reports of runs of every kind: regressions, several dev sets, hold-outs, augmented rows, given teachers, odd names."""
 
-import re
 from dataclasses import replace
 
 import numpy as np

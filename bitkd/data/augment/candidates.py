@@ -57,7 +57,7 @@ class VectorCandidates:
     @classmethod
     def of_model(cls, folder: Path, tokenizer: Any, count: int) -> "VectorCandidates":
         """Vectors from the input embeddings of the model in `folder`."""
-        model = AutoModel.from_pretrained(str(folder), dtype=torch.float32)
+        model = AutoModel.from_pretrained(str(folder), dtype=torch.float32, trust_remote_code=False)
         matrix = model.get_input_embeddings().weight.detach()
         pieces = Pieces(tokenizer)
         ids = [i for i, word in pieces.whole_words.items() if re.fullmatch("[A-Za-z]{2,}", word)]
@@ -229,7 +229,9 @@ def _chunks(order: list[int], lengths: list[int]) -> Iterator[list[int]]:
 
 def load_masked_lm(folder: Path) -> Any:
     """A masked language model with a *trained* head. Raises InputError if its head would be random."""
-    model, report = AutoModelForMaskedLM.from_pretrained(str(folder), dtype=torch.float32, output_loading_info=True)
+    model, report = AutoModelForMaskedLM.from_pretrained(
+        str(folder), dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+    )
     random = sorted(report["missing_keys"]) + sorted(str(key) for key in report.get("mismatched_keys", ()))
     if random:
         raise InputError(
