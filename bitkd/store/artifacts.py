@@ -15,7 +15,7 @@ from typing import Any
 
 from bitkd.errors import InputError
 from bitkd.files import checksum, is_left_over, read_json, temporary_name, write_json
-from bitkd.names import shown
+from bitkd.names import is_name, shown
 from bitkd.store.lock import Lock
 from bitkd.store.records import MetricsRecord, StageRecord, parse_record
 
@@ -108,7 +108,7 @@ class Store:
             return foreign
         try:
             expected_sums = self.load(key).stage.checksums
-            if odd := next((name for name in expected_sums if Path(name).name != name), None):
+            if odd := next((name for name in expected_sums if not is_name(name)), None):
                 return f"{self.path(key)} cannot be read ({STAGE_FILE} names the file {shown(odd)})"
             found = {name: checksum(self.path(key) / name) for name in expected_sums}
         except (OSError, InputError) as error:
