@@ -11,7 +11,6 @@ PACKAGE = ROOT / "bitkd"
 FLOORS = [
     {"errors"},
     {"files", "names"},
-    {"model_files"},
     {"quant", "distill", "store"},
     {"models", "data"},
     {"callbacks"},

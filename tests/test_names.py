@@ -8,7 +8,22 @@ from bitkd.names import LONGEST_NAME, check_distinct, check_name, is_name, shown
 from bitkd.pipeline.plan import check_settings, make_plan
 from bitkd.store.run_folder import RunFolder
 
-GOOD = ["a", "0.10", "010", "1e3", "12:30", "yes", "a b", "x_y-z.1", "naïve", "模型", "lr=1e-3", "null", "_x", "a" * LONGEST_NAME]
+GOOD = [
+    "a",
+    "0.10",
+    "010",
+    "1e3",
+    "12:30",
+    "yes",
+    "a b",
+    "x_y-z.1",
+    "naïve",
+    "模型",
+    "lr=1e-3",
+    "null",
+    "_x",
+    "a" * LONGEST_NAME,
+]
 
 BAD = {
     "": "is empty",
@@ -57,9 +72,15 @@ def test_other_names_are_refused_with_what_is_allowed(name, problem):
 
 
 @pytest.mark.parametrize("name", ["../../x", "a/b", "..", "-x", "x.", "/tmp/x"])
-@pytest.mark.parametrize("key", ["run.name", "task.name", "pipeline.name", "task.files.dev", "task.files.test", "stages"])
+@pytest.mark.parametrize(
+    "key", ["run.name", "task.name", "pipeline.name", "task.files.dev", "task.files.test", "stages"]
+)
 def test_every_name_that_becomes_a_folder_is_checked_before_anything_is_read(key, name, tmp_path, settings):
-    values = {"task.files.dev": {name: "dev.tsv"}, "task.files.test": {name: "x.tsv"}, "stages": {name: {"kind": "init"}}}
+    values = {
+        "task.files.dev": {name: "dev.tsv"},
+        "task.files.test": {name: "x.tsv"},
+        "stages": {name: {"kind": "init"}},
+    }
     config = load_config([*settings(tmp_path)], values={key: values.get(key, name)})
     for check in (check_settings, make_plan):
         with pytest.raises(InputError, match="it becomes the name of a folder"):

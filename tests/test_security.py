@@ -16,12 +16,14 @@ from datasets import Dataset, Features, Image
 from bitkd.cli import main
 from bitkd.compare.load import load_run, read_runs
 from bitkd.compare.runs import to_json
+from bitkd.config.load import load_config
 from bitkd.data.augment.augmenter import load_shards
 from bitkd.data.hub import load_tokenizer
 from bitkd.errors import InputError
 from bitkd.files import is_alive
 from bitkd.models.artifact import load_classifier, read_model_config
 from bitkd.pipeline.build import load_weights
+from bitkd.pipeline.plan import make_plan
 from bitkd.report.mermaid import draw_graph
 from bitkd.report.tables import escaped, paragraph
 from bitkd.report.write import write_report
@@ -103,14 +105,14 @@ def test_a_link_of_a_run_leads_only_to_the_artifact_that_its_manifest_names(give
     shutil.copytree(given / "teacher", other)
     (given / "teacher").unlink()
     (given / "teacher").symlink_to(other)
-    with pytest.raises(InputError, match="is not the artifact that the run's manifest.json names"):
+    with pytest.raises(InputError, match=r"is not the artifact that the run's manifest\.json names"):
         load_run(given)
 
 
 @pytest.mark.parametrize("name", ["../../elsewhere", "..", "/etc", "a/b", "a\x1b[31m"])
 def test_a_manifest_names_no_stage_outside_of_its_run(given, name):
     edit(given / MANIFEST, lambda content: [content[field].update({name: "x-1"}) for field in ("planned", "artifacts")])
-    with pytest.raises(InputError, match="is damaged .it has a stage") as caught:
+    with pytest.raises(InputError, match=r"is damaged .it has a stage") as caught:
         load_run(given)
     assert str(caught.value).isprintable()
 
@@ -124,7 +126,7 @@ def test_a_record_names_no_file_outside_of_its_artifact(store, name, secret):
 
 def test_a_run_that_is_compared_reads_no_file_outside_of_its_artifacts(given, secret):
     edit(given / "teacher" / STAGE_FILE, lambda content: content["checksums"].update({f"{secret}": "0" * 64}))
-    with pytest.raises(InputError, match="is damaged .it names the file"):
+    with pytest.raises(InputError, match=r"is damaged .it names the file"):
         load_run(given, to_compare=True)
 
 
@@ -153,18 +155,20 @@ DEEP = '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"
 
 def test_deeply_nested_records_are_refused(given, tmp_path, store):
     (tmp_path / "comparison.json").write_text(DEEP)
-    with pytest.raises(InputError, match="is damaged"):
+    with pytest.raises(InputError, match=r"is damaged"):
         read_runs(tmp_path / "comparison.json")
     publish(store)
     (store.path(KEY) / METRICS_FILE).write_text(DEEP)
     assert "cannot be read" in store.find_damage(KEY)
     assert [entry.score for entry in take_inventory(store, tmp_path).entries] == [None]
     (given / MANIFEST).write_text(DEEP)
-    with pytest.raises(InputError, match="is damaged"):
+    with pytest.raises(InputError, match=r"is damaged"):
         load_run(given)
 
 
-HOSTILE = "<script>x</script> [a](http://b.c) ![i](j) a|b `c` *d* _e_ ~f~ $g$ http://h.i www.j.k &lt; \\<b> \n# l\n\n- m"
+HOSTILE = (
+    "<script>x</script> [a](http://b.c) ![i](j) a|b `c` *d* _e_ ~f~ $g$ http://h.i www.j.k &lt; \\<b> \n# l\n\n- m"
+)
 
 
 def test_names_and_titles_are_text_in_every_form_of_a_report(tmp_path, capsys):
@@ -173,7 +177,9 @@ def test_names_and_titles_are_text_in_every_form_of_a_report(tmp_path, capsys):
     hostile = replace(run, pipeline=HOSTILE, title=HOSTILE, stages=stages, versions={HOSTILE: HOSTILE})
     write_report([hostile, make_one("multistage", 1)], tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert not re.search(r"<script|<b>|(?<!\\)\[a|(?<!\\)\]\(http|http://|www\.j|(?<!\\)`|^# l|^- m", text, re.MULTILINE)
+    assert not re.search(
+        r"<script|<b>|(?<!\\)\[a|(?<!\\)\]\(http|http://|www\.j|(?<!\\)`|^# l|^- m", text, re.MULTILINE
+    )
     # Pipes that make cells: as many in each row of a table.
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
@@ -284,6 +290,15 @@ def test_an_odd_process_id_is_no_process(pid):
 # Run folders that are continued
 
 
+@pytest.mark.parametrize("name", ["cache", "cache/facts", "cache/demo"])
+def test_a_cache_that_leads_elsewhere_is_refused(tmp_path, name, secret, settings):
+    link = tmp_path / "runs" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(secret.parent)
+    with pytest.raises(InputError, match=r"is a link, so that bitkd would write elsewhere"):
+        make_plan(load_config(settings(tmp_path / "runs")))
+
+
 @pytest.mark.parametrize("place", ["task", "task/run", "task/run/logs"])
 def test_a_run_is_written_only_under_run_dir(tmp_path, place, secret):
     link = tmp_path / "runs" / place
@@ -332,7 +347,7 @@ def test_pickled_weights_run_no_code(tiny_bert, tmp_path, save):
     save({"bert.x": Bomb(tmp_path / "ran")}, model / "pytorch_model.bin")
     with pytest.raises(Exception, match=r"(?i)weights|pickle"):
         load_classifier(model)
-    with pytest.raises(Exception, match="(?i)weights only"):
+    with pytest.raises(Exception, match=r"(?i)weights only"):
         load_weights(torch.nn.Linear(1, 1), model / "pytorch_model.bin")
     assert not (tmp_path / "ran").exists()
 
@@ -445,7 +460,7 @@ def sweep_file(tmp_path):
     ids=" ".join,
 )
 def test_a_sweep_starts_nothing_but_bitkd_and_takes_nothing_from_the_environment(sweep_file, command):
-    with pytest.raises(InputError, match="command: .* is not supported"):
+    with pytest.raises(InputError, match=r"command: .* is not supported"):
         read_sweep(sweep_file(command=command))
 
 
@@ -489,7 +504,7 @@ def test_bayes_goes_on_only_with_settings_that_its_file_gives(sweep_file, tmp_pa
     sweep = Sweep.open(read_sweep(file, [f"run.dir={tmp_path}"]))
     sweep.begin()
     sweep.keep(Trial(1, "x", parameters, "log", "run"))
-    with pytest.raises(InputError, match="has a trial 1 with settings that .* does not give"):
+    with pytest.raises(InputError, match=r"has a trial 1 with settings that .* does not give"):
         sweep.trial(1)
 
 
@@ -498,7 +513,7 @@ def test_a_sweep_is_written_only_under_run_dir(sweep_file, tmp_path, name, secre
     sweep = Sweep.open(read_sweep(sweep_file(), [f"run.dir={tmp_path}"]))
     sweep.folder.mkdir(parents=True)
     (sweep.folder / name).symlink_to(secret.parent)
-    with pytest.raises(InputError, match="is a link, and a sweep writes only under"):
+    with pytest.raises(InputError, match=r"is a link, and a sweep writes only under"):
         sweep.begin()
 
 
@@ -518,7 +533,9 @@ command: [bitkd, run, "${args_no_hyphens}"]
     spec = read_sweep(sweep_file(text))
     assert spec.name == "0.10"
     assert spec.content["parameters"]["data.dir"]["values"] == ["010", "yes", "1e3", "12:30"]
-    config = spec.config({"task": "demo", "data.dir": "010", "task.labels": ["no", "01", "yes"], "pipeline": "singlestage"})
+    config = spec.config(
+        {"task": "demo", "data.dir": "010", "task.labels": ["no", "01", "yes"], "pipeline": "singlestage"}
+    )
     assert (config.data.dir, config.task.labels) == ("010", ["no", "01", "yes"])
     with pytest.raises(InputError, match=r"parameters\.train\.max_steps\.value: YAML reads 010 as 8; write a decimal"):
         read_sweep(sweep_file(text.replace("{value: 10}", "{value: 010}")))

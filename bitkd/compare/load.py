@@ -71,7 +71,9 @@ def _check_contents(artifact: Artifact) -> None:
     for name, expected in artifact.stage.checksums.items():
         file = artifact.path / name
         if not is_name(name):
-            raise InputError(f"{artifact.path / STAGE_FILE} is damaged (it names the file {shown(name)}); run the stage again")
+            raise InputError(
+                f"{artifact.path / STAGE_FILE} is damaged (it names the file {shown(name)}); run the stage again"
+            )
         if name != WEIGHTS_FILE and file.is_file() and checksum(file) != expected:
             raise InputError(f"{file} is damaged (its stage.json has another checksum of it); run the stage again")
 

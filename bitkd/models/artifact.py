@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from bitkd.errors import InputError
-from bitkd.model_files import check_model_files
 from bitkd.models.attention import ATTENTION
 from bitkd.models.encoder import encoder_layers, read_spec, write_spec
+from bitkd.models.folders import check_model_files
 from bitkd.models.labels import label_order
 from bitkd.models.prepare import check_recorded
 from bitkd.models.student import build_blank

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from bitkd.config.schema import DEMO, Config, store_root
+from bitkd.config.schema import DEMO, Config, cache_root, store_root
 from bitkd.data.demo.files import ensure_demo
 from bitkd.data.documents import Documents, FileDocuments, HubDocuments
 from bitkd.data.hub import resolve_pretrained
@@ -20,7 +20,7 @@ def locate(config: Config) -> tuple[Config, Path]:
     data, model = config.data, config.model
     if DEMO in (data.dir, model.pretrained) or DEMO in data.corpus:
         with writable(store.parent):
-            demo = ensure_demo(store.parent / "cache" / "demo")
+            demo = ensure_demo(cache_root(config) / "demo")
         data = replace(
             data,
             dir=str(demo.data) if data.dir == DEMO else data.dir,

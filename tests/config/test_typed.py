@@ -72,8 +72,15 @@ def test_the_printed_configuration_reads_back_as_the_same(text, tmp_path):
 
 @pytest.mark.parametrize("text", [*TEXTS, "a\tb"])
 def test_python_gives_text_as_it_is(text):
-    config = load_config(BOTH, values={"run.name": text, "task.labels": [text, "b"], "train.max_steps": 7, "data.dir": None})
-    assert (config.run.name, config.task.labels, config.train.max_steps, config.data.dir) == (text, [text, "b"], 7, None)
+    config = load_config(
+        BOTH, values={"run.name": text, "task.labels": [text, "b"], "train.max_steps": 7, "data.dir": None}
+    )
+    assert (config.run.name, config.task.labels, config.train.max_steps, config.data.dir) == (
+        text,
+        [text, "b"],
+        7,
+        None,
+    )
 
 
 def test_run_takes_python_values_as_they_are(monkeypatch):
@@ -84,7 +91,9 @@ def test_run_takes_python_values_as_they_are(monkeypatch):
     assert (seen[0].run.name, seen[0].data.dir, seen[0].seed, seen[0].train.lr) == ("0.10", "010", 3, 1e-05)
 
 
-@pytest.mark.parametrize(("text", "number"), [("010", 10), ("1_000", 1000), ("'7'", 7), ("-5", -5), ("${train.batch_size}", 32)])
+@pytest.mark.parametrize(
+    ("text", "number"), [("010", 10), ("1_000", 1000), ("'7'", 7), ("-5", -5), ("${train.batch_size}", 32)]
+)
 def test_a_whole_number_is_decimal(text, number):
     assert load_config([*BOTH, f"train.max_steps={text}"]).train.max_steps == number
 
@@ -158,7 +167,9 @@ def test_nothing_is_read_from_the_machine_by_an_interpolation(text, tmp_path, mo
     assert "secret" not in str(caught.value)
     for place in ("name", "labels", "metric"):
         with pytest.raises(InputError, match="may only name another key"):
-            load_config([BOTH[0], task_file(tmp_path, **{place: f"'{text}'" if place != "labels" else f"['{text}', b]"})])
+            load_config(
+                [BOTH[0], task_file(tmp_path, **{place: f"'{text}'" if place != "labels" else f"['{text}', b]"})]
+            )
     with pytest.raises(InputError, match="may only name another key"):
         load_config([*BOTH, "task.files.dev={'" + text + "': x}"])
 
