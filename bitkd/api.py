@@ -1,6 +1,5 @@
 """Running a pipeline from Python, with the settings of the command line."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,15 +48,15 @@ def run(pipeline: str, *settings: str, console: "Console | None" = None, **value
 
     pipeline: a name in conf/pipeline, or a path to a YAML file.
     settings: key=value, as `bitkd run` takes them.
-    values: the same as keyword arguments; a dotted key goes into a dictionary: `**{"train.lr": 1e-4}`.
+    values: the same as keyword arguments; a dotted key goes into a dictionary: `**{"train.lr": 1e-4}`. None is `null`.
     console: gets a line at each stage's start and end, by its `print`; None prints to the standard output. Lightning's
     routine messages are hidden.
 
     Raises InputError before any work starts, bitkd.StageFailedError while working, StoppedError if the process is asked to
     stop (SIGTERM, SIGUSR1, Ctrl-C): run it again to continue. With `trainer.devices` > 1 every process gets the result.
     """
-    given = [_as_setting(key, value) for key, value in values.items()]
-    config = with_run_name(load_config([f"pipeline={pipeline}", *settings, *given]))
+    files = [f"{key}={values.pop(key)}" for key in GROUPS if key in values]
+    config = with_run_name(load_config([f"pipeline={pipeline}", *settings, *files], values=values))
     check_before_imports(config)
     set_environment()
     if "LOCAL_RANK" in os.environ:  # one of the processes that Lightning or torchrun starts
@@ -79,8 +78,3 @@ def check_before_imports(config: Config) -> None:
     check_settings(config)
     check_paths(config)
     check_machine(config.trainer)
-
-
-def _as_setting(key: str, value: Any) -> str:
-    """As the command takes it: a name of conf/ as it is, any other value as JSON, which is YAML."""
-    return f"{key}={value}" if key in GROUPS else f"{key}={json.dumps(value, default=str)}"

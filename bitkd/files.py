@@ -41,8 +41,15 @@ def read_json(file: Path) -> Any:
     """The content of a JSON file; None if there is none or it is damaged."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # JSON of others may be nested too deeply
         return None
+
+
+def link_within(root: Path, path: Path) -> Path | None:
+    """The first link on the way from `root` down to `path`, which is below it; None if there is none."""
+    parts = path.relative_to(root).parts
+    places = [root.joinpath(*parts[: i + 1]) for i in range(len(parts))]
+    return next((place for place in places if place.is_symlink()), None)
 
 
 def checksum(file: Path | str) -> str:
@@ -90,9 +97,11 @@ def is_left_over(name: str) -> bool:
 
 def is_alive(pid: int) -> bool:
     """Whether a process of this machine exists."""
+    if pid <= 0:  # which `kill` takes for groups of processes
+        return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:  # it belongs to another user
         return True

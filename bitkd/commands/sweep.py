@@ -51,19 +51,26 @@ def _put_on_path(folder: str) -> None:
 
 
 def _check_starter(sweep: Sweep, console: Console) -> None:
-    """Raises InputError if the trials' command finds no bitkd; prints a note if it finds another bitkd."""
+    """Raises InputError if the trials' command finds no bitkd, or starts a program of the file's choice; prints a note if
+    the PATH of this process leads to another bitkd."""
     words = sweep.spec.command(sweep.proposals[0])
     place = place_of_bitkd(words, sweep.spec.file)
-    if words[place - 1] == "-m":
-        return
-    path = next((word[5:] for word in words[:place] if word.startswith("PATH=")), os.environ["PATH"])
-    found = shutil.which(words[place], path=path)
+    program = words[place - 2] if words[:place][-1:] == ["-m"] else words[place]
+    own_path = next((word[5:] for word in words[:place] if word.startswith("PATH=")), None)
+    path = os.environ["PATH"] if own_path is None else own_path
+    found = shutil.which(program, path=path)
     if found is None:
         raise InputError(
-            f"{sweep.spec.file}: command: {words[place]} is not found on the trials' PATH ({path}); write {COMMAND}"
+            f"{sweep.spec.file}: command: {program} is not found on the trials' PATH ({path}); write {COMMAND}"
         )
-    if Path(found).resolve().parent != Path(sys.executable).parent.resolve():
-        console.print(f"note: trials are run by {found}, which is not the bitkd that checked them")
+    if Path(sys.executable).parent.resolve() in (Path(found).resolve().parent, Path(found).parent.resolve()):
+        return
+    if os.path.dirname(program) or found != shutil.which(program):
+        raise InputError(
+            f"{sweep.spec.file}: command: it would start {found}, which is not the bitkd that checks the trials; write "
+            f"{COMMAND}, or start the sweep with the bitkd beside it"
+        )
+    console.print(f"note: trials are run by {found}, which is not the bitkd that checked them")
 
 
 def _shard(text: str) -> tuple[int, int]:

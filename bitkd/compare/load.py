@@ -8,8 +8,9 @@ from bitkd.compare.runs import RECORD_FILE, Predictions, Run, Stage, check_run, 
 from bitkd.data.tasks import HOLDOUT
 from bitkd.errors import InputError
 from bitkd.files import checksum
+from bitkd.names import is_name, shown
 from bitkd.stages.kinds import Kind, kind_of
-from bitkd.store.artifacts import PREDICTIONS_FILE, WEIGHTS_FILE, Artifact
+from bitkd.store.artifacts import PREDICTIONS_FILE, STAGE_FILE, WEIGHTS_FILE, Artifact
 from bitkd.store.records import MIB, FlopsRecord, RunManifest, SizeRecord
 from bitkd.store.run_folder import MANIFEST, RunFolder
 
@@ -69,6 +70,10 @@ def _check_contents(artifact: Artifact) -> None:
     """Raise InputError if a file of an artifact has changed; the weights, which take long, are left out."""
     for name, expected in artifact.stage.checksums.items():
         file = artifact.path / name
+        if not is_name(name):
+            raise InputError(
+                f"{artifact.path / STAGE_FILE} is damaged (it names the file {shown(name)}); run the stage again"
+            )
         if name != WEIGHTS_FILE and file.is_file() and checksum(file) != expected:
             raise InputError(f"{file} is damaged (its stage.json has another checksum of it); run the stage again")
 
@@ -187,7 +192,7 @@ def read_predictions(file: Path, labels: list[str] | None) -> dict[str, Predicti
             if part != "logits" or name == HOLDOUT:
                 continue
             logits, targets = tensors[key], tensors[f"{name}.labels"]
-            if logits.ndim != 2 or len(logits) != len(targets) or len(targets) == 0:
+            if logits.ndim != 2 or targets.ndim != 1 or len(logits) != len(targets) or len(targets) == 0:
                 raise ValueError(f"{name} has logits {logits.shape} for labels {targets.shape}")
             predicted = logits[:, 0] if labels is None else logits.argmax(axis=1)
             found[name] = Predictions(targets.tolist(), predicted.tolist())

@@ -16,7 +16,7 @@ from bitkd.config.sections import (
     WandbSpec,
 )
 from bitkd.data.tasks import TaskSpec
-from bitkd.errors import check_choices
+from bitkd.errors import InputError, check_choices
 from bitkd.models.spec import ShapeSpec
 from bitkd.quant.spec import QuantSpec
 from bitkd.stages.spec import LossSpec, OptimSpec
@@ -208,3 +208,14 @@ def settings_of(stage: StageSpec, train: TrainSpec) -> dict[str, Any]:
 def store_root(config: Config) -> Path:
     """Folder of the artifact store of a run."""
     return Path(config.run.store or Path(config.run.dir) / "store").expanduser().resolve()
+
+
+def cache_root(config: Config) -> Path:
+    """Folder of facts about files, tokenized rows and the demo, which runs with one store share.
+
+    Raises InputError if a link leads it elsewhere.
+    """
+    folder = store_root(config).parent / "cache"
+    if link := next((place for place in (folder, folder / "facts", folder / "demo") if place.is_symlink()), None):
+        raise InputError(f"{link} is a link, so that bitkd would write elsewhere; delete it, or set another run.store=")
+    return folder

@@ -101,7 +101,7 @@ class RunSpec:
     """Folder of all runs; a run is `<dir>/<task>/<name>`."""
 
     name: str | None = None
-    """Name of this run; null takes the pipeline's."""
+    """Name of this run, a component of a path; null takes the pipeline's."""
 
     store: str | None = None
     """Artifact store that runs share; null is `<dir>/store`."""

@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from bitkd.errors import InputError, check_choices
+from bitkd.names import check_distinct, check_name, shown
 
 OF_LABELS = ("Accuracy", "CohenKappa", "F1Score", "JaccardIndex", "Precision", "Recall", "Specificity")
 """Metrics of predicted labels, by torchmetrics' own names; those that average over classes give each the same weight
@@ -26,6 +29,12 @@ GLUE_OF_NUMBERS = ("pearson", "spearman", "pearson_spearman")
 
 HOLDOUT = "holdout"
 """Name of the dev set of training rows that are held out for choosing checkpoints."""
+
+SCORE_KEY = "score"
+"""Key beside the dev sets in an artifact's metrics.json."""
+
+RESERVED_TASKS = ("store", "cache", "sweeps", "reports")
+"""Folders of run.dir that are no task's."""
 
 Selection = Literal["dev", "holdout"]
 """Rows that choose checkpoints: the dev sets, or training rows that are held out."""
@@ -173,6 +182,9 @@ class TaskSpec:
 
 def check_task(task: TaskSpec) -> None:
     """Raises InputError if a task's definition contradicts itself."""
+    check_name(task.name, "task.name=")
+    if task.name.casefold() in RESERVED_TASKS:
+        raise InputError(f"task.name={task.name} is a folder of bitkd's own in run.dir; choose another name")
     where = f"task {task.name}"
     if not 1 <= len(task.text) <= 2:
         raise InputError(f"{where}: text={task.text} names {len(task.text)} columns; name one or two")
@@ -185,11 +197,19 @@ def check_task(task: TaskSpec) -> None:
         )
     for place, sets in (("files", task.files), ("hub", task.hub)):
         names = [*sets.dev, *sets.test]
-        wrong = sorted({name for name in names if names.count(name) > 1 or name in ("train", HOLDOUT)})
+        for name in names:
+            check_name(name, f"{where}: {place}: the set ")
+        check_distinct(dict.fromkeys(names), f"{where}: {place}: the set ")
+        taken = ("train", HOLDOUT, SCORE_KEY)
+        wrong = sorted({name for name in names if names.count(name) > 1 or name.casefold() in taken})
         if wrong:
             raise InputError(
                 f"{where}: {place}.dev and {place}.test use the name {wrong[0]}, which is taken; choose another"
             )
+    files = [task.files.folder, task.files.train, *task.files.dev.values(), *task.files.test.values()]
+    if outside := next((name for name in files if Path(name).is_absolute() or ".." in Path(name).parts), None):
+        raise InputError(f"{where}: files: {shown(outside)} leads out of data.dir; name a file or a folder in it")
+    check_hub_id(task.hub.path, f"{where}: hub.path=")
     if task.labels is not None and len(set(task.labels)) != len(task.labels):
         raise InputError(f"{where}: labels {task.labels} repeat a name")
     if task.labels is not None and len(task.labels) < 2:
@@ -201,6 +221,15 @@ def check_task(task: TaskSpec) -> None:
     check_choices(task.files, f"{where}: files.")
     if (task.labels is None) != (task.files.labels_as == "number"):
         raise InputError(f"{where}: labels_as={task.files.labels_as} does not fit labels={task.labels}")
+
+
+def check_hub_id(path: str, setting: str) -> None:
+    """Raise InputError if `path`, unless it is empty, is no id of a dataset on the hub: `datasets` would read a folder.
+
+    setting: put before it in the message.
+    """
+    if path and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path):
+        raise InputError(f"{setting}{shown(path)} is no id of a dataset on the hub; write OWNER/NAME")
 
 
 def check_metrics(task: TaskSpec) -> None:

@@ -3,18 +3,52 @@
 import math
 from pathlib import Path
 
-from bitkd.config.schema import DEMO, PRETRAINED, Config, StageSpec, TrainSpec, micro_batches, settings_of
+from bitkd.config.schema import (
+    DEMO,
+    PRETRAINED,
+    Config,
+    StageSpec,
+    TrainSpec,
+    micro_batches,
+    settings_of,
+    store_root,
+)
 from bitkd.data.batches import MULTIPLE, effective_batch_size
 from bitkd.data.files import find_file
 from bitkd.data.hub import has_tokenizer, resolve_pretrained
 from bitkd.errors import InputError
 from bitkd.models.labels import label_order
 from bitkd.models.spec import check_shape
+from bitkd.names import check_distinct, check_name
 from bitkd.pipeline.graph import Node, order
 from bitkd.pipeline.inputs import row_makers, upstream_of, uses_corpus
 from bitkd.sources.locations import make_documents
 from bitkd.sources.sources import Sources
-from bitkd.stages.kinds import Kind, kind_of
+from bitkd.stages.kinds import AUGMENT, Kind, kind_of
+
+RESERVED_STAGES = (PRETRAINED, "logs", "report")
+"""What a run calls its own: a source, the folder of its logs, its summary in wandb."""
+
+
+def check_names(config: Config) -> None:
+    """Check the names of the run, the pipeline and the stages, which become names of folders."""
+    run, pipeline = config.run.name, config.pipeline.name
+    if run is not None:
+        check_name(run, "run.name=")
+    if pipeline or run is None:
+        check_name(pipeline, "pipeline.name=")
+    for name, stage in config.stages.items():
+        check_name(name, "stages.")
+        if not all(character.isalnum() or character in "_-" for character in name):
+            raise InputError(
+                f"stages.{name}: the name of a stage is a part of dotted keys; use letters, digits, _ and -"
+            )
+        if name.casefold() in RESERVED_STAGES or (name.casefold() == AUGMENT and stage.kind != AUGMENT):
+            raise InputError(f"stages.{name}: {name} has a meaning of its own in a run; choose another name")
+    check_distinct(config.stages, "stages.")
+    folder = Path(config.run.dir).expanduser().resolve() / config.task.name / (run or pipeline)
+    if folder.is_relative_to(store_root(config)):
+        raise InputError(f"the run {folder} would be inside the store {store_root(config)}; set another run.store=")
 
 
 def check_graph(config: Config) -> None:

@@ -12,7 +12,15 @@ from bitkd.data.tasks import check_metrics, check_task
 from bitkd.errors import InputError
 from bitkd.files import digest
 from bitkd.pipeline.budget import budget_steps, check_budget
-from bitkd.pipeline.checks import check_checkpoint, check_graph, check_paths, check_rows, check_sources, check_training
+from bitkd.pipeline.checks import (
+    check_checkpoint,
+    check_graph,
+    check_names,
+    check_paths,
+    check_rows,
+    check_sources,
+    check_training,
+)
 from bitkd.pipeline.estimate import Estimate, estimate_of
 from bitkd.pipeline.graph import Node, fingerprints, order
 from bitkd.pipeline.identity import identity_of
@@ -121,8 +129,8 @@ def make_plan(config: Config, cache: FactCache | None = None) -> Plan:
 
     cache: facts of the sources that earlier processes may have found; None computes all of them now.
     """
-    folder = RunFolder.open(Path(config.run.dir), config.task.name, config.run.name or config.pipeline.name)
     config = check_settings(config)
+    folder = RunFolder.open(Path(config.run.dir), config.task.name, config.run.name or config.pipeline.name)
     check_paths(config)
     check_machine(config.trainer)
     sources = open_sources(config, cache or open_cache(config, read_disk=False))
@@ -140,6 +148,7 @@ def make_plan(config: Config, cache: FactCache | None = None) -> Plan:
 
 def check_settings(config: Config) -> Config:
     """Make the checks that read neither models nor data. Returns the configuration with all its stages."""
+    check_names(config)
     check_task(config.task)
     check_metrics(config.task)
     config = _with_augmentation(config)

@@ -14,6 +14,7 @@ from bitkd.config.comparable import hyperparameters, result_settings
 from bitkd.config.load import to_yaml
 from bitkd.config.schema import Config
 from bitkd.errors import InputError, StoppedError
+from bitkd.files import write_file
 from bitkd.pipeline.augmentation import augment
 from bitkd.pipeline.context import Console, StageContext
 from bitkd.pipeline.execute import execute
@@ -215,7 +216,7 @@ def _failure(context: StageContext, error: Exception) -> StageFailedError:
     suffix = "" if group.is_global_zero else f".rank{group.rank}"
     log = context.plan.folder.folder / f"{stage}.error{suffix}.txt"
     try:
-        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        write_file(log, "".join(traceback.format_exception(error)))
     except OSError:  # a full disk must not hide the failure itself
         return StageFailedError(stage, error, rest, "could not be written")
     return StageFailedError(stage, error, rest, str(log))

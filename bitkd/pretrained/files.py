@@ -45,7 +45,7 @@ def read_config_data(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise InputError(f"{folder} is no checkpoint: it has no config.json; name a folder with a saved model")
-    content = _read_json(file)
+    content = read_object(file)
     if not isinstance(content.get("model_type"), str):
         raise InputError(f"{file} names no model_type; name a folder with a saved Hugging Face model")
     return content
@@ -61,7 +61,7 @@ def check_no_pointers(files: Iterable[Path]) -> None:
 
 def _shards(index: Path) -> dict[str, set[str]]:
     """File name -> names of the tensors in it."""
-    places = _read_json(index).get("weight_map")
+    places = read_object(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise InputError(f"{index} has no weight_map, which says where each weight is; {AGAIN}")
     found: dict[str, set[str]] = {}
@@ -99,12 +99,14 @@ def _check_weights(file: Path) -> list[str] | None:
         raise InputError(f"{file} {cause}") from error
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises InputError if it holds none."""
     check_no_pointers([file])
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is not valid JSON ({error}); {AGAIN}") from error
+        problem = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise InputError(f"{file} is not valid JSON ({problem}); {AGAIN}") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} holds no JSON object but {type(content).__name__}; {AGAIN}")
     return content

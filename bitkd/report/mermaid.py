@@ -1,5 +1,6 @@
 """A pipeline's graph as Mermaid text."""
 
+import re
 from typing import Any
 
 from bitkd.report.looks import look_of
@@ -13,7 +14,7 @@ def draw_graph(stages: list[dict[str, Any]]) -> str:
     """
     lines = ["flowchart LR", "  pretrained([pre-trained BERT])"]
     for stage in stages:
-        lines.append(f'  {stage["name"]}["{stage["title"]}"]')
+        lines.append(f'  {stage["name"]}["{_escaped(stage["title"])}"]')
     for stage in stages:
         for role, upstream in stage["inputs"].items():
             arrow = "-->" if role == "student" else "-. teaches .->"
@@ -22,3 +23,8 @@ def draw_graph(stages: list[dict[str, Any]]) -> str:
         look = look_of(kind_of(stage["kind"]), stage["bits"])
         lines.append(f"  style {stage['name']} fill:{look.colour},color:#111")
     return "\n".join(lines)
+
+
+def _escaped(text: str) -> str:
+    """Text for a box, with Mermaid's codes for the characters that it would read."""
+    return re.sub(r"[\"#&<>%`\n]", lambda found: f"#{ord(found[0])};", text)

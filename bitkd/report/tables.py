@@ -1,5 +1,6 @@
 """The tables of a comparison, as text."""
 
+import html
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -22,13 +23,24 @@ class TextTable:
 
     def markdown(self) -> str:
         """The table in Markdown, with the cells' text as it is."""
-        lines = [self.header, ["---"] * len(self.header), *self.rows]
-        return "\n".join("| " + " | ".join(escaped(cell).replace("|", r"\|") for cell in line) + " |" for line in lines)
+        header, *rows = [[escaped(cell) for cell in line] for line in (self.header, *self.rows)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows))
 
 
 def escaped(text: str) -> str:
-    """Text for Markdown, escaped so that it makes no tag and no link."""
-    return re.sub(r"([<\[\]])", r"\\\1", text)
+    """Text inside a line of Markdown, so that it shows as it is: no tag, link, cell, emphasis or line of its own."""
+    text = re.sub(r"[\t\n\v\f\r\x85\u2028\u2029]+", " ", text)
+    text = re.sub(r"([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.|:(?=//))", r"\\\1", text)
+    return html.escape(text, quote=False)
+
+
+def paragraph(text: str) -> str:
+    """Text as a paragraph of Markdown: like `escaped`, and it begins no list, heading or quotation."""
+    return re.sub(r"^(\s*)([#+=-]|\d+(?=[.)]))", lambda found: f"{found[1]}{_first_escaped(found[2])}", escaped(text))
+
+
+def _first_escaped(start: str) -> str:
+    return f"&#{ord(start[0])};{start[1:]}"
 
 
 def headline(comparison: Comparison) -> TextTable:

@@ -14,7 +14,7 @@ from bitkd.compare.runs import RECORD_FILE, Run, to_json
 from bitkd.errors import InputError
 from bitkd.files import write_file
 from bitkd.report.glossary import CAPTIONS, glossary, notes, versions
-from bitkd.report.tables import cost_table, difference_table, escaped, headline, size_table, stage_table
+from bitkd.report.tables import cost_table, difference_table, escaped, headline, paragraph, size_table, stage_table
 
 
 def write_report(runs: list[Run], folder: Path) -> None:
@@ -67,7 +67,7 @@ def markdown(comparison: Comparison) -> str:
     """report.md: the page's text and tables, with the PNG pictures."""
     parts = [f"# {escaped(comparison.first.task)}: {', '.join(escaped(arm.label) for arm in comparison.arms)}"]
     parts += [f"> **{escaped(text)}**" for text in comparison.warnings]
-    parts += [headline(comparison).markdown(), *map(escaped, notes(comparison))]
+    parts += [headline(comparison).markdown(), *map(paragraph, notes(comparison))]
     if comparison.differences:
         parts += ["## Differences", difference_table(comparison).markdown()]
     parts += ["## Pictures", *(f"![{caption}]({name}.png)" for name, caption in CAPTIONS.items())]
@@ -76,8 +76,8 @@ def markdown(comparison: Comparison) -> str:
     for arm in comparison.arms:
         parts += [f"## Stages of {escaped(arm.label)}", stage_table(arm).markdown()]
     parts += ["## What was counted, and how"]
-    parts += ["\n".join(f"- **{term}**: {text}" for term, text in glossary(comparison))]
-    parts += ["## Versions and devices", "; ".join(versions(comparison))]
+    parts += ["\n".join(f"- **{escaped(term)}**: {escaped(text)}" for term, text in glossary(comparison))]
+    parts += ["## Versions and devices", paragraph("; ".join(versions(comparison)))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -96,5 +96,10 @@ def as_csv(comparison: Comparison) -> str:
         values: dict[str, Any] = asdict(row)
         dev = values.pop("dev")
         flat = {f"{name}/{metric}": value for name, section in dev.items() for metric, value in section.items()}
-        writer.writerow({"arm": arm} | values | flat)
+        writer.writerow({name: _cell(value) for name, value in ({"arm": arm} | values | flat).items()})
     return stream.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A value for a CSV file. A text that a spreadsheet would take for a formula gets a quotation mark before it."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value

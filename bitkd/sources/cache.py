@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bitkd.config.schema import Config, store_root
+from bitkd.config.schema import Config, cache_root
 from bitkd.files import digest, read_json, write_json
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -57,7 +57,7 @@ class FactCache:
 
 def open_cache(config: Config, read_disk: bool) -> FactCache:
     """The facts that runs with one store share."""
-    return FactCache(store_root(config).parent / "cache" / "facts", read_disk)
+    return FactCache(cache_root(config) / "facts", read_disk)
 
 
 def _states(files: Iterable[Path]) -> list[list[Any]]:

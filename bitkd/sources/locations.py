@@ -3,10 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-from bitkd.config.schema import DEMO, Config, store_root
+from bitkd.config.schema import DEMO, Config, cache_root, store_root
 from bitkd.data.demo.files import ensure_demo
 from bitkd.data.documents import Documents, FileDocuments, HubDocuments
 from bitkd.data.hub import resolve_pretrained
+from bitkd.data.tasks import check_hub_id
 from bitkd.errors import InputError, writable
 
 
@@ -31,7 +32,7 @@ def locate(config: Config) -> tuple[Config, Path]:
 
 def demo_folder(config: Config) -> Path:
     """Where the task, corpus and model are that bitkd makes itself."""
-    return store_root(config).parent / "cache" / "demo"
+    return cache_root(config) / "demo"
 
 
 def make_documents(config: Config) -> Documents:
@@ -44,5 +45,6 @@ def make_documents(config: Config) -> Documents:
             "dataset on the hub with data.hub_corpus.path=ID"
         )
     if data.hub_corpus.path:
+        check_hub_id(data.hub_corpus.path, "data.hub_corpus.path=")
         return HubDocuments(data.hub_corpus, data.streaming)
     return FileDocuments(data.corpus)

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitkd.config.schema import Config, store_root
+from bitkd.config.schema import Config, cache_root
 from bitkd.data.augment.checks import check_augmented
 from bitkd.data.batches import LoaderSpec
 from bitkd.data.documents import Documents, FileDocuments
@@ -150,7 +150,7 @@ class Sources:
         """The task's rows, read and tokenized."""
         from bitkd.data.task_rows import TaskRows
 
-        data, folder = self.config.data, store_root(self.config).parent / "cache"
+        data, folder = self.config.data, cache_root(self.config)
         return TaskRows(
             task=self.config.task,
             tokenizer=self.tokenizer,

@@ -3,15 +3,19 @@
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import socket
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from stat import S_ISLNK, S_ISREG
+from typing import Any
 
 from bitkd.errors import InputError
 from bitkd.files import checksum, is_left_over, read_json, temporary_name, write_json
+from bitkd.names import is_name, shown
 from bitkd.store.lock import Lock
 from bitkd.store.records import MetricsRecord, StageRecord, parse_record
 
@@ -19,6 +23,9 @@ STAGE_FILE = "stage.json"
 METRICS_FILE = "metrics.json"
 WEIGHTS_FILE = "model.safetensors"
 PREDICTIONS_FILE = "predictions.safetensors"
+
+KEY = re.compile(r"[a-z][a-z0-9_]*-[0-9a-f]{20}")
+"""Names of artifacts; other folders in the store are ignored."""
 
 _RUN = "run-"
 
@@ -43,6 +50,11 @@ class Store:
 
         Raises InputError if the folder is not writable.
         """
+        for name in (".tmp", ".work", ".locks", ".runs"):
+            if (self.root / name).is_symlink():
+                raise InputError(
+                    f"{self.root / name} is a link, so that bitkd would write elsewhere; delete it, or set another run.store="
+                )
         try:
             for folder in (self.root, self._temporary):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -54,6 +66,9 @@ class Store:
                 f"{self.root} is not writable ({error.strerror}); choose another folder with run.dir= or run.store="
             ) from error
         self._delete_leftovers()
+        for entry in (self.root / ".work").rglob("*"):
+            if entry.is_symlink():  # a checkpoint would be written where it leads
+                entry.unlink(missing_ok=True)
 
     @property
     def _temporary(self) -> Path:
@@ -93,8 +108,12 @@ class Store:
 
     def find_damage(self, key: str) -> str | None:
         """What is wrong with a finished artifact; None if its files can be read and their checksums are right."""
+        if foreign := find_foreign(self.path(key)):
+            return foreign
         try:
             expected_sums = self.load(key).stage.checksums
+            if odd := next((name for name in expected_sums if not is_name(name)), None):
+                return f"{self.path(key)} cannot be read ({STAGE_FILE} names the file {shown(odd)})"
             found = {name: checksum(self.path(key) / name) for name in expected_sums}
         except (OSError, InputError) as error:
             return f"{self.path(key)} cannot be read ({error})"
@@ -148,13 +167,21 @@ class Store:
 
     def registered(self) -> list[tuple[str, str, list[str]]]:
         """Folder, machine and keys of each registered run; the folder may have been deleted since."""
-        found = (read_json(file) for file in sorted(self._runs.glob("[!.]*")))
+        found = (self._registration(file.name) for file in sorted(self._runs.glob("[!.]*")))
         return [(run["folder"], run["host"], run["keys"]) for run in found if run]
 
     def active_runs(self) -> list[str]:
         """Folders of the runs that some process is working on."""
         names = {key.removeprefix(_RUN)[:20] for key in self.locked() if key.startswith(_RUN)}
-        return [run["folder"] for name in names if (run := read_json(self._runs / name))]
+        return [run["folder"] for name in names if (run := self._registration(name))]
+
+    def _registration(self, name: str) -> dict[str, Any] | None:
+        """What `register` wrote; None if it is damaged."""
+        run = read_json(self._runs / name)
+        if not isinstance(run, dict) or not isinstance(run.get("keys"), list):
+            return None
+        texts = [run.get("folder"), run.get("host"), *run["keys"]]
+        return run if all(isinstance(text, str) for text in texts) else None
 
     def exists(self) -> bool:
         """Whether `root` is a store, as opposed to some other folder."""
@@ -175,7 +202,7 @@ class Store:
         shutil.rmtree(trash, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):  # another process was faster
             os.rename(self.path(key), trash)
-            shutil.rmtree(trash)
+            trash.unlink() if trash.is_symlink() else shutil.rmtree(trash)
 
     def _delete_leftovers(self) -> None:
         for lock in self._locks(f"{_RUN}*"):
@@ -187,9 +214,31 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+def find_foreign(folder: Path) -> str | None:
+    """What in an artifact's folder is no plain file of its own, in words; None if there is nothing, or it is no artifact.
+
+    bitkd writes only plain files. A link could lead to any file of the reader's.
+    """
+    if KEY.fullmatch(folder.name) and folder.is_symlink():
+        return f"{folder} is a link; an artifact is a folder of its own"
+    if not os.path.lexists(folder / STAGE_FILE):
+        return None
+    try:
+        modes = {name: os.lstat(folder / name).st_mode for name in os.listdir(folder)}
+    except OSError as error:
+        return f"{folder} cannot be read ({error.strerror})"
+    for name, mode in modes.items():
+        if not S_ISREG(mode):
+            what = "a link" if S_ISLNK(mode) else "no plain file"
+            return f"{folder / shown(name)} is {what}; an artifact has only plain files"
+    return None
+
+
 def read_artifact(path: Path | str) -> Artifact:
     """The records of the artifact in a folder. Raises InputError if there is none, or a record is damaged."""
     path = Path(path)
+    if foreign := find_foreign(path):
+        raise InputError(f"{foreign}; {_ADVICE}")
     stage = parse_record(StageRecord, _read(path, STAGE_FILE), path / STAGE_FILE, _ADVICE)
     metrics = parse_record(MetricsRecord, _read(path, METRICS_FILE), path / METRICS_FILE, _ADVICE)
     return Artifact(path, stage, metrics)

@@ -2,23 +2,21 @@
 
 import contextlib
 import os
-import re
 import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
+from typing import Any
 
 from bitkd.errors import InputError
 from bitkd.files import read_json
-from bitkd.store.artifacts import METRICS_FILE, STAGE_FILE, Store
+from bitkd.names import shown
+from bitkd.store.artifacts import KEY, METRICS_FILE, STAGE_FILE, Store
 from bitkd.store.run_folder import MANIFEST
 
 DAY = 86400
-
-KEY = re.compile(r"[a-z][a-z0-9_]*-[0-9a-f]{20}")
-"""Names of artifacts; other folders in the store are ignored."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +61,16 @@ def take_inventory(store: Store, runs: Path) -> Inventory:
     found = []
     for key, folder in [*_children(store.root), *_children(store.root / ".work")]:
         finished = folder.parent == store.root
-        stage, metrics = (read_json(folder / name) or {} for name in (STAGE_FILE, METRICS_FILE))
+        stage, metrics = (_record(folder / name) for name in (STAGE_FILE, METRICS_FILE))
+        score = metrics.get("score")
         files = _files(folder)
         found.append(
             Entry(
                 key=key,
                 finished=finished,
-                title=stage.get("title", "unreadable" if finished else "unfinished"),
-                task=stage.get("task", ""),
-                score=metrics.get("score"),
+                title=shown(str(stage.get("title", "unreadable" if finished else "unfinished"))),
+                task=shown(str(stage.get("task", ""))),
+                score=float(score) if isinstance(score, int | float) else None,
                 size=sum(state.st_size for state in files if S_ISREG(state.st_mode)),
                 age=(time.time() - max((state.st_mtime for state in files), default=time.time())) / DAY,
                 runs=[name for name, keys in needed.items() if key in keys],
@@ -169,12 +168,20 @@ def _is_run(folder: Path) -> bool:
 
 def _children(folder: Path) -> Iterator[tuple[str, Path]]:
     if folder.is_dir():
-        yield from ((child.name, child) for child in folder.iterdir() if KEY.fullmatch(child.name) and child.is_dir())
+        for child in folder.iterdir():
+            if KEY.fullmatch(child.name) and child.is_dir() and not child.is_symlink():
+                yield child.name, child
+
+
+def _record(file: Path) -> dict[str, Any]:
+    """What can be read of a record, of whatever version; a link is not followed."""
+    content = None if file.is_symlink() else read_json(file)
+    return content if isinstance(content, dict) else {}
 
 
 def _files(folder: Path) -> list[os.stat_result]:
     found = []
     for file in [folder, *folder.rglob("*")]:
         with contextlib.suppress(OSError):  # a run may rename or delete it at this moment
-            found.append(file.stat())
+            found.append(file.lstat())
     return found

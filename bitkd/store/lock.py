@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bitkd.files import is_alive
+from bitkd.files import is_alive, read_json
 
 HEARTBEAT_SECONDS = 5.0
 TIMEOUT_SECONDS = 60.0
@@ -123,6 +123,8 @@ class Lock:
             mine.unlink(missing_ok=True)
         self.held = True
         self._stop.clear()
+        if self.beat.is_symlink():  # a heartbeat would be written where it leads
+            self.beat.unlink()
         self._change_beat(0)
         threading.Thread(target=self._keep_beating, daemon=True).start()
         return True
@@ -138,10 +140,10 @@ class Lock:
         self.beat.write_text(f"{self.id} {count}")
 
     def _holder(self) -> dict[str, Any]:
-        try:
-            return json.loads(self.file.read_text())
-        except (OSError, ValueError):
-            return {}
+        found = read_json(self.file)
+        kinds = {"id": str, "host": str, "pid": int}
+        is_holder = isinstance(found, dict) and all(type(found.get(name)) is kind for name, kind in kinds.items())
+        return found if is_holder else {}
 
     def _holder_is_dead(self) -> bool:
         found = self._holder()

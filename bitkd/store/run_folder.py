@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bitkd.errors import InputError
-from bitkd.files import temporary_name, write_json
-from bitkd.store.artifacts import Artifact, Store, read_artifact
+from bitkd.files import link_within, temporary_name, write_file, write_json
+from bitkd.names import is_name, shown
+from bitkd.store.artifacts import KEY, Artifact, Store, read_artifact
 from bitkd.store.records import RunManifest, parse_record
 
 MANIFEST = "manifest.json"
@@ -22,8 +23,18 @@ class RunFolder:
 
     @classmethod
     def open(cls, runs: Path, task: str, name: str) -> "RunFolder":
-        """The folder `<runs>/<task>/<name>`, whether or not the run has begun."""
-        folder = runs.expanduser().resolve() / task / name
+        """The folder `<runs>/<task>/<name>`, whether or not the run has begun.
+
+        Raises InputError if a link would lead it out of `runs`, or if the file system takes its name for another one.
+        """
+        root = runs.expanduser().resolve()
+        folder = root / task / name
+        if link := link_within(root, folder / "logs"):
+            raise InputError(
+                f"{link} is a link, and a run writes only under {root}; delete it, or set run.dir= to where it leads"
+            )
+        for place in (folder.parent, folder):
+            _check_spelling(place)
         return cls.read(folder) if (folder / MANIFEST).is_file() else cls(folder)
 
     @classmethod
@@ -40,7 +51,10 @@ class RunFolder:
                 f"{folder} is no run: it has no {MANIFEST}; name a folder <run.dir>/<task>/<run.name>"
             ) from error
         advice = "delete it and run again: finished stages are kept"
-        return cls(folder, parse_record(RunManifest, text, file, advice))
+        manifest = parse_record(RunManifest, text, file, advice)
+        if odd := next((name for name in (*manifest.planned, *manifest.artifacts) if not is_name(name)), None):
+            raise InputError(f"{file} is damaged (it has a stage {shown(odd)}); {advice}")
+        return cls(folder, manifest)
 
     @property
     def stages(self) -> dict[str, str]:
@@ -61,7 +75,7 @@ class RunFolder:
         self.manifest = replace(manifest, artifacts=before)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
+            write_file(self.folder / "config.yaml", config_yaml)
             self._write(self.manifest)
         except OSError as error:
             raise InputError(
@@ -82,10 +96,36 @@ class RunFolder:
 
     def artifacts(self) -> dict[str, Artifact]:
         """The finished stages' artifacts, in graph order. Raises InputError if one is missing or damaged."""
-        return {name: read_artifact(self.folder / name) for name in self.stages}
+        return {name: self.artifact(name) for name in self.stages}
+
+    def artifact(self, stage: str) -> Artifact:
+        """A finished stage's artifact: what its link leads to, or a copy of it in the run's folder.
+
+        Raises InputError if it is missing or damaged, or if the link leads to anything but the artifact that the manifest
+        names.
+        """
+        place = self.folder / stage
+        if place.is_symlink():
+            target = Path(os.path.realpath(place))
+            if target.name != self.stages.get(stage) or not KEY.fullmatch(target.name):
+                raise InputError(
+                    f"{place} leads to {shown(str(target), 200)}, which is not the artifact that the run's {MANIFEST} names; "
+                    "delete the link and run again"
+                )
+        return read_artifact(place)
 
     def _write(self, manifest: RunManifest) -> None:
         write_json(self.folder / MANIFEST, manifest.as_data())
+
+
+def _check_spelling(folder: Path) -> None:
+    """Raise InputError if the file system takes a folder's name for another one, as many ignore case."""
+    if folder.exists() and folder.name not in (names := os.listdir(folder.parent)):
+        same = next((name for name in names if name.casefold() == folder.name.casefold()), "another name")
+        raise InputError(
+            f"{folder} is {shown(same)} on this file system, which takes both names for one; use that name, or one that "
+            "differs in more than case"
+        )
 
 
 def state_of(store: Store, run_folder: RunFolder, stage: str, key: str) -> str:

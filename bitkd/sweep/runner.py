@@ -75,6 +75,8 @@ def _run_trial(sweep: Sweep, trial: Trial, process: "TrialProcess", label: str, 
     trial.state, trial.starts, trial.score, trial.exit_code = TrialState.RUNNING, trial.starts + 1, None, None
     sweep.keep(trial)
     began, before = time.monotonic(), trial.seconds
+    if os.path.islink(trial.log):  # the trial would write where it leads
+        os.unlink(trial.log)
     with open(trial.log, "ab") as log:
         trial.exit_code = process.run(sweep.command(trial), log)
     trial.seconds = round(before + time.monotonic() - began, 2)

@@ -8,15 +8,16 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bitkd.config.load import load_config
 from bitkd.config.schema import Config
+from bitkd.config.typed import compose
 from bitkd.errors import InputError, nearest
+from bitkd.names import LONGEST_NAME, check_name, shown
 from bitkd.pipeline.checks import check_paths
 from bitkd.pipeline.plan import check_settings
 from bitkd.processes.machine import check_machine
 from bitkd.stages.spec import SCORE
+from bitkd.sweep.text import sweep_data
 
 METHODS = ("grid", "random", "bayes")
 
@@ -25,6 +26,12 @@ COMMAND = 'command: ["${env}", bitkd, run, "${args_no_hyphens}"]'
 _MACROS = ("env", "interpreter", "program")
 
 _ENVIRONMENT_VARIABLE = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")  # as wandb.sdk.launch.sweeps.utils has it
+
+_PATH = re.compile(r"PATH=[^$]*(\$\{envvar:PATH\}[^$]*)?")
+
+_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM", "HF_HUB_OFFLINE",
+              "WANDB_MODE")  # fmt: skip
+"""Variables that a command may set. Others could make a trial run other code, or send its results elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,9 @@ def read_sweep(file: str, settings: Sequence[str] = (), paths: bool = False) -> 
     _check_metric(path, content)
     _check_command(path, content)
     parameters = _without_settings(path, content["parameters"], settings)
-    spec = SweepSpec(path, str(content.get("name") or path.stem), content, tuple(settings))
+    name = str(content.get("name") or path.stem)
+    check_name(name, f"{path}: name: ", LONGEST_NAME - len("-01234567"))  # a trial adds a hash to it
+    spec = SweepSpec(path, name, content, tuple(settings))
     for listed in listed_values(parameters):
         spec.config(listed, check=True, paths=paths)
 
@@ -142,6 +151,18 @@ def _values_of(parameter: Mapping[str, Any]) -> list[Any]:
     return [parameter["min"]] if "min" in parameter and not logarithmic else []
 
 
+def may_propose(parameters: Mapping[str, Any], kept: Mapping[str, Any]) -> bool:
+    """Whether a trial's settings are such as the file gives.  kept: the settings that a trial's file recorded."""
+    return kept.keys() == parameters.keys() and all(_gives(parameters[key], value) for key, value in kept.items())
+
+
+def _gives(parameter: Mapping[str, Any], value: Any) -> bool:
+    listed = _values_of(parameter)
+    if "value" in parameter or "values" in parameter:
+        return value in listed
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _without_settings(path: Path, parameters: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """The parameters that no setting replaces. Raises InputError if a setting is wrong or replaces a swept one."""
     left = dict(parameters)
@@ -161,18 +182,19 @@ def _without_settings(path: Path, parameters: dict[str, Any], settings: Sequence
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); name a wandb sweep file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    content = sweep_data(compose(text, str(path)))
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no mapping; write method:, metric:, parameters: and command:")
     name = str(content.get("name", ""))
     if name and not re.fullmatch(r"\w[\w.-]*( [\w.-]+)*", name):
         raise InputError(
-            f"{path}: name: {name} becomes a folder's name and a setting; write it in letters, digits, _, - and ., the first a "
-            "letter, digit or _"
+            f"{path}: name: {shown(name)} becomes a folder's name and a setting; write it in letters, digits, _, - and ., the "
+            "first a letter, digit or _"
         )
     return content
 
@@ -229,7 +251,26 @@ def _check_command(path: Path, content: dict[str, Any]) -> None:
     for word in command:
         if word.startswith("${") and word.endswith("}") and word[2:-1] not in (*_MACROS, "args_no_hyphens"):
             raise InputError(f"{path}: command: {word} is not supported; write {COMMAND}")
-    _overrides(command, path)
+    settings = _overrides(command, path)
+    if odd := next((word for word in settings if word != "${args_no_hyphens}" and "$" in word), None):
+        raise InputError(f"{path}: command: {shown(odd)} is not supported; write the value itself")
+    starter = command[: place_of_bitkd(command, path)]
+    if starter and starter[0] in ("${env}", "env", "/usr/bin/env"):
+        starter = starter[1:]
+        while starter and (_PATH.fullmatch(starter[0]) or _is_assignment(starter[0])):
+            starter = starter[1:]
+    if starter and not (
+        len(starter) == 2 and starter[0] in ("${interpreter}", "python", "python3") and starter[1] == "-m"
+    ):
+        raise InputError(
+            f"{path}: command: {shown(' '.join(starter))} before bitkd is not supported: a sweep file starts only bitkd, and "
+            f"sets no variables but PATH, CUDA_VISIBLE_DEVICES and the like; set others in your shell, and write {COMMAND}"
+        )
+
+
+def _is_assignment(word: str) -> bool:
+    name, equals, value = word.partition("=")
+    return bool(equals) and name in _VARIABLES and "$" not in value
 
 
 def _overrides(words: list[str], path: Path) -> list[str]:

@@ -3,19 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from bitkd.config.comparable import LOCAL_PATHS, NO_EFFECT_ON_RESULTS, is_among
 from bitkd.config.schema import Config
 from bitkd.errors import InputError
-from bitkd.files import digest, read_json, write_json
+from bitkd.files import digest, link_within, read_json, write_json
 from bitkd.pipeline.plan import make_plan
 from bitkd.sources.cache import FactCache, open_cache
-from bitkd.store.artifacts import read_artifact
 from bitkd.store.lock import Lock
 from bitkd.store.run_folder import RunFolder
-from bitkd.sweep.spec import SweepSpec, listed_values
+from bitkd.sweep.spec import SweepSpec, listed_values, may_propose
 
 
 class TrialState(StrEnum):
@@ -100,6 +102,12 @@ class Sweep:
     def begin(self) -> None:
         """Create the folder, and record which sweep it belongs to. Raises InputError if it is not writable."""
         try:
+            for name in ("trials", "logs", ".locks"):
+                if link := link_within(self.folder.parent.parent, self.folder / name):
+                    raise InputError(
+                        f"{link} is a link, and a sweep writes only under {self.folder.parent.parent}; delete it, or set "
+                        "run.dir= to where it leads"
+                    )
             for name in ("trials", "logs"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
             write_json(self.folder / "sweep.json", self._spec())
@@ -116,6 +124,10 @@ class Sweep:
 
         earlier = self.trials()
         kept = next((trial.parameters for trial in earlier if trial.number == number), None)
+        if kept is not None and not may_propose(self.spec.content["parameters"], kept):
+            raise InputError(
+                f"{self.folder / 'trials'} has a trial {number} with settings that {self.spec.file} does not give; delete it"
+            )
         found = [
             engine.Evaluation(trial.name, trial.parameters, _ENGINE_STATES.get(trial.state, "running"), trial.score)
             for trial in map(self.read, earlier)
@@ -160,6 +172,7 @@ class Sweep:
         found = _read(self._file(name))
         if found is None:
             return made
+        found.name, found.parameters = made.name, made.parameters
         if found.state == TrialState.FINISHED and not self._is_current(name, config, run):
             found.state, found.score = TrialState.WAITING, None
         if self.spec.method != "bayes":  # bayes finds its proposals by number
@@ -188,7 +201,7 @@ class Sweep:
         if self.spec.method != "bayes" or earlier is None:
             return
         now = self._spec()
-        if any(earlier.get(key) != now[key] for key in ("spec", "settings")):
+        if not isinstance(earlier, dict) or any(earlier.get(key) != now[key] for key in ("spec", "settings")):
             raise InputError(
                 f"{self.folder} belongs to another file or other settings, and bayes learns from all its trials; give the "
                 "sweep another name:, or delete the folder (its runs are kept)"
@@ -197,11 +210,15 @@ class Sweep:
 
 def _read(file: Path) -> Trial | None:
     """A trial from its file; None if there is no file, or it is damaged."""
-    content = read_json(file)
     try:
-        return Trial(**{key: value for key, value in content.items() if key in Trial.__dataclass_fields__})
-    except (AttributeError, TypeError):
+        return _trial_adapter().validate_json(file.read_bytes())
+    except (OSError, ValueError):
         return None
+
+
+@cache
+def _trial_adapter() -> TypeAdapter[Trial]:
+    return TypeAdapter(Trial)
 
 
 def planned_keys(config: Config, cache: FactCache) -> dict[str, str]:
@@ -215,10 +232,11 @@ def planned_keys(config: Config, cache: FactCache) -> dict[str, str]:
 def score_of(run: Path) -> float | None:
     """Score of a finished run's final student; None if a stage is missing."""
     try:
-        manifest = RunFolder.read(run).manifest
+        folder = RunFolder.read(run)
+        manifest = folder.manifest
         if not manifest or not manifest.planned or manifest.artifacts != manifest.planned:
             return None
-        return read_artifact(run / list(manifest.planned)[-1]).metrics.score
+        return folder.artifact(list(manifest.planned)[-1]).metrics.score
     except InputError:
         return None
 

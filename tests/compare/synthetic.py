@@ -12,6 +12,7 @@ from bitkd.compare.runs import Predictions, Run, Stage
 from bitkd.compare.scores import score
 from bitkd.data.metrics import build_metrics, primary_score
 from bitkd.data.tasks import TaskSpec
+from bitkd.files import digest
 from bitkd.store.artifacts import METRICS_FILE, PREDICTIONS_FILE, STAGE_FILE, WEIGHTS_FILE
 from bitkd.store.records import FlopsRecord, MetricsRecord, RunManifest, SizeRecord, StageRecord
 from bitkd.store.run_folder import MANIFEST
@@ -69,7 +70,7 @@ def make_stage(name, title, kind, precision, accuracy, labels, seed, steps, widt
         name=name,
         title=title,
         kind=kind,
-        key=key or f"{kind}-{name}-{seed}-{width}",
+        key=f"{kind}-{digest(key or [name, seed, width])}",
         upstream={},
         in_chain=kind not in ("finetune", "augment"),
         score=value,
@@ -98,7 +99,7 @@ def make_one(pipeline, seed, steps=300, rows=ROWS):
     random = np.random.default_rng(7)
     labels = [float(y) for y in (random.random(rows) < 0.68)]
     width = 0.5 if pipeline in HALF else 1.0
-    stages = [make_stage("teacher", "Teacher", "finetune", "W32A32", 0.87, labels, seed, 500, key=f"teacher-{seed}")]
+    stages = [make_stage("teacher", "Teacher", "finetune", "W32A32", 0.87, labels, seed, 500, key=seed)]
     for name, title, kind, precision, accuracy in ARMS[pipeline]:
         count = 600 if kind == "general" else steps
         stages.append(make_stage(name, title, kind, precision, accuracy, labels, seed, count, width))

@@ -92,7 +92,7 @@ def test_the_printed_configuration_says_everything():
         ),
         ([*BOTH, "data.segments=3"], r"^data\.segments=3 is unknown; use one of 1, 2$"),
         ([*BOTH, "data.segments=two"], r"^data\.segments=two is unknown; use one of 1, 2$"),
-        ([*BOTH, "student.layers=[1"], r"cannot be read: did not find expected"),
+        ([*BOTH, "student.layers=[1"], r"cannot be read: expected ',' or '\]'"),
     ],
 )
 def test_bad_settings_say_what_to_do(overrides, message):

@@ -115,10 +115,10 @@ def test_wandb_agent_runs_a_trial(agent, settings, tmp_path, monkeypatch, write)
         ({"parameters": {"run.name": {"value": "a"}}}, "each trial's own"),
         ({"parameters": {"student.layers": {"values": [None]}}}, "'null' in quotes"),
         (
-            {"parameters": {"data.hub_corpus.name": {"value": date(2023, 11, 1)}}},
+            {"parameters": {"train.max_steps": {"value": date(2023, 11, 1)}}},
             "2023-11-01 as a date; write it in quotes",
         ),
-        ({"parameters": {5: {"value": 1}}}, "parameters.5: is no name"),
+        ({"parameters": KNOWN | {5: {"value": 1}}}, "unknown key 5"),
         ({"paramters": {}}, "'paramters' was unexpected"),
         ({"early_terminate": {"type": "hyperband", "min_iter": 3}}, "a trial is a chain of stages"),
         ({"command": None}, "does not pass the parameters as key=value"),

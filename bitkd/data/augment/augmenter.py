@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
+from datasets.features.features import require_decoding
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from bitkd.data.augment.stop_words import STOP_WORDS
@@ -177,4 +178,8 @@ def load_shards(folder: Path) -> Dataset:
     files = sorted(folder.glob("shard-*.arrow"))
     if not files:
         raise InputError(f"{folder} has no shard-*.arrow; name a folder that `bitkd augment` made")
-    return concatenate_datasets([Dataset.from_file(str(file)) for file in files])
+    shards = [Dataset.from_file(str(file)) for file in files]
+    if odd := next((name for name, feature in shards[0].features.items() if require_decoding(feature)), None):
+        # Such a column may name other files, which reading a row would open.
+        raise InputError(f"{folder}: its column {odd} is of a type that rows of a task do not have; augment again")
+    return concatenate_datasets(shards)
