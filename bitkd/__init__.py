@@ -3,13 +3,19 @@
 The public names are imported when they are first used (torch, lightning and transformers take seconds to load).
 """
 
+import sys
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bitkd.api import RunResult as RunResult
     from bitkd.api import run as run
     from bitkd.callbacks.weight_splitting import WeightSplitting as WeightSplitting
+    from bitkd.commands.inference import Predictor as Predictor
+    from bitkd.commands.inference import load_predictor as load_predictor
     from bitkd.config.load import load_config as load_config
     from bitkd.data.augment.augmenter import load_shards as load_shards
     from bitkd.data.batches import LoaderSpec as LoaderSpec
@@ -63,6 +69,7 @@ _PUBLIC = {
     "NonFiniteLossError": "bitkd.stages.base",
     "OptimSpec": "bitkd.stages.spec",
     "PredictionDistillation": "bitkd.stages.prediction",
+    "Predictor": "bitkd.commands.inference",
     "QuantSpec": "bitkd.quant.spec",
     "RunResult": "bitkd.api",
     "ShapeSpec": "bitkd.models.spec",
@@ -81,6 +88,7 @@ _PUBLIC = {
     "load_classifier": "bitkd.models.artifact",
     "load_config": "bitkd.config.load",
     "load_encoder": "bitkd.models.artifact",
+    "load_predictor": "bitkd.commands.inference",
     "load_shards": "bitkd.data.augment.augmenter",
     "load_student": "bitkd.models.artifact",
     "new_classifier": "bitkd.models.artifact",
@@ -101,3 +109,39 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+_QUANTIZERS = "transformers.quantizers.auto"
+"""The module of transformers that students are registered with."""
+
+
+class _StudentsInTransformers(MetaPathFinder, Loader):
+    """Registers students with transformers as soon as that is imported, which takes seconds, by whomever."""
+
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        if fullname != _QUANTIZERS:
+            return None
+        sys.meta_path.remove(self)
+        spec = PathFinder.find_spec(fullname, path)
+        if spec is not None and spec.loader is not None:
+            self.loader, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.loader.exec_module(module)
+        _register_students()
+
+
+def _register_students() -> None:
+    from bitkd.models.from_pretrained import register
+
+    register()
+
+
+if _QUANTIZERS in sys.modules:
+    _register_students()
+else:
+    sys.meta_path.insert(0, _StudentsInTransformers())

@@ -10,6 +10,7 @@ from bitkd.config.schema import Config
 from bitkd.pipeline.checks import check_paths
 from bitkd.pipeline.plan import check_settings
 from bitkd.processes.libraries import quieten, set_environment
+from bitkd.processes.machine import check_machine
 from bitkd.processes.signals import exit_with_parent
 from bitkd.tracking.agent import with_run_name
 
@@ -72,6 +73,8 @@ def run(pipeline: str, *settings: str, console: "Console | None" = None, **value
 
 
 def check_before_imports(config: Config) -> None:
-    """Check settings and paths before torch is imported, which takes seconds. Raises InputError if one is wrong."""
+    """Check settings, paths and processors before any work. torch, whose import takes seconds, is imported only if the
+    settings ask for a special processor. Raises InputError if one is wrong."""
     check_settings(config)
     check_paths(config)
+    check_machine(config.trainer)

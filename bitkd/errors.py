@@ -1,6 +1,7 @@
 """Exceptions that end a command early, and helpers for their messages."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,17 @@ class StoppedError(Exception):
     def __init__(self, message: str, code: int = 75) -> None:
         super().__init__(message)
         self.code = code
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlist = _SHORT.maxdict = 20
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def shorten(value: Any) -> str:
+    """`repr(value)`, cut in the middle where it is long: a message never quotes a whole file or field."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 500 else f"{text[:300]} ... {text[-100:]}"
 
 
 def nearest(name: str, allowed: Iterable[str], show_all: bool = False) -> str:

@@ -1,8 +1,10 @@
 """Small files of plain data: written completely or not at all, read, hashed; temporary names for one process."""
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,17 @@ def write_json(file: Path, content: Any) -> None:
     write_file(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def follow_umask(file: Path) -> None:
+    """Give a file the mode that `open` gives a new file: safetensors makes files that only their owner can read."""
+    probe = file.with_name(temporary_name(f".{file.name}"))
+    try:
+        probe.touch()
+        with contextlib.suppress(PermissionError):  # a file system that has no modes
+            shutil.copymode(probe, file)
+    finally:
+        probe.unlink(missing_ok=True)
+
+
 def read_json(file: Path) -> Any:
     """The content of a JSON file; None if there is none or it is damaged."""
     try:
@@ -43,6 +56,26 @@ def checksum(file: Path | str) -> str:
     """SHA-256 of a file's content."""
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+POINTER = b"version https://git-lfs"
+
+SIGNATURES = {
+    POINTER: "a git-lfs pointer, not the file itself; fetch it with `git lfs pull`",
+    b"\xff\xfe": "UTF-16; save it as UTF-8",
+    b"\xfe\xff": "UTF-16; save it as UTF-8",
+    b"\x1f\x8b": "compressed with gzip; unpack it",
+    b"PK\x03\x04": "a zip archive (of torch.save, or a spreadsheet), by its first bytes",
+    b"PAR1\x15": "a Parquet file; name it .parquet",
+    b"BZh91AY&SY": "compressed with bzip2; unpack it",
+    b"\xfd7zXZ": "compressed with xz; unpack it",
+    b"(\xb5/\xfd": "compressed with zstandard; unpack it",
+}
+
+
+def describe_content(head: bytes) -> str | None:
+    """What the first bytes of a file say that it is, and what to do about it; None if they say nothing."""
+    return next((found for start, found in SIGNATURES.items() if head.startswith(start)), None)
 
 
 def digest(content: Any) -> str:

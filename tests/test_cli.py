@@ -220,3 +220,13 @@ def test_a_graph_is_drawn_in_the_colours_of_its_states():
     assert "style one fill:#e57373" in picture
     assert "style two fill:#6fa8dc" in picture
     assert "style cut fill:#7cc47f" in picture
+
+
+@pytest.mark.parametrize(
+    "command", ["run", "plan", "augment", "evaluate", "predict", "compare", "store", "sweep", "config"]
+)
+def test_help_fits_80_columns(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert all(len(line) <= 80 for line in capsys.readouterr().out.splitlines())

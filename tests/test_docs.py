@@ -12,8 +12,10 @@ import yaml
 
 import bitkd
 from bitkd import cli
+from bitkd.commands.predict import is_setting
 from bitkd.config.load import load_config
 from bitkd.errors import InputError
+from bitkd.models.encoder import read_spec, write_spec
 from bitkd.pipeline.plan import check_settings
 from bitkd.quant.table import ACTIVATIONS, WEIGHTS
 from bitkd.stages.kinds import KINDS
@@ -75,11 +77,12 @@ def check_bitkd(words):
     settings = getattr(arguments, "settings", [])
     if arguments.command in ("run", "plan", "config"):
         check_settings(load_config(settings))
-    elif arguments.command in ("augment", "evaluate"):
+    elif arguments.command == "augment":
         load_config(settings, require=("task",))
+    elif arguments.command == "evaluate":
+        load_config(settings, require=())
     elif arguments.command == "predict":
-        left = [text for text in settings if not text.startswith("split=")]
-        load_config(left, require=("task",) if left else ())
+        load_config([word for word in settings if is_setting(word) and not word.startswith("split=")], require=())
     elif arguments.command == "store":
         load_config(settings, require=())
     elif arguments.command == "sweep":
@@ -188,7 +191,7 @@ def test_yaml_is_loaded(code, checkout):
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")], ids=lambda page: page.name
 )
-def test_python_runs(page, checkout, tables, tiny_bert, tiny_task, monkeypatch):
+def test_python_runs(page, checkout, tables, tiny_bert, tiny_tokenizer, tiny_task, monkeypatch):
     """A page's blocks run one after another, on tiny models and data; a pipeline is planned and not run."""
 
     def run(pipeline, *settings, **values):
@@ -197,7 +200,11 @@ def test_python_runs(page, checkout, tables, tiny_bert, tiny_task, monkeypatch):
         return SimpleNamespace(stages=[], folder=checkout, score=0.5, student=student)
 
     student = checkout / "finished"
-    bitkd.save_student(bitkd.new_classifier(tiny_bert, None), student)
+    classifier = bitkd.new_classifier(tiny_bert, ["no", "yes"])
+    spec = read_spec(classifier)
+    spec.trained_head = True
+    write_spec(classifier, spec)
+    bitkd.save_student(classifier, student, tiny_tokenizer)
     (checkout / "models").mkdir()
     (checkout / "models" / "bert-base-uncased").symlink_to(tiny_bert)
     (checkout / "glue").symlink_to(tiny_task)

@@ -7,15 +7,18 @@ import json
 import pytest
 import torch
 from torch import Tensor
+from transformers import JinaEmbeddingsV3Config
 
 from bitkd.cli import main
 from bitkd.compare.load import load_run
 from bitkd.config.load import load_config
 from bitkd.errors import InputError
 from bitkd.models.artifact import load_student
+from bitkd.models.probe import try_architecture
 from bitkd.pipeline.plan import make_plan
 from bitkd.pipeline.runner import StageFailedError, run
-from bitkd.quant import table
+from bitkd.quant import layout, table
+from bitkd.quant.layout import Layout
 from bitkd.stages import kinds, spec
 from bitkd.stages.distillation import DistillationModule
 from bitkd.stages.kinds import Kind
@@ -118,6 +121,18 @@ def test_a_wrong_term_is_named(extended, pipeline, settings, tmp_path, console, 
     with pytest.raises((InputError, StageFailedError), match=message):
         run(load_config(settings(tmp_path, pipeline, "train.max_steps=1")), console)
     assert ("nowhere" in function) == (not console.lines)  # what cannot be imported is found before any stage
+
+
+def test_a_family_of_encoders_is_a_row(monkeypatch):
+    config = JinaEmbeddingsV3Config(
+        vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, pad_token_id=1
+    )
+    with pytest.raises(InputError, match="does not keep its layers as BERT"):
+        try_architecture(config)
+    query, key, value, output = (f"self_attn.{name}_proj" for name in "qkvo")
+    row = Layout("JinaEmbeddingsV3", "layers", "self_attn", query, key, value, output, "mlp.fc1", "mlp.fc2")
+    monkeypatch.setattr(layout, "LAYOUTS", [*layout.LAYOUTS, row])
+    assert try_architecture(config).narrowing is None
 
 
 def test_without_the_rows_each_is_refused_by_name(pipeline, settings, tmp_path, capsys):

@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from bitkd.callbacks.random_states import gather
+from bitkd.files import follow_umask
 from bitkd.store.artifacts import PREDICTIONS_FILE
 
 
@@ -54,3 +55,4 @@ class Predictions(pl.Callback):
         """Write `predictions.safetensors` with the tensors `<dev set>.logits` and `<dev set>.labels`."""
         tensors = {f"{name}.{part}": tensor for name, parts in self.sets.items() for part, tensor in parts.items()}
         save_file(tensors, folder / PREDICTIONS_FILE)
+        follow_umask(folder / PREDICTIONS_FILE)

@@ -1,143 +1,151 @@
-"""The commands evaluate and predict, for checkpoints of bitkd and of transformers. They check their input before torch
-is imported."""
+"""The checkpoint that evaluate and predict use, and what it records of its task. It imports no torch, so that wrong input
+is answered at once."""
 
-import argparse
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from rich.table import Table
-
-from bitkd.commands.output import make_console, print_json
-from bitkd.config.load import load_config
-from bitkd.config.schema import Config
+from bitkd.config.load import choices, load_config
+from bitkd.config.schema import DEMO, Config
 from bitkd.data.hub import resolve_pretrained
-from bitkd.data.tasks import check_metrics, check_task, check_test_set
+from bitkd.data.tasks import FilesSpec, TaskSpec, check_metrics, check_task
 from bitkd.errors import InputError
-from bitkd.files import read_json
 from bitkd.models.labels import label_order
-from bitkd.pipeline.checks import check_files
-from bitkd.processes.libraries import quieten
+from bitkd.pretrained.files import check_checkpoint_files, read_config_data
+from bitkd.processes.machine import check_machine
 from bitkd.store.artifacts import STAGE_FILE, Store, read_artifact
-from bitkd.store.records import StageRecord
+from bitkd.store.records import StageRecord, TaskRecord
 from bitkd.store.run_folder import MANIFEST, RunFolder
 
 
-def evaluate_command(arguments: argparse.Namespace) -> int:
-    """Print the task's metrics of a checkpoint; returns the exit code."""
-    config = _task_config(arguments.settings)
-    check_files(config, [config.task.files.train, *config.task.files.dev.values()])
-    folder = _checkpoint_folder(arguments, config)
-    record = _stage_record(folder)
-    from bitkd.commands.inference import evaluate
+@dataclass(frozen=True)
+class Checkpoint:
+    """A classifier on disk, and the settings that it is used with."""
 
-    quieten()
-    values = evaluate(config, folder, _labels(arguments), record)
-    if arguments.json:
-        print_json({"metrics": values})
-    else:
-        table = Table("metric", "value", box=None)
-        for name, value in values.items():
-            table.add_row(name, "undefined" if value is None else f"{value:.4f}")
-        make_console().print(table)
-    return 0
+    folder: Path
+    config: Config
+    """The settings in force: what the checkpoint records of its task, and above it what was given."""
 
+    record: StageRecord | None
+    """Of an artifact; None for a plain Hugging Face checkpoint."""
 
-def predict_command(arguments: argparse.Namespace) -> int:
-    """Print predictions for texts, or write a submission; returns the exit code."""
-    split = [text for text in arguments.settings if text.startswith("split=")]
-    if split or arguments.out:
-        return _write_submission(arguments, [text for text in arguments.settings if text not in split], split)
-    texts, pairs = arguments.text, arguments.text_pair
-    if not texts:
-        raise InputError("there is nothing to predict; give --text, or task=NAME split=NAME --out FILE")
-    if pairs is not None and len(pairs) != len(texts):
-        raise InputError(f"{len(texts)} --text and {len(pairs)} --text-pair were given; give one pair for each text")
-    config = load_config(arguments.settings, require=("task",)) if arguments.settings else None
-    folder = _checkpoint_folder(arguments, config)
-    _check_texts(folder, pairs is not None)
-    from bitkd.commands.inference import predict
+    labels: list[str] | None
+    """Names of its outputs, if its config.json has none."""
 
-    quieten()
-    results = predict(folder, texts, pairs, config, _labels(arguments))
-    if arguments.json:
-        print_json({"predictions": results})
-    else:
-        for result in results:
-            scores = result.get("scores", {"score": result.get("score")})
-            print(result.get("label", ""), " ".join(f"{name}={value:.4f}" for name, value in scores.items()), sep="\t")
-    return 0
+    fixed_length: bool
+    """Whether data.max_length is recorded or given; if not, a shorter model shortens it."""
+
+    rows_in_files: bool = False
+    """Whether the recorded task was read from files, whose folder is not recorded."""
+
+    @property
+    def task(self) -> TaskSpec | None:
+        """None for a plain checkpoint that is used without `task=`."""
+        return self.config.task if self.config.task.text else None
 
 
-def _write_submission(arguments: argparse.Namespace, settings: list[str], split: list[str]) -> int:
-    """Write the predictions for a test set in GLUE's format: index and label, separated by a tab."""
-    if not split or not arguments.out or arguments.text:
-        raise InputError("a submission needs split=NAME and --out FILE, and no --text")
-    config, name = _task_config(settings), split[-1].partition("=")[2]
-    check_test_set(config.task, name, local=config.data.dir is not None)
-    check_files(config, [config.task.files.test.get(name, "")])
-    folder = _checkpoint_folder(arguments, config)
-    _check_texts(folder, len(config.task.text) == 2)
-    out = Path(arguments.out)
-    from bitkd.commands.inference import predict_set
+def open_checkpoint(name: str, settings: list[str], labels: str | None, needs_task: bool) -> Checkpoint:
+    """The checkpoint in a folder or of a hub id, with its settings.
 
-    quieten()
-    predictions = predict_set(config, folder, name, _labels(arguments))
-    lines = ["index\tprediction", *(f"{i}\t{prediction}" for i, prediction in enumerate(predictions))]
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{arguments.out} cannot be written ({error.strerror}); choose another --out") from error
-    if arguments.json:
-        print_json({"file": arguments.out, "rows": len(predictions)})
-    else:
-        print(f"{len(predictions)} predictions: {arguments.out}")
-    return 0
-
-
-def _task_config(settings: list[str]) -> Config:
-    config = load_config(settings, require=("task",))
-    check_task(config.task)
-    check_metrics(config.task)
-    return config
-
-
-def _checkpoint_folder(arguments: argparse.Namespace, config: Config | None) -> Path:
-    """The checkpoint's folder; InputError if it is none, or if its labels are not those of the configured task."""
-    folder = resolve_pretrained(arguments.checkpoint, setting="CHECKPOINT ")
-    if (folder / MANIFEST).is_file():
-        stages = RunFolder.read(folder).stages
-        raise InputError(
-            f"{arguments.checkpoint} is a run; name one of its stages: "
-            + (", ".join(str(Path(arguments.checkpoint) / name) for name in stages) or "none is finished yet")
-        )
-    if (folder / STAGE_FILE).is_file() and (damage := Store(folder.parent).find_damage(folder.name)):
-        raise InputError(f"{damage}; run its pipeline again: the stage is recomputed")
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{arguments.checkpoint} has no config.json; name a folder with a saved model")
-    content = read_json(folder / "config.json") or {}
-    if isinstance(spec := content.get("bitkd"), dict) and spec.get("trained_head") is False:
-        raise InputError(
-            f"{folder} has no trained head (a task-agnostic or headless student); name a stage that has one"
-        )
-    own = content.get("id2label")
-    if config is not None and own:
-        label_order(list(own.values()), config.task.labels, _labels(arguments))
-    return folder
+    settings: key=value.  labels: names of its outputs, separated by commas, if its config.json has none.
+    needs_task: whether the task's files or columns are read.
+    Raises InputError if there is no such checkpoint, if it has no trained head or is damaged, if its task is not known
+    and needed, or if its labels are not those of the task.
+    """
+    given = load_config(settings, require=())
+    check_machine(replace(given.trainer, devices=1))  # whatever a run had, one process reads the rows here
+    folder = _find_folder(name)
+    record = read_artifact(folder).stage if (folder / STAGE_FILE).is_file() else None
+    trained_for = record.trained_for if record else None
+    own_task = any(text.startswith("task=") for text in settings)
+    if needs_task and not own_task:
+        if record is None:
+            raise InputError(f"{name} is a plain checkpoint, which does not record its task; {_TASK}")
+        if trained_for is None:
+            raise InputError(
+                f"{name} was written by an earlier version of bitkd and does not record its task's definition; {_TASK}"
+            )
+    config = given
+    if trained_for is not None:
+        recorded: dict[str, Any] = {"data": {"max_length": trained_for.max_length}}
+        if not own_task:
+            recorded = _task_settings(trained_for, name)
+        config = load_config(settings, require=(), recorded=recorded)
+    if config.task.text:
+        check_task(config.task)
+        check_metrics(config.task)
+    names = [text.strip() for text in labels.split(",")] if labels else None
+    own = read_config_data(folder).get("id2label")
+    if own and config.task.text:
+        label_order(list(own.values()), config.task.labels, names)
+    fixed = trained_for is not None or any(text.startswith("data.max_length=") for text in settings)
+    in_files = not own_task and trained_for is not None and trained_for.source == "files"
+    return Checkpoint(folder, config, record, names, fixed, in_files)
 
 
-def _stage_record(folder: Path) -> StageRecord | None:
-    """The stage record of an artifact; None for a plain checkpoint."""
-    return read_artifact(folder).stage if (folder / STAGE_FILE).is_file() else None
+_TASK = f"give task= one of {', '.join(choices('task'))}, or a path to a YAML file"
 
 
-def _check_texts(folder: Path, pairs: bool) -> None:
+def check_source(checkpoint: Checkpoint) -> None:
+    """Raise InputError if the rows of the checkpoint's task are in files, and their folder is not given."""
+    config = checkpoint.config
+    if config.data.dir is None and (checkpoint.rows_in_files or not config.task.hub.path):
+        name, hub = config.task.name, config.task.hub.path
+        other = f" (task={name} reads them from the hub)" if hub and name in choices("task") else ""
+        raise InputError(f"the rows of task {name} are in files; give their folder with data.dir={other}")
+
+
+def check_texts(checkpoint: Checkpoint, pairs: bool) -> None:
     """Raise InputError if an artifact's task reads another number of texts. A plain checkpoint does not record it."""
-    record = _stage_record(folder)
+    record = checkpoint.record
     if record is not None and record.texts == 2 and not pairs:
         raise InputError(f"the checkpoint's task {record.task} reads two texts; give --text-pair too")
     if record is not None and record.texts == 1 and pairs:
         raise InputError(f"the checkpoint's task {record.task} reads one text; leave --text-pair out")
 
 
-def _labels(arguments: argparse.Namespace) -> list[str] | None:
-    return [name.strip() for name in arguments.labels.split(",")] if arguments.labels else None
+def _find_folder(name: str) -> Path:
+    folder = resolve_pretrained(name, setting="CHECKPOINT ")
+    if (folder / MANIFEST).is_file():
+        stages = RunFolder.read(folder).stages
+        raise InputError(
+            f"{name} is a run; name one of its stages: "
+            + (", ".join(str(Path(name) / stage) for stage in stages) or "none is finished yet")
+        )
+    if (folder / STAGE_FILE).is_file() and (damage := Store(folder.parent).find_damage(folder.name)):
+        raise InputError(f"{damage}; run its pipeline again: the stage is recomputed")
+    check_checkpoint_files(folder)
+    spec = read_config_data(folder).get("bitkd")
+    if isinstance(spec, dict) and spec.get("trained_head") is False:
+        raise InputError(
+            f"{folder} has no trained head (a task-agnostic or headless student); name a stage that has one"
+        )
+    return folder
+
+
+def _task_settings(record: TaskRecord, name: str) -> dict[str, Any]:
+    """The recorded settings, nested as in a file.
+
+    Raises InputError if they lead out of data.dir: an artifact may come from somebody else.
+    """
+    # Merged over the defaults alone: what the record lacks has its default, what is unknown is refused.
+    task = load_config(require=(), recorded={"task": record.definition}).task
+    wrong = [text for text in _file_names(task.files) if Path(text).is_absolute() or ".." in Path(text).parts]
+    if wrong:
+        raise InputError(f"{name} records the file {wrong[0]}, which is outside data.dir; {_TASK}")
+    if not re.fullmatch(r"(\w[\w.-]*(/\w[\w.-]*)?)?", task.hub.path):
+        raise InputError(f"{name} records the dataset {task.hub.path}, which is no id on the hub; {_TASK}")
+    data = {"max_length": record.max_length} | ({"dir": DEMO} if record.source == "demo" else {})
+    return {"task": asdict(task), "data": data}
+
+
+def _file_names(files: FilesSpec) -> Iterator[str]:
+    yield from (files.folder, files.train, *files.dev.values(), *files.test.values())
+
+
+def text_columns(task: TaskSpec) -> list[list[str]]:
+    """Names that the columns of the task's texts have in its files and on the hub, the task's own first."""
+    names = [task.text, task.files.text, task.files.test_text, task.hub.text]
+    return [list(columns) for columns in dict.fromkeys(tuple(columns) for columns in names if columns)]

@@ -3,9 +3,10 @@
 import argparse
 from pathlib import Path
 
-from bitkd.commands.output import make_console, print_json
+from bitkd.commands.output import print_json
 from bitkd.compare.comparison import Comparison
 from bitkd.compare.load import read_runs
+from bitkd.report.console import Console
 from bitkd.report.tables import difference_table, headline
 from bitkd.report.terminal import render, render_text
 from bitkd.report.write import check_folder, write_comparison
@@ -21,7 +22,7 @@ def compare_command(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(comparison.as_data())
         return 0
-    console = make_console()
+    console = Console()
     for warning in comparison.warnings:
         console.print(f"note: {warning}")
     named = all(len(arm.runs) == 1 and arm.first.name == arm.label for arm in comparison.arms)

@@ -2,47 +2,123 @@
 
 import logging
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric import Fabric
+from torch import nn
+from transformers import PreTrainedModel
 
+from bitkd.commands.checkpoints import Checkpoint, open_checkpoint
 from bitkd.config.schema import Config
-from bitkd.data.batches import LoaderSpec
+from bitkd.data.batches import MULTIPLE, LoaderSpec
 from bitkd.data.hub import load_tokenizer
 from bitkd.data.metrics import build_metrics, primary_score
+from bitkd.data.tokenized import encode_texts
+from bitkd.errors import InputError
 from bitkd.models.artifact import label_names, load_classifier, permute_labels
 from bitkd.sources.cache import open_cache
 from bitkd.sources.sources import Sources, open_sources
 from bitkd.stages.base import StudentModule
 from bitkd.stages.spec import SCORE
-from bitkd.store.records import StageRecord
 
 log = logging.getLogger(__name__)
 
-MAX_LENGTH = 128
-"""Largest number of tokens of a text if no task is given."""
+
+class Predictor:
+    """Predicts labels and probabilities of texts, with a classifier that is loaded once; see `load_predictor`."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Any, max_length: int, batch_size: int, fabric: Fabric
+    ) -> None:
+        self.labels = names if len(names := label_names(model.config)) > 1 else None
+        """The label names in the order of the outputs; None for a regression."""
+
+        self.max_length = max_length
+        """Tokens of a row at most; longer ones are truncated."""
+
+        self.batch_size = batch_size
+        self.truncated = 0
+        """Rows that were truncated so far."""
+
+        self._tokenizer = tokenizer
+        self._fabric = fabric
+        self._model = fabric.setup_module(model)
+
+    def predict(self, rows: Iterable[str | Sequence[str]]) -> Iterator[dict[str, Any]]:
+        """For each row, in order: {"label": …, "scores": {label: probability}}, or {"score": …} of a regression.
+
+        rows: texts, or pairs of texts. They are read and predicted batch by batch, so they may be more than fit into
+        memory.
+        """
+        given = iter(rows)
+        while batch := list(islice(given, self.batch_size)):
+            yield from self.predict_batch([[row] if isinstance(row, str) else row for row in batch])
+
+    def predict_batch(self, rows: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+        """The predictions of rows of one or two texts, as one batch."""
+        texts = [list(column) for column in zip(*rows, strict=True)]
+        encoded = encode_texts(self._tokenizer, texts, self.max_length)
+        self.truncated += sum(encoded["truncated"])
+        inputs = {name: encoded[name] for name in self._tokenizer.model_input_names if name in encoded}
+        batch = self._fabric.to_device(dict(self._tokenizer.pad(inputs, return_tensors="pt")))
+        with torch.inference_mode():
+            logits = self._model(**batch).logits.float().cpu()
+        if self.labels is None:
+            return [{"score": score} for score in logits[:, 0].tolist()]
+        return [_as_prediction(dict(zip(self.labels, row))) for row in logits.softmax(dim=1).tolist()]
 
 
-def evaluate(
-    config: Config, folder: Path, labels: list[str] | None, record: StageRecord | None
-) -> dict[str, float | None]:
-    """The task's metrics and the loss of the checkpoint in `folder`; None if a metric is undefined.
+def _as_prediction(scores: dict[str, float]) -> dict[str, Any]:
+    return {"label": max(scores, key=scores.__getitem__), "scores": scores}
 
-    labels: names of the checkpoint's outputs, if its config has none.  record: of an artifact; None for a plain
-    checkpoint.
+
+def load_predictor(folder: Path | str, *settings: str) -> Predictor:
+    """A predictor of the classifier in a folder: an artifact of bitkd, or a plain Hugging Face checkpoint.
+
+        predictor = bitkd.load_predictor("runs/demo/singlestage/single_binary")
+        for prediction in predictor.predict([("a dog sleeps .", "a animal rests .")]):
+            print(prediction["label"], prediction["scores"])
+
+    settings: key=value, as `bitkd predict` takes them: `data.max_length=` (default: what the student was trained with),
+    `data.eval_batch_size=`, `trainer.accelerator=`, `trainer.precision=`.
+
+    Raises InputError if there is no classifier with a trained head, or if a setting is wrong.
+    """
+    return open_predictor(open_checkpoint(str(folder), list(settings), labels=None, needs_task=False))
+
+
+def open_predictor(checkpoint: Checkpoint) -> Predictor:
+    """The predictor of a checkpoint, with its settings. Its labels are in the task's order, if the task is known."""
+    model, config = load_classifier(checkpoint.folder), checkpoint.config
+    task_labels = checkpoint.task.labels if checkpoint.task else checkpoint.labels
+    if checkpoint.task or checkpoint.labels:
+        permute_labels(model, task_labels, checkpoint.labels)
+    tokenizer = load_tokenizer(checkpoint.folder)
+    length = _max_length(checkpoint, model, tokenizer)
+    fabric = Fabric(accelerator=config.trainer.accelerator, devices=1, precision=config.trainer.precision)
+    return Predictor(model, tokenizer, length, config.data.eval_batch_size, fabric)
+
+
+def evaluate(checkpoint: Checkpoint) -> dict[str, float | None]:
+    """The task's metrics and the loss of a checkpoint; None if a metric is undefined.
+
     With several dev sets, each name begins with that of the dev set: `matched/accuracy`.
     """
-    model = load_classifier(folder)
-    permute_labels(model, config.task.labels, labels)
-    if record is not None and record.task != config.task.name:
+    model, config = _load(checkpoint)
+    if checkpoint.record is not None and checkpoint.record.task != config.task.name:
         log.warning(
-            "the checkpoint was made for task %s, its metrics are those of task %s", record.task, config.task.name
+            "the checkpoint was made for task %s, its metrics are those of task %s",
+            checkpoint.record.task,
+            config.task.name,
         )
-    data = _open_sources(config, folder).task_module(_loader(config))
+    data = _open_sources(config).task_module(_loader(config))
     metrics = {name: build_metrics(config.task) for name in data.dev_names}
     module = StudentModule(model, metrics=metrics, score=partial(primary_score, config.task))
     trainer = _plain_trainer(config)
@@ -52,40 +128,10 @@ def evaluate(
     return {name.split("/", 1)[1]: value for name, value in values.items()} if len(metrics) == 1 else values
 
 
-def predict(
-    folder: Path, texts: list[str], pairs: list[str] | None, config: Config | None, labels: list[str] | None
-) -> list[dict[str, Any]]:
-    """For each text: its label and the probability of every label, or the score of a regression.
-
-    config: gives the label order and the maximum length; None takes the checkpoint's label order and MAX_LENGTH.
-    """
-    model, max_length = load_classifier(folder), MAX_LENGTH
-    if config is not None:
-        permute_labels(model, config.task.labels, labels)
-        max_length = config.data.max_length
-    elif labels:
-        permute_labels(model, labels, labels)
-    tokenizer = load_tokenizer(folder)
-    inputs = tokenizer(texts, pairs, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
-    with torch.inference_mode():
-        logits = model(**inputs).logits.float()
-    results: list[dict[str, Any]] = []
-    for i, row in enumerate(logits):
-        result: dict[str, Any] = {"text": texts[i]} | ({"text_pair": pairs[i]} if pairs else {})
-        if len(row) == 1:
-            result["score"] = float(row)
-        else:
-            scores = {name: float(p) for name, p in zip(label_names(model.config), row.softmax(0))}
-            result |= {"label": max(scores, key=scores.__getitem__), "scores": scores}
-        results.append(result)
-    return results
-
-
-def predict_set(config: Config, folder: Path, name: str, labels: list[str] | None) -> list[str]:
+def predict_set(checkpoint: Checkpoint, name: str) -> list[str]:
     """The prediction for each row of a test set, in order, in the form that labels have in the task's files."""
-    model, task = load_classifier(folder), config.task
-    permute_labels(model, task.labels, labels)
-    sources = _open_sources(config, folder)
+    model, config = _load(checkpoint)
+    task, sources = config.task, _open_sources(config)
     loader = sources.task_module(_loader(config)).loader_of(sources.task_rows.test_rows(name))
     batches: Any = _plain_trainer(config).predict(StudentModule(model), dataloaders=loader)
     order = torch.cat([index for index, _ in batches]).argsort()
@@ -96,9 +142,37 @@ def predict_set(config: Config, folder: Path, name: str, labels: list[str] | Non
     return [task.labels[i] if task.files.labels_as == "names" else str(i) for i in places]
 
 
-def _open_sources(config: Config, folder: Path) -> Sources:
+def _load(checkpoint: Checkpoint) -> tuple[PreTrainedModel, Config]:
+    """The model with outputs in the task's order, and the settings with its folder and a length that it can read."""
+    model, config = load_classifier(checkpoint.folder), checkpoint.config
+    permute_labels(model, config.task.labels, checkpoint.labels)
+    length = _max_length(checkpoint, model, load_tokenizer(checkpoint.folder))
+    data, source = replace(config.data, max_length=length), replace(config.model, pretrained=str(checkpoint.folder))
+    return model, replace(config, data=data, model=source)
+
+
+def _max_length(checkpoint: Checkpoint, model: PreTrainedModel, tokenizer: Any) -> int:
+    """Tokens of a row at most. Raises InputError if data.max_length is more than the model can read."""
+    wanted = checkpoint.config.data.max_length
+    # Validation pads batches to a multiple.
+    longest = min(_positions(model), tokenizer.model_max_length) // MULTIPLE * MULTIPLE
+    if checkpoint.fixed_length and not MULTIPLE <= wanted <= longest:
+        raise InputError(
+            f"data.max_length={wanted} is outside what {checkpoint.folder} can read; use {MULTIPLE} to {longest}"
+        )
+    return min(wanted, longest)
+
+
+def _positions(model: PreTrainedModel) -> int:
+    """Tokens that a model reads at most. RoBERTa's first position is the one behind its padding index."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return int(model.config.max_position_embeddings)
+
+
+def _open_sources(config: Config) -> Sources:
     """The task's rows, read with the checkpoint's own tokenizer."""
-    config = replace(config, model=replace(config.model, pretrained=str(folder)))
     return open_sources(config, open_cache(config, read_disk=False))
 
 

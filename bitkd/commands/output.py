@@ -1,18 +1,14 @@
-"""Output of commands: tables and lines, or JSON. Only rank zero prints."""
+"""Output of commands: JSON. Only rank zero prints. Tables and lines: `bitkd.report.console`, `bitkd.report.fitted`."""
 
 import json
 from typing import Any
 
-from rich.console import Console
 
-# Disable rich markup: user text such as [/data/wiki.txt] would be read as a closing tag.
-_VERBATIM: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+def print_error(text: str) -> None:
+    """Print a message to the standard error, wrapped between words if that is a terminal."""
+    from bitkd.report.console import Console
 
-
-def make_console(stderr: bool = False) -> Console:
-    """A rich console. If the output is not a terminal, it is so wide that table rows are not wrapped."""
-    console = Console(stderr=stderr, soft_wrap=True, **_VERBATIM)
-    return console if console.is_terminal else Console(stderr=stderr, width=180, **_VERBATIM)
+    Console(stderr=True).print(f"bitkd: {text}")
 
 
 def print_json(content: Any) -> None:

@@ -2,15 +2,20 @@
 
 import argparse
 from dataclasses import asdict
+from typing import Any
 
-from rich.table import Table
-
-from bitkd.commands.output import make_console, print_json
+from bitkd.commands.output import print_json
 from bitkd.config.load import load_config, to_yaml
 from bitkd.pipeline.plan import make_plan
+from bitkd.pipeline.replaced import replaced_by
 from bitkd.processes.libraries import quieten
+from bitkd.processes.machine import note_emulation
+from bitkd.report.console import Console
+from bitkd.report.fitted import FittedTable
 from bitkd.report.mermaid import draw_graph
+from bitkd.report.numbers import DASH, time_text
 from bitkd.sources.cache import open_cache
+from bitkd.stages.kinds import kind_of
 
 
 def plan_command(arguments: argparse.Namespace) -> int:
@@ -22,29 +27,57 @@ def plan_command(arguments: argparse.Namespace) -> int:
         plan = make_plan(config, cache)
     finally:
         cache.save()
-    stages = plan.rows()
+    note_emulation(config)
+    stages, replaced = plan.rows(), replaced_by(plan)
     if arguments.json:
-        print_json({"run": str(plan.folder.folder), "store": str(plan.store.root), "stages": stages})
+        facts = {"run": str(plan.folder.folder), "store": str(plan.store.root), "stages": stages}
+        print_json(facts | {"replaces": replaced and asdict(replaced)})
     elif arguments.mermaid:
         print(draw_graph(stages))
     else:
-        table = Table("", "stage", "kind", "student", "teacher", "steps", "state", box=None)
-        for number, row in enumerate(stages, start=1):
-            inputs = row["inputs"]
-            steps = "?" if row["steps"] is None else row["steps"]
-            cells = (
-                row["name"],
-                row["kind"],
-                inputs.get("student", ""),
-                inputs.get("teacher", ""),
-                steps,
-                row["state"],
-            )
-            table.add_row(str(number), *map(str, cells))
-        console = make_console()
-        console.print(table)
+        console = Console()
+        console.print(_table(stages))
+        for line in _estimated(stages):
+            console.print(line)
         console.print(f"run: {plan.folder.folder}\nstore: {plan.store.root}")
+        if replaced:
+            console.print(f"note: {replaced.note(plan.folder.folder.name)}")
     return 0
+
+
+def _table(stages: list[dict[str, Any]]) -> FittedTable:
+    measured = any(row["estimate"] for row in stages)
+    header = ["", "stage", "kind", "student", "teacher", "steps", "state", *(["time", "memory"] if measured else [])]
+    rows = []
+    for number, row in enumerate(stages, start=1):
+        steps = "?" if row["steps"] is None else str(row["steps"])
+        if row["saved_step"] is not None:
+            steps = f"{row['saved_step']}/{steps}"
+        inputs = [row["inputs"].get(role, "") for role in ("student", "teacher")]
+        estimate, expected = row["estimate"], []
+        if measured:
+            expected = [time_text(estimate["seconds"]), _memory(estimate["memory_mib"])] if estimate else ["", ""]
+        rows.append([str(number), row["name"], row["kind"], *inputs, steps, row["state"], *expected])
+    return FittedTable(header, rows, optional=("kind", "memory", "", "teacher", "student"))
+
+
+def _memory(mib: float | None) -> str:
+    if mib is None:
+        return DASH
+    return f"{mib:.0f} MiB" if mib < 1000 else f"{mib / 1024:.1f} GiB"
+
+
+def _estimated(stages: list[dict[str, Any]]) -> list[str]:
+    """What the estimates are made of; nothing if there is none."""
+    found = [row["estimate"] for row in stages if row["estimate"]]
+    if not found:
+        return []
+    devices = "; ".join(dict.fromkeys(estimate["device"] for estimate in found))
+    todo = [row for row in stages if row["state"] != "done" and not row["estimate"]]
+    unknown = [row["name"] for row in todo if row["steps"] != 0 or kind_of(row["kind"]).makes_rows]
+    rest = f", without {', '.join(unknown)}" if unknown else ""
+    total = time_text(sum(estimate["seconds"] for estimate in found))
+    return [f"about {total} to go{rest}; as measured before on {devices}"]
 
 
 def config_command(arguments: argparse.Namespace) -> int:

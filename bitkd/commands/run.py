@@ -1,20 +1,18 @@
 """The commands run and augment, which execute stages."""
 
 import argparse
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 
-from rich.console import Console
-
 from bitkd.api import check_before_imports
-from bitkd.commands.output import is_other_rank, make_console, print_json
+from bitkd.commands.output import is_other_rank, print_error, print_json
 from bitkd.config.load import load_config
 from bitkd.config.schema import BudgetSpec
 from bitkd.errors import InputError, StoppedError
 from bitkd.pipeline.plan import Plan
 from bitkd.processes.libraries import quieten
+from bitkd.report.console import Console
 from bitkd.tracking.agent import with_run_name
 
 EXAMPLES = 10
@@ -29,7 +27,7 @@ def run_command(arguments: argparse.Namespace) -> int:
 
     console = _open_console(arguments)
     with _exit_code() as exit_code:
-        plan = run(config, console, make_observer(config), progress_bar=console.is_terminal)
+        plan = run(config, console, make_observer(config), progress_bar=console.is_interactive)
         if not is_other_rank():
             _show_run(plan, arguments)
     return exit_code[0]
@@ -56,7 +54,7 @@ def augment_command(arguments: argparse.Namespace) -> int:
 
 def _open_console(arguments: argparse.Namespace) -> Console:
     quieten(show_notes=not is_other_rank())
-    return make_console(stderr=arguments.json)
+    return Console(stderr=arguments.json)
 
 
 @contextmanager
@@ -71,11 +69,11 @@ def _exit_code() -> Iterator[list[int]]:
         yield code
     except StageFailedError as failure:
         rank = rank_zero_only.rank  # type: ignore[attr-defined]
-        print(f"bitkd: {f'rank {rank}: ' if rank else ''}{failure}", file=sys.stderr, flush=True)
+        print_error(f"{f'rank {rank}: ' if rank else ''}{failure}")
         code[0] = 1
     except StoppedError as stop:
         if not is_other_rank():
-            print(f"bitkd: {stop}", file=sys.stderr, flush=True)
+            print_error(str(stop))
         code[0] = stop.code
 
 
@@ -88,7 +86,7 @@ def _show_run(plan: Plan, arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json({"run": str(plan.folder.folder), "stages": [asdict(row) for row in rows]})
     else:
-        console = make_console()
+        console = Console()
         console.print(render(rows))
         console.print(f"run: {plan.folder.folder}")
 

@@ -5,12 +5,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.filesize import decimal
-from rich.table import Table
 
-from bitkd.commands.output import make_console, print_json
+from bitkd.commands.output import print_json
 from bitkd.config.load import load_config
 from bitkd.config.schema import store_root
 from bitkd.errors import InputError
+from bitkd.report.console import Console
+from bitkd.report.fitted import FittedTable
 from bitkd.store.artifacts import Store
 from bitkd.store.gc import Entry, Inventory, prune, take_inventory
 
@@ -32,8 +33,9 @@ def _list(arguments: argparse.Namespace, store: Store, inventory: Inventory) -> 
     if arguments.json:
         print_json({"store": str(store.root), "entries": [asdict(entry) for entry in inventory.entries]})
         return 0
-    make_console().print(_table(inventory.entries))
-    print(f"{len(inventory.entries)} entries, {decimal(inventory.size)}: {store.root}")
+    console = Console()
+    console.print(_table(inventory.entries))
+    console.print(f"{len(inventory.entries)} entries, {decimal(inventory.size)}: {store.root}")
     return 0
 
 
@@ -43,36 +45,40 @@ def _verify(arguments: argparse.Namespace, store: Store, inventory: Inventory) -
     if arguments.json:
         print_json({"store": str(store.root), "artifacts": len(artifacts), "damaged": damaged})
     else:
+        console = Console()
         for damage in damaged.values():
-            print(damage)
-        print(f"{len(artifacts) - len(damaged)} of {len(artifacts)} artifacts are undamaged")
+            console.print(damage)
+        console.print(f"{len(artifacts) - len(damaged)} of {len(artifacts)} artifacts are undamaged")
         if damaged:
-            print("run their pipelines again: damaged artifacts are computed again")
+            console.print("run their pipelines again: damaged artifacts are computed again")
     return 1 if damaged else 0
 
 
 def _collect(arguments: argparse.Namespace, store: Store, inventory: Inventory, runs: Path) -> int:
     if not arguments.dry_run:
         store.prepare()
-    size = None if arguments.max_size is None else int(arguments.max_size * 1e9)
-    removed, busy = prune(store, inventory, runs, arguments.older_than, size, arguments.needed, arguments.dry_run)
+    limit = None if arguments.max_size is None else int(arguments.max_size * 1e9)
+    removed, busy = prune(store, inventory, runs, arguments.older_than, limit, arguments.needed, arguments.dry_run)
     if arguments.json:
         names = {"removed": removed, "in_use": busy}
         print_json({"store": str(store.root), **{name: [asdict(e) for e in some] for name, some in names.items()}})
         return 0
+    console = Console()
     if removed:
-        make_console().print(_table(removed))
+        console.print(_table(removed))
     for entry in busy:
-        print(f"{entry.key} is used by a running job and is kept")
+        console.print(f"{entry.key} is used by a running job and is kept")
     verb = "would be removed" if arguments.dry_run else "removed"
-    print(f"{len(removed)} of {len(inventory.entries)} entries {verb}, {decimal(sum(entry.size for entry in removed))}")
+    size = sum(entry.size for entry in removed)
+    console.print(f"{len(removed)} of {len(inventory.entries)} entries {verb}, {decimal(size)}")
     return 0
 
 
-def _table(found: list[Entry]) -> Table:
-    table = Table("key", "stage", "task", "score", "size", "days", "runs", box=None)
+def _table(found: list[Entry]) -> FittedTable:
+    rows = []
     for entry in found:
         score = "" if entry.score is None else f"{entry.score:.4f}"
         runs = ", ".join("/".join(Path(run).parts[-2:]) for run in entry.runs) or "none"
-        table.add_row(entry.key, entry.title, entry.task, score, decimal(entry.size), f"{entry.age:.1f}", runs)
-    return table
+        rows.append([entry.key, entry.title, entry.task, score, decimal(entry.size), f"{entry.age:.1f}", runs])
+    header = ["key", "stage", "task", "score", "size", "days", "runs"]
+    return FittedTable(header, rows, optional=("days", "task", "runs", "size"))

@@ -9,11 +9,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Column, Table
-
-from bitkd.commands.output import make_console, print_json
+from bitkd.commands.output import print_error, print_json
 from bitkd.errors import InputError, StoppedError
+from bitkd.report.console import Console
+from bitkd.report.fitted import FittedTable
 from bitkd.stages.spec import SCORE
 from bitkd.store.lock import TIMEOUT_SECONDS
 from bitkd.sweep.runner import run_sweep
@@ -26,7 +25,7 @@ def sweep_command(arguments: argparse.Namespace) -> int:
     shard = _shard(arguments.shards)
     _put_on_path(str(Path(sys.executable).parent))
     sweep = Sweep.open(read_sweep(arguments.file, arguments.settings, paths=not arguments.dry_run))
-    console = make_console(stderr=arguments.json)
+    console = Console(stderr=arguments.json)
     _check_starter(sweep, console)
     if arguments.dry_run:
         _show(sweep, arguments.json, shard, commands=True)
@@ -34,13 +33,13 @@ def sweep_command(arguments: argparse.Namespace) -> int:
     try:
         failed = run_sweep(sweep, shard, console)
     except StoppedError as stop:
-        print(f"bitkd: {stop}", file=sys.stderr, flush=True)
+        print_error(str(stop))
         return stop.code
     _show(sweep, arguments.json, shard)
     for trial in failed:
-        print(f"bitkd: trial {trial.name} failed with code {trial.exit_code}; see {trial.log}", file=sys.stderr)
+        print_error(f"trial {trial.name} failed with code {trial.exit_code}; see {trial.log}")
     if failed:
-        print("bitkd: run the same command again to try failed trials again", file=sys.stderr, flush=True)
+        print_error("run the same command again to try failed trials again")
     return 1 if failed else 0
 
 
@@ -92,21 +91,19 @@ def _show(sweep: Sweep, as_json: bool, shard: tuple[int, int], commands: bool = 
         rows = [asdict(trial) | ({"command": sweep.command(trial)} if commands else {}) for trial in trials]
         print_json({"sweep": sweep.spec.name, "folder": str(sweep.folder), "total": sweep.total, "trials": rows})
         return
-    console = make_console()
+    console = Console()
     keys = list(dict.fromkeys(key for trial in trials for key in trial.parameters))
     given = sweep.spec.content["parameters"]
     common = {key: value for key, value in trials[0].parameters.items() if "value" in given[key]}
     keys = [key for key in keys if key not in common]
-    table = Table(Column("trial", no_wrap=True), *keys, SCORE, "seconds", "state", box=None)
-    for trial in trials:
-        table.add_row(trial.name, *_cells(sweep, trial, keys))
-    console.print(table)
+    cells = [[trial.name, *_cells(sweep, trial, keys)] for trial in trials]
+    console.print(FittedTable(["trial", *keys, SCORE, "seconds", "state"], cells, optional=("seconds",)))
     if common:
         console.print(f"all trials: {' '.join(f'{key}={value}' for key, value in common.items())}")
     if commands:
         words = sweep.command(min(trials, key=lambda trial: trial.number))
         print(f"first command (--json shows all): {' '.join(map(_shell_word, words))}")
-    print(f"sweep: {sweep.folder}")
+    console.print(f"sweep: {sweep.folder}")
 
 
 def _shell_word(word: str) -> str:

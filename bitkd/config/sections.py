@@ -65,8 +65,8 @@ class DataSpec:
 class TrainerSpec:
     """Settings of Lightning's Trainer, under Lightning's names."""
 
-    accelerator: str = "auto"
-    """cpu, gpu, … or auto."""
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto"
+    """Kind of processor: `auto` takes a GPU if there is one, `gpu` requires one."""
 
     devices: int = 1
     """Processes on each node. With another number, a run trains its stages anew."""
@@ -74,12 +74,14 @@ class TrainerSpec:
     num_nodes: int = 1
     """Machines."""
 
-    strategy: str = "auto"
-    """auto, or ddp."""
+    strategy: Literal["auto", "ddp"] = "auto"
+    """How processes train together: `auto` is one process, or `ddp`. Lightning's other strategies are not supported: they
+    start processes in another way, or divide the weights among them (deepspeed, fsdp), so that none has a whole student."""
 
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    """Arithmetic of the training. Lightning's other precisions are not supported: they keep the latent weights in half
-    precision, or train models that cannot be saved as artifacts."""
+    """Arithmetic of the training: `16-mixed` needs a GPU, `bf16-mixed` is slow on a processor without bf16. Lightning's
+    other precisions are not supported: they keep the latent weights in half precision, or train models that cannot be
+    saved as artifacts."""
 
     accumulate_grad_batches: int = 1
     """Batches whose gradients are added up before a step; the effective batch stays `batch_size`."""
@@ -120,11 +122,11 @@ class CheckpointSpec:
 class WandbSpec:
     """Settings of `logger=wandb`; without an API key the run is written offline, for a later `wandb sync`."""
 
-    project: str = "bitkd"
-    """Project of the runs."""
+    project: str | None = None
+    """Project of the runs; null takes WANDB_PROJECT, or `bitkd` if that is not set. A sweep has its own."""
 
     entity: str | None = None
-    """Team or user; null takes the default of the API key."""
+    """Team or user; null takes WANDB_ENTITY, or the default of the API key."""
 
     artifacts: bool = False
     """Also upload the final student's folder."""

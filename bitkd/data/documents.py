@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bitkd.data.files import content_hash
-from bitkd.data.formats import Malformed, read_lines
+from bitkd.data.formats import is_table
 from bitkd.data.hub import hub_revision, load_hub_dataset
+from bitkd.data.lines import Malformed, read_lines
 from bitkd.errors import InputError
 
 _HEADING = re.compile(r"^ ?= [^=](.*[^=])? = ?$")
@@ -50,7 +51,9 @@ class Documents(Protocol):
 
 
 class FileDocuments:
-    """Text files, and the *.txt files of folders in order of name. Raises InputError if a path has none."""
+    """Text files, and the *.txt and *.txt.gz files of folders in order of name. Raises InputError if a path has none, or
+    is a table.
+    """
 
     def __init__(self, paths: list[str]) -> None:
         self.files = list(_text_files(paths))
@@ -111,10 +114,14 @@ class HubDocuments:
 def _text_files(paths: list[str]) -> Iterator[Path]:
     for name in paths:
         path = Path(name).expanduser()
-        found = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
+        found = sorted([*path.rglob("*.txt"), *path.rglob("*.txt.gz")]) if path.is_dir() else [path]
         if not path.exists() or not found:
             what = "there is no such file" if not path.exists() else "the folder has no .txt file"
             raise InputError(f"data.corpus: {path}: {what}; name text files or folders with *.txt files")
+        if is_table(path.name) and path.is_file() and not path.name.lower().endswith((".txt", ".txt.gz")):
+            raise InputError(
+                f"data.corpus: {path} is a table; write its texts into a .txt file, a blank line after each"
+            )
         yield from found
 
 

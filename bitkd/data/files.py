@@ -1,20 +1,25 @@
 """Reads a task's rows from files. No row is left out without a warning; every error names its file and line."""
 
+import glob
 import hashlib
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from bitkd.data.formats import Malformed, Record, read_records
+from bitkd.data.formats import Record, is_table, read_records
+from bitkd.data.lines import Malformed
 from bitkd.data.tasks import TaskSpec
-from bitkd.errors import InputError
+from bitkd.errors import InputError, shorten
 
 Rows = dict[str, list[Any]]
 """Columns text_a, text_b (of pairs) and label (int, or float for a regression; absent from a test set)."""
 
 SHOWN_FAULTS = 3
+
+ONE_LABEL = "a row has one label: tasks with several labels a row (multi-label) are not supported, see docs/data.md"
 
 ReadLabel = Callable[[Any, str], int | float]
 """(field, place of the row) -> label. Raises Malformed if the field is no label."""
@@ -32,7 +37,8 @@ def find_file(task: TaskSpec, name: str, data_dir: Path | str) -> Path:
         if file.is_file():
             return file
     looked = " and ".join(str(file) for file in candidates)
-    others = sorted({other.name for file in candidates for other in file.parent.glob(f"{file.stem}.*")})
+    pattern = f"{glob.escape(Path(name).name.split('.')[0])}.*"
+    others = sorted({other.name for file in candidates for other in file.parent.glob(pattern) if is_table(other.name)})
     hint = f"; there is {', '.join(others)}: name the files under task.files" if others else ""
     wanted = Path(task.files.folder) / name
     raise InputError(
@@ -41,14 +47,15 @@ def find_file(task: TaskSpec, name: str, data_dir: Path | str) -> Path:
 
 
 def read_rows(task: TaskSpec, file: Path, labelled: bool = True) -> Rows:
-    """All rows of a file, by its suffix: .tsv (quotes are text, as in GLUE), .csv, .jsonl or .json (one row per line),
-    .parquet.
+    """All rows of a file, by its suffix: .tsv (quotes are text, as in GLUE), .csv, .jsonl or .json (one object per line,
+    or one array of objects), .parquet; the text formats also with .gz.
 
     labelled: False reads only the texts, as of a test set.
 
     Raises InputError with file and line if a column is missing, or if rows cannot be read: bytes that are not UTF-8, a
-    wrong number of fields, a text that is not a string, a label outside the task's set. The message counts these rows
-    and shows the first ones. With `files.skip_malformed` they are left out, counted and reported instead.
+    wrong number of fields, a text that is not a string or has half of a surrogate pair, a label outside the task's set.
+    The message counts these rows and shows the first ones. With `files.skip_malformed` they are left out, counted and
+    reported instead.
     """
     texts = task.files.text or task.text
     if not labelled:
@@ -75,7 +82,7 @@ def collect_rows(
         try:
             if isinstance(fields, Malformed):
                 raise fields
-            row: list[Any] = [_text(field, name, place) for field, name in zip(fields, texts)]
+            row: list[Any] = [as_text(field, name, place) for field, name in zip(fields, texts)]
             empty += any(not text.strip() for text in row)
             if read_label is not None:
                 row.append(read_label(fields[-1], place))
@@ -105,28 +112,59 @@ def _report(source: str, faults: list[str], empty: int, skip: bool, none_left: b
     log.warning("%s and left out: %s", count, shown)
 
 
-def _text(value: Any, column: str, place: str) -> str:
+def as_text(value: Any, column: str, place: str) -> str:
+    """A field of a text column. Raises Malformed if it is no text, or none that can be written in UTF-8."""
     if not isinstance(value, str):
-        raise Malformed(f"{place}: {column} is {type(value).__name__} {value!r}, not a text")
+        found = "missing (null)" if value is None else f"{type(value).__name__} {shorten(value)}, not a text"
+        raise Malformed(f"{place}: {column} is {found}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(value[error.start]):04x}"
+        raise Malformed(
+            f"{place}: {column} has {half} at character {error.start}, half of a surrogate pair, which is no character"
+        ) from error
     return value
 
 
 def _label(task: TaskSpec, value: Any, place: str) -> int | float:
     kind, names = task.files.labels_as, task.labels
-    text = str(value).strip()
+    check_single_label(value, place)
+    text = _word(value, names or [])
     if kind == "names" and names and text in names:
         return names.index(text)
-    if kind == "index" and names and text.isdecimal() and int(text) < len(names):
+    if kind == "index" and names and text.isdecimal() and len(text) < 10 and int(text) < len(names):
         return int(text)
-    if kind == "number":
+    if kind == "number" and "_" not in text:  # Python's float() takes 1_000
         try:
             score = float(text)
         except ValueError:
             score = math.nan
         if math.isfinite(score):
             return score
-    allowed = {"names": names, "index": [str(i) for i in range(len(names or []))], "number": "a number (finite)"}[kind]
-    raise Malformed(f"{place}: label {text!r} is outside the task's set; allowed: {allowed}")
+    allowed = {
+        "names": shorten(names),
+        "index": shorten([str(i) for i in range(len(names or []))]),
+        "number": "a number (finite)",
+    }[kind]
+    hint = ""
+    if names and len(parts := re.split(r"[,;|]\s*", text)) > 1 and set(parts) <= set(names):
+        hint = f"; {ONE_LABEL}"
+    raise Malformed(f"{place}: label {shorten(text)} is outside the task's set; allowed: {allowed}{hint}")
+
+
+def _word(value: Any, names: list[str]) -> str:
+    """A label as it is written in a file of text: JSON has true, false and null, and Parquet the same values."""
+    if isinstance(value, bool | None):
+        word = {True: "true", False: "false", None: "null"}[value]
+        return str(value) if isinstance(value, bool) and str(value) in names else word
+    return str(value).strip()
+
+
+def check_single_label(value: Any, place: str) -> None:
+    """Raises Malformed if the label of a row is a list or another collection."""
+    if isinstance(value, list | tuple | dict | set):
+        raise Malformed(f"{place}: label is {type(value).__name__} {shorten(value)}; {ONE_LABEL}")
 
 
 def content_hash(files: list[Path]) -> str:

@@ -1,54 +1,48 @@
-"""Records of a table file, read by its suffix: .tsv, .csv, .jsonl or .parquet. Every error names its file and line."""
+"""Records of a table file, read by its suffix: .tsv, .csv, .jsonl, .json or .parquet. Every error names its file and line."""
 
 import csv
-import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bitkd.errors import InputError
-
-
-class Malformed(ValueError):
-    """One row that cannot be read; the message says where it is and why."""
-
+from bitkd.data.json_rows import JsonObject, read_json_rows
+from bitkd.data.lines import Malformed, read_lines
+from bitkd.errors import InputError, shorten
 
 Record = tuple[str, list[Any] | Malformed]
 """The place of a row (file and line), and its fields in the order of the wanted columns, or what is wrong with it."""
 
+Fields = list[str] | Malformed
+"""All fields of a line, or what is wrong with it."""
 
-def read_records(file: Path, columns: list[str], header: list[str] | None = None) -> Iterator[Record]:
-    """The rows of a file, reduced to `columns`. A byte-order mark and CRLF are accepted.
 
-    header: column names of a .tsv or .csv file that has no header line.
-    Raises InputError if the file as a whole cannot be read: an unknown suffix, a missing column, damaged Parquet.
+def read_records(
+    file: Path, columns: list[str], header: list[str] | None = None, suffix: str | None = None
+) -> Iterator[Record]:
+    """The rows of a file, reduced to `columns`. A byte-order mark, CRLF and blank last lines are accepted; text formats
+    may be compressed with gzip.
+
+    header: column names of a .tsv or .csv file that has no header line.  suffix: read it as if its name ended so.
+    Raises InputError if the file as a whole cannot be read: an unknown suffix, a missing column or one that stands
+    twice, another encoding than UTF-8, damaged Parquet or gzip.
     """
-    readers: dict[str, Callable[[Path, list[str], list[str] | None], Iterator[Record]]] = {
-        ".tsv": _read_tsv,
-        ".txt": _read_tsv,
-        ".csv": _read_csv,
-        ".jsonl": _read_jsonl,
-        ".json": _read_jsonl,
-        ".parquet": _read_parquet,
-    }
-    if file.suffix.lower() not in readers:
+    name = suffix or file.name
+    if not is_table(name):
         raise InputError(
-            f"{file}: rows in {file.suffix or 'files without a suffix'} are unknown; use {', '.join(readers)}"
+            f"{file}: rows in {''.join(file.suffixes[-2:]) or 'files without a suffix'} are unknown; use "
+            f"{', '.join(READERS)}, the text formats also with .gz"
         )
-    return readers[file.suffix.lower()](file, columns, header)
+    return READERS[_suffix(name)](file, columns, header)
 
 
-def read_lines(file: Path, keep_end: bool = False) -> Iterator[tuple[int, str | Malformed]]:
-    """Numbered lines of a UTF-8 file. Only \\n and \\r\\n end a line: a text may contain Unicode's other separators."""
-    with open(file, "rb") as stream:
-        for number, raw in enumerate(stream, start=1):
-            try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                byte = error.object[error.start]  # counted after a byte-order mark
-                yield number, Malformed(f"{file}:{number}: byte {error.start} is not UTF-8 (0x{byte:02x})")
-                continue
-            yield number, text if keep_end else text.rstrip("\n").removesuffix("\r")
+def is_table(name: str) -> bool:
+    """Whether `read_records` reads files of this name."""
+    return _suffix(name) in READERS and not name.lower().endswith(".parquet.gz")
+
+
+def _suffix(name: str) -> str:
+    return f".{name.lower().removesuffix('.gz').rpartition('.')[2]}"
 
 
 def _read_tsv(file: Path, columns: list[str], header: list[str] | None) -> Iterator[Record]:
@@ -57,6 +51,7 @@ def _read_tsv(file: Path, columns: list[str], header: list[str] | None) -> Itera
 
 
 def _read_csv(file: Path, columns: list[str], header: list[str] | None) -> Iterator[Record]:
+    csv.field_size_limit(sys.maxsize)  # the module has only a global limit, 131,072 characters at first
     bad: list[tuple[int, Malformed]] = []
 
     def texts() -> Iterator[str]:
@@ -66,24 +61,29 @@ def _read_csv(file: Path, columns: list[str], header: list[str] | None) -> Itera
                 line = "\n"
             yield line
 
-    def rows() -> Iterator[tuple[int, list[str] | Malformed]]:
+    def rows() -> Iterator[tuple[int, Fields]]:
         reader = csv.reader(texts(), strict=True)
         while True:
             first = reader.line_num + 1
-            fields: list[str] | Malformed
+            fields: Fields
             try:
                 fields = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
+                problem = str(error)
+                if problem.startswith("new-line character"):
+                    problem = (
+                        "a carriage return stands outside quotes: quote the field, and end lines with \\n or \\r\\n"
+                    )
                 if bad:
                     raise InputError(f"{bad[0][1]}; save the file as UTF-8") from error
                 if reader.line_num > first:
                     raise InputError(
                         f"{file}:{first}: a quote is opened here and not closed as it should be until line "
-                        f"{reader.line_num} ({error}); correct the file: the number of rows between is unknown"
+                        f"{reader.line_num} ({problem}); correct the file: the number of rows between is unknown"
                     ) from error
-                fields = Malformed(f"{file}:{first}: {error}")
+                fields = Malformed(f"{file}:{first}: {problem}")
             if bad:  # this row has a line that is not UTF-8
                 yield from bad
                 bad.clear()
@@ -94,11 +94,7 @@ def _read_csv(file: Path, columns: list[str], header: list[str] | None) -> Itera
 
 
 def _split_fields(
-    file: Path,
-    columns: list[str],
-    header: list[str] | None,
-    rows: Iterator[tuple[int, list[str] | Malformed]],
-    separator: str,
+    file: Path, columns: list[str], header: list[str] | None, rows: Iterator[tuple[int, Fields]], separator: str
 ) -> Iterator[Record]:
     """Pick `columns` out of each row's fields.  separator: its name, for messages."""
     if header is None:
@@ -108,44 +104,73 @@ def _split_fields(
         if isinstance(first, Malformed):
             raise InputError(str(first))
         header = first
-    missing = [column for column in columns if column not in header]
-    if missing:
-        commas = len(header) == 1 and "," in header[0]
-        hint = "; its fields seem to be separated by commas: name it .csv" if commas else ""
-        raise InputError(
-            f"{file}:1: column {missing[0]} is missing; the columns are {header}, the task needs {columns}{hint}"
-        )
+    _check_columns(f"{file}:1", columns, header, _hint(header, separator))
     places = [header.index(column) for column in columns]
+    blank: list[tuple[int, Fields]] = []
     for number, fields in rows:
-        where = f"{file}:{number}"
-        if isinstance(fields, Malformed):
-            yield where, fields
-        elif len(fields) != len(header):
-            yield (
-                where,
-                Malformed(f"{where}: {len(fields)} {separator}-separated fields, the header has {len(header)}"),
+        if _is_blank(fields, header, separator):
+            blank.append((number, fields))  # no row if it is at the end of the file
+            continue
+        yield from (_pick(f"{file}:{n}", f, header, places, separator) for n, f in (*blank, (number, fields)))
+        blank.clear()
+
+
+def _is_blank(fields: Fields, header: list[str], separator: str) -> bool:
+    """Whether a row is a line without fields. In a .csv file, an empty field alone is quoted, and therefore a row."""
+    if isinstance(fields, Malformed) or len(fields) > 1 or fields[0].strip():
+        return False
+    return len(header) > 1 or separator == "tab"
+
+
+def _pick(where: str, fields: Fields, header: list[str], places: list[int], separator: str) -> Record:
+    if isinstance(fields, Malformed):
+        return where, fields
+    if len(fields) == len(header):
+        return where, [fields[place] for place in places]
+    hint = ""
+    if any("\r" in field for field in fields):
+        hint = "; there are carriage returns in it: lines end in \\n or \\r\\n"
+    elif separator == "tab" and any(field.startswith('"') for field in fields):
+        hint = "; in .tsv quotes are text: save texts that have tabs or line ends as .csv or .jsonl"
+    return where, Malformed(f"{where}: {len(fields)} {separator}-separated fields, the header has {len(header)}{hint}")
+
+
+def _check_columns(where: str, columns: list[str], header: list[str], hint: str = "") -> None:
+    """Raise InputError unless each of `columns` stands once in `header`."""
+    for column in columns:
+        if column not in header:
+            raise InputError(
+                f"{where}: column {column} is missing; the columns are {shorten(header)}, the task needs {columns}{hint}"
             )
-        else:
-            yield where, [fields[place] for place in places]
+        if header.count(column) > 1:
+            raise InputError(
+                f"{where}: {header.count(column)} columns have the name {column}; rename all but the one that is meant"
+            )
 
 
-def _read_jsonl(file: Path, columns: list[str], header: list[str] | None) -> Iterator[Record]:
-    for number, line in read_lines(file):
-        where = f"{file}:{number}"
-        if isinstance(line, Malformed):
-            yield where, line
+def _hint(header: list[str], separator: str) -> str:
+    """What may be wrong with a header that lacks a column."""
+    if separator == "tab" and any(name.startswith('"') for name in header):
+        return "; .tsv is read without quotes: save it as .csv"
+    for name, found, cure in (("comma", ",", "name it .csv"), ("tab", "\t", "name it .tsv"), ("semicolon", ";", "")):
+        if len(header) == 1 and name != separator and found in header[0]:
+            return f"; its fields seem to be separated by {name}s: {cure or f'save it with {separator}s'}"
+    return ""
+
+
+def _read_json(file: Path, columns: list[str], header: list[str] | None) -> Iterator[Record]:
+    """One object per line, or one array of objects."""
+    rows = read_json_rows(file)
+    for where, row in rows:
+        if isinstance(row, Malformed):
+            yield where, row
             continue
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            yield where, Malformed(f"{where}: no JSON ({error})")
-            continue
-        missing = [column for column in columns if not isinstance(row, dict) or column not in row]
+        missing = [column for column in columns if not isinstance(row, JsonObject) or column not in row]
         if missing:
-            found = list(row) if isinstance(row, dict) else type(row).__name__
+            found = shorten(list(row)) if isinstance(row, JsonObject) else type(row).__name__
             yield where, Malformed(f"{where}: {missing[0]} is missing; the row has {found}")
+        elif repeated := [column for column in columns if column in row.repeated]:
+            yield where, Malformed(f"{where}: {repeated[0]} stands twice in the row")
         else:
             yield where, [row[column] for column in columns]
 
@@ -154,18 +179,53 @@ def _read_parquet(file: Path, columns: list[str], header: list[str] | None) -> I
     import pyarrow
     import pyarrow.parquet
 
+    unreadable = (pyarrow.ArrowException, OSError, ValueError)
     try:
         table = pyarrow.parquet.ParquetFile(file)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{file} is no Parquet file ({str(error).splitlines()[0]})") from error
-    missing = [column for column in columns if column not in table.schema_arrow.names]
-    if missing:
-        raise InputError(f"{file}: column {missing[0]} is missing; the columns are {table.schema_arrow.names}")
+        names = table.schema_arrow.names
+    except unreadable as error:
+        raise InputError(f"{file} is no Parquet file ({_first_line(error)})") from error
+    _check_columns(str(file), columns, names)
     number = 0
     try:
-        for batch in table.iter_batches(columns=columns):
-            for row in batch.to_pylist():
-                yield f"{file}, row {number}", [row[column] for column in columns]
+        for batch in table.iter_batches(columns=list(dict.fromkeys(columns))):
+            values = [_values(batch.column(column)) for column in columns]
+            for fields in zip(*values):
+                where = f"{file}, row {number}"
+                wrong = [(column, field) for column, field in zip(columns, fields) if isinstance(field, Malformed)]
+                yield where, Malformed(f"{where}: {wrong[0][0]} cannot be read ({wrong[0][1]})") if wrong else [*fields]
                 number += 1
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{file} is damaged after row {number} ({str(error).splitlines()[0]})") from error
+    except unreadable as error:
+        raise InputError(f"{file} is damaged after row {number} ({_first_line(error)})") from error
+
+
+def _values(column: Any) -> list[Any]:
+    """The values of a column of a pyarrow batch; Malformed where one has no Python value, such as a text that is not
+    UTF-8."""
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):
+        return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return Malformed(f"byte {error.start} is not UTF-8")
+    except (ValueError, OverflowError) as error:
+        return Malformed(_first_line(error))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+READERS: dict[str, Callable[[Path, list[str], list[str] | None], Iterator[Record]]] = {
+    ".tsv": _read_tsv,
+    ".txt": _read_tsv,
+    ".csv": _read_csv,
+    ".jsonl": _read_json,
+    ".json": _read_json,
+    ".parquet": _read_parquet,
+}

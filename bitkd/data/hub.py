@@ -8,13 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bitkd.errors import InputError
+from bitkd.errors import InputError, shorten
+from bitkd.files import read_json
+from bitkd.pretrained.files import check_no_pointers
 
 PROBE_SECONDS = 8
 """Seconds that the hub may take to answer. Without an answer, only local files are used."""
 
+SAMPLED_ROWS = 1000
+"""Rows of a task on which tokenizers are examined."""
+
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
+TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 MODEL_FILES = ["config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model"]
+MODEL_FILES += ["*.safetensors.index.json"]
 
 
 def resolve_pretrained(name: str, setting: str = "model.pretrained=") -> Path:
@@ -67,20 +74,50 @@ def resolve_pretrained(name: str, setting: str = "model.pretrained=") -> Path:
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer in a local folder. Raises InputError if it has none."""
+    """The tokenizer in a local folder. Raises InputError if it has none, if its files are damaged, or if it has tokens
+    that the model in the same folder has no embeddings for.
+    """
     from transformers import AutoTokenizer
 
+    folder = Path(folder)
+    check_no_pointers(file for pattern in (*TOKENIZER_FILES, *TOKENIZER_SETTINGS) for file in folder.glob(pattern))
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, RecursionError) as error:
+    except Exception as error:  # transformers and tokenizers raise many types, Exception itself among them
         raise InputError(
-            f"{folder} has no tokenizer ({_first_line(error)}); name a folder with tokenizer files"
+            f"{folder} has no tokenizer ({_first_line(error)[:300]}); name a folder with tokenizer files"
         ) from error
     # From config.json alone, transformers makes a tokenizer of special tokens only, and does not warn.
     files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
-    if not any((Path(folder) / file).is_file() for file in files):
+    if not any((folder / file).is_file() for file in files):
         raise InputError(f"{folder} has no tokenizer (none of {sorted(files)}); name a folder with tokenizer files")
+    embeddings, tokens = (read_json(folder / "config.json") or {}).get("vocab_size"), tokenizer_size(tokenizer)
+    if isinstance(embeddings, int) and tokens > embeddings:
+        token = max(tokenizer.get_vocab().items(), key=lambda item: item[1])[0]
+        raise InputError(
+            f"{folder}: its tokenizer has {tokens} tokens (the last one is {shorten(token)}), its model {embeddings} "
+            f"embeddings; save the model after model.resize_token_embeddings({tokens}), or a tokenizer without the added "
+            "tokens"
+        )
+    _leave_out_unread_columns(tokenizer, folder)
     return tokenizer
+
+
+def tokenizer_size(tokenizer: Any) -> int:
+    """Embeddings that a model needs for a tokenizer: its largest token, and one."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+def _leave_out_unread_columns(tokenizer: Any, folder: Path) -> None:
+    """Make no token types for a model in the same folder that has no table of them, or one with a single row."""
+    from bitkd.pretrained.load import read_model_config
+
+    if "token_type_ids" not in tokenizer.model_input_names or not (folder / "config.json").is_file():
+        return
+    config = read_model_config(folder)
+    if getattr(config, "type_vocab_size", 0) < 2:
+        names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+        tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -88,12 +125,37 @@ def has_tokenizer(folder: Path) -> bool:
     return any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES)
 
 
-def same_tokens(one: Any, other: Any) -> bool:
-    """Whether two tokenizers have the same vocabulary and make the same tokens of a text with case, accents and
-    punctuation.
+def token_difference(one: Any, other: Any, rows: list[tuple[str, ...]]) -> str | None:
+    """How two tokenizers differ: in their vocabularies, or in the tokens of one of the rows; None if they do not.
+
+    rows: one or two texts each.
     """
-    probe = "The Café isn't open: 42 naïve Visitors, un-\u4e2d said?"
-    return one.get_vocab() == other.get_vocab() and one(probe)["input_ids"] == other(probe)["input_ids"]
+    vocabularies = one.get_vocab(), other.get_vocab()
+    if different := sorted(vocabularies[0].items() ^ vocabularies[1].items()):
+        return f"the vocabularies differ, such as in {shorten(different[0][0])}"
+    for row in rows:
+        ids = [tokenizer(*row, verbose=False)["input_ids"] for tokenizer in (one, other)]
+        if ids[0] != ids[1]:
+            place = next((i for i, (a, b) in enumerate(zip(*ids)) if a != b), min(map(len, ids)))
+            found, wanted = (
+                tokenizer.convert_ids_to_tokens(tokens[max(0, place - 2) : place + 6])
+                for tokenizer, tokens in zip((one, other), ids)
+            )
+            return f"of {shorten(row[0] if len(row) == 1 else row)} it makes {shorten(found)} and not {shorten(wanted)}"
+    return None
+
+
+def sample_rows(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """About SAMPLED_ROWS rows, evenly over all, and every row that has a character which none before it has."""
+    seen: set[str] = set()
+    step = -(-len(rows) // SAMPLED_ROWS)
+    chosen = []
+    for number, row in enumerate(rows):
+        new = set("".join(row)) - seen
+        seen |= new
+        if new or number % step == 0:
+            chosen.append(row)
+    return chosen
 
 
 def tokenizer_state(tokenizer: Any) -> str:

@@ -1,6 +1,7 @@
 """The rows of a task: read, hashed and tokenized once for all trainings."""
 
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -13,14 +14,18 @@ import datasets
 import numpy as np
 from datasets import Dataset
 
-from bitkd.data.files import Malformed, Rows, collect_rows, content_hash, find_file, read_rows
-from bitkd.data.hub import load_hub_dataset, tokenizer_state, without_progress_bars
+from bitkd.data.files import Rows, check_single_label, collect_rows, content_hash, find_file, read_rows
+from bitkd.data.hub import SAMPLED_ROWS, load_hub_dataset, tokenizer_state, without_progress_bars
+from bitkd.data.lines import Malformed
 from bitkd.data.tasks import HOLDOUT, Selection, TaskSpec, check_metrics, check_task, check_test_set, task_fingerprint
 from bitkd.data.tokenized import encode_texts
-from bitkd.errors import InputError, check_choices, writable
+from bitkd.errors import InputError, check_choices, shorten, writable
 
 HOLDOUT_SHARE = 0.1
 """Share of each label's rows that is held out."""
+
+UNKNOWN_SHARE = 0.2
+"""Share of unknown tokens above which a warning is given."""
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +148,7 @@ class TaskRows:
                 self.max_length,
                 found,
             )
+        self._note_unknown(tokenized["train"])
         dev = {name: rows.remove_columns("truncated") for name, rows in tokenized.items()}
         train = dev.pop("train")
         if self.selection == HOLDOUT:
@@ -150,6 +156,20 @@ class TaskRows:
             dev = {HOLDOUT: train.select(held_out), **dev}
             train = train.select(kept)
         return _Tokenized(train, dev, truncated, content_hash)
+
+    def _note_unknown(self, rows: Dataset) -> None:
+        """Warn if the tokenizer does not know many words of the first rows."""
+        tokens = list(itertools.chain.from_iterable(rows[:SAMPLED_ROWS]["input_ids"]))
+        unknown = self.tokenizer.unk_token_id
+        share = tokens.count(unknown) / len(tokens) if tokens and unknown is not None else 0
+        if share > UNKNOWN_SHARE:
+            log.warning(
+                "%s: %.0f%% of the tokens of its rows are %s, which the tokenizer makes of what it does not know; is the model "
+                "one for this language, and for upper or lower case?",
+                self.task.name,
+                100 * share,
+                self.tokenizer.unk_token,
+            )
 
     def _divide(self, labels: list[Any]) -> tuple[list[int], list[int]]:
         """Numbers of the held-out rows, and of the others. The seed chooses a tenth of the rows of each label; for a
@@ -200,10 +220,11 @@ class TaskRows:
             raise InputError(f"{hub.path} {split}: column {missing[0]} is missing; it has {rows.column_names}")
         names = getattr(rows.features[hub.label], "names", None) if labelled else None
         source = f"{hub.path} {split}"
-        records = (
-            (f"{source}, row {number}", list(fields))
-            for number, fields in enumerate(zip(*(rows[column][:] for column in columns)))
-        )
+        try:
+            values = [rows[column][:] for column in columns]
+        except UnicodeDecodeError as error:
+            raise InputError(f"{source}: a text is not UTF-8 ({error}); use another dataset, or files") from error
+        records = ((f"{source}, row {number}", list(fields)) for number, fields in enumerate(zip(*values)))
         read_label = (lambda value, place: _hub_label(task, value, names, place)) if labelled else None
         return collect_rows(records, texts, read_label, source, skip=task.files.skip_malformed and labelled)
 
@@ -240,12 +261,15 @@ def _hub_label(task: TaskSpec, value: Any, names: list[str] | None, place: str) 
 
     place: of the row, for messages.  Raises Malformed if the task has no such label.
     """
+    check_single_label(value, place)
     if task.labels is None:
         if isinstance(value, int | float) and math.isfinite(value):
             return float(value)
-        raise Malformed(f"{place}: label {value!r} is not a finite number")
+        raise Malformed(f"{place}: label {shorten(value)} is not a finite number")
     names = names or task.labels
     name = names[value] if isinstance(value, int) and 0 <= value < len(names) else value
     if name not in task.labels:
-        raise Malformed(f"{place}: label {value!r} is outside the task's set {task.labels} (its names: {names})")
+        raise Malformed(
+            f"{place}: label {shorten(value)} is outside the task's set {shorten(task.labels)} (its names: {shorten(names)})"
+        )
     return task.labels.index(name)

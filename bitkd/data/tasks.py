@@ -45,8 +45,8 @@ CandidatePrecision = Literal["32-true", "bf16-mixed"]
 
 @dataclass
 class FilesSpec:
-    """A task's files on disk, in UTF-8. The suffix gives the format: .tsv (without quotes, as GLUE's), .csv, .jsonl or
-    .parquet."""
+    """A task's files on disk, in UTF-8. The suffix gives the format: .tsv (without quotes, as GLUE's), .csv, .jsonl, .json
+    (lines, or one array) or .parquet; text formats may be compressed (.gz). A row has one label."""
 
     folder: str = ""
     """Folder under data.dir; the files may also be in data.dir itself."""

@@ -1,13 +1,13 @@
 """Students on disk: safetensors for the weights, config.json for everything else, never pickle."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     PretrainedConfig,
@@ -16,12 +16,15 @@ from transformers import (
 )
 
 from bitkd.errors import InputError
-from bitkd.models.attention import ATTENTION
-from bitkd.models.encoder import encoder_layers, read_spec, write_spec
-from bitkd.models.folders import check_model_files
+from bitkd.files import follow_umask
+from bitkd.models.attention import ATTENTION, use_score_attention
+from bitkd.models.encoder import read_spec, write_spec
 from bitkd.models.labels import label_order
+from bitkd.models.marks import GUARD
 from bitkd.models.prepare import check_recorded
 from bitkd.models.student import build_blank
+from bitkd.pretrained.files import check_checkpoint_files
+from bitkd.pretrained.load import check_finite, load_pretrained, read_model_config
 from bitkd.quant.swap import make_blank_pairs
 from bitkd.store.artifacts import WEIGHTS_FILE, find_foreign
 
@@ -32,8 +35,8 @@ _FIRST_HALF = ".first.weight"
 def save_student(model: PreTrainedModel, folder: Path | str, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """Write `model` into `folder`: model.safetensors, config.json and the tokenizer's files.
 
-    model: an encoder of BERT's shape, bare or a sequence classifier; plain, or made by `build_student`, `prepare` and
-    `WeightSplitting`.
+    model: an encoder of a family in `bitkd.quant.layout`, bare or a sequence classifier; plain, or made by
+    `build_student`, `prepare` and `WeightSplitting`.
     The same weights give the same bytes: the file's only metadata is {"format": "pt"}.
     Raises InputError if the model is of another kind, or was quantized without a record in its configuration.
     """
@@ -48,10 +51,19 @@ def save_student(model: PreTrainedModel, folder: Path | str, tokenizer: PreTrain
     write_spec(model, read_spec(model))
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
+    if getattr(model.config, "quantization_config", None) is not None:
+        _guard(folder / "config.json")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    follow_umask(folder / WEIGHTS_FILE)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+
+
+def _guard(config_file: Path) -> None:
+    """Make transformers refuse the weights where bitkd is not imported."""
+    content = json.loads(config_file.read_text(encoding="utf-8")) | {"transformers_weights": GUARD}
+    config_file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load_student(path: Path | str) -> PreTrainedModel:
@@ -60,23 +72,18 @@ def load_student(path: Path | str) -> PreTrainedModel:
     Raises InputError if the folder is no bitkd artifact, was saved by another version of bitkd, or is damaged.
     """
     folder = Path(path)
+    if foreign := find_foreign(folder):
+        raise InputError(f"{foreign}; name an artifact as bitkd wrote it")
     config = read_model_config(folder)
     if not is_artifact(config):
         raise InputError(f"{folder} is a plain Hugging Face checkpoint, not a bitkd artifact; use load_classifier")
     if not (folder / WEIGHTS_FILE).is_file():
         raise InputError(f"{folder} has no {WEIGHTS_FILE}; name a finished artifact's folder")
+    check_checkpoint_files(folder)
     model = build_blank(config, _is_classifier((config.architectures or [""])[0]))
     try:
-        state = load_file(folder / WEIGHTS_FILE)
-        # The file shows which of the binary layers are pairs: a model may be split in part.
-        pairs = [name.removesuffix(_FIRST_HALF) for name in state if name.endswith(_FIRST_HALF)]
-        make_blank_pairs(model, pairs)
-        if read_spec(config).split != bool(pairs):
-            raise InputError(f"it has {len(pairs)} pairs of layers")
-        # Encoders that were taken out of a classifier may have no pooler.
-        if getattr(model, "pooler", None) is not None and not any(name.startswith("pooler.") for name in state):
-            model.pooler = None  # type: ignore[assignment]
-        missing, unexpected = model.load_state_dict(state, strict=False)
+        fit_to_file(model, folder / WEIGHTS_FILE)
+        missing, unexpected = model.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=False)
     except (AttributeError, InputError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder / WEIGHTS_FILE} does not fit its config.json: {error}") from error
     if missing or unexpected:
@@ -84,30 +91,31 @@ def load_student(path: Path | str) -> PreTrainedModel:
             f"{folder / WEIGHTS_FILE} does not fit its config.json: missing {sorted(missing)[:3]}, "
             f"unexpected {sorted(unexpected)[:3]}; the file is of another version or damaged"
         )
+    check_finite(model.state_dict(), folder)
     return model.eval()
+
+
+def fit_to_file(model: PreTrainedModel, weights: Path | str) -> None:
+    """Give a new model the pairs of layers that a file of weights has, and take away the pooler that it lacks, in place.
+
+    Only the file shows which of the binary layers are pairs: a model may be split in part. Raises InputError if it does not
+    fit the model's configuration.
+    """
+    with safe_open(weights, framework="pt") as file:
+        names = list(file.keys())
+    prefix = "" if model.base_model is not model else f"{model.base_model_prefix}."
+    own = [name.removeprefix(prefix) for name in names] if model.base_model is model else names
+    pairs = [name.removesuffix(_FIRST_HALF) for name in own if name.endswith(_FIRST_HALF)]
+    make_blank_pairs(model, pairs)
+    if read_spec(model).split != bool(pairs):
+        raise InputError(f"it has {len(pairs)} pairs of layers")
+    # Encoders that were taken out of a classifier may have no pooler.
+    if getattr(model, "pooler", None) is not None and not any(name.startswith("pooler.") for name in own):
+        model.pooler = None  # type: ignore[assignment]
 
 
 def _is_classifier(architecture: str) -> bool:
     return "SequenceClassification" in architecture
-
-
-def read_model_config(folder: Path | str) -> PretrainedConfig:
-    """The Hugging Face configuration in a local folder. Raises InputError if there is none."""
-    file = Path(folder) / "config.json"
-    if not file.is_file():
-        raise InputError(f"{folder} is no checkpoint: it has no config.json; name a folder with a saved model")
-    if foreign := find_foreign(Path(folder)):
-        raise InputError(f"{foreign}; name a folder with a saved model")
-    content = check_model_files(Path(folder))
-    if "model_type" not in content:
-        raise InputError(f"{file} names no model_type; name a folder with a saved Hugging Face model")
-    try:
-        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{file} cannot be used ({str(error).strip().splitlines()[0]}); bitkd runs no code of a model's folder, so name "
-            "a model that transformers has itself"
-        ) from error
 
 
 def is_artifact(config: PretrainedConfig) -> bool:
@@ -116,15 +124,11 @@ def is_artifact(config: PretrainedConfig) -> bool:
 
 
 def load_encoder(folder: Path | str) -> PreTrainedModel:
-    """The bare pre-trained encoder in a local folder, in eval mode. Raises InputError if some weights are missing."""
-    model, report = AutoModel.from_pretrained(
-        str(folder),
-        attn_implementation=ATTENTION,
-        dtype=torch.float32,
-        output_loading_info=True,
-        trust_remote_code=False,
-    )
-    _refuse_random_encoder(model, report, "", folder)
+    """The bare pre-trained encoder in a local folder, in eval mode. Raises InputError if some weights are missing or
+    damaged.
+    """
+    model, random, cause = load_pretrained(AutoModel, folder, attn_implementation=ATTENTION)
+    _refuse_random_encoder(model, random, "", folder, cause)
     return model.eval()
 
 
@@ -132,43 +136,42 @@ def new_classifier(folder: Path | str, labels: list[str] | None) -> PreTrainedMo
     """The pre-trained encoder in `folder` with a new, random head for `labels` (None: regression).
 
     The head depends on torch's global random state, so set a seed before. Raises InputError if some weights of the
-    encoder are missing.
+    encoder are missing or damaged.
     """
     names = labels or ["score"]
-    model, report = AutoModelForSequenceClassification.from_pretrained(
-        str(folder),
+    model, random, cause = load_pretrained(
+        AutoModelForSequenceClassification,
+        folder,
         attn_implementation=ATTENTION,
         num_labels=len(names),
         id2label=dict(enumerate(names)),
         label2id={name: i for i, name in enumerate(names)},
         problem_type="regression" if labels is None else "single_label_classification",
-        dtype=torch.float32,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-        trust_remote_code=False,
     )
-    _refuse_random_encoder(model, report, f"{model.base_model_prefix}.", folder)
+    _refuse_random_encoder(model, random, f"{model.base_model_prefix}.", folder, cause)
     return model
 
 
-def _refuse_random_encoder(model: PreTrainedModel, report: dict[str, Any], prefix: str, folder: Path | str) -> None:
+def _refuse_random_encoder(
+    model: PreTrainedModel, random: list[str], prefix: str, folder: Path | str, cause: str
+) -> None:
     """Raise InputError if transformers gave random values to encoder weights that the checkpoint lacks, or has in
-    another size."""
-    encoder_layers(model)
-    missing = [k for k in report["missing_keys"] if k.startswith(prefix) and not k.startswith(f"{prefix}pooler.")]
-    mismatched = [k for k, *_ in report.get("mismatched_keys", ()) if k.startswith(prefix)]
-    random = sorted([*missing, *mismatched])
-    if random:
+    another size.  random, cause: see `load_pretrained`.
+    """
+    use_score_attention(model)
+    of_encoder = [name for name in random if name.startswith(prefix) and not name.startswith(f"{prefix}pooler.")]
+    if of_encoder:
         raise InputError(
-            f"{folder} lacks {len(random)} weights of its encoder, or has them in another size than its config.json says "
-            f"(first: {random[0]}); model.pretrained= takes a complete pre-trained encoder"
+            f"{folder} lacks {len(of_encoder)} weights of its encoder, or has them in another size than its config.json says "
+            f"(first: {of_encoder[0]}); model.pretrained= takes a complete pre-trained encoder{cause}"
         )
 
 
 def load_classifier(folder: Path | str) -> PreTrainedModel:
     """A classifier with a *trained* head from a bitkd artifact or a plain Hugging Face checkpoint, in eval mode.
 
-    Raises InputError if the head is missing: `from_pretrained` would give a random one with only a warning.
+    Raises InputError if weights are damaged, or if the head is missing: `from_pretrained` would give a random one with
+    only a warning.
     """
     folder = Path(folder)
     config = read_model_config(folder)
@@ -177,18 +180,11 @@ def load_classifier(folder: Path | str) -> PreTrainedModel:
         if not read_spec(config).trained_head:
             raise InputError(f"{folder} has no trained head (a task-agnostic or headless student); {advice}")
         return load_student(folder)
-    model, report = AutoModelForSequenceClassification.from_pretrained(
-        str(folder),
-        attn_implementation=ATTENTION,
-        dtype=torch.float32,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-        trust_remote_code=False,
-    )
-    encoder_layers(model)
-    missing = sorted(report["missing_keys"]) + sorted(str(k) for k in report.get("mismatched_keys", ()))
-    if missing:
-        raise InputError(f"{folder} has no trained head: {missing[0]} is missing; {advice}")
+    model, random, cause = load_pretrained(AutoModelForSequenceClassification, folder, attn_implementation=ATTENTION)
+    use_score_attention(model)
+    if random:
+        part = "encoder" if any(name.startswith(f"{model.base_model_prefix}.") for name in random) else "head"
+        raise InputError(f"{folder} has no trained {part}: {random[0]} is missing or of another size; {advice}{cause}")
     spec = read_spec(model)
     spec.trained_head = True
     write_spec(model, spec)

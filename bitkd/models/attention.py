@@ -1,9 +1,13 @@
-"""An attention function for every BERT-shaped encoder that also returns the pre-softmax scores.
+"""An attention function for encoders that also returns the pre-softmax scores.
 
 `output_attentions=True` of a stock model returns probabilities *after* softmax, while the distillation losses compare
 the scores before it (TinyBERT, arXiv:1909.10351). Because the function is registered, the stock modelling files need no
 fork.
 """
+
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +16,15 @@ from transformers.masking_utils import eager_mask
 
 from bitkd.errors import InputError
 from bitkd.quant.inputs import AttentionQuantizer
+from bitkd.quant.layout import layers_of
 from bitkd.quant.swap import ATTENTION_QUANTIZER
 
 ATTENTION = "bitkd"
 """Name of the implementation. transformers does not save it with a model: pass it as `attn_implementation` at every
 load, or call `use_score_attention` afterwards."""
+
+KEPT_HEADS = "kept_heads"
+"""Attribute of a narrowed attention module: which heads of the full model it has, for biases that all layers share."""
 
 
 def attention_with_scores(
@@ -27,12 +35,18 @@ def attention_with_scores(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
+    position_bias: Tensor | None = None,
+    sliding_window: int | None = None,
     **_: object,
 ) -> tuple[Tensor, Tensor]:
     """Scaled dot-product attention that returns `(output, scores)`.
 
     query, key, value: (batch, heads, length, head size).  output: (batch, length, heads, head size).
-    scores: (batch, heads, query, key), scaled but neither masked nor normalized: the losses take the mask.
+    scores: (batch, heads, query, key), scaled but neither masked nor normalized: the losses take the mask. They are zero
+    where a window hides the key from the query.
+
+    position_bias: (1 or batch, heads, query, key), added to the scores (MPNet).
+    sliding_window: distance from which on `attention_mask` hides a key; None hides none (ModernBERT's local layers).
 
     If `module` has an AttentionQuantizer (see `bitkd.quant.swap`), queries, keys, values and probabilities are
     quantized as well.
@@ -41,12 +55,73 @@ def attention_with_scores(
     if quantizer is not None:
         query, key, value = quantizer.query(query), quantizer.key(key), quantizer.value(value)
     scores = torch.matmul(query, key.transpose(2, 3)) * (scaling or query.size(-1) ** -0.5)
+    if position_bias is not None:
+        scores = scores + position_bias
     masked = scores if attention_mask is None else scores + attention_mask
     probabilities = nn.functional.softmax(masked, dim=-1, dtype=torch.float32)
     probabilities = nn.functional.dropout(probabilities, p=dropout, training=module.training).to(value.dtype)
     if quantizer is not None:
         probabilities = quantizer.probabilities(probabilities)
+    if sliding_window is not None and sliding_window < scores.size(-1):
+        # Nothing in the model reads these scores, so a student has no reason to copy the teacher's.
+        position = torch.arange(scores.size(-1), device=scores.device)
+        scores = scores.masked_fill((position[:, None] - position).abs() >= sliding_window, 0.0)
     return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), scores
+
+
+def _mpnet_self_attention(
+    self: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    output_attentions: bool = False,
+    **_: object,
+) -> tuple[Tensor, ...]:
+    """MPNetSelfAttention.forward by `attention_with_scores`: the stock one calls no registered function."""
+    shape = (*hidden_states.shape[:-1], -1, self.attention_head_size)
+    query, key, value = (linear(hidden_states).view(shape).transpose(1, 2) for linear in (self.q, self.k, self.v))
+    heads = getattr(self, KEPT_HEADS, None)
+    if position_bias is not None and heads is not None:
+        position_bias = position_bias[:, heads]
+    output, scores = attention_with_scores(
+        self, query, key, value, attention_mask, self.dropout.p, position_bias=position_bias
+    )
+    output = self.o(output.flatten(2))
+    return (output, scores) if output_attentions else (output,)
+
+
+def _deberta_self_attention(
+    self: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor,
+    output_attentions: bool = False,
+    query_states: Tensor | None = None,
+    relative_pos: Tensor | None = None,
+    rel_embeddings: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """DisentangledSelfAttention.forward (DeBERTa-v2, arXiv:2006.03654) by `attention_with_scores`."""
+    heads = self.num_attention_heads
+    queries = self.query_proj(hidden_states if query_states is None else query_states)
+    projected = (queries, self.key_proj(hidden_states), self.value_proj(hidden_states))
+    query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in projected)
+    parts = 1 + sum(kind in self.pos_att_type for kind in ("c2p", "p2c"))
+    bias = None
+    if self.relative_attention:
+        bias = self.disentangled_attention_bias(
+            query.flatten(0, 1), key.flatten(0, 1), relative_pos, self.pos_dropout(rel_embeddings), parts
+        ).unflatten(0, (-1, heads))
+    mask = torch.zeros_like(attention_mask, dtype=query.dtype)
+    mask = mask.masked_fill(~attention_mask.bool(), torch.finfo(query.dtype).min)
+    scaling = (parts * query.size(-1)) ** -0.5
+    output, scores = attention_with_scores(self, query, key, value, mask, self.dropout.p, scaling, bias)
+    return output.flatten(2), scores if output_attentions else None
+
+
+OWN_FORWARDS: dict[str, Callable[..., Any]] = {
+    "DisentangledSelfAttention": _deberta_self_attention,
+    "MPNetSelfAttention": _mpnet_self_attention,
+}
+"""By class: the `forward` of attention modules that call no registered attention function."""
 
 
 def use_score_attention(model: PreTrainedModel) -> None:
@@ -56,25 +131,34 @@ def use_score_attention(model: PreTrainedModel) -> None:
     Raises InputError if the model's attention is its own and cannot be replaced.
     """
     check_score_attention(model)
-    model.set_attn_implementation(ATTENTION)
+    own = _own_attention(model)
+    for module in own:
+        module.forward = MethodType(OWN_FORWARDS[type(module).__name__], module)
+    if not own:
+        model.set_attn_implementation(ATTENTION)
 
 
 def check_score_attention(model: PreTrainedModel) -> None:
-    """Raise InputError if the model's attention is its own and cannot be replaced."""
+    """Raise InputError if the model's layers are not found, or if its attention is its own and cannot be replaced."""
+    layers_of(model)
     if not can_use_score_attention(model):
         raise InputError(
             f"{type(model).__name__} computes attention by itself, so bitkd can neither read its pre-softmax "
             "scores nor quantize its attention; use an encoder that calls transformers' attention functions "
-            "(BERT, RoBERTa, ELECTRA)"
+            "(BERT, RoBERTa, XLM-R, ELECTRA, DistilBERT, ModernBERT), MPNet or DeBERTa-v2"
         )
 
 
 def can_use_score_attention(model: PreTrainedModel) -> bool:
-    """Whether the model calls a registered attention function.
+    """Whether the model calls a registered attention function, or has one of OWN_FORWARDS.
 
     Its configuration does not answer this: it takes any `attn_implementation`, also of a model that never reads it.
     """
-    return model._can_set_attn_implementation()
+    return model._can_set_attn_implementation() or bool(_own_attention(model))
+
+
+def _own_attention(model: PreTrainedModel) -> list[Any]:
+    return [module for module in model.modules() if type(module).__name__ in OWN_FORWARDS]
 
 
 AttentionInterface.register(ATTENTION, attention_with_scores)

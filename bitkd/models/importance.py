@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bitkd.models.encoder import encoder_layers, read_spec
+from bitkd.models.encoder import read_spec
 from bitkd.models.inputs import model_inputs
+from bitkd.quant.layout import layers_of
 
 
 @dataclass
@@ -33,20 +34,20 @@ def estimate_importance(model: PreTrainedModel, batches: Iterable[dict[str, Tens
     Dropout is off; the model's parameters and modes are left as they were.
     """
     spec = read_spec(model)
-    layers = encoder_layers(model)
+    layers = layers_of(model)
     device = next(model.parameters()).device
-    head_masks = [torch.ones(spec.heads, device=device, requires_grad=True) for _ in layers]
-    neuron_masks = [torch.ones(spec.neurons, device=device, requires_grad=True) for _ in layers]
-    heads, neurons = torch.zeros(len(layers), spec.heads), torch.zeros(len(layers), spec.neurons)
+    head_masks = [torch.ones(spec.heads, device=device, requires_grad=True) for _ in layers.modules]
+    neuron_masks = [torch.ones(spec.neurons, device=device, requires_grad=True) for _ in layers.modules]
+    heads, neurons = torch.zeros(len(layers.modules), spec.heads), torch.zeros(len(layers.modules), spec.neurons)
     has_head = hasattr(model, "classifier")
     generator = torch.Generator().manual_seed(0)
     was_training = model.training
     model.eval()
     with ExitStack() as hooks:
-        for layer, head_mask, neuron_mask in zip(layers, head_masks, neuron_masks):
-            over_heads = head_mask.repeat_interleave
-            hooks.callback(_mask_input(layer.attention.output.dense, over_heads, spec.head_size).remove)
-            hooks.callback(_mask_input(layer.output.dense, neuron_mask.repeat_interleave, 1).remove)
+        for linear, mask in zip(layers.parts("attention_output"), head_masks):
+            hooks.callback(_mask_input(linear, mask.repeat_interleave, spec.head_size).remove)
+        for linear, mask in zip(layers.parts("down"), neuron_masks):
+            hooks.callback(_mask_input(linear, mask.repeat_interleave, 1).remove)
         for batch in batches:
             inputs = {name: column.to(device) for name, column in model_inputs(batch).items()}
             if has_head:
@@ -56,8 +57,8 @@ def estimate_importance(model: PreTrainedModel, batches: Iterable[dict[str, Tens
                 signs = torch.randint(0, 2, hidden.shape, generator=generator).mul_(2).sub_(1).to(hidden)
                 loss = (hidden * signs * inputs["attention_mask"].unsqueeze(-1)).sum()
             gradients = torch.autograd.grad(loss, head_masks + neuron_masks)
-            heads += torch.stack([g.abs().cpu() for g in gradients[: len(layers)]])
-            neurons += torch.stack([g.abs().cpu() for g in gradients[len(layers) :]])
+            heads += torch.stack([g.abs().cpu() for g in gradients[: len(layers.modules)]])
+            neurons += torch.stack([g.abs().cpu() for g in gradients[len(layers.modules) :]])
     model.train(was_training)
     return Importance(heads, neurons)
 

@@ -19,7 +19,7 @@ M = TypeVar("M", bound=PreTrainedModel)
 def prepare(model: M, spec: QuantSpec) -> M:
     """Quantize `model` in place as `spec` says, and return it; its Parameters stay the same objects.
 
-    model: a Hugging Face encoder of BERT's shape (BERT, RoBERTa, ELECTRA), bare or with a head. Quantized are the
+    model: a Hugging Face encoder of a family in `bitkd.quant.layout`, bare or with a head. Quantized are the
     Linears of the encoder's layers, the word embeddings and, as an option, the pooler; the rest stays FP32. A prepared
     model can be prepared again: its latent weights are kept, and 32 bits restore the plain layers.
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bitkd.models.encoder import encoder_layers
+from bitkd.quant.layout import layers_of
 
 
 class ProjectionRecorder:
@@ -16,16 +16,23 @@ class ProjectionRecorder:
     """projections[layer]: query, key and value, each (batch, length, heads · head size)."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.projections = [[] for _ in encoder_layers(model)]
-        for i, layer in enumerate(encoder_layers(model)):
-            block = layer.attention.self
-            for name in ("query", "key", "value"):
-                getattr(block, name).register_forward_hook(self._recorder(i, first=name == "query"))
+        layers = layers_of(model)
+        layout = layers.layout
+        self.projections = [[] for _ in layers.modules]
+        for found, layer, attention in zip(self.projections, layers.modules, layers.parts("attention")):
+            attention.register_forward_pre_hook(_forget(found))
+            for path in dict.fromkeys(layout.projections):
+                layer.get_submodule(path).register_forward_hook(_record(found, 3 if layout.fused else 1))
 
-    def _recorder(self, layer: int, first: bool) -> Callable[[nn.Module, Any, Tensor], None]:
-        def record(_: nn.Module, __: Any, output: Tensor) -> None:
-            if first:
-                self.projections[layer] = []
-            self.projections[layer].append(output)
 
-        return record
+def _forget(found: list[Tensor]) -> Callable[[nn.Module, Any], None]:
+    return lambda _, __: found.clear()
+
+
+def _record(found: list[Tensor], parts: int) -> Callable[[nn.Module, Any, Tensor], None]:
+    def record(_: nn.Module, __: Any, output: Tensor) -> None:
+        # DeBERTa projects its relative positions by the same Linears, after the tokens.
+        if len(found) < 3:
+            found.extend(output.chunk(parts, dim=-1))
+
+    return record

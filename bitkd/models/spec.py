@@ -6,7 +6,7 @@ from typing import Any, Literal
 from bitkd.errors import InputError, check_choices
 from bitkd.quant.spec import QuantSpec
 
-SPEC_FORMAT = 2
+SPEC_FORMAT = 3
 """Version of the StudentSpec in config.json; models of another version are refused."""
 
 
@@ -32,6 +32,17 @@ class ShapeSpec:
 
     def __post_init__(self) -> None:
         check_choices(self, "student.")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a model can be made into, beside what every pipeline needs."""
+
+    pooler: bool
+    """Whether it has a pooler, which `quant.pooler` quantizes."""
+
+    narrowing: str | None
+    """Why heads and neurons cannot be left out; None if they can."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Build a smaller BERT from chosen layers, heads and neurons of a larger one."""
+"""Build a smaller encoder from chosen layers, heads and neurons of a larger one."""
 
 import copy
 from collections.abc import Iterator
@@ -6,14 +6,24 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from bitkd.errors import InputError
-from bitkd.models.attention import ATTENTION
-from bitkd.models.encoder import encoder_layers, read_spec
+from bitkd.models.attention import ATTENTION, KEPT_HEADS, use_score_attention
+from bitkd.models.encoder import (
+    encoder_layers,
+    ffn_neurons,
+    keep_layers,
+    read_spec,
+    set_dropout,
+    set_ffn_neurons,
+    set_hidden_size,
+    write_spec,
+)
 from bitkd.models.importance import Importance
 from bitkd.models.spec import ShapeSpec, StudentSpec, check_shape
+from bitkd.quant.layout import Layout, layers_of
 from bitkd.quant.spec import QuantSpec
 from bitkd.quant.swap import swap_layers
 
@@ -27,28 +37,52 @@ def build_blank(config: PretrainedConfig, classification: bool) -> PreTrainedMod
     family = AutoModelForSequenceClassification if classification else AutoModel
     # Always FP32: latent weights in half precision would lose the small updates of training.
     model = family.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
-    spec = read_spec(config)
-    if (spec.heads * spec.head_size, spec.neurons) != (config.hidden_size, config.intermediate_size):
-        for layer in encoder_layers(model):
-            _narrow(layer, spec.heads * spec.head_size, spec.neurons, config.initializer_range)
-    if spec.quant != QuantSpec():
-        swap_layers(model, spec.quant)
+    use_score_attention(model)
+    apply_spec(model)
     return model
 
 
-def _narrow(layer: Any, attention: int, neurons: int, std: float) -> None:
-    def linear(inputs: int, outputs: int) -> nn.Linear:
-        module = nn.Linear(inputs, outputs)
-        nn.init.normal_(module.weight, std=std)
-        nn.init.zeros_(module.bias)
-        return module
+def _build(config: PretrainedConfig, spec: StudentSpec, classification: bool) -> PreTrainedModel:
+    config.bitkd = asdict(spec)
+    model = build_blank(config, classification)
+    write_spec(model, spec)
+    return model
 
-    block = layer.attention.self
-    hidden = block.query.in_features
-    block.query, block.key, block.value = (linear(hidden, attention) for _ in range(3))
-    layer.attention.output.dense = linear(attention, hidden)
-    layer.intermediate.dense = linear(hidden, neurons)
-    layer.output.dense = linear(neurons, hidden)
+
+def apply_spec(model: PreTrainedModel) -> None:
+    """Give a new model the shape and precision that its `config.bitkd` records, in place; `build_blank` does it too."""
+    config, spec = model.config, read_spec(model)
+    layers = layers_of(model)
+    if (spec.heads * spec.head_size, spec.neurons) != (config.hidden_size, ffn_neurons(config)):
+        kept_heads = spec.kept_heads or [list(range(spec.heads))] * len(layers.modules)
+        for layer, attention, heads in zip(layers.modules, layers.parts("attention"), kept_heads):
+            _narrow(layer, layers.layout, spec, config.initializer_range)
+            attention.num_attention_heads = spec.heads
+            setattr(attention, KEPT_HEADS, heads)
+    first = layers.layout.first_lacks
+    if first and spec.layers and spec.layers[0] > 0:
+        setattr(layers.modules[0], first, copy.deepcopy(getattr(layers.modules[0], layers.layout.norm_like)))
+    if spec.quant != QuantSpec():
+        swap_layers(model, spec.quant)
+
+
+def _narrow(layer: Any, layout: Layout, spec: StudentSpec, std: float) -> None:
+    def resize(path: str, inputs: int | None = None, outputs: int | None = None) -> None:
+        parent, _, name = path.rpartition(".")
+        old = layer.get_submodule(path)
+        sizes = inputs or old.in_features, outputs or old.out_features
+        new = nn.Linear(*sizes, bias=old.bias is not None, device=old.weight.device)
+        nn.init.normal_(new.weight, std=std)
+        if new.bias is not None:
+            nn.init.zeros_(new.bias)
+        setattr(layer.get_submodule(parent), name, new)
+
+    attention = spec.heads * spec.head_size
+    for path in dict.fromkeys(layout.projections):
+        resize(path, outputs=3 * attention if layout.fused else attention)
+    resize(layout.attention_output, inputs=attention)
+    resize(layout.up, outputs=2 * spec.neurons if layout.gated else spec.neurons)
+    resize(layout.down, inputs=spec.neurons)
 
 
 def build_student(source: PreTrainedModel, shape: ShapeSpec, importance: Importance | None = None) -> PreTrainedModel:
@@ -64,38 +98,50 @@ def build_student(source: PreTrainedModel, shape: ShapeSpec, importance: Importa
         raise InputError(
             "a split student cannot be made smaller: its halves belong together; reduce it before splitting"
         )
+    check_heads(source)
     source_layers = len(encoder_layers(source))
     check_shape(shape, origin, source_layers)
     layers = list(range(source_layers)) if shape.layers is None else list(shape.layers)
     heads, neurons = round(origin.heads * shape.width), round(origin.neurons * shape.width)
 
     config = copy.deepcopy(source.config)
-    config.num_hidden_layers = len(layers)
-    config.hidden_dropout_prob = config.attention_probs_dropout_prob = shape.dropout
+    keep_layers(config, layers)
+    set_dropout(config, shape.dropout)
     spec = StudentSpec(origin.root_layers, origin.root_heads, origin.head_size, heads, neurons)
     classification = hasattr(source, "classifier")
     if shape.hidden_size is not None:
         ratio = shape.hidden_size / config.hidden_size
-        config.hidden_size = shape.hidden_size
+        set_hidden_size(config, shape.hidden_size)
         config.num_attention_heads = shape.hidden_size // origin.head_size
-        config.intermediate_size = round(config.intermediate_size * ratio)
+        set_ffn_neurons(config, round(ffn_neurons(config) * ratio))
         spec.heads = round(config.num_attention_heads * shape.width)
-        spec.neurons = round(config.intermediate_size * shape.width)
+        spec.neurons = round(ffn_neurons(config) * shape.width)
     if shape.init == "random":
-        config.bitkd = asdict(spec)
-        return build_blank(config, classification)
+        return _build(config, spec, classification)
 
     kept = list(_kept(importance, layers, origin, heads, neurons))
     if origin.layers is not None and origin.kept_heads is not None:
         spec.layers = [origin.layers[i] for i in layers]
         spec.kept_heads = [[origin.kept_heads[i][h] for h in kept_heads] for i, (kept_heads, _) in zip(layers, kept)]
     spec.trained_head = origin.trained_head
-    config.bitkd = asdict(spec)
-    student = build_blank(config, classification)
-    _copy_around_encoder(student, source)
+    student = _build(config, spec, classification)
+    _copy_around_layers(student, source)
+    layout = layers_of(source).layout
     for target, index, (kept_heads, kept_neurons) in zip(encoder_layers(student), layers, kept):
-        _copy_layer(target, encoder_layers(source)[index], kept_heads, kept_neurons, origin.head_size)
+        _copy_layer(target, encoder_layers(source)[index], layout, kept_heads, kept_neurons, origin.head_size)
     return student
+
+
+def check_heads(model: PreTrainedModel) -> None:
+    """Raise InputError if the attention of `model` is not divided into heads as its configuration says."""
+    spec, layers = read_spec(model), layers_of(model)
+    parts = 3 if layers.layout.fused else 1
+    width = layers.parts("query")[0].out_features // parts
+    if width != spec.heads * spec.head_size:
+        raise InputError(
+            f"{type(model).__name__} has queries of {width} features, not {spec.heads} heads of {spec.head_size}, so bitkd "
+            "cannot choose heads; use an encoder whose attention is as wide as its hidden states"
+        )
 
 
 def _kept(
@@ -117,13 +163,16 @@ def _kept(
 
 
 @torch.no_grad()
-def _copy_around_encoder(student: PreTrainedModel, source: PreTrainedModel) -> None:
-    encoder = f"{_prefix(student)}encoder."
-    around = {k: v for k, v in source.state_dict().items() if not k.startswith(encoder)}
+def _copy_around_layers(student: PreTrainedModel, source: PreTrainedModel) -> None:
+    layers = f"{_prefix(student)}{layers_of(student).layout.layers}."
+    around = {k: v for k, v in source.state_dict().items() if not k.startswith(layers)}
+    # The encoder of a classifier may have no pooler, while a bare encoder has one.
+    if getattr(source.base_model, "pooler", None) is None and hasattr(student.base_model, "pooler"):
+        student.base_model.pooler = None  # type: ignore[assignment]
     missing, unexpected = student.load_state_dict(around, strict=False)
-    if unexpected or any(not k.startswith(encoder) for k in missing):
+    if unexpected or any(not k.startswith(layers) for k in missing):
         raise InputError(
-            f"{type(source).__name__} has other parts around its encoder than a {type(student).__name__} (missing: "
+            f"{type(source).__name__} has other parts around its layers than a {type(student).__name__} (missing: "
             f"{missing[:3]}, unexpected: {unexpected[:3]}); use a bare encoder or a sequence classifier"
         )
 
@@ -133,33 +182,43 @@ def _prefix(model: PreTrainedModel) -> str:
 
 
 @torch.no_grad()
-def _copy_layer(target: nn.Module, source: nn.Module, heads: list[int], neurons: list[int], head_size: int) -> None:
-    rows = torch.tensor([h * head_size + i for h in heads for i in range(head_size)])
-    columns = torch.tensor(neurons)
+def _copy_layer(
+    target: nn.Module, source: nn.Module, layout: Layout, heads: list[int], neurons: list[int], head_size: int
+) -> None:
+    features = torch.tensor([h * head_size + i for h in heads for i in range(head_size)])
+    kept = torch.tensor(neurons)
     state = {k: v.clone() for k, v in source.state_dict().items()}
-    for name in ("query", "key", "value"):
-        for part in ("weight", "bias"):
-            state[f"attention.self.{name}.{part}"] = state[f"attention.self.{name}.{part}"][rows]
-    state["attention.output.dense.weight"] = state["attention.output.dense.weight"][:, rows]
-    for part in ("weight", "bias"):
-        state[f"intermediate.dense.{part}"] = state[f"intermediate.dense.{part}"][columns]
-    state["output.dense.weight"] = state["output.dense.weight"][:, columns]
+
+    def take(path: str, dim: int, indices: Tensor, blocks: int = 1) -> None:
+        """Keep `indices` of each of `blocks` equal parts; a bias has the outputs only."""
+        weight = state[f"{path}.weight"]
+        step = weight.shape[dim] // blocks
+        every = torch.cat([indices + block * step for block in range(blocks)])
+        state[f"{path}.weight"] = weight.index_select(dim, every)
+        if dim == 0 and f"{path}.bias" in state:
+            state[f"{path}.bias"] = state[f"{path}.bias"][every]
+
+    for path in dict.fromkeys(layout.projections):
+        take(path, 0, features, blocks=3 if layout.fused else 1)
+    take(layout.attention_output, 1, features)
+    take(layout.up, 0, kept, blocks=2 if layout.gated else 1)
+    take(layout.down, 1, kept)
     target.load_state_dict(state)
 
 
 def add_head(encoder: PreTrainedModel, teacher: PreTrainedModel) -> PreTrainedModel:
-    """A classifier on top of a task-agnostic `encoder`, with pooler and classifier copied from `teacher`.
+    """A classifier on top of a task-agnostic `encoder`, with pooler and head copied from `teacher`.
 
-    If their hidden sizes differ, the head starts at random and `read_spec(model).trained_head` is False.
+    If their families or hidden sizes differ, the head starts at random and `read_spec(model).trained_head` is False.
     """
     config = copy.deepcopy(encoder.config)
     for name in ("id2label", "label2id", "problem_type", "architectures"):
         setattr(config, name, copy.deepcopy(getattr(teacher.config, name)))
     config.num_labels = len(teacher.config.id2label or {})
     spec = read_spec(config)
-    spec.trained_head = config.hidden_size == teacher.config.hidden_size
-    config.bitkd = asdict(spec)
-    model = build_blank(config, classification=True)
+    own, others = ((c.model_type, c.hidden_size) for c in (config, teacher.config))
+    spec.trained_head = own == others
+    model = _build(config, spec, classification=True)
     state = {f"{_prefix(model)}{k}": v for k, v in encoder.state_dict().items()}
     if spec.trained_head:
         base = f"{_prefix(teacher)}"

@@ -254,6 +254,8 @@ def _check_model(sources: Sources) -> None:
             f"model.pretrained={config.model.pretrained} is a bitkd artifact; name a plain pre-trained encoder (a fine-tuned "
             "teacher goes into stages.teacher.checkpoint=)"
         )
+    _check_architecture(sources, sources.model, f"model.pretrained={config.model.pretrained}")
+    sources.check_encoder(sources.model)
     longest = min(model.positions, sources.tokenizer_info(sources.model).longest)
     padded = math.ceil(config.data.max_length / MULTIPLE) * MULTIPLE
     if config.data.max_length < 8 or padded > longest:
@@ -263,12 +265,30 @@ def _check_model(sources: Sources) -> None:
         )
 
 
+def _check_architecture(sources: Sources, folder: Path, where: str) -> None:
+    """Check that a model like the one in `folder` can be distilled and quantized as the run does."""
+    try:
+        found = sources.architecture(folder)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    config = sources.config
+    for name, stage in config.stages.items():
+        if stage.quant.pooler and not found.pooler:
+            raise InputError(f"stages.{name}.quant.pooler=true: {where} has no pooler to quantize; use false")
+    if config.student.width < 1 and config.student.init == "copy" and found.narrowing:
+        raise InputError(
+            f"student.width={config.student.width}: heads and neurons of {where} cannot be left out ({found.narrowing}); use 1"
+        )
+
+
 def _check_candidates(sources: Sources) -> None:
     """Check the trained head of a masked language model if the settings ask for one: a missing head would be random."""
     if row_makers(sources.config):
-        model = sources.augmentation_model
+        model, spec = sources.augmentation_model, sources.config.task.augmentation
         sources.tokenizer_info(model)
-        if sources.config.task.augmentation.source == "masked_lm":
+        if spec.source != "vectors" or not spec.vectors:
+            sources.check_embeddings(model)
+        if spec.source == "masked_lm":
             sources.check_masked_lm(model)
 
 
@@ -287,7 +307,13 @@ def check_rows(name: str, rows: dict[str, int], batch_size: int, config: Config)
 def check_checkpoint(folder: Path, sources: Sources, where: str, names: list[str] | None) -> None:
     """Raise InputError if the checkpoint in `folder` has no trained head for this task, or another tokenizer."""
     config = sources.config
-    label_order(sources.labels_of(folder), config.task.labels, names)
+    if not sources.model_info(folder).artifact:
+        _check_architecture(sources, folder, where)
+    own = sources.labels_of(folder)
+    try:
+        label_order(own, config.task.labels, names)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
     found, tokenizer = sources.model_info(folder), sources.tokenizer_info(sources.model)
     advice = "set model.pretrained= to the model that it was fine-tuned from"
     if found.vocabulary < tokenizer.size:
@@ -298,5 +324,5 @@ def check_checkpoint(folder: Path, sources: Sources, where: str, names: list[str
         raise InputError(
             f"{where} reads at most {found.positions} tokens; lower data.max_length={config.data.max_length}"
         )
-    if has_tokenizer(folder) and not sources.same_tokenizer(folder):
-        raise InputError(f"{where} has another tokenizer than {config.model.pretrained}; {advice}")
+    if has_tokenizer(folder) and (difference := sources.token_difference(folder)):
+        raise InputError(f"{where} has another tokenizer than {config.model.pretrained}: {difference}; {advice}")

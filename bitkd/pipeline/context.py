@@ -34,6 +34,7 @@ class StageContext:
     console: Console
     observer: Observer
     progress_bar: bool = False
+    """Whether `console` is a terminal on which a line can change."""
 
     @property
     def config(self) -> Config:
@@ -58,11 +59,15 @@ class StageContext:
         return self.store.finished(self.stage.key)
 
     @property
+    def place(self) -> str:
+        """Such as "stage 2 of 8: stage1"."""
+        names = [stage.name for stage in self.plan.stages]
+        return f"stage {names.index(self.stage.name) + 1} of {len(names)}: {self.stage.name}"
+
+    @property
     def label(self) -> str:
         """Such as "stage 2 of 8: stage1 (Stage-I KD)"."""
-        names = [stage.name for stage in self.plan.stages]
-        label = f"stage {names.index(self.stage.name) + 1} of {len(names)}: {self.stage.name}"
-        return label + (f" ({self.stage.title})" if self.stage.title != self.stage.name else "")
+        return self.place + (f" ({self.stage.title})" if self.stage.title != self.stage.name else "")
 
     def say(self, text: str) -> None:
         """Print a line, on rank zero."""

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from bitkd.callbacks.checkpoints import BestCheckpoint, ResumeCheckpoint, latest_checkpoint
 from bitkd.callbacks.flops import TrainingFlops
 from bitkd.callbacks.predictions import Predictions
-from bitkd.callbacks.progress import StageProgressBar
+from bitkd.callbacks.progress import Progress
 from bitkd.callbacks.random_states import RandomStates
 from bitkd.callbacks.seconds import TrainingSeconds
 from bitkd.callbacks.stop import StopRequest, ValidateLastStep
@@ -24,8 +24,10 @@ from bitkd.models.importance import Importance, estimate_importance
 from bitkd.models.size import measure
 from bitkd.pipeline.build import build_module, finish_student, load_weights, selection
 from bitkd.pipeline.context import StageContext
-from bitkd.pipeline.stage_record import stage_record
+from bitkd.pipeline.estimate import workload_of
+from bitkd.pipeline.stage_record import stage_record, task_record
 from bitkd.processes.group import make_trainer
+from bitkd.processes.memory import peak_mib, reset_peak
 from bitkd.processes.signals import Stopping
 from bitkd.stages.flops import row_flops
 from bitkd.stages.spec import SCORE, TERMS
@@ -40,17 +42,21 @@ def execute(context: StageContext) -> None:
     stage, kind, group = context.stage, context.stage.kind, context.group
     if stage.trains and not stage.steps_known:
         raise FileNotFoundError(f"{context.plan.augmented_rows(stage)} cannot be seen by this process, or has no rows")
+    reset_peak(group.device)
     pl.seed_everything(stage.seed, verbose=False)
     module = build_module(stage, context.sources, context.load, lambda source: _importance(context, source))
     data = _data_module(context)
     selected = selection(stage, module.student) if stage.trains else None
     loggers = _loggers(context)
     best, flops, seconds = BestCheckpoint(context.work, SCORE), TrainingFlops(row_flops), TrainingSeconds()
-    callbacks: list[pl.Callback] = [KeepSignals(context.stopping)]
+    score_name = context.config.task.metric if kind.keeps_head else None
+    progress = Progress(context.console, context.place, score_name, context.progress_bar and group.is_global_zero)
+    callbacks: list[pl.Callback] = [KeepSignals(context.stopping), progress]
     steps = None
     if stage.trains:
         trainer = _trainer(context, [*callbacks, flops, seconds, *_resumption(context, best)], loggers)
-        trainer.fit(module, datamodule=data, ckpt_path=_last_checkpoint(context), weights_only=True)
+        with progress.shown():
+            trainer.fit(module, datamodule=data, ckpt_path=_last_checkpoint(context), weights_only=True)
         steps = best.step if selected == "best" else trainer.global_step
         if selected == "best" and best.score is not None:
             load_weights(module, best.file)
@@ -63,8 +69,10 @@ def execute(context: StageContext) -> None:
         enable_checkpointing=False,
         enable_progress_bar=False,
     )
-    checker.validate(module, datamodule=data, verbose=False)
+    with progress.shown():
+        checker.validate(module, datamodule=data, verbose=False)
     values = {name: float(value) for name, value in checker.callback_metrics.items() if "/" in name}
+    memory = peak_mib(group.device)
     student = finish_student(stage, module)
     record = stage_record(
         context,
@@ -75,6 +83,9 @@ def execute(context: StageContext) -> None:
         curve=[(int(step), score) for step, score in best.curve],
         flops=FlopsRecord(flops.student, flops.teacher),
         selected_step=steps,
+        trained_for=task_record(context.config) if kind.keeps_head else None,
+        workload=workload_of(stage, context.plan.by_name, context.sources) if stage.trains else None,
+        memory_mib=memory and round(memory, 1),
     )
     score = _dev_score(context.config.task, module.dev_names, values) if kind.keeps_head else None
     metrics = MetricsRecord(score, {name: _section(values, name) for name in module.dev_names})
@@ -157,9 +168,6 @@ def _last_checkpoint(context: StageContext) -> Path | None:
 def _trainer(context: StageContext, callbacks: list[pl.Callback], loggers: list[Logger]) -> pl.Trainer:
     """The Trainer of the stage's fit."""
     spec, stage = context.config.trainer, context.stage
-    shown: list[pl.Callback] = [Throughput(), LearningRateMonitor("step")]
-    if context.progress_bar:
-        shown.append(StageProgressBar(context.label))
     active = stage.kind.active_terms(stage.spec.loss)
     unused = set(stage.kind.terms) - set(active) or (
         active and not any(TERMS[name].reads_last_layer for name in active)
@@ -169,8 +177,8 @@ def _trainer(context: StageContext, callbacks: list[pl.Callback], loggers: list[
         find_unused_parameters=bool(unused),
         # Other ranks get a logger too, but Lightning lets only rank zero write.
         logger=loggers or CSVLogger(context.plan.folder.logs, name="unused"),
-        callbacks=[*shown, *callbacks],
-        enable_progress_bar=context.progress_bar,
+        callbacks=[Throughput(), LearningRateMonitor("step"), *callbacks],
+        enable_progress_bar=False,
         max_steps=stage.total_steps,
         max_epochs=1,
         min_epochs=0,

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from bitkd.pipeline.plan import Plan
 from bitkd.pipeline.stage import PlannedStage
+from bitkd.processes.signals import Stopping
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -14,6 +15,9 @@ class Observer:
 
     If a method raises, the run fails. An observer that talks to a server must therefore catch that server's errors.
     """
+
+    def run_started(self, stopping: Stopping) -> None:
+        """Called first.  stopping: whether this process was asked to stop; a method that waits must look at it."""
 
     def loggers(self, plan: Plan, stage: PlannedStage) -> "list[Logger]":
         """Lightning loggers of a stage, besides the CSV files."""

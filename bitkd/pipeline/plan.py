@@ -21,10 +21,12 @@ from bitkd.pipeline.checks import (
     check_sources,
     check_training,
 )
+from bitkd.pipeline.estimate import Estimate, estimate_of
 from bitkd.pipeline.graph import Node, fingerprints, order
 from bitkd.pipeline.identity import identity_of
 from bitkd.pipeline.inputs import row_makers, upstream_of, uses_corpus, wants_augmented
 from bitkd.pipeline.stage import PlannedStage
+from bitkd.processes.machine import check_machine
 from bitkd.sources.cache import FactCache, open_cache
 from bitkd.sources.sources import Sources, open_sources
 from bitkd.stages.kinds import AUGMENT, kind_of
@@ -48,6 +50,14 @@ class Plan:
 
     def __getitem__(self, name: str) -> PlannedStage:
         return next(stage for stage in self.stages if stage.name == name)
+
+    @property
+    def by_name(self) -> dict[str, PlannedStage]:
+        return {stage.name: stage for stage in self.stages}
+
+    def estimate(self, stage: PlannedStage) -> Estimate | None:
+        """What a stage that is not done is expected to take; None if nothing like it was measured."""
+        return None if self.state(stage) == "done" else estimate_of(stage, self.by_name, self.sources, self.store)
 
     def augmented_rows(self, stage: PlannedStage) -> Path | None:
         """Folder of the augmented rows that a stage trains on; None if it trains on others."""
@@ -90,7 +100,11 @@ class Plan:
         return {f"content of {name}": found[:12] for name, found in read.items()}
 
     def rows(self) -> list[dict[str, Any]]:
-        """The stages as plain data, for `bitkd plan`. steps: None if they are not known yet."""
+        """The stages as plain data, for `bitkd plan`.
+
+        steps: None if they are not known yet.  saved_step: where an interrupted stage goes on.  estimate: seconds,
+        memory_mib, and the device that they were measured on; None if the stage is done or nothing like it was measured.
+        """
         return [
             {
                 "name": stage.name,
@@ -102,6 +116,8 @@ class Plan:
                 "fingerprint": stage.fingerprint,
                 "key": stage.key,
                 "state": self.state(stage),
+                "saved_step": self.store.saved_step(stage.key) if self.state(stage) == "partial" else None,
+                "estimate": asdict(found) if (found := self.estimate(stage)) else None,
                 "artifact": str(self.store.path(stage.key)) if self.store.finished(stage.key) else None,
             }
             for stage in self.stages
@@ -116,6 +132,7 @@ def make_plan(config: Config, cache: FactCache | None = None) -> Plan:
     config = check_settings(config)
     folder = RunFolder.open(Path(config.run.dir), config.task.name, config.run.name or config.pipeline.name)
     check_paths(config)
+    check_machine(config.trainer)
     sources = open_sources(config, cache or open_cache(config, read_disk=False))
     config = sources.config
     check_sources(sources)

@@ -1,5 +1,6 @@
 """Runs a graph: skips finished stages, resumes stopped ones, recomputes those whose settings or inputs changed."""
 
+import contextlib
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,18 +8,23 @@ from dataclasses import dataclass
 
 import torch
 
+from bitkd.compare.load import load_run
+from bitkd.compare.notes import notes_of
 from bitkd.config.comparable import hyperparameters, result_settings
 from bitkd.config.load import to_yaml
 from bitkd.config.schema import Config
-from bitkd.errors import StoppedError
+from bitkd.errors import InputError, StoppedError
 from bitkd.files import write_file
 from bitkd.pipeline.augmentation import augment
 from bitkd.pipeline.context import Console, StageContext
 from bitkd.pipeline.execute import execute
 from bitkd.pipeline.observer import Observer
 from bitkd.pipeline.plan import Plan, make_plan
+from bitkd.pipeline.replaced import replaced_by
 from bitkd.processes.group import Group
+from bitkd.processes.machine import note_emulation
 from bitkd.processes.signals import Stopping
+from bitkd.report.numbers import time_text
 from bitkd.stages.spec import TERMS, resolve
 from bitkd.store.lock import Lock
 from bitkd.store.records import BudgetRecord, RunManifest
@@ -54,22 +60,28 @@ def run(config: Config, console: Console, observer: Observer | None = None, prog
     """Run the configured graph to its end.
 
     console: gets one plain line at each stage's start and one at its end.  observer: watches the stages, on rank zero.
+    progress_bar: draw a line that changes; `console` is then rich's, of a terminal that can (`is_interactive`).
     Raises InputError before any work starts, StageFailedError while working, StoppedError if it was asked to stop.
     """
     plan = make_plan(config)
     _check_code(plan)
     plan.store.prepare()
     group, stopping = Group(plan.config.trainer), Stopping()
+    observer = observer or Observer()
+    observer.run_started(stopping)
+    if group.is_global_zero:
+        note_emulation(plan.config)
     stopping.install()
     try:
         with _registered(plan, group, console):
             for name in [stage.name for stage in plan.stages]:
                 plan = plan.with_known_rows()
-                context = StageContext(plan, plan[name], group, stopping, console, observer or Observer(), progress_bar)
+                context = StageContext(plan, plan[name], group, stopping, console, observer, progress_bar)
                 _run_stage(context)
             group.barrier()  # rank zero has written the last link and the manifest
             if group.is_global_zero:
-                context.observer.run_finished(plan)
+                observer.run_finished(plan)
+                _say_notes(plan, console)
     finally:
         stopping.restore()
     return plan
@@ -98,7 +110,7 @@ def _run_stage(context: StageContext) -> None:
             context.plan.folder.finish(stage.name, stage.key, context.store.path(stage.key), names)
             context.observer.stage_finished(context.plan, stage)
             if not finished:
-                context.say(f"{label} finished: {_summary(context)}")
+                context.say(f"{context.place} finished: {_summary(context)}")
         code = 0
     except StoppedError as error:
         code = context.stopping.code
@@ -119,6 +131,8 @@ def _registered(plan: Plan, group: Group, console: Console) -> Iterator[None]:
         return
     before = plan.folder.manifest
     manifest = _manifest(plan)
+    if replaced := replaced_by(plan):
+        console.print(f"note: {replaced.note(plan.folder.folder.name)}")
     plan.folder.begin(manifest, to_yaml(plan.config))
     registration = plan.store.register(plan.folder.folder, [*manifest.planned.values(), *plan.given_keys()])
     plan.sources.cache.save()
@@ -159,6 +173,12 @@ def _manifest(plan: Plan) -> RunManifest:
         upstream={stage.name: stage.upstream for stage in stages},
         planned={stage.name: stage.key for stage in stages},
     )
+
+
+def _say_notes(plan: Plan, console: Console) -> None:
+    with contextlib.suppress(InputError):  # an artifact of an older version says less
+        for note in notes_of(load_run(plan.folder.folder)):
+            console.print(f"note: {note}")
 
 
 def _acquire(context: StageContext, lock: Lock) -> bool:
@@ -205,6 +225,11 @@ def _failure(context: StageContext, error: Exception) -> StageFailedError:
 def _summary(context: StageContext) -> str:
     artifact = context.store.load(context.stage.key)
     rows, score = artifact.stage.augmented, artifact.metrics.score
-    result = f"{rows.rows} rows of {rows.sources}, " if rows else ""
-    result += f"{context.config.task.metric} {score:.4f}, " if score is not None else ""
-    return f"{result}{artifact.stage.seconds:.0f} s"
+    parts = [f"{rows.rows} rows of {rows.sources}"] if rows else []
+    if score is not None:
+        parts.append(f"{context.config.task.metric} {score:.4f}")
+    elif loss := [values["loss"] for values in artifact.metrics.sets.values() if values.get("loss") is not None]:
+        parts.append(f"dev loss {loss[0]:.4f}")
+    if artifact.stage.steps:
+        parts.append(f"{artifact.stage.steps} steps")
+    return ", ".join([*parts, time_text(artifact.stage.seconds)])

@@ -4,20 +4,22 @@ import datetime
 import platform
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
-from bitkd.config.schema import PRETRAINED
+from bitkd.config.schema import PRETRAINED, Config
 from bitkd.pipeline.context import StageContext
-from bitkd.store.records import StageRecord
+from bitkd.sources.locations import demo_folder
+from bitkd.store.records import StageRecord, TaskRecord
 
 
 def stage_record(context: StageContext, seconds: float, **facts: Any) -> StageRecord:
     """The record of the stage's artifact.  facts: further fields of StageRecord, as far as the kind has them."""
     plan, stage, config = context.plan, context.stage, context.config
     return StageRecord(
-        format=1,
+        format=2,
         name=stage.name,
         kind=stage.kind.name,
         title=stage.title,
@@ -37,6 +39,16 @@ def stage_record(context: StageContext, seconds: float, **facts: Any) -> StageRe
         | {"python": platform.python_version()},
         **{"examples": 0, **facts},
     )
+
+
+def task_record(config: Config) -> TaskRecord:
+    """What a classifier that this run trains must know about its task."""
+    definition = asdict(config.task)
+    del definition["augmentation"]  # it changes only the training rows, and may hold paths
+    source: Literal["demo", "files", "hub"] = "hub"
+    if config.data.dir is not None:
+        source = "demo" if Path(config.data.dir).is_relative_to(demo_folder(config)) else "files"
+    return TaskRecord(definition, config.data.max_length, source)
 
 
 def _device(accelerator: str) -> str:

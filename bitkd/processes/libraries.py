@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 
 
@@ -22,13 +23,20 @@ def quieten(show_notes: bool = True) -> None:
     # Such as counts of truncated or empty rows.
     own = logging.getLogger("bitkd")
     if show_notes and not own.handlers:
-        handler = logging.StreamHandler()
+        handler = _Notes()
         handler.setFormatter(logging.Formatter("note: %(message)s"))
         own.addHandler(handler)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for message in _REMARKS:
         warnings.filterwarnings("ignore", message=message)
+
+
+class _Notes(logging.Handler):
+    """Prints to the standard error of the moment: a progress line replaces it while it is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
 
 
 _REMARKS = (

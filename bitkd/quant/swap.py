@@ -1,4 +1,4 @@
-"""Swap the leaf layers of a BERT-shaped model for low-bit ones, and back.
+"""Swap the leaf layers of an encoder for low-bit ones, and back.
 
 These functions change layers only. `bitkd.prepare` records what was done in the model's configuration too, so that the
 model can be saved and loaded: use that one.
@@ -12,6 +12,7 @@ from torch import nn
 
 from bitkd.errors import InputError
 from bitkd.quant.inputs import AttentionQuantizer, FullPrecision, InputQuantizer
+from bitkd.quant.layout import Layers, layers_of
 from bitkd.quant.modules import (
     QuantEmbedding,
     QuantLinear,
@@ -33,18 +34,15 @@ Child = tuple[nn.Module, str, nn.Module]
 def swap_layers(model: Any, spec: QuantSpec) -> Any:
     """Quantize `model` in place as `spec` says, and return it; its Parameters stay the same objects.
 
-    model: a Hugging Face encoder of BERT's shape (BERT, RoBERTa, ELECTRA), bare or with a head. Quantized are the
+    model: a Hugging Face encoder of a family in `bitkd.quant.layout`, bare or with a head. Quantized are the
     Linears of the encoder's layers, the word embeddings and, as an option, the pooler; the rest stays FP32. A quantized
     model can be quantized again: its latent weights are kept, and 32 bits restore the plain layers. Pairs of binary
     layers (see `bitkd.quant.splitting`) stay pairs.
 
     Raises InputError if the model has no such layers, or if `spec` gives pairs another width than 1 bit.
     """
-    linears, embeddings, pooler = _layers_of(model)
-    if not linears:
-        raise InputError(
-            f"{type(model).__name__} has no Linear in encoder.layer; use a BERT-shaped encoder (BERT, RoBERTa, ELECTRA)"
-        )
+    layers = layers_of(model)
+    linears, embeddings, pooler = _leaves_of(model, layers)
     if spec.pooler and not pooler:
         raise InputError(f"pooler=True, but {type(model).__name__} has no pooler; use false (see QuantSpec.pooler)")
     _refuse_rejoining(spec, [child for _, _, child in linears], embeddings, [child for _, _, child in pooler])
@@ -54,10 +52,8 @@ def swap_layers(model: Any, spec: QuantSpec) -> Any:
     for parent, name, child in pooler:
         setattr(parent, name, _linear(child, spec if spec.pooler else QuantSpec()))
     model.set_input_embeddings(_embedding(embeddings, spec))
-    for module in list(_encoder_of(model).modules()):
-        projections = [getattr(module, name, None) for name in ("query", "key", "value")]
-        if all(isinstance(projection, nn.Linear | SplitLinear) for projection in projections):
-            _set_attention_quantizer(module, spec.attention_bits)
+    for attention in layers.parts("attention"):
+        _set_attention_quantizer(attention, spec.attention_bits)
     return model
 
 
@@ -85,11 +81,12 @@ def is_split(model: nn.Module) -> bool:
 
 
 def find_mismatch(model: Any, spec: QuantSpec) -> str | None:
-    """The first part of a BERT-shaped model that is not quantized as `spec` says, in words; None if all are."""
-    linears, embeddings, pooler = _layers_of(model)
+    """The first part of an encoder that is not quantized as `spec` says, in words; None if all are."""
+    layers = layers_of(model)
+    linears, embeddings, pooler = _leaves_of(model, layers)
     plain = QuantSpec()
     expected = [
-        *((f"encoder.layer's {name}", child, spec) for _, name, child in linears),
+        *((f"an encoder layer's {name}", child, spec) for _, name, child in linears),
         *((f"pooler.{name}", child, spec if spec.pooler else plain) for _, name, child in pooler),
     ]
     for name, layer, wanted in expected:
@@ -100,9 +97,9 @@ def find_mismatch(model: Any, spec: QuantSpec) -> str | None:
             return f"{name} has per_row={not wanted.per_row}, not {wanted.per_row}"
     if (bits := _bits(embeddings, "weight_bits")) != spec.resolved_embedding_bits:
         return f"the word embedding is {bits}-bit, not {spec.resolved_embedding_bits}-bit"
-    found_bits = {m.bits for m in _encoder_of(model).modules() if isinstance(m, AttentionQuantizer)} or {FP32}
-    if found_bits != {spec.attention_bits}:
-        return f"attention is {min(found_bits)}-bit, not {spec.attention_bits}-bit"
+    for attention in layers.parts("attention"):
+        if (bits := getattr(getattr(attention, ATTENTION_QUANTIZER, None), "bits", FP32)) != spec.attention_bits:
+            return f"attention is {bits}-bit, not {spec.attention_bits}-bit"
     return None
 
 
@@ -124,19 +121,11 @@ def unquantized_activations(model: nn.Module) -> Iterator[None]:
             setattr(parent, name, child)
 
 
-def _encoder_of(model: Any) -> nn.Module:
-    """The encoder's layers; an empty list if the model has none."""
-    encoder = getattr(getattr(model, "base_model", model), "encoder", None)
-    layers = getattr(encoder, "layer", None)
-    return layers if isinstance(layers, nn.Module) else nn.ModuleList()
-
-
-def _layers_of(model: Any) -> tuple[list[Child], nn.Module, list[Child]]:
-    """The encoder's Linears, the word embedding and the pooler's Linears; a pair counts as one layer."""
-    linears = [*_linear_children(_encoder_of(model))]
+def _leaves_of(model: Any, layers: Layers) -> tuple[list[Child], nn.Module, list[Child]]:
+    """The Linears of the layers, the word embedding and the pooler's Linears; a pair counts as one layer."""
     pooler = getattr(getattr(model, "base_model", model), "pooler", None)
-    embeddings = model.get_input_embeddings() if linears else nn.Module()
-    return linears, embeddings, [*_linear_children(pooler or nn.Module())]
+    linears = [child for layer in layers.modules for child in _linear_children(layer)]
+    return linears, model.get_input_embeddings(), [*_linear_children(pooler or nn.Module())]
 
 
 def _linear_children(root: nn.Module) -> Iterator[Child]:

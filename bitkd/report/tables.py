@@ -9,9 +9,7 @@ from bitkd.compare.arms import Arm, Cost, Mean, mean_of_artifacts
 from bitkd.compare.comparison import Comparison
 from bitkd.compare.runs import Stage
 from bitkd.data.tasks import HOLDOUT
-
-DASH = "–"
-"""A cell without a value."""
+from bitkd.report.numbers import DASH, time_text
 
 PER_STEP = ("FLOP per step", "time per step")
 
@@ -211,10 +209,3 @@ def si(value: float) -> str:
         if value >= 0.9995 * 10**power:
             return f"{value / 10**power:.3g} {prefix}"
     return f"{value:.3g}"
-
-
-def time_text(seconds: float) -> str:
-    """45 s, 12.5 min or 3.0 h."""
-    if seconds < 99.5:
-        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.2g} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"

@@ -1,61 +1,66 @@
-"""Tables for a terminal."""
+"""Tables of runs for a terminal."""
 
 from collections.abc import Sequence
 
-from rich import box
-from rich.table import Table
-
 from bitkd.compare.rows import Row
-from bitkd.report.tables import DASH, TextTable
+from bitkd.data.tasks import HOLDOUT
+from bitkd.report.fitted import FittedTable
+from bitkd.report.numbers import DASH
+from bitkd.report.tables import TextTable
+
+OPTIONAL = ("MiB on paper", "parameters", "seconds", "steps", "seed", "MiB packed", "bits")
+"""Columns that a narrow terminal may leave out, the first to go first: never names and scores."""
+
+OPTIONAL_TEXT = (
+    *("hyper-parameters", "stages", "training FLOP", "training time", "resampled", "MiB packed", "seeds in pairs"),
+    *("seeds", "budget", "bits", "student / teacher"),
+)
+"""The same of a comparison's tables."""
 
 
-def _header(rows: list[Row]) -> tuple[str, ...]:
-    columns = ("bits", "parameters", "MiB on paper", "MiB packed", "steps", "seconds")
-    return ("run", "stage", f"dev {rows[0].metric}", *columns)
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    return (
-        row.run,
-        row.stage,
-        DASH if row.score is None else f"{row.score:.4f}",
-        row.precision,
-        f"{row.parameters / 1e6:.3f} M",
-        f"{row.paper_mib:.3f}",
-        f"{row.packed_mib:.3f}",
-        str(row.steps),
-        f"{row.seconds:.0f}",
-    )
-
-
-def render_text(table: TextTable) -> Table:
+def render_text(table: TextTable) -> FittedTable:
     """A table of text."""
-    shown = _table(table.header)
-    for row in table.rows:
-        shown.add_row(*row)
-    return shown
+    return FittedTable(table.header, table.rows, OPTIONAL_TEXT, ruled=True)
 
 
-def render(rows: list[Row], labels: Sequence[str] = ()) -> Table:
+def render(rows: list[Row], labels: Sequence[str] = ()) -> FittedTable:
     """One row per stage, run after run.
 
     labels: each row's arm, shown with the seed on the first row of a run; empty if the runs' names already show the
     arms.
     """
-    header = (*_header(rows)[:1], *(("arm", "seed") if labels else ()), *_header(rows)[1:])
-    table = _table(header)
-    before = None
+    several = len({row.run for row in rows}) > 1 or bool(labels)
+    sets = _dev_sets(rows)
+    header = ["run"] * several + ["arm", "seed"] * bool(labels) + ["stage"]
+    header += [f"{name} {rows[0].metric}" for name in sets]
+    header += ["bits", "parameters", "MiB on paper", "MiB packed", "steps", "seconds"]
+    cells, sections, before = [], [], None
     for position, row in enumerate(rows):
-        arm = (labels[position], str(row.seed)) if labels else ()
-        is_first = (row.run, *arm) != before
-        if is_first and position:
-            table.add_section()
-        run, *cells = _cells(row)
-        table.add_row(run, *(arm if is_first else [""] * len(arm)), *cells)
-        before = (row.run, *arm)
-    return table
+        arm = [labels[position], str(row.seed)] if labels else []
+        if [row.run, *arm] != before:
+            sections.append(position)
+        shown = arm if [row.run, *arm] != before else [""] * len(arm)
+        cells.append(
+            [row.run] * several + shown + [row.stage, *(_score(row, name, sets) for name in sets), *_cost(row)]
+        )
+        before = [row.run, *arm]
+    return FittedTable(header, cells, OPTIONAL, sections[1:], ruled=True)
 
 
-def _table(header: Sequence[str]) -> Table:
-    """An empty table; the last word of a column's name is on a second line."""
-    return Table(*("\n".join(name.rsplit(" ", 1)) for name in header), box=box.SIMPLE_HEAD, pad_edge=False)
+def _dev_sets(rows: list[Row]) -> list[str]:
+    """The dev sets that the task's metric was measured on; the first of them has the score."""
+    scored = next((row for row in reversed(rows) if row.score is not None), None)
+    names = [name for name, values in scored.dev.items() if name != HOLDOUT] if scored else []
+    return [name for name in names if name == names[0] or (scored and rows[0].metric in scored.dev[name])] or ["dev"]
+
+
+def _score(row: Row, dev: str, sets: list[str]) -> str:
+    if row.score is None:  # without a head, its metrics are other ones
+        return DASH
+    value = row.score if dev == sets[0] else row.dev.get(dev, {}).get(row.metric)
+    return DASH if value is None else f"{value:.4f}"
+
+
+def _cost(row: Row) -> list[str]:
+    sizes = [f"{row.parameters / 1e6:.3f} M", f"{row.paper_mib:.3f}", f"{row.packed_mib:.3f}"]
+    return [row.precision, *sizes, str(row.steps), f"{row.seconds:.0f}"]

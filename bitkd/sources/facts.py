@@ -47,7 +47,7 @@ class TokenizerInfo:
     """Of its state."""
 
     size: int
-    """Of its vocabulary."""
+    """Embeddings that a model needs for it."""
 
     longest: int
     """Tokens that it gives at most."""

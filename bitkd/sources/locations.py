@@ -20,7 +20,7 @@ def locate(config: Config) -> tuple[Config, Path]:
     data, model = config.data, config.model
     if DEMO in (data.dir, model.pretrained) or DEMO in data.corpus:
         with writable(store.parent):
-            demo = ensure_demo(cache_root(config) / "demo")
+            demo = ensure_demo(demo_folder(config))
         data = replace(
             data,
             dir=str(demo.data) if data.dir == DEMO else data.dir,
@@ -28,6 +28,11 @@ def locate(config: Config) -> tuple[Config, Path]:
         )
         model = replace(model, pretrained=str(demo.model) if model.pretrained == DEMO else model.pretrained)
     return replace(config, data=data, model=model), resolve_pretrained(model.pretrained)
+
+
+def demo_folder(config: Config) -> Path:
+    """Where the task, corpus and model are that bitkd makes itself."""
+    return cache_root(config) / "demo"
 
 
 def make_documents(config: Config) -> Documents:

@@ -13,11 +13,18 @@ from bitkd.config.schema import Config, cache_root
 from bitkd.data.augment.checks import check_augmented
 from bitkd.data.batches import LoaderSpec
 from bitkd.data.documents import Documents, FileDocuments
-from bitkd.data.hub import load_tokenizer, resolve_pretrained, same_tokens, tokenizer_state
+from bitkd.data.hub import (
+    load_tokenizer,
+    resolve_pretrained,
+    sample_rows,
+    token_difference,
+    tokenizer_size,
+    tokenizer_state,
+)
 from bitkd.data.tasks import task_fingerprint
 from bitkd.errors import InputError
 from bitkd.files import checksum, digest
-from bitkd.models.spec import StudentSpec
+from bitkd.models.spec import Architecture, StudentSpec
 from bitkd.sources.cache import FactCache
 from bitkd.sources.facts import ModelInfo, RowsInfo, TokenizerInfo, by_folder, folder_hash
 from bitkd.sources.locations import locate, make_documents
@@ -48,9 +55,18 @@ class Sources:
     @by_folder
     def model_info(self, folder: Path) -> ModelInfo:
         from bitkd.models.artifact import is_artifact, read_model_config
+        from bitkd.models.probe import read_limits
 
         config = read_model_config(folder)
-        return ModelInfo(is_artifact(config), config.max_position_embeddings, config.vocab_size)
+        return ModelInfo(is_artifact(config), read_limits(config).positions, config.vocab_size)
+
+    @by_folder
+    def architecture(self, folder: Path) -> Architecture:
+        """What the model in a folder can be made into. Raises InputError if it cannot be distilled and quantized."""
+        from bitkd.models.artifact import read_model_config
+        from bitkd.models.probe import try_architecture
+
+        return try_architecture(read_model_config(folder))
 
     @by_folder
     def shape_of(self, folder: Path) -> tuple[StudentSpec, int]:
@@ -69,6 +85,20 @@ class Sources:
         return label_names(load_classifier(folder).config)
 
     @by_folder
+    def check_encoder(self, folder: Path) -> None:
+        """Raise InputError if weights of the encoder in a folder are missing or damaged."""
+        from bitkd.models.artifact import load_encoder
+
+        load_encoder(folder)
+
+    @by_folder
+    def check_embeddings(self, folder: Path) -> None:
+        """Raise InputError if weights of the model in a folder are damaged, or its word embeddings missing."""
+        from bitkd.data.augment.candidates import load_embeddings
+
+        load_embeddings(folder)
+
+    @by_folder
     def check_masked_lm(self, folder: Path) -> None:
         """Raise InputError if the model in a folder has no trained masked-LM head."""
         from bitkd.data.augment.candidates import load_masked_lm
@@ -83,15 +113,21 @@ class Sources:
     @by_folder
     def tokenizer_info(self, folder: Path) -> TokenizerInfo:
         tokenizer = self.tokenizer if folder == self.model else load_tokenizer(folder)
-        return TokenizerInfo(digest(tokenizer_state(tokenizer)), len(tokenizer), tokenizer.model_max_length)
+        return TokenizerInfo(digest(tokenizer_state(tokenizer)), tokenizer_size(tokenizer), tokenizer.model_max_length)
 
-    def same_tokenizer(self, folder: Path) -> bool:
-        """Whether the tokenizer in a folder makes the same tokens as the run's."""
-        return self._same_tokenizer(folder, self.tokenizer_info(self.model).hash)
+    def token_difference(self, folder: Path) -> str | None:
+        """How the tokens that the tokenizer in a folder makes of the task's rows differ from those of the run's tokenizer;
+        None if they do not.
+        """
+        settings, files = self._task_files
+        settings = [*settings, str(folder), self.tokenizer_info(self.model).hash]
 
-    @by_folder
-    def _same_tokenizer(self, folder: Path, tokenizer: str) -> bool:
-        return same_tokens(load_tokenizer(folder), self.tokenizer)
+        def compute() -> str | None:
+            texts = self.task_rows.train_texts()
+            rows = list(zip(*(texts[name] for name in ("text_a", "text_b") if name in texts)))
+            return token_difference(load_tokenizer(folder), self.tokenizer, sample_rows(rows))
+
+        return self.cache.get("tokens", settings, None if files is None else [*files, *folder.glob("*")], compute)
 
     @cached_property
     def tokenizer(self) -> Any:

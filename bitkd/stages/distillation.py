@@ -82,9 +82,9 @@ class DistillationModule(StudentModule):
 
     def _freeze_head(self) -> None:
         """Parameters that no term reads would make DDP fail, and weight decay would shrink them."""
-        model = self.student
-        heads = [getattr(model, "classifier", None), getattr(model.base_model, "pooler", None)]
-        for module in heads:
+        bare = self.student.base_model
+        heads = [module for module in self.student.children() if module is not bare] if bare is not self.student else []
+        for module in (*heads, getattr(bare, "pooler", None)):
             if module is not None:
                 module.requires_grad_(False)
 

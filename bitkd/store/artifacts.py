@@ -102,6 +102,10 @@ class Store:
         """Whether an interrupted stage left something to resume from."""
         return any(any(self.work(key).glob(pattern)) for pattern in ("step-*.ckpt", "shard-*.arrow"))
 
+    def saved_step(self, key: str) -> int | None:
+        """The optimizer step that an interrupted stage resumes from; None if it has no checkpoint."""
+        return max((int(file.stem.partition("-")[2]) for file in self.work(key).glob("step-*.ckpt")), default=None)
+
     def find_damage(self, key: str) -> str | None:
         """What is wrong with a finished artifact; None if its files can be read and their checksums are right."""
         if foreign := find_foreign(self.path(key)):

@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -75,10 +75,26 @@ class AugmentedRecord:
 
 
 @dataclass(frozen=True)
+class TaskRecord:
+    """The task that a classifier was trained for, so that it can be used with nothing but its folder."""
+
+    definition: dict[str, Any]
+    """The settings under `task`, without those of augmentation."""
+
+    max_length: int
+    """Tokens of a row at most; longer rows were truncated."""
+
+    source: Literal["demo", "files", "hub"]
+    """Where its rows came from. The folder of files is not recorded: it is a path on one machine."""
+
+
+@dataclass(frozen=True)
 class StageRecord:
     """stage.json: how an artifact was made. Only the fingerprint decides whether it can be used again."""
 
     format: int
+    """2; artifacts of format 1 lack `trained_for`."""
+
     name: str
     kind: str
     title: str
@@ -124,6 +140,15 @@ class StageRecord:
     augmented: AugmentedRecord | None = None
     """Of rows; None for a student."""
 
+    trained_for: TaskRecord | None = None
+    """Of a student with a task head; None for others, and in format 1."""
+
+    workload: str | None = None
+    """Hash of what decides the time and the memory of a step, see `bitkd.pipeline.estimate`; None if nothing was trained."""
+
+    memory_mib: float | None = None
+    """Peak of the first process: of its GPU if it has one, else its resident memory; None if it is not known."""
+
     checksums: dict[str, str] = field(default_factory=dict)
     """File name -> SHA-256 of every other file of the artifact."""
 
@@ -131,8 +156,8 @@ class StageRecord:
         """The content of the JSON file: a student has no `augmented`, rows have no fields of a student."""
         data = asdict(self)
         absent = {"augmented"} if self.augmented is None else {"size", "selected", "curve", "flops", "selected_step"}
-        if self.selected_step is None:
-            absent.add("selected_step")
+        optional = ("selected_step", "trained_for", "workload", "memory_mib")
+        absent |= {name for name in optional if data[name] is None}
         return {name: value for name, value in data.items() if name not in absent}
 
 

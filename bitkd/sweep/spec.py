@@ -15,6 +15,7 @@ from bitkd.errors import InputError, nearest
 from bitkd.names import LONGEST_NAME, check_name, shown
 from bitkd.pipeline.checks import check_paths
 from bitkd.pipeline.plan import check_settings
+from bitkd.processes.machine import check_machine
 from bitkd.stages.spec import SCORE
 from bitkd.sweep.text import sweep_data
 
@@ -82,7 +83,8 @@ class SweepSpec:
     def config(self, parameters: Mapping[str, Any], check: bool = False, paths: bool = False) -> Config:
         """The configuration of a trial.
 
-        check: also make the checks that need neither models nor data.  paths: also check that its files exist.
+        check: also make the checks that need neither models nor data.  paths: also check that its files exist, and that
+        this machine has the processors.
 
         Raises InputError if the trial's settings are wrong.
         """
@@ -95,6 +97,7 @@ class SweepSpec:
                 check_settings(self._configs[key])
             if paths:
                 check_paths(self._configs[key])
+                check_machine(self._configs[key].trainer)
             return self._configs[key]
         except InputError as error:
             shown = " ".join(f"{key}={value}" for key, value in parameters.items())

@@ -120,6 +120,13 @@ def test_a_missing_file_says_where_it_was_looked_for(tmp_path):
         find_file(task_of("rte"), "train.tsv", tmp_path)
 
 
+def test_only_files_that_can_be_read_are_named_in_place_of_a_missing_one(tmp_path):
+    for suffix in ("tsv.gz", "csv", "parquet.gz", "xlsx", "tsv.zip"):
+        (tmp_path / f"train.{suffix}").touch()
+    with pytest.raises(InputError, match=r"; there is train\.csv, train\.tsv\.gz: name the files under task\.files$"):
+        find_file(task_of("rte"), "train.tsv", tmp_path)
+
+
 def test_an_empty_text_is_a_text(tmp_path):
     file = tmp_path / "x.tsv"
     file.write_text("sentence\tlabel\n\t1\n")
@@ -200,7 +207,7 @@ def test_other_formats_hold_the_same_rows(tmp_path, suffix, caplog):
         ),
         ("r.csv", b'premise,hypothesis,label\na,"b\n\xff",yes\nc,d,no\n', r"r\.csv:3: byte 0 is not UTF-8"),
         ("r.jsonl", b'{"premise": "a"}\n', r"r\.jsonl:1: hypothesis is missing; the row has \['premise'\]"),
-        ("r.jsonl", b"[1]\n", r"r\.jsonl:1: premise is missing; the row has list"),
+        ("r.jsonl", b"[1]\n", r"r\.jsonl, row 0: premise is missing; the row has int"),
         ("r.jsonl", b"{\n", r"r\.jsonl:1: no JSON"),
         ("r.jsonl", b'{"premise": 3, "hypothesis": "b", "label": "no"}\n', r"premise is int 3, not a text"),
         ("r.parquet", b"PAR", r"r\.parquet is no Parquet file"),

@@ -150,3 +150,11 @@ def test_hub_labels_may_be_names(tiny_tokenizer, monkeypatch):
 def test_a_bad_hub_label_is_named(labels, spec, message, tiny_tokenizer, monkeypatch):
     with pytest.raises(InputError, match=message):
         _ = TaskRows(hub_task(monkeypatch, labelled(labels), **spec), tiny_tokenizer).train
+
+
+def test_many_unknown_words_are_reported(tiny_tokenizer, tmp_path, caplog):
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.tsv").write_text("text\tlabel\n" + "中 文 dog\ta\n" * 3 + "dog cat\tb\n" * 3)
+    task = TaskSpec("t", ["text"], ["a", "b"], files=FilesSpec(dev={"dev": "dev.tsv"}))
+    assert len(TaskRows(task, tiny_tokenizer, tmp_path).train) == 6
+    assert "t: 22% of the tokens of its rows are [UNK]" in caplog.text

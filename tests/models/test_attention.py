@@ -6,8 +6,8 @@ from transformers import (
     BertModel,
     ElectraConfig,
     ElectraModel,
-    MPNetConfig,
-    MPNetModel,
+    RemBertConfig,
+    RemBertModel,
     RobertaConfig,
     RobertaModel,
 )
@@ -56,15 +56,15 @@ def test_a_model_made_without_bitkd_gives_scores_once_asked(model):
 
 
 def test_an_encoder_with_attention_of_its_own_is_refused():
-    model = MPNetModel(MPNetConfig(**SHAPE))
+    model = RemBertModel(RemBertConfig(**SHAPE))
     assert not can_use_score_attention(model)
-    with pytest.raises(InputError, match="MPNetModel computes attention by itself"):
+    with pytest.raises(InputError, match="RemBertModel computes attention by itself"):
         use_score_attention(model)
     # transformers accepts the name here, although the model never reads it.
-    named = MPNetModel._from_config(MPNetConfig(**SHAPE), attn_implementation="bitkd")
-    with pytest.raises(InputError, match="MPNetModel computes attention by itself"):
+    named = RemBertModel._from_config(RemBertConfig(**SHAPE), attn_implementation="bitkd")
+    with pytest.raises(InputError, match="RemBertModel computes attention by itself"):
         use_score_attention(named)
-    with pytest.raises(InputError, match="MPNetModel computes attention by itself"):
+    with pytest.raises(InputError, match="RemBertModel computes attention by itself"):
         prepare(named, QuantSpec(weight_bits=1, activation_bits=8, attention_activations=True))
     assert not hasattr(named.config, "bitkd")
     prepare(named, QuantSpec(weight_bits=1))

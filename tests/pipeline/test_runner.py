@@ -1,11 +1,10 @@
-import copy
 import json
+import re
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers.normalizers import BertNormalizer
 
 from bitkd.config.comparable import result_settings
 from bitkd.config.load import load_config
@@ -32,7 +31,7 @@ def test_a_second_run_skips_every_stage(runs, settings, console, pipeline):
     assert set(states(overrides).values()) == {"done"}
     before = read_weights(runs, pipeline)
     run(load_config(overrides), console)
-    assert all("is done already" in line for line in console.lines)
+    assert all("is done already" in line for line in console.lines if line.startswith("stage"))
     assert read_weights(runs, pipeline) == before
 
 
@@ -106,6 +105,10 @@ def test_a_cut_stage_resumes_to_the_same_bytes(finished, settings, console, tmp_
     assert "cut" in (tmp_path / "rte" / "multistage" / "stage1.error.txt").read_text()
     monkeypatch.undo()
     run(load_config(overrides), console)
+    assert "stage 3 of 8: stage1 goes on at step 3 of 4" in console.lines
+    assert any(
+        re.match(r"stage 2 of 8: general finished: dev loss \d+\.\d{4}, 4 steps, ", line) for line in console.lines
+    )
     assert read_weights(tmp_path, "multistage") == read_weights(finished, "multistage")
     assert read_record(tmp_path, "multistage", "stage1") == read_record(finished, "multistage", "stage1")
     assert not any((tmp_path / "store" / ".work").iterdir())
@@ -231,18 +234,9 @@ def test_a_given_teacher_is_used_instead_of_training_one(finished, settings, con
     torch.testing.assert_close(mapped.classifier.weight, copied.classifier.weight)
 
 
-def test_a_teacher_of_other_tokens_is_refused(finished, settings, tiny_tokenizer, tmp_path):
-    def plan_with(folder):
-        make_plan(load_config(settings(tmp_path, "singlestage", f"stages.teacher.checkpoint={folder}")))
-
-    model = load_classifier(finished / "rte" / "singlestage" / "teacher")
-    other = copy.deepcopy(tiny_tokenizer)
-    other.backend_tokenizer.normalizer = BertNormalizer(lowercase=False)
-    save_student(model, tmp_path / "cased", other)
-    with pytest.raises(InputError, match=r"has another tokenizer than .*; set model\.pretrained="):
-        plan_with(tmp_path / "cased")
-    save_student(model, tmp_path / "bare")
-    plan_with(tmp_path / "bare")
+def test_a_teacher_without_a_tokenizer_is_taken(finished, settings, tmp_path):
+    save_student(load_classifier(finished / "rte" / "singlestage" / "teacher"), tmp_path / "bare")
+    make_plan(load_config(settings(tmp_path, "singlestage", f"stages.teacher.checkpoint={tmp_path / 'bare'}")))
 
 
 def test_an_artifact_is_no_pretrained_model(finished, settings, tmp_path):

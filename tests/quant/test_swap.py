@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    AlbertConfig,
+    AlbertModel,
     BertConfig,
     BertForSequenceClassification,
     BertModel,
-    DistilBertConfig,
-    DistilBertModel,
     ElectraConfig,
     ElectraForSequenceClassification,
     RobertaConfig,
@@ -162,10 +162,10 @@ def test_spec_refuses(settings: dict, message: str) -> None:
 
 
 def test_prepare_refuses() -> None:
-    distil = DistilBertModel(DistilBertConfig(dim=8, hidden_dim=16, n_layers=1, n_heads=2, vocab_size=10))
-    with pytest.raises(InputError, match=r"DistilBertModel has no Linear in encoder\.layer"):
-        swap_layers(distil, QuantSpec(weight_bits=1))
-    with pytest.raises(InputError, match=r"no Linear in encoder\.layer"):
+    albert = AlbertModel(AlbertConfig(hidden_size=8, num_attention_heads=2, vocab_size=10))
+    with pytest.raises(InputError, match="AlbertModel does not keep its layers as BERT"):
+        swap_layers(albert, QuantSpec(weight_bits=1))
+    with pytest.raises(InputError, match="Linear does not keep its layers as BERT"):
         swap_layers(nn.Linear(2, 2), QuantSpec(weight_bits=1))
     with pytest.raises(InputError, match="has no pooler"):
         swap_layers(RobertaForSequenceClassification(RobertaConfig(**SHAPE)), QuantSpec(weight_bits=1, pooler=True))

@@ -11,7 +11,7 @@ from bitkd.config.load import load_config
 from bitkd.errors import StoppedError
 from bitkd.pipeline import runner
 from bitkd.pipeline.plan import make_plan
-from bitkd.tracking import agent, make_observer
+from bitkd.tracking import agent, make_observer, report
 from bitkd.tracking import wandb as tracking
 
 FAKE_KEY = "0123456789abcdef" * 2 + "deadbeef"
@@ -26,17 +26,8 @@ STAGES = ["teacher", "init", "single", "single_binary"]
 
 
 @pytest.fixture
-def offline(tmp_path, monkeypatch):
-    """A wandb without a key, a network or a memory of other tests."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_SWEEP_ID", "WANDB_RUN_ID"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / name.lower()))
-    wandb.teardown()
-    yield
-    wandb.teardown()
+def offline(clean_wandb):
+    """Nothing is sent: there is no key."""
 
 
 def read_records(folder):
@@ -115,6 +106,7 @@ def test_a_run_is_a_group_with_a_job_for_each_stage_and_a_report(settings, conso
     assert report["summary"]["dev/score"] == found["single_binary"]["summary"]["dev/score"]
     (media,) = [row for row in report["history"] if "stages/nrows" in row]
     assert media["stages/nrows"] == 4
+    (media,) = [row for row in report["history"] if any(key.startswith("report/") for key in row)]
     pictures = {key.split("/")[1] for key in media if key.startswith("report/")}
     assert len(pictures) == 4
     assert {media[f"report/{picture}/_type"] for picture in pictures} == {"image-file"}
@@ -130,11 +122,11 @@ def test_a_run_is_a_group_with_a_job_for_each_stage_and_a_report(settings, conso
 def test_a_report_that_a_kill_prevented_is_written_at_the_next_start(settings, console, tmp_path, offline, monkeypatch):
     config = load_config(settings(tmp_path, "singlestage", "logger=wandb", "train.max_steps=1"))
 
-    def killed(plan):
+    def killed(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(tracking, "_report_run", killed)
+        patched.setattr(tracking.WandbObserver, "run_finished", killed)
         with pytest.raises(KeyboardInterrupt):
             run(config, console)
     run(config, console)
@@ -215,42 +207,18 @@ def test_a_key_is_in_no_file_that_a_run_writes(settings, console, tmp_path, offl
     assert not Path(tmp_path / "none").exists()
 
 
-def test_without_a_network_a_stage_of_a_run_with_a_key_has_its_csv_files(
-    settings, console, tmp_path, offline, monkeypatch, caplog
-):
-    for name, value in {
-        "WANDB_API_KEY": FAKE_KEY,
-        "WANDB_BASE_URL": "http://127.0.0.1:9",
-        "WANDB_INIT_TIMEOUT": "1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    wandb.teardown()
-    plan = make_plan(load_config(settings(tmp_path, "singlestage", "logger=wandb")))
-    assert tracking.WandbObserver().loggers(plan, plan.stages[0]) == []
-    assert "the run continues with its CSV files" in caplog.text
-    files = [file for file in tmp_path.rglob("*") if file.is_file()]
-    assert [file for file in files if FAKE_KEY.encode() in file.read_bytes()] == []
-
-
 def test_a_failing_wandb_costs_no_stage_and_no_report(settings, console, tmp_path, offline, monkeypatch, caplog):
     def fail(*_, **__):
         raise OSError("no space left on device")
 
-    asked, facts_after = [], tracking._facts_after
-
-    def fail_in_stages(plan, stage):
-        asked.append(stage)
-        return fail() if len(asked) <= len(STAGES) else facts_after(plan, stage)
-
-    monkeypatch.setattr(tracking, "_facts_after", fail_in_stages)
-    monkeypatch.setattr(tracking, "write_report", fail)
+    monkeypatch.setattr(tracking, "facts_after", fail)
+    monkeypatch.setattr(report, "write_report", fail)
     monkeypatch.setattr(tracking.WandbLogger, "log_metrics", fail)
     run(load_config(settings(tmp_path, "singlestage", "logger=wandb")), console)
     assert {"wandb: OSError: no space left on device; the run continues with its CSV files"} == {
         record.getMessage() for record in caplog.records if record.name == tracking.__name__
     }
     assert wandb.run is None
-    assert len(asked) == 2 * len(STAGES)
     assert (tmp_path / "rte" / "singlestage" / "single_binary" / "metrics.json").exists()
 
 

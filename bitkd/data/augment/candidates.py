@@ -15,6 +15,8 @@ from transformers import AutoModel, AutoModelForMaskedLM
 from bitkd.data.augment.words import Candidates, Pieces, Sentence
 from bitkd.data.tasks import CandidatePrecision, CandidateSource
 from bitkd.errors import InputError
+from bitkd.pretrained.load import load_pretrained
+from bitkd.quant.layout import input_limits
 
 FORWARD_TOKENS = 4096
 """Padded tokens of one forward pass. It is a constant, because rounding depends on the shape of a batch: with another
@@ -57,8 +59,7 @@ class VectorCandidates:
     @classmethod
     def of_model(cls, folder: Path, tokenizer: Any, count: int) -> "VectorCandidates":
         """Vectors from the input embeddings of the model in `folder`."""
-        model = AutoModel.from_pretrained(str(folder), dtype=torch.float32, trust_remote_code=False)
-        matrix = model.get_input_embeddings().weight.detach()
+        matrix = load_embeddings(folder)
         pieces = Pieces(tokenizer)
         ids = [i for i, word in pieces.whole_words.items() if re.fullmatch("[A-Za-z]{2,}", word)]
         return cls([pieces.whole_words[i] for i in ids], matrix[ids], count, partial(pieces.mean_vector, matrix=matrix))
@@ -79,7 +80,7 @@ class VectorCandidates:
                     row = np.array(numbers.split(" "), dtype=np.float32)
                 except ValueError:
                     row = np.empty(0, np.float32)
-                if not len(row) or (rows and len(row) != len(rows[0])):
+                if not len(row) or (rows and len(row) != len(rows[0])) or not np.isfinite(row).all():
                     raise InputError(
                         f"{file}:{number} is no word and its numbers; task.augmentation.vectors= reads GloVe's format"
                     )
@@ -149,7 +150,7 @@ class MaskedLMCandidates:
         allowed = torch.full((self.model.config.vocab_size,), -torch.inf)
         allowed[list(self._pieces.whole_words)] = 0
         self._allowed = allowed.to(device)
-        self._longest = min(self.model.config.max_position_embeddings, tokenizer.model_max_length)
+        self._longest = min(input_limits(self.model).positions, tokenizer.model_max_length)
         self._masked: Tensor | None = None
         self.model.base_model.register_forward_hook(self._keep_masked)
 
@@ -227,16 +228,23 @@ def _chunks(order: list[int], lengths: list[int]) -> Iterator[list[int]]:
         yield chunk
 
 
+def load_embeddings(folder: Path) -> Tensor:
+    """The word embeddings of the model in a folder, (tokens, dimensions). Raises InputError if they would be random."""
+    model, random, cause = load_pretrained(AutoModel, folder)
+    embeddings = model.get_input_embeddings().weight
+    name = next(name for name, weight in model.named_parameters() if weight is embeddings)
+    if name in random:
+        raise InputError(f"{folder} has no word embeddings ({name} is missing){cause}")
+    return embeddings.detach()
+
+
 def load_masked_lm(folder: Path) -> Any:
     """A masked language model with a *trained* head. Raises InputError if its head would be random."""
-    model, report = AutoModelForMaskedLM.from_pretrained(
-        str(folder), dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-    )
-    random = sorted(report["missing_keys"]) + sorted(str(key) for key in report.get("mismatched_keys", ()))
+    model, random, cause = load_pretrained(AutoModelForMaskedLM, folder)
     if random:
         raise InputError(
             f"{folder} has no trained masked-LM head ({random[0]} is missing); use task.augmentation.source=vectors, or "
-            "name a masked language model with task.augmentation.model="
+            f"name a masked language model with task.augmentation.model={cause}"
         )
     return model.eval()
 
@@ -245,7 +253,7 @@ def has_masked_lm(folder: Path) -> bool:
     """Whether the model in `folder` has a trained masked-LM head."""
     try:
         load_masked_lm(folder)
-    except (InputError, ValueError):
+    except InputError:
         return False
     return True
 

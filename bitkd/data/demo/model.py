@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForPreTraining, BertModel, PreTrainedTokenizerFast, get_scheduler
 
 from bitkd.data.demo.text import rivals
+from bitkd.files import follow_umask
+from bitkd.store.artifacts import WEIGHTS_FILE
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PRETRAINING_STEPS, PRETRAINING_BATCH, PRETRAINING_LR = 400, 32, 2e-3
@@ -32,6 +34,7 @@ def write_model(folder: Path, corpus: Path, texts: list[list[str]]) -> None:
     finally:
         torch.set_num_threads(threads)
     model.save_pretrained(folder)
+    follow_umask(folder / WEIGHTS_FILE)
     tokenizer.save_pretrained(folder)
 
 

@@ -1,0 +1,1 @@
+"""Checkpoints of transformers: checks of their files, and loading without random weights."""
