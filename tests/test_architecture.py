@@ -11,8 +11,7 @@ PACKAGE = ROOT / "bitkd"
 FLOORS = [
     {"errors"},
     {"files", "names"},
-    {"quant", "distill", "store"},
-    {"pretrained"},
+    {"quant", "distill", "store", "pretrained"},
     {"models", "data"},
     {"callbacks"},
     {"stages"},

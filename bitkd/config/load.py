@@ -4,6 +4,7 @@
 part of the whole configuration. They are merged in this order: config.yaml, model, trainer, pipeline, task, overrides.
 """
 
+import json
 import logging
 import os
 import pickle
@@ -68,7 +69,7 @@ def load_config(
     files = [conf_dir() / "config.yaml", *(_file_of(group, chosen[group]) for group in GROUPS if group in chosen)]
     merged = pickle.loads(_merge_files(tuple((file, _read(file)) for file in files), "task" in chosen))
     if recorded:
-        _merge(merged, typed(from_data(recorded), Config, ""))
+        _merge(merged, _as_layer(recorded))
     for text in dotted:
         key, _, value = text.partition("=")
         if not value.strip():
@@ -92,6 +93,13 @@ def load_config(
     if config.embedding_bits is not None:
         _set_embedding_bits(config, config.embedding_bits)
     return config
+
+
+def _as_layer(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    if "${" in json.dumps(recorded):  # OmegaConf would resolve it, on this machine
+        raise InputError("the recorded settings have a '${' in them, which is no text here; give the settings yourself")
+    layer: dict[str, Any] = typed(from_data(dict(recorded)), Config, "")
+    return layer
 
 
 def _set_embedding_bits(config: Config, bits: int) -> None:

@@ -41,6 +41,9 @@ _KEY = re.compile(r"\$\{[\w.\[\]-]+\}")
 
 _CORE = "tag:yaml.org,2002:"
 _NULL = f"{_CORE}null"
+_NONE = f"{_CORE}none"
+"""Tag of Python's None, which is never the text null."""
+
 _MERGE = f"{_CORE}merge"
 _TAGS = {_CORE + name for name in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp", "merge", "value")}
 
@@ -69,7 +72,7 @@ def from_data(value: Any) -> Node:
     if isinstance(value, list | tuple | set | frozenset):
         return SequenceNode(f"{_CORE}seq", [from_data(entry) for entry in value])
     if value is None:
-        return ScalarNode(_NULL, "null")
+        return ScalarNode(_NONE, "null")
     return ScalarNode(f"{_CORE}str", str(value).lower() if isinstance(value, bool) else str(value))
 
 
@@ -108,7 +111,7 @@ def typed(node: Node | None, kind: Any, key: str, source: str | None = None) -> 
         }
     if get_origin(kind) is list and isinstance(node, SequenceNode):
         return [typed(entry, get_args(kind)[0], f"{key}[{i}]", source) for i, entry in enumerate(node.value)]
-    if isinstance(node, ScalarNode):
+    if isinstance(node, ScalarNode) and node.tag != _NONE:
         text = _checked_text(node.value, key)
         if "${" in text:
             return text
@@ -271,7 +274,7 @@ def _plain(kind: Any) -> Any:
 
 
 def _is_null(node: Node | None) -> bool:
-    return node is None or (isinstance(node, ScalarNode) and node.tag == _NULL)
+    return node is None or (isinstance(node, ScalarNode) and node.tag in (_NULL, _NONE))
 
 
 def _check_nodes(node: Node | None, where: str, seen: set[int]) -> None:

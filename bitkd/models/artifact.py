@@ -26,7 +26,7 @@ from bitkd.models.student import build_blank
 from bitkd.pretrained.files import check_checkpoint_files
 from bitkd.pretrained.load import check_finite, load_pretrained, read_model_config
 from bitkd.quant.swap import make_blank_pairs
-from bitkd.store.artifacts import WEIGHTS_FILE
+from bitkd.store.artifacts import WEIGHTS_FILE, find_foreign
 
 _FIRST_HALF = ".first.weight"
 """End of the name of a weight that is the first half of a pair."""
@@ -72,6 +72,8 @@ def load_student(path: Path | str) -> PreTrainedModel:
     Raises InputError if the folder is no bitkd artifact, was saved by another version of bitkd, or is damaged.
     """
     folder = Path(path)
+    if foreign := find_foreign(folder):
+        raise InputError(f"{foreign}; name an artifact as bitkd wrote it")
     config = read_model_config(folder)
     if not is_artifact(config):
         raise InputError(f"{folder} is a plain Hugging Face checkpoint, not a bitkd artifact; use load_classifier")

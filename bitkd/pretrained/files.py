@@ -1,6 +1,7 @@
 """Checks of a checkpoint's files before they are loaded. It imports no torch, so that planning needs none."""
 
 import json
+import math
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,11 +9,22 @@ from typing import Any
 
 from bitkd.errors import InputError
 from bitkd.files import POINTER, describe_content
+from bitkd.names import shown
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Names of weights, in the order in which transformers looks for them. An index names the files (shards) of a large model."""
 
 OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf")
+
+LARGEST = {
+    ("num_hidden_layers", "n_layers", "num_attention_heads", "n_heads"): 10_000,
+    ("hidden_size", "dim", "intermediate_size", "hidden_dim", "embedding_size"): 1_000_000,
+    ("vocab_size", "max_position_embeddings", "type_vocab_size"): 100_000_000,
+}
+"""Sizes in a config.json -> their limits, far above those of any encoder."""
+
+MANY = 10**9
+"""Numbers of word embeddings that no memory has to spare, if the weights do not hold them."""
 
 AGAIN = "download or copy it again"
 SAVE = "save the model with `model.save_pretrained(FOLDER)`"
@@ -45,10 +57,34 @@ def read_config_data(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise InputError(f"{folder} is no checkpoint: it has no config.json; name a folder with a saved model")
-    content = read_object(file)
+    if (folder / "adapter_config.json").exists():
+        raise InputError(
+            f"{folder} is an adapter (adapter_config.json), which names another model to load; merge it into its model first"
+        )
+    content = _read_json(file)
+    _check_sizes(content, file)
+    weights = content.get("transformers_weights")
+    if weights is not None and (not isinstance(weights, str) or Path(weights).name != weights):
+        raise InputError(f"{file}: transformers_weights is {shown(str(weights))}, which is no file beside it; {AGAIN}")
     if not isinstance(content.get("model_type"), str):
         raise InputError(f"{file} names no model_type; name a folder with a saved Hugging Face model")
     return content
+
+
+def _check_sizes(content: dict[str, Any], file: Path) -> None:
+    """Raise InputError if a config.json has sizes that no encoder has, or that its weights cannot hold."""
+    for names, largest in LARGEST.items():
+        for name in names:
+            value = content.get(name)
+            if isinstance(value, int | float) and not 0 <= value <= largest:
+                raise InputError(f"{file}: {name} is {shown(str(value))}; no encoder has more than {largest:,}")
+    numbers: list[Any] = [content.get(name) for name in ("vocab_size", "hidden_size")]
+    size = sum(other.stat().st_size for pattern in ("*.safetensors", "*.bin") for other in file.parent.glob(pattern))
+    if all(isinstance(number, int) for number in numbers) and math.prod(numbers) > max(8 * size, MANY):
+        raise InputError(
+            f"{file}: vocab_size and hidden_size give {math.prod(numbers):,} numbers, but the weights have only {size:,} "
+            f"bytes; {AGAIN}"
+        )
 
 
 def check_no_pointers(files: Iterable[Path]) -> None:
@@ -61,7 +97,7 @@ def check_no_pointers(files: Iterable[Path]) -> None:
 
 def _shards(index: Path) -> dict[str, set[str]]:
     """File name -> names of the tensors in it."""
-    places = read_object(index).get("weight_map")
+    places = _read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise InputError(f"{index} has no weight_map, which says where each weight is; {AGAIN}")
     found: dict[str, set[str]] = {}
@@ -99,14 +135,12 @@ def _check_weights(file: Path) -> list[str] | None:
         raise InputError(f"{file} {cause}") from error
 
 
-def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises InputError if it holds none."""
+def _read_json(file: Path) -> dict[str, Any]:
     check_no_pointers([file])
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        problem = "it is nested too deeply" if isinstance(error, RecursionError) else error
-        raise InputError(f"{file} is not valid JSON ({problem}); {AGAIN}") from error
+        raise InputError(f"{file} is not valid JSON ({error}); {AGAIN}") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} holds no JSON object but {type(content).__name__}; {AGAIN}")
     return content

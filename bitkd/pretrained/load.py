@@ -10,13 +10,12 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
 from bitkd.errors import InputError, shorten
-from bitkd.pretrained.files import check_checkpoint_files
-from bitkd.pretrained.folders import check_model_folder
+from bitkd.pretrained.files import check_checkpoint_files, read_config_data
 
 
 def read_model_config(folder: Path | str) -> PretrainedConfig:
     """The Hugging Face configuration in a local folder. Raises InputError if there is none, or if it cannot be read."""
-    check_model_folder(Path(folder))
+    read_config_data(Path(folder))
     try:
         return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises many types for a configuration that is wrong
