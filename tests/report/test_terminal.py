@@ -16,8 +16,7 @@ WIDTHS = [40, 60, 80, 120]
 
 def printed(shown, width=None, monkeypatch=None):
     """What a console of this width prints; without a width it is no terminal."""
-    console = Console()
-    console.file = io.StringIO()
+    console = Console(file=io.StringIO(), color_system=None, force_terminal=width is not None)
     if width is not None:
         console.width = width
     console.print(shown)
