@@ -123,7 +123,7 @@ def test_an_augmentation_that_another_run_finishes_is_finished(settings, console
 
     monkeypatch.setattr(augmentation, "write_shard", overtaken)
     run(load_config(overrides), console)
-    assert any("augment (Data augmentation) finished" in line for line in console.lines)
+    assert any("augment finished" in line for line in console.lines)
 
 
 def read_weights_of(runs):
