@@ -120,6 +120,12 @@ def _leave_out_unread_columns(tokenizer: Any, folder: Path) -> None:
         tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
 
 
+def make_token_types(tokenizer: Any) -> None:
+    """Make token types from now on, whatever the model beside the tokenizer reads."""
+    if "token_type_ids" not in tokenizer.model_input_names:
+        tokenizer.model_input_names = [*tokenizer.model_input_names, "token_type_ids"]
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Whether a model's folder has a tokenizer."""
     return any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES)

@@ -92,6 +92,7 @@ def load_student(path: Path | str) -> PreTrainedModel:
             f"unexpected {sorted(unexpected)[:3]}; the file is of another version or damaged"
         )
     check_finite(model.state_dict(), folder)
+    write_spec(model, read_spec(model))
     return model.eval()
 
 
@@ -103,8 +104,11 @@ def fit_to_file(model: PreTrainedModel, weights: Path | str) -> None:
     """
     with safe_open(weights, framework="pt") as file:
         names = list(file.keys())
-    prefix = "" if model.base_model is not model else f"{model.base_model_prefix}."
-    own = [name.removeprefix(prefix) for name in names] if model.base_model is model else names
+    # A file of a bare encoder has no prefix; transformers adds or drops it too.
+    bare = model.base_model is model
+    own = [name.removeprefix(f"{model.base_model_prefix}.") for name in names] if bare else names
+    if not bare and not any(name.startswith(f"{model.base_model_prefix}.") for name in names):
+        own = [f"{model.base_model_prefix}.{name}" for name in names]
     pairs = [name.removesuffix(_FIRST_HALF) for name in own if name.endswith(_FIRST_HALF)]
     make_blank_pairs(model, pairs)
     if read_spec(model).split != bool(pairs):

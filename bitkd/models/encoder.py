@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel
 
 from bitkd.errors import InputError
+from bitkd.models.from_pretrained import StudentQuantizationConfig, StudentQuantizer
 from bitkd.models.marks import METHOD
 from bitkd.models.spec import StudentSpec, check_spec_data
 from bitkd.quant.layout import layers_of
@@ -58,7 +59,8 @@ def read_spec(source: PreTrainedModel | PretrainedConfig) -> StudentSpec:
 def write_spec(model: PreTrainedModel, spec: StudentSpec) -> None:
     """Write `spec` into the model's config, which is saved with the model.
 
-    A student whose layers are not those of a stock model is marked, so that `from_pretrained` does not take it for one.
+    A student whose layers are not those of a stock model is marked, so that `from_pretrained` does not take it for one, and
+    `save_pretrained` refuses it.
     """
     config, layout = model.config, layers_of(model).layout
     config.bitkd = asdict(spec)
@@ -67,8 +69,10 @@ def write_spec(model: PreTrainedModel, spec: StudentSpec) -> None:
         stock = spec.layers[0] == 0
     if stock and spec.quant == QuantSpec() and not spec.split:
         config.__dict__.pop("quantization_config", None)
+        model.__dict__.pop("hf_quantizer", None)
     else:
         config.quantization_config = {"quant_method": METHOD}
+        model.hf_quantizer = StudentQuantizer(StudentQuantizationConfig())
 
 
 def encoder_layers(model: PreTrainedModel) -> Sequence[Any]:

@@ -49,7 +49,7 @@ def estimate_importance(model: PreTrainedModel, batches: Iterable[dict[str, Tens
         for linear, mask in zip(layers.parts("down"), neuron_masks):
             hooks.callback(_mask_input(linear, mask.repeat_interleave, 1).remove)
         for batch in batches:
-            inputs = {name: column.to(device) for name, column in model_inputs(batch).items()}
+            inputs = {name: column.to(device) for name, column in model_inputs(batch, model).items()}
             if has_head:
                 loss = model(**inputs, labels=batch["labels"].to(device)).loss
             else:

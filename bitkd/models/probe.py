@@ -99,7 +99,7 @@ def _shrink(config: PretrainedConfig) -> PretrainedConfig:
     set_ffn_neurons(small, 8 * heads)
     small.vocab_size = _VOCABULARY
     # RoBERTa and its like number positions from this one on.
-    small.pad_token_id = config.pad_token_id if (config.pad_token_id or 0) < _VOCABULARY else 0
+    small.pad_token_id = config.pad_token_id if (config.pad_token_id or 0) < _VOCABULARY - 1 else 0
     for name in ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
         setattr(small, name, None)
     small.initializer_range = 0.2

@@ -12,6 +12,9 @@ from transformers import AutoConfig, PretrainedConfig
 from bitkd.errors import InputError, shorten
 from bitkd.pretrained.files import check_checkpoint_files, read_config_data
 
+_LAYER = re.compile(r"(^|\.)layers?\.\d+\.")
+"""In the name of a weight of a layer."""
+
 
 def read_model_config(folder: Path | str) -> PretrainedConfig:
     """The Hugging Face configuration in a local folder. Raises InputError if there is none, or if it cannot be read."""
@@ -53,8 +56,8 @@ def load_pretrained(auto: Any, folder: Path | str, **settings: Any) -> tuple[Any
     check_finite(model.state_dict(), folder)
     mismatched = {key: shapes for key, *shapes in report.get("mismatched_keys", ())}
     random = sorted([*report["missing_keys"], *mismatched])
-    left_out = [name for name in report["unexpected_keys"] if re.search(r"(^|\.)layers?\.\d+\.", name)]
-    if left_out and not random:
+    left_out = [name for name in report["unexpected_keys"] if _LAYER.search(name)]
+    if left_out and not any(_LAYER.search(name) for name in random):
         raise InputError(
             f"{folder} has weights of layers that its config.json leaves out, such as {min(left_out)}: use the config.json "
             "that belongs to the weights, or save the shorter model with save_pretrained"

@@ -136,7 +136,7 @@ class InputLimits:
     """What a model's tables of embeddings can read."""
 
     positions: int
-    """Tokens of a row."""
+    """Tokens of a row; 0 if the configuration has no such limit."""
 
     token_types: int
     """Kinds of sentences that it tells apart; 0 if it has no such table."""
@@ -144,12 +144,13 @@ class InputLimits:
 
 def input_limits(model: Any) -> InputLimits:
     """The limits of an encoder, bare or with a head."""
-    positions, token_types = int(model.config.max_position_embeddings), 0
+    positions, token_types = int(getattr(model.config, "max_position_embeddings", None) or 0), 0
     for name, table in model.named_modules():
-        if isinstance(table, nn.Embedding) and name.endswith("position_embeddings"):
+        kind = name.rpartition(".")[2]
+        if isinstance(table, nn.Embedding) and kind == "position_embeddings":
             # RoBERTa and its like number the first token behind the padding's row.
             positions = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-        elif isinstance(table, nn.Embedding) and name.endswith("token_type_embeddings"):
+        elif isinstance(table, nn.Embedding) and kind == "token_type_embeddings":
             token_types = table.num_embeddings
     return InputLimits(positions, token_types)
 

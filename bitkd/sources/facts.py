@@ -36,6 +36,9 @@ class ModelInfo:
     positions: int
     """Tokens that it reads at most."""
 
+    token_types: int
+    """Kinds of sentences that it tells apart; 0 if it has no table of them."""
+
     vocabulary: int
 
 

@@ -15,6 +15,7 @@ from bitkd.data.batches import LoaderSpec
 from bitkd.data.documents import Documents, FileDocuments
 from bitkd.data.hub import (
     load_tokenizer,
+    make_token_types,
     resolve_pretrained,
     sample_rows,
     token_difference,
@@ -58,7 +59,8 @@ class Sources:
         from bitkd.models.probe import read_limits
 
         config = read_model_config(folder)
-        return ModelInfo(is_artifact(config), read_limits(config).positions, config.vocab_size)
+        limits = read_limits(config)
+        return ModelInfo(is_artifact(config), limits.positions, limits.token_types, config.vocab_size)
 
     @by_folder
     def architecture(self, folder: Path) -> Architecture:
@@ -131,7 +133,13 @@ class Sources:
 
     @cached_property
     def tokenizer(self) -> Any:
-        return load_tokenizer(self.model)
+        """The pre-trained model's tokenizer. It makes token types if that model or a given teacher reads them."""
+        tokenizer = load_tokenizer(self.model)
+        given = [stage.checkpoint for stage in self.config.stages.values() if stage.checkpoint]
+        teachers = [resolve_pretrained(name, setting="checkpoint=") for name in given]
+        if any(self.model_info(folder).token_types > 1 for folder in teachers):
+            make_token_types(tokenizer)
+        return tokenizer
 
     @cached_property
     def augmentation_model(self) -> Path:

@@ -120,7 +120,7 @@ class StudentModule(pl.LightningModule):
         if self.metrics is None:
             loss = torch.stack(list(self.loss_terms(batch).values())).sum()
         else:
-            logits = self.student(**model_inputs(batch)).logits.float()
+            logits = self.student(**model_inputs(batch, self.student)).logits.float()
             labels = batch["labels"]
             if logits.shape[1] == 1:
                 predictions = logits[:, 0]
@@ -134,7 +134,7 @@ class StudentModule(pl.LightningModule):
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
         """Row numbers (batch,) and logits (batch, outputs)."""
-        return batch["index"].cpu(), self.student(**model_inputs(batch)).logits.float().cpu()
+        return batch["index"].cpu(), self.student(**model_inputs(batch, self.student)).logits.float().cpu()
 
     def on_validation_epoch_end(self) -> None:
         # A fit may validate the first dev sets only.

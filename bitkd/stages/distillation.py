@@ -101,10 +101,14 @@ class DistillationModule(StudentModule):
         batch: input_ids, attention_mask and what else the models read, each (batch, length); labels (batch,) for a
         regression that aims at them.
         """
-        inputs, layers = model_inputs(batch), self._reads_layers
+        layers = self._reads_layers
         with torch.no_grad():
-            target = self.teacher(**inputs, output_hidden_states=layers, output_attentions=layers)
-        output = self.student(**inputs, output_hidden_states=layers, output_attentions=layers)
+            target = self.teacher(
+                **model_inputs(batch, self.teacher), output_hidden_states=layers, output_attentions=layers
+            )
+        output = self.student(
+            **model_inputs(batch, self.student), output_hidden_states=layers, output_attentions=layers
+        )
         terms = {name: term(self, output, target, batch) for name, term in self._terms.items()}
         for name, value in terms.items():
             if value.dim():

@@ -28,7 +28,7 @@ class FineTune(StudentModule):
 
     def loss_terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Cross entropy on `labels` (batch,); for a regression, the squared error."""
-        logits = self.student(**model_inputs(batch)).logits
+        logits = self.student(**model_inputs(batch, self.student)).logits
         if logits.shape[1] == 1:
             return {"label": nn.functional.mse_loss(logits[:, 0].float(), batch["labels"].float())}
         return {"label": nn.functional.cross_entropy(logits.float(), batch["labels"])}

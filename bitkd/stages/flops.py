@@ -32,7 +32,7 @@ def row_flops(module: StudentModule, batch: dict[str, Tensor]) -> tuple[RowFlops
                 torch.autograd.grad(loss, trained, allow_unused=True)
             with FlopCounterMode(display=False) as of_teacher, torch.no_grad():
                 if isinstance(module, DistillationModule):
-                    module.teacher(**model_inputs(row))
+                    module.teacher(**model_inputs(row, module.teacher))
             teachers.append(of_teacher.get_total_flops())
             students.append(counter.get_total_flops() - teachers[-1])
     return _fit(students), _fit(teachers)

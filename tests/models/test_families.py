@@ -7,11 +7,13 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from bitkd.config.load import load_config
 from bitkd.data.hub import load_tokenizer
+from bitkd.data.tokenized import collate
 from bitkd.errors import InputError
-from bitkd.models.artifact import load_student, save_student
+from bitkd.models.artifact import load_encoder, load_student, new_classifier, save_student
 from bitkd.models.attention import use_score_attention
 from bitkd.models.encoder import encoder_layers, read_spec
 from bitkd.models.importance import estimate_importance
+from bitkd.models.inputs import model_inputs
 from bitkd.models.prepare import prepare, split_ternary_
 from bitkd.models.probe import read_limits, try_architecture
 from bitkd.models.projections import ProjectionRecorder
@@ -227,6 +229,20 @@ def test_a_tokenizer_makes_no_token_types_for_a_model_that_has_none(name, pretra
     tokenizer.save_pretrained(tmp_path / "again")
     assert "token_type_ids" not in transformers.AutoTokenizer.from_pretrained(tmp_path / "again").model_input_names
     assert "token_type_ids" in load_tokenizer(pretrained("Bert"))("a dog", "the cat")
+
+
+def test_a_teacher_reads_token_types_where_its_student_does_not(pretrained, settings, tmp_path):
+    student, teacher = pretrained("DistilBert"), pretrained("Bert")
+    torch.manual_seed(0)
+    model = new_classifier(teacher, ["entailment", "not_entailment"]).eval()
+    model.save_pretrained(teacher)
+    overrides = settings(tmp_path / "runs", "multistage", f"model.pretrained={student}")
+    sources = make_plan(load_config([*overrides, f"stages.teacher.checkpoint={teacher}"])).sources
+    batch = collate(sources.tokenizer, [sources.task_rows.train[i] for i in range(4)])
+    assert batch["token_type_ids"].any()
+    assert "token_type_ids" in model_inputs(batch, model)
+    assert "token_type_ids" not in model_inputs(batch, load_encoder(student))
+    assert "token_type_ids" not in make_plan(load_config(overrides)).sources.tokenizer.model_input_names
 
 
 def test_what_a_model_lacks_is_refused_where_the_run_needs_it(pretrained, settings, tmp_path, monkeypatch):

@@ -52,6 +52,18 @@ def test_it_gives_the_logits_of_load_student(make, tmp_path):
     assert torch.equal(hidden, load_student(tmp_path).bert(**batch()).last_hidden_state)
 
 
+@pytest.mark.parametrize("make", [binary, narrow])
+def test_a_students_own_save_pretrained_is_refused(make, tmp_path):
+    model = make()
+    save_student(model, tmp_path)
+    for student in (model, load_student(tmp_path)):
+        with pytest.raises(InputError, match=r"use bitkd\.save_student"):
+            student.save_pretrained(tmp_path / "other")
+    prepare(model, QuantSpec())
+    if make is binary:
+        model.save_pretrained(tmp_path / "plain")
+
+
 def test_an_fp32_student_of_stock_shape_is_a_plain_checkpoint(tmp_path):
     student = build_student(prepare(classifier(), QuantSpec()), ShapeSpec(layers=[1, 3]))
     save_student(student, tmp_path)

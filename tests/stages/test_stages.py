@@ -68,7 +68,7 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn():
     teacher = classifier()
     module = SingleStageDistillation(build_student(teacher, ShapeSpec(dropout=0.0)), teacher)
     terms = module.loss_terms(batch())
-    probabilities = teacher(**model_inputs(batch())).logits.softmax(-1)
+    probabilities = teacher(**model_inputs(batch(), teacher)).logits.softmax(-1)
     entropy = -(probabilities * probabilities.log()).sum(-1).mean()
     torch.testing.assert_close(terms["logits"], entropy)
     assert terms["hidden"] == terms["attention"] == 0
@@ -81,7 +81,7 @@ def test_the_objective_is_the_sum_over_layers_of_like_with_like():
     rows = batch()
     mask = rows["attention_mask"].bool()
     output, target = (
-        model(**model_inputs(rows), output_hidden_states=True, output_attentions=True) for model in (student, teacher)
+        model(**model_inputs(rows, model), output_hidden_states=True, output_attentions=True) for model in (student, teacher)
     )
     heads = student.config.bitkd["kept_heads"]
     expected = {
@@ -132,7 +132,7 @@ def test_heads_without_a_source_are_compared_otherwise(unmatched):
 def test_regression_learns_the_teachers_output_or_the_label():
     teacher, student = classifier(labels=1), classifier(labels=1, seed=1)
     rows = batch() | {"labels": torch.tensor([0.5, 1.0, 2.0, 4.0])}
-    outputs, targets = student(**model_inputs(rows)).logits, teacher(**model_inputs(rows)).logits
+    outputs, targets = student(**model_inputs(rows, student)).logits, teacher(**model_inputs(rows, teacher)).logits
     terms = PredictionDistillation(student, teacher).loss_terms(rows)
     torch.testing.assert_close(terms["logits"], (outputs - targets).square().mean())
     terms = PredictionDistillation(student, teacher, LossSpec(regression_target="label")).loss_terms(rows)
@@ -150,7 +150,7 @@ def test_a_fit_turns_dropout_on_in_the_student_and_leaves_the_teacher_alone():
 def test_fine_tuning_learns_the_labels():
     model = classifier()
     loss = FineTune(model).loss_terms(batch())["label"]
-    expected = model(**model_inputs(batch()), labels=batch()["labels"]).loss
+    expected = model(**model_inputs(batch(), model), labels=batch()["labels"]).loss
     torch.testing.assert_close(loss, expected)
 
 
