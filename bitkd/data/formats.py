@@ -58,7 +58,7 @@ def _read_csv(file: Path, columns: list[str], header: list[str] | None) -> Itera
         for number, line in read_lines(file, keep_end=True):
             if isinstance(line, Malformed):
                 bad.append((number, line))
-                line = "\n"
+                line = line.text  # with its quotes: they say where the row ends
             yield line
 
     def rows() -> Iterator[tuple[int, Fields]]:
@@ -76,7 +76,7 @@ def _read_csv(file: Path, columns: list[str], header: list[str] | None) -> Itera
                     problem = (
                         "a carriage return stands outside quotes: quote the field, and end lines with \\n or \\r\\n"
                     )
-                if bad:
+                if reader.line_num > first and bad:
                     raise InputError(f"{bad[0][1]}; save the file as UTF-8") from error
                 if reader.line_num > first:
                     raise InputError(
@@ -85,7 +85,7 @@ def _read_csv(file: Path, columns: list[str], header: list[str] | None) -> Itera
                     ) from error
                 fields = Malformed(f"{file}:{first}: {problem}")
             if bad:  # this row has a line that is not UTF-8
-                yield from bad
+                yield bad[0]
                 bad.clear()
             elif fields != []:
                 yield first, fields
@@ -116,10 +116,11 @@ def _split_fields(
 
 
 def _is_blank(fields: Fields, header: list[str], separator: str) -> bool:
-    """Whether a row is a line without fields. In a .csv file, an empty field alone is quoted, and therefore a row."""
-    if isinstance(fields, Malformed) or len(fields) > 1 or fields[0].strip():
+    """Whether a row is a line without fields. In a .csv file, an empty field alone is quoted, and therefore a row. If
+    there is one column, spaces are a text."""
+    if isinstance(fields, Malformed) or len(fields) > 1:
         return False
-    return len(header) > 1 or separator == "tab"
+    return not fields[0].strip() if len(header) > 1 else separator == "tab" and fields[0] == ""
 
 
 def _pick(where: str, fields: Fields, header: list[str], places: list[int], separator: str) -> Record:
