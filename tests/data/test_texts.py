@@ -147,3 +147,14 @@ def test_a_pipe_is_read_while_it_comes(format, content, tmp_path):
     writer.start()
     assert texts_of(pipe, format=format) == [["a"], ["b"]]
     writer.join()
+
+
+@pytest.mark.parametrize("format", ["tsv", "csv", "jsonl"])
+def test_the_columns_of_a_pipe_may_have_the_names_of_the_tasks_files(format, tmp_path):
+    content = write(tmp_path / f"rows.{format}", [{"sentence2": "b", "sentence1": "a"}]).read_text()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=[content])
+    writer.start()
+    assert texts_of(pipe, TWO, format=format) == [["a", "b"]]
+    writer.join()
