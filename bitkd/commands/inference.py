@@ -12,7 +12,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric import Fabric
-from torch import nn
 from transformers import PreTrainedModel
 
 from bitkd.commands.checkpoints import Checkpoint, open_checkpoint
@@ -23,6 +22,7 @@ from bitkd.data.metrics import build_metrics, primary_score
 from bitkd.data.tokenized import encode_texts
 from bitkd.errors import InputError
 from bitkd.models.artifact import label_names, load_classifier, permute_labels
+from bitkd.quant.layout import input_limits
 from bitkd.sources.cache import open_cache
 from bitkd.sources.sources import Sources, open_sources
 from bitkd.stages.base import StudentModule
@@ -155,20 +155,12 @@ def _max_length(checkpoint: Checkpoint, model: PreTrainedModel, tokenizer: Any) 
     """Tokens of a row at most. Raises InputError if data.max_length is more than the model can read."""
     wanted = checkpoint.config.data.max_length
     # Validation pads batches to a multiple.
-    longest = min(_positions(model), tokenizer.model_max_length) // MULTIPLE * MULTIPLE
+    longest = min(input_limits(model).positions, tokenizer.model_max_length) // MULTIPLE * MULTIPLE
     if checkpoint.fixed_length and not MULTIPLE <= wanted <= longest:
         raise InputError(
             f"data.max_length={wanted} is outside what {checkpoint.folder} can read; use {MULTIPLE} to {longest}"
         )
     return min(wanted, longest)
-
-
-def _positions(model: PreTrainedModel) -> int:
-    """Tokens that a model reads at most. RoBERTa's first position is the one behind its padding index."""
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return int(model.config.max_position_embeddings)
 
 
 def _open_sources(config: Config) -> Sources:

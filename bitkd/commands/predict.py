@@ -77,12 +77,16 @@ def _predict_file(arguments: argparse.Namespace, settings: list[str], name: str)
         raise InputError(f"the checkpoint reads {record.texts} texts of a row; task {task.name} has {len(task.text)}")
     file = TextFile(name, text_columns(task), arguments.format)
     faults = Faults("standard input" if name == STDIN else name, arguments.skip_malformed)
+    if arguments.out and _are_same(Path(arguments.out), file.path):
+        raise InputError(f"--out {arguments.out} is the file of the rows; choose another")
     if file.can_be_read_again:
-        if arguments.out and Path(arguments.out).exists() and os.path.samefile(arguments.out, file.path):
-            raise InputError(f"--out {arguments.out} is the file of the rows; choose another")
         _check_all(file, faults)
     rows = faults.leave_out(file.rows())
     return _write(arguments, checkpoint, rows, faults, JsonDocument if arguments.json else Tsv)
+
+
+def _are_same(out: Path, source: Path) -> bool:
+    return out.exists() and source.exists() and os.path.samefile(out, source)
 
 
 class Faults:
@@ -133,13 +137,16 @@ def _write(
 ) -> int:
     """Predict the rows batch by batch, and write each batch when it is done."""
     out = arguments.out
-    with _output(out) as stream:
-        from bitkd.commands.inference import open_predictor
+    if out:
+        form = form_of(Path(out))
+    from bitkd.commands.inference import open_predictor
 
-        quieten()
-        predictor = open_predictor(checkpoint)
+    quieten()
+    predictor = open_predictor(checkpoint)
+    form.check(predictor.labels)
+    with _output(out) as stream:  # empties the file: after the last refusal
         written = 0
-        shown = (form_of(Path(out)) if out else form)(stream, predictor.labels)
+        shown = form(stream, predictor.labels)
         shown.begin()
         stream.flush()
         try:
@@ -191,7 +198,6 @@ def _output(out: str | None) -> Iterator[TextIO]:
         yield sys.stdout
         return
     file = Path(out)
-    form_of(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         stream = file.open("w", encoding="utf-8", newline="")

@@ -19,6 +19,10 @@ class Form:
         self.stream = stream
         self.labels = labels
 
+    @classmethod
+    def check(cls, labels: list[str] | None) -> None:
+        """Raise InputError if the form cannot hold these labels."""
+
     def begin(self) -> None:
         """Write what comes before the rows."""
 
@@ -62,11 +66,11 @@ class Csv(Form):
 class Tsv(Csv):
     """The same table, separated by tabs and without quotes, as .tsv files are read."""
 
-    def begin(self) -> None:
-        wrong = [name for name in self.labels or [] if set(name) & set("\t\r\n")]
+    @classmethod
+    def check(cls, labels: list[str] | None) -> None:
+        wrong = [name for name in labels or [] if set(name) & set("\t\r\n")]
         if wrong:
             raise InputError(f"the label {wrong[0]!r} cannot be in a .tsv file; use --out FILE.csv or FILE.jsonl")
-        super().begin()
 
     def _row(self, fields: list[str]) -> None:
         self.stream.write("\t".join(fields) + "\n")

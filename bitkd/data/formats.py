@@ -2,7 +2,7 @@
 
 import csv
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,25 @@ from bitkd.errors import InputError, shorten
 Record = tuple[str, list[Any] | Malformed]
 """The place of a row (file and line), and its fields in the order of the wanted columns, or what is wrong with it."""
 
+Choices = Sequence[list[str]]
+"""The names that the wanted columns may have, the first ones before the others."""
+
 Fields = list[str] | Malformed
 """All fields of a line, or what is wrong with it."""
 
 
 def read_records(
-    file: Path, columns: list[str], header: list[str] | None = None, suffix: str | None = None
+    file: Path,
+    columns: list[str],
+    header: list[str] | None = None,
+    suffix: str | None = None,
+    others: Sequence[list[str]] = (),
 ) -> Iterator[Record]:
     """The rows of a file, reduced to `columns`. A byte-order mark, CRLF and blank last lines are accepted; text formats
     may be compressed with gzip.
 
     header: column names of a .tsv or .csv file that has no header line.  suffix: read it as if its name ended so.
+    others: names that the columns may have instead, if the file lacks `columns`.
     Raises InputError if the file as a whole cannot be read: an unknown suffix, a missing column or one that stands
     twice, another encoding than UTF-8, damaged Parquet or gzip.
     """
@@ -33,7 +41,7 @@ def read_records(
             f"{file}: rows in {''.join(file.suffixes[-2:]) or 'files without a suffix'} are unknown; use "
             f"{', '.join(READERS)}, the text formats also with .gz"
         )
-    return READERS[_suffix(name)](file, columns, header)
+    return READERS[_suffix(name)](file, [columns, *others], header)
 
 
 def is_table(name: str) -> bool:
@@ -45,12 +53,12 @@ def _suffix(name: str) -> str:
     return f".{name.lower().removesuffix('.gz').rpartition('.')[2]}"
 
 
-def _read_tsv(file: Path, columns: list[str], header: list[str] | None) -> Iterator[Record]:
+def _read_tsv(file: Path, choices: Choices, header: list[str] | None) -> Iterator[Record]:
     rows = ((number, line if isinstance(line, Malformed) else line.split("\t")) for number, line in read_lines(file))
-    return _split_fields(file, columns, header, rows, "tab")
+    return _split_fields(file, choices, header, rows, "tab")
 
 
-def _read_csv(file: Path, columns: list[str], header: list[str] | None) -> Iterator[Record]:
+def _read_csv(file: Path, choices: Choices, header: list[str] | None) -> Iterator[Record]:
     csv.field_size_limit(sys.maxsize)  # the module has only a global limit, 131,072 characters at first
     bad: list[tuple[int, Malformed]] = []
 
@@ -58,7 +66,7 @@ def _read_csv(file: Path, columns: list[str], header: list[str] | None) -> Itera
         for number, line in read_lines(file, keep_end=True):
             if isinstance(line, Malformed):
                 bad.append((number, line))
-                line = "\n"
+                line = line.text  # with its quotes: they say where the row ends
             yield line
 
     def rows() -> Iterator[tuple[int, Fields]]:
@@ -76,7 +84,7 @@ def _read_csv(file: Path, columns: list[str], header: list[str] | None) -> Itera
                     problem = (
                         "a carriage return stands outside quotes: quote the field, and end lines with \\n or \\r\\n"
                     )
-                if bad:
+                if reader.line_num > first and bad:
                     raise InputError(f"{bad[0][1]}; save the file as UTF-8") from error
                 if reader.line_num > first:
                     raise InputError(
@@ -85,18 +93,18 @@ def _read_csv(file: Path, columns: list[str], header: list[str] | None) -> Itera
                     ) from error
                 fields = Malformed(f"{file}:{first}: {problem}")
             if bad:  # this row has a line that is not UTF-8
-                yield from bad
+                yield bad[0]
                 bad.clear()
             elif fields != []:
                 yield first, fields
 
-    return _split_fields(file, columns, header, rows(), "comma")
+    return _split_fields(file, choices, header, rows(), "comma")
 
 
 def _split_fields(
-    file: Path, columns: list[str], header: list[str] | None, rows: Iterator[tuple[int, Fields]], separator: str
+    file: Path, choices: Choices, header: list[str] | None, rows: Iterator[tuple[int, Fields]], separator: str
 ) -> Iterator[Record]:
-    """Pick `columns` out of each row's fields.  separator: its name, for messages."""
+    """Pick the wanted columns out of each row's fields.  separator: its name, for messages."""
     if header is None:
         _, first = next(rows, (1, None))
         if first is None:
@@ -104,6 +112,7 @@ def _split_fields(
         if isinstance(first, Malformed):
             raise InputError(str(first))
         header = first
+    columns = _choose(choices, header) or choices[0]
     _check_columns(f"{file}:1", columns, header, _hint(header, separator))
     places = [header.index(column) for column in columns]
     blank: list[tuple[int, Fields]] = []
@@ -116,10 +125,11 @@ def _split_fields(
 
 
 def _is_blank(fields: Fields, header: list[str], separator: str) -> bool:
-    """Whether a row is a line without fields. In a .csv file, an empty field alone is quoted, and therefore a row."""
-    if isinstance(fields, Malformed) or len(fields) > 1 or fields[0].strip():
+    """Whether a row is a line without fields. In a .csv file, an empty field alone is quoted, and therefore a row. If
+    there is one column, spaces are a text."""
+    if isinstance(fields, Malformed) or len(fields) > 1:
         return False
-    return len(header) > 1 or separator == "tab"
+    return not fields[0].strip() if len(header) > 1 else separator == "tab" and fields[0] == ""
 
 
 def _pick(where: str, fields: Fields, header: list[str], places: list[int], separator: str) -> Record:
@@ -133,6 +143,11 @@ def _pick(where: str, fields: Fields, header: list[str], places: list[int], sepa
     elif separator == "tab" and any(field.startswith('"') for field in fields):
         hint = "; in .tsv quotes are text: save texts that have tabs or line ends as .csv or .jsonl"
     return where, Malformed(f"{where}: {len(fields)} {separator}-separated fields, the header has {len(header)}{hint}")
+
+
+def _choose(choices: Choices, names: Container[object]) -> list[str] | None:
+    """The first of `choices` that are all among the names."""
+    return next((columns for columns in choices if all(column in names for column in columns)), None)
 
 
 def _check_columns(where: str, columns: list[str], header: list[str], hint: str = "") -> None:
@@ -158,13 +173,16 @@ def _hint(header: list[str], separator: str) -> str:
     return ""
 
 
-def _read_json(file: Path, columns: list[str], header: list[str] | None) -> Iterator[Record]:
+def _read_json(file: Path, choices: Choices, header: list[str] | None) -> Iterator[Record]:
     """One object per line, or one array of objects."""
-    rows = read_json_rows(file)
-    for where, row in rows:
+    chosen: list[str] | None = None  # by the first row that has them
+    for where, row in read_json_rows(file):
         if isinstance(row, Malformed):
             yield where, row
             continue
+        if chosen is None and isinstance(row, JsonObject):
+            chosen = _choose(choices, row)
+        columns = chosen or choices[0]
         missing = [column for column in columns if not isinstance(row, JsonObject) or column not in row]
         if missing:
             found = shorten(list(row)) if isinstance(row, JsonObject) else type(row).__name__
@@ -175,7 +193,7 @@ def _read_json(file: Path, columns: list[str], header: list[str] | None) -> Iter
             yield where, [row[column] for column in columns]
 
 
-def _read_parquet(file: Path, columns: list[str], header: list[str] | None) -> Iterator[Record]:
+def _read_parquet(file: Path, choices: Choices, header: list[str] | None) -> Iterator[Record]:
     import pyarrow
     import pyarrow.parquet
 
@@ -185,6 +203,7 @@ def _read_parquet(file: Path, columns: list[str], header: list[str] | None) -> I
         names = table.schema_arrow.names
     except unreadable as error:
         raise InputError(f"{file} is no Parquet file ({_first_line(error)})") from error
+    columns = _choose(choices, names) or choices[0]
     _check_columns(str(file), columns, names)
     number = 0
     try:
@@ -221,7 +240,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-READERS: dict[str, Callable[[Path, list[str], list[str] | None], Iterator[Record]]] = {
+READERS: dict[str, Callable[[Path, Choices, list[str] | None], Iterator[Record]]] = {
     ".tsv": _read_tsv,
     ".txt": _read_tsv,
     ".csv": _read_csv,

@@ -17,6 +17,9 @@ HEAD = 65536
 class Malformed(ValueError):
     """One row that cannot be read; the message says where it is and why."""
 
+    text = ""
+    """Of a line that is not UTF-8: the line with its end, the wrong bytes replaced."""
+
 
 def read_lines(file: Path, keep_end: bool = False) -> Iterator[tuple[int, str | Malformed]]:
     """Numbered lines of a UTF-8 file. Only \\n and \\r\\n end a line: a text may contain Unicode's other separators.
@@ -28,7 +31,9 @@ def read_lines(file: Path, keep_end: bool = False) -> Iterator[tuple[int, str | 
             text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             byte = error.object[error.start]  # counted after a byte-order mark
-            yield number, Malformed(f"{file}:{number}: byte {error.start} is not UTF-8 (0x{byte:02x})")
+            fault = Malformed(f"{file}:{number}: byte {error.start} is not UTF-8 (0x{byte:02x})")
+            fault.text = raw.decode("utf-8-sig" if number == 1 else "utf-8", errors="replace")
+            yield number, fault
             continue
         yield number, text if keep_end else text.rstrip("\n").removesuffix("\r")
 
@@ -53,7 +58,7 @@ def _check_head(file: Path, head: bytes) -> None:
         raise InputError(f"{file} is no text in UTF-8: it is {found}")
     if b"\0" in head.split(b"\n", 1)[0]:
         raise InputError(f"{file} is no text in UTF-8: its first line has zero bytes; save it as UTF-8 (is it UTF-16?)")
-    if b"\r" in head[:-1] and b"\n" not in head:
+    if b"\r" in head.split(b"\n", 1)[0].removesuffix(b"\r"):
         raise InputError(
             f"{file}: its lines end in carriage returns alone, as an old Mac's; convert it, such as by "
             r"tr '\r' '\n' < OLD > NEW"

@@ -67,28 +67,9 @@ class TextFile:
         if self.format is None and (self.path.suffix == ".txt" or not self.can_be_read_again):
             yield from self._read_lines()
         else:
-            yield from read_records(self.path, self._find_columns(), suffix=self._suffix)
-
-    @property
-    def _suffix(self) -> str | None:
-        return f".{self.format}" if self.format else None
-
-    def _find_columns(self) -> list[str]:
-        """Those of `columns` that the file has. Raises InputError, which names the task's own, if it has none of them."""
-        first, *others = self.columns
-        if not others or not self.can_be_read_again:
-            return first
-        problem: InputError | None = None
-        for columns in self.columns:
-            try:
-                _, fields = next(read_records(self.path, columns, suffix=self._suffix), ("", []))
-                if not isinstance(fields, Malformed):
-                    return columns
-            except InputError as error:
-                problem = problem or error
-        if problem:
-            raise problem
-        return first
+            first, *others = self.columns
+            suffix = f".{self.format}" if self.format else None
+            yield from read_records(self.path, first, suffix=suffix, others=others)
 
     def _read_lines(self) -> Iterator[Record]:
         lines = read_lines(self.path)

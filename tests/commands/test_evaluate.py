@@ -106,10 +106,11 @@ def test_an_artifact_of_an_earlier_version_needs_its_task(student, rows, refusal
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"files": {"train": "/etc/passwd"}}, r"records the file /etc/passwd, which is outside data.dir"),
-        ({"files": {"dev": {"dev": "../dev.tsv"}}}, r"records the file \.\./dev.tsv, which is outside data.dir"),
-        ({"hub": {"path": "/srv/private"}}, "records the dataset /srv/private, which is no id on the hub"),
-        ({"hub": {"path": "../private"}}, r"records the dataset \.\./private, which is no id on the hub"),
+        ({"files": {"train": "/etc/passwd"}}, "files: /etc/passwd leads out of data.dir"),
+        ({"files": {"dev": {"dev": "../dev.tsv"}}}, r"files: \.\./dev.tsv leads out of data.dir"),
+        ({"hub": {"path": "/srv/private"}}, "hub.path=/srv/private is no id of a dataset"),
+        ({"hub": {"path": "../private"}}, r"hub.path=\.\./private is no id of a dataset"),
+        ({"text": []}, "names 0 columns"),
         ({"metric": "${oc.env:HOME}"}, r"have a '\$\{' in them"),
         ({"unknown": 1}, "unknown key task.unknown"),
     ],

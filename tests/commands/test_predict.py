@@ -194,6 +194,22 @@ def test_what_cannot_be_predicted_is_refused(one, student, answer, tmp_path):
     assert file.read_text() == "sentence\na dog\n"
 
 
+def test_a_refusal_leaves_the_file_of_the_output_as_it_was(one, answer, stdin, tmp_path):
+    stdin("a dog\n")
+    (tmp_path / "copy.tsv").hardlink_to(tmp_path / "stdin")
+    assert "is the file of the rows" in answer(one, "-", "--out", tmp_path / "copy.tsv", code=2)
+    assert (tmp_path / "stdin").read_text() == "a dog\n"
+    (tmp_path / "out.tsv").write_text("old")
+    assert "use 8 to 64" in answer(one, "-", "--out", tmp_path / "out.tsv", "data.max_length=72", code=2)
+    tab = shutil.copytree(one, tmp_path / "tab", ignore=shutil.ignore_patterns("stage.json", "metrics.json"))
+    content = json.loads((tab / "config.json").read_text())
+    content |= {"id2label": {"0": "a\tb", "1": "c"}, "label2id": {"a\tb": 0, "c": 1}}
+    del content["bitkd"]
+    (tab / "config.json").write_text(json.dumps(content))
+    assert "cannot be in a .tsv file" in answer(tab, "--text", "a", "--out", tmp_path / "out.tsv", code=2)
+    assert (tmp_path / "out.tsv").read_text() == "old"
+
+
 @pytest.mark.parametrize(
     ("word", "expected"),
     [("data.max_length=8", True), ("task=a.yaml", True), ("rows.tsv", False), ("-", False), ("./a=b.tsv", False)],

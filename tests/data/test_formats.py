@@ -132,6 +132,7 @@ LONG = "word " * 50_000
     ("name", "content", "message"),
     [
         ("r.tsv", ("text\tlabel\n" + "a dog\tyes\n" * 900).replace("\n", "\r"), "lines end in carriage returns alone"),
+        ("r.tsv", "text\tlabel\ra dog\tyes\ra cat\tno\n", "lines end in carriage returns alone"),
         ("r.tsv", "text\tlabel\na dog\tyes\ra cat\tno\rone\tyes\n", r"r\.tsv:2: 4 .* carriage returns in it"),
         ("r.csv", "text,label\na dog,yes\ra cat,no\r\n", r"r\.csv:2: a carriage return stands outside quotes"),
         ("r.tsv", "text\tlabel\ttext\na\tyes\tb\n", r"r\.tsv:1: 2 columns have the name text; rename"),
@@ -235,8 +236,10 @@ def test_what_is_no_label_is_none(label, tmp_path):
 
 def test_blank_last_lines_are_no_rows_and_others_are(tmp_path):
     file = tmp_path / "test.tsv"
-    file.write_text("text\na\n\nb\n\n \n")
+    file.write_text("text\na\n\nb\n\n\n")
     assert read_rows(TASK, file, labelled=False) == {"text_a": ["a", "", "b"]}
+    file.write_text("text\na\n \n\n")
+    assert read_rows(TASK, file, labelled=False) == {"text_a": ["a", " "]}
     (tmp_path / "test.csv").write_text('text\na\n\n""\n\n')
     assert read_rows(TASK, tmp_path / "test.csv", labelled=False) == {"text_a": ["a", ""]}
 

@@ -105,6 +105,17 @@ def test_an_empty_file_has_no_rows(name, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("quoted", "line"), [('"a\udcff', 2), ('"a\nb\udcff', 3), ('"a\udcff\nb\n\udcff', 2), ('"a, ""b\udcff""\n', 2)]
+)
+def test_a_quoted_field_with_a_wrong_byte_is_one_malformed_row(quoted, line, tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text(f'sentence,id\n{quoted}",1\nb,2\n', errors="surrogateescape")
+    first, second = texts_of(file)
+    assert first.startswith(f"{file}:{line}: byte ")
+    assert second == ["b"]
+
+
+@pytest.mark.parametrize(
     ("value", "problem"),
     [(5, "sentence is int 5, not a text"), (None, "sentence is missing"), ("a\ud800", "half of a surrogate pair")],
 )
@@ -135,4 +146,15 @@ def test_a_pipe_is_read_while_it_comes(format, content, tmp_path):
     writer = threading.Thread(target=pipe.write_text, args=[content])
     writer.start()
     assert texts_of(pipe, format=format) == [["a"], ["b"]]
+    writer.join()
+
+
+@pytest.mark.parametrize("format", ["tsv", "csv", "jsonl"])
+def test_the_columns_of_a_pipe_may_have_the_names_of_the_tasks_files(format, tmp_path):
+    content = write(tmp_path / f"rows.{format}", [{"sentence2": "b", "sentence1": "a"}]).read_text()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=[content])
+    writer.start()
+    assert texts_of(pipe, TWO, format=format) == [["a", "b"]]
     writer.join()
