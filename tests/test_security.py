@@ -6,11 +6,13 @@ import os
 import pickle
 import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from datasets import Dataset, Features, Image
 
 from bitkd.cli import main
@@ -34,7 +36,9 @@ from bitkd.store.artifacts import METRICS_FILE, PREDICTIONS_FILE, STAGE_FILE, St
 from bitkd.store.gc import prune, take_inventory
 from bitkd.store.lock import Lock
 from bitkd.store.run_folder import MANIFEST, RunFolder
-from bitkd.sweep.spec import read_sweep
+from bitkd.sweep.runner import TrialProcess
+from bitkd.sweep.spec import may_propose, read_sweep
+from bitkd.sweep.text import sweep_data
 from bitkd.sweep.trials import Sweep, Trial
 from tests.compare.synthetic import make_one, write_run
 from tests.store.test_artifacts import METRICS, RECORD
@@ -544,7 +548,70 @@ def test_a_sweep_starts_no_bitkd_of_its_own(sweep_file, tmp_path, capsys):
     for command in ([str(program)], ["${env}", f"PATH={program.parent}", "bitkd"]):
         file = sweep_file(command=[*command, "run", "${args_no_hyphens}"])
         assert main(["sweep", file, f"run.dir={tmp_path}", "--dry-run"]) == 2
-        assert "which is not the bitkd that checks the trials" in capsys.readouterr().err
+        assert re.search("not the bitkd that checks the trials|only the folder of this bitkd", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("path", ["{0}:${{envvar:PATH}}", "${{envvar:PATH}}:{0}", "{1}:{0}", ".:${{envvar:PATH}}"])
+def test_the_path_of_a_sweep_names_only_the_folder_of_its_bitkd(sweep_file, tmp_path, capsys, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil").mkdir()
+    own = Path(sys.executable).parent
+    file = sweep_file(command=["${env}", f"PATH={path.format('evil', own)}", "bitkd", "run", "${args_no_hyphens}"])
+    assert main(["sweep", file, f"run.dir={tmp_path}", "--dry-run"]) == 2
+    assert "PATH= may name only the folder of this bitkd" in capsys.readouterr().err
+    file = sweep_file(command=["${env}", f"PATH={own}:${{envvar:PATH}}", "bitkd", "run", "${args_no_hyphens}"])
+    assert main(["sweep", file, f"run.dir={tmp_path}", "--dry-run"]) == 0
+
+
+def test_a_link_named_bitkd_leads_only_to_this_bitkd(sweep_file, tmp_path):
+    own = Path(sys.executable).parent
+    for target, code in ((own / "bitkd", 0), (own / "pip", 2), (own / "python", 2)):
+        (tmp_path / "bitkd").unlink(missing_ok=True)
+        (tmp_path / "bitkd").symlink_to(target)
+        file = sweep_file(command=[str(tmp_path / "bitkd"), "run", "${args_no_hyphens}"])
+        assert main(["sweep", file, f"run.dir={tmp_path}", "--dry-run"]) == code
+
+
+def test_a_trial_runs_no_code_of_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bitkd").mkdir()
+    for name in ("__init__", "__main__"):
+        (tmp_path / "bitkd" / f"{name}.py").write_text("print('ran')")
+    with open(tmp_path / "log", "w+b") as log:
+        assert TrialProcess().run([sys.executable, "-m", "bitkd", "--help"], log) == 0
+    assert "ran" not in (tmp_path / "log").read_text().split()
+
+
+REPEATED = "".join(f"  - &a{i} [{f'*a{i - 1},' * 9}]\n" for i in range(1, 40))
+
+
+@pytest.mark.parametrize("value", ["&a [*a]", f"\n  - &a0 [x]\n{REPEATED}"], ids=["inside itself", "nested"])
+def test_aliases_of_a_sweep_do_not_grow_without_end(sweep_file, value):
+    with pytest.raises(InputError, match="with what its aliases"):
+        read_sweep(sweep_file(f"description: {value}\n"))
+
+
+def test_odd_scalars_of_a_sweep_are_text():
+    node = yaml.compose("x: =\ny: 2024-99-99\n")
+    assert sweep_data(node) == {"x": "=", "y": "2024-99-99"}
+    with pytest.raises(InputError, match="write a decimal number"):
+        sweep_data(yaml.compose("x: 0b_"))
+
+
+@pytest.mark.parametrize(
+    ("parameter", "good", "bad"),
+    [
+        ({"min": 0.1, "max": 0.2}, 0.15, 0.3),
+        ({"min": 1, "max": 4}, 2, 2.5),
+        ({"min": 1, "max": 4, "distribution": "int_uniform"}, 4, 10**400),
+        ({"min": 1e-5, "max": 1e-3, "distribution": "log_uniform_values"}, 1e-4, 1e-6),
+        ({"mu": 0.0, "sigma": 1.0, "distribution": "normal"}, -7.0, float("nan")),
+    ],
+    ids=str,
+)
+def test_a_recorded_value_is_within_its_distribution(parameter, good, bad):
+    assert may_propose({"train.lr": parameter}, {"train.lr": good})
+    assert not may_propose({"train.lr": parameter}, {"train.lr": bad})
 
 
 def test_a_trial_is_what_the_sweep_says_and_not_what_its_file_says(sweep_file, tmp_path, secret):
