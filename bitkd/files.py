@@ -38,9 +38,9 @@ def follow_umask(file: Path) -> None:
 
 
 def read_json(file: Path) -> Any:
-    """The content of a JSON file; None if there is none or it is damaged."""
+    """The content of a JSON file; None if there is none or it is damaged. A pipe is not waited for."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     except (OSError, ValueError, RecursionError):  # JSON of others may be nested too deeply
         return None
 

@@ -6,19 +6,23 @@ import os
 import pickle
 import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from datasets import Dataset, Features, Image
 
 from bitkd.cli import main
+from bitkd.compare.comparison import Comparison
 from bitkd.compare.load import load_run, read_runs
 from bitkd.compare.runs import to_json
 from bitkd.config.load import load_config
 from bitkd.data.augment.augmenter import load_shards
 from bitkd.data.hub import load_tokenizer
+from bitkd.data.tasks import check_hub_id
 from bitkd.errors import InputError
 from bitkd.files import is_alive
 from bitkd.models.artifact import load_classifier, load_student
@@ -27,12 +31,14 @@ from bitkd.pipeline.plan import make_plan
 from bitkd.pretrained.load import read_model_config
 from bitkd.report.mermaid import draw_graph
 from bitkd.report.tables import escaped, paragraph
-from bitkd.report.write import write_report
+from bitkd.report.write import as_csv, write_report
 from bitkd.store.artifacts import METRICS_FILE, PREDICTIONS_FILE, STAGE_FILE, Store, read_artifact
 from bitkd.store.gc import prune, take_inventory
 from bitkd.store.lock import Lock
 from bitkd.store.run_folder import MANIFEST, RunFolder
-from bitkd.sweep.spec import read_sweep
+from bitkd.sweep.runner import TrialProcess
+from bitkd.sweep.spec import may_propose, read_sweep
+from bitkd.sweep.text import sweep_data
 from bitkd.sweep.trials import Sweep, Trial
 from tests.compare.synthetic import make_one, write_run
 from tests.store.test_artifacts import METRICS, RECORD
@@ -113,7 +119,7 @@ def test_a_link_of_a_run_leads_only_to_the_artifact_that_its_manifest_names(give
 @pytest.mark.parametrize("name", ["../../elsewhere", "..", "/etc", "a/b", "a\x1b[31m"])
 def test_a_manifest_names_no_stage_outside_of_its_run(given, name):
     edit(given / MANIFEST, lambda content: [content[field].update({name: "x-1"}) for field in ("planned", "artifacts")])
-    with pytest.raises(InputError, match=r"is damaged .it has a stage") as caught:
+    with pytest.raises(InputError, match=r"is damaged .(it has a stage|the control character)") as caught:
         load_run(given)
     assert str(caught.value).isprintable()
 
@@ -193,6 +199,7 @@ def test_names_and_titles_are_text_in_every_form_of_a_report(tmp_path, capsys):
 
 def test_a_line_of_markdown_shows_text_as_it_is():
     assert escaped("single_binary (lr=1e-3), 2 < 3") == "single_binary (lr=1e-3), 2 &lt; 3"
+    assert escaped("a@b.c") == "a@<!-- -->b.c"
     assert escaped("_a_ *b*\nc") == r"\_a\_ \*b\* c"
     assert [paragraph(text)[:6] for text in ("# a", "- a", "12. a", "+ a", "a - b")] == [
         "&#35; ",
@@ -208,6 +215,12 @@ def test_a_cell_of_a_table_is_no_formula(tmp_path):
     formula = replace(run, stages=[replace(stage, title="=cmd|' /c calc'!A1") for stage in run.stages])
     write_report([formula], tmp_path)
     assert ",'=cmd|" in (tmp_path / "comparison.csv").read_text()
+
+
+def test_a_heading_of_a_table_is_no_formula():
+    run = make_one("singlestage", 1)
+    stages = [replace(stage, dev={**stage.dev, "=cmd()": {"accuracy": 0.5}}) for stage in run.stages]
+    assert ",'=cmd()/accuracy" in as_csv(Comparison.of([replace(run, stages=stages)]))
 
 
 def test_a_title_does_not_leave_its_box():
@@ -283,6 +296,45 @@ def test_odd_records_of_a_store_are_passed_over(store, tmp_path, content):
     assert entry.score is None
 
 
+def test_pipes_in_a_store_are_not_waited_for(store, tmp_path, given):
+    publish(store)
+    for file in (".runs/x", f".locks/{KEY}", f".locks/{KEY}.beat", f"{KEY}/{METRICS_FILE}", f"{KEY}/{STAGE_FILE}"):
+        (store.root / file).parent.mkdir(exist_ok=True)
+        (store.root / file).unlink(missing_ok=True)
+        os.mkfifo(store.root / file)
+    (given / MANIFEST).unlink()
+    os.mkfifo(given / MANIFEST)
+    assert store.registered() == []
+    assert [entry.score for entry in take_inventory(store, given.parent.parent).entries] == [None]
+    with pytest.raises(InputError, match=r"is no run: it has no manifest\.json"):
+        RunFolder.read(given)
+    (store.root / ".locks" / KEY).unlink()
+    lock = Lock(store.root, KEY)
+    assert lock.wait(0) == "held"
+    lock.release()
+
+
+def test_an_impossible_score_is_not_listed(store, tmp_path):
+    publish(store)
+    (store.path(KEY) / METRICS_FILE).write_text(f'{{"score": {10**400}}}')
+    assert [entry.score for entry in take_inventory(store, tmp_path).entries] == [None]
+
+
+def test_a_checkpoint_of_another_name_has_no_step(store):
+    store.work(KEY).mkdir(parents=True)
+    for name in ("step-last", "step-12"):
+        (store.work(KEY) / f"{name}.ckpt").touch()
+    assert store.saved_step(KEY) == 12
+
+
+@pytest.mark.parametrize(("file", "field"), [("teacher/stage.json", "device"), (MANIFEST, "title")])
+def test_a_record_has_plain_words(given, file, field):
+    edit(given / file, lambda content: content.update({field: "a\x1b]0;x\x07"}))
+    with pytest.raises(InputError, match=r"is damaged .*control character '\\x1b'") as caught:
+        load_run(given)
+    assert str(caught.value).isprintable()
+
+
 @pytest.mark.parametrize("pid", [0, -1, 10**30])
 def test_an_odd_process_id_is_no_process(pid):
     assert not is_alive(pid)
@@ -300,13 +352,22 @@ def test_a_cache_that_leads_elsewhere_is_refused(tmp_path, name, secret, setting
         make_plan(load_config(settings(tmp_path / "runs")))
 
 
-@pytest.mark.parametrize("place", ["task", "task/run", "task/run/logs"])
+@pytest.mark.parametrize("place", ["task", "task/run", "task/run/logs", "task/run/logs/csv"])
 def test_a_run_is_written_only_under_run_dir(tmp_path, place, secret):
     link = tmp_path / "runs" / place
     link.parent.mkdir(parents=True)
     link.symlink_to(secret.parent)
     with pytest.raises(InputError, match=r"is a link, and a run writes only under"):
         RunFolder.open(tmp_path / "runs", "task", "run")
+
+
+def test_a_dataset_of_the_hub_is_no_folder_of_this_machine(tmp_path, monkeypatch):
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    check_hub_id("owner/other", "hub.path=")
+    for name in ("owner", "owner/name"):
+        with pytest.raises(InputError, match=rf"hub\.path={name} is also a folder"):
+            check_hub_id(name, "hub.path=")
 
 
 def test_files_of_a_run_are_replaced_and_not_written_through_links(tmp_path, given, secret):
@@ -487,7 +548,70 @@ def test_a_sweep_starts_no_bitkd_of_its_own(sweep_file, tmp_path, capsys):
     for command in ([str(program)], ["${env}", f"PATH={program.parent}", "bitkd"]):
         file = sweep_file(command=[*command, "run", "${args_no_hyphens}"])
         assert main(["sweep", file, f"run.dir={tmp_path}", "--dry-run"]) == 2
-        assert "which is not the bitkd that checks the trials" in capsys.readouterr().err
+        assert re.search("not the bitkd that checks the trials|only the folder of this bitkd", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("path", ["{0}:${{envvar:PATH}}", "${{envvar:PATH}}:{0}", "{1}:{0}", ".:${{envvar:PATH}}"])
+def test_the_path_of_a_sweep_names_only_the_folder_of_its_bitkd(sweep_file, tmp_path, capsys, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil").mkdir()
+    own = Path(sys.executable).parent
+    file = sweep_file(command=["${env}", f"PATH={path.format('evil', own)}", "bitkd", "run", "${args_no_hyphens}"])
+    assert main(["sweep", file, f"run.dir={tmp_path}", "--dry-run"]) == 2
+    assert "PATH= may name only the folder of this bitkd" in capsys.readouterr().err
+    file = sweep_file(command=["${env}", f"PATH={own}:${{envvar:PATH}}", "bitkd", "run", "${args_no_hyphens}"])
+    assert main(["sweep", file, f"run.dir={tmp_path}", "--dry-run"]) == 0
+
+
+def test_a_link_named_bitkd_leads_only_to_this_bitkd(sweep_file, tmp_path):
+    own = Path(sys.executable).parent
+    for target, code in ((own / "bitkd", 0), (own / "pip", 2), (own / "python", 2)):
+        (tmp_path / "bitkd").unlink(missing_ok=True)
+        (tmp_path / "bitkd").symlink_to(target)
+        file = sweep_file(command=[str(tmp_path / "bitkd"), "run", "${args_no_hyphens}"])
+        assert main(["sweep", file, f"run.dir={tmp_path}", "--dry-run"]) == code
+
+
+def test_a_trial_runs_no_code_of_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bitkd").mkdir()
+    for name in ("__init__", "__main__"):
+        (tmp_path / "bitkd" / f"{name}.py").write_text("print('ran')")
+    with open(tmp_path / "log", "w+b") as log:
+        assert TrialProcess().run([sys.executable, "-m", "bitkd", "--help"], log) == 0
+    assert "ran" not in (tmp_path / "log").read_text().split()
+
+
+REPEATED = "".join(f"  - &a{i} [{f'*a{i - 1},' * 9}]\n" for i in range(1, 40))
+
+
+@pytest.mark.parametrize("value", ["&a [*a]", f"\n  - &a0 [x]\n{REPEATED}"], ids=["inside itself", "nested"])
+def test_aliases_of_a_sweep_do_not_grow_without_end(sweep_file, value):
+    with pytest.raises(InputError, match="with what its aliases"):
+        read_sweep(sweep_file(f"description: {value}\n"))
+
+
+def test_odd_scalars_of_a_sweep_are_text():
+    node = yaml.compose("x: =\ny: 2024-99-99\n")
+    assert sweep_data(node) == {"x": "=", "y": "2024-99-99"}
+    with pytest.raises(InputError, match="write a decimal number"):
+        sweep_data(yaml.compose("x: 0b_"))
+
+
+@pytest.mark.parametrize(
+    ("parameter", "good", "bad"),
+    [
+        ({"min": 0.1, "max": 0.2}, 0.15, 0.3),
+        ({"min": 1, "max": 4}, 2, 2.5),
+        ({"min": 1, "max": 4, "distribution": "int_uniform"}, 4, 10**400),
+        ({"min": 1e-5, "max": 1e-3, "distribution": "log_uniform_values"}, 1e-4, 1e-6),
+        ({"mu": 0.0, "sigma": 1.0, "distribution": "normal"}, -7.0, float("nan")),
+    ],
+    ids=str,
+)
+def test_a_recorded_value_is_within_its_distribution(parameter, good, bad):
+    assert may_propose({"train.lr": parameter}, {"train.lr": good})
+    assert not may_propose({"train.lr": parameter}, {"train.lr": bad})
 
 
 def test_a_trial_is_what_the_sweep_says_and_not_what_its_file_says(sweep_file, tmp_path, secret):

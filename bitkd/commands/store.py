@@ -10,6 +10,7 @@ from bitkd.commands.output import print_json
 from bitkd.config.load import load_config
 from bitkd.config.schema import store_root
 from bitkd.errors import InputError
+from bitkd.names import shown
 from bitkd.report.console import Console
 from bitkd.report.fitted import FittedTable
 from bitkd.store.artifacts import Store
@@ -78,7 +79,7 @@ def _table(found: list[Entry]) -> FittedTable:
     rows = []
     for entry in found:
         score = "" if entry.score is None else f"{entry.score:.4f}"
-        runs = ", ".join("/".join(Path(run).parts[-2:]) for run in entry.runs) or "none"
+        runs = ", ".join(shown("/".join(Path(run).parts[-2:]), 200) for run in entry.runs) or "none"
         rows.append([entry.key, entry.title, entry.task, score, decimal(entry.size), f"{entry.age:.1f}", runs])
     header = ["key", "stage", "task", "score", "size", "days", "runs"]
     return FittedTable(header, rows, optional=("days", "task", "runs", "size"))

@@ -6,11 +6,14 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from bitkd.commands.output import print_error, print_json
 from bitkd.errors import InputError, StoppedError
+from bitkd.names import shown
 from bitkd.report.console import Console
 from bitkd.report.fitted import FittedTable
 from bitkd.stages.spec import SCORE
@@ -56,14 +59,21 @@ def _check_starter(sweep: Sweep, console: Console) -> None:
     words = sweep.spec.command(sweep.proposals[0])
     place = place_of_bitkd(words, sweep.spec.file)
     program = words[place - 2] if words[:place][-1:] == ["-m"] else words[place]
-    own_path = next((word[5:] for word in words[:place] if word.startswith("PATH=")), None)
+    own_path = next((word[5:] for word in reversed(words[:place]) if word.startswith("PATH=")), None)
     path = os.environ["PATH"] if own_path is None else own_path
     found = shutil.which(program, path=path)
     if found is None:
         raise InputError(
             f"{sweep.spec.file}: command: {program} is not found on the trials' PATH ({path}); write {COMMAND}"
         )
-    if Path(sys.executable).parent.resolve() in (Path(found).resolve().parent, Path(found).parent.resolve()):
+    own = Path(sys.executable).parent.resolve()
+    for folder in _folders_of_path(sweep.spec.content["command"]):
+        if Path(folder).exists() and Path(folder).resolve() != own:
+            raise InputError(
+                f"{sweep.spec.file}: command: PATH= may name only the folder of this bitkd ({own}), beside ${{envvar:PATH}}; "
+                f"{shown(folder)} is another; write {COMMAND}"
+            )
+    if Path(found).parent.resolve() == own or Path(found).resolve() == (own / "bitkd").resolve():
         return
     if os.path.dirname(program) or found != shutil.which(program):
         raise InputError(
@@ -71,6 +81,12 @@ def _check_starter(sweep: Sweep, console: Console) -> None:
             f"{COMMAND}, or start the sweep with the bitkd beside it"
         )
     console.print(f"note: trials are run by {found}, which is not the bitkd that checked them")
+
+
+def _folders_of_path(command: Sequence[Any]) -> list[str]:
+    """The folders that the PATH= of a command names itself."""
+    lists = [word[5:] for word in map(str, command) if word.startswith("PATH=")]
+    return [folder for text in lists for folder in text.replace("${envvar:PATH}", "$").split(":") if folder != "$"]
 
 
 def _shard(text: str) -> tuple[int, int]:

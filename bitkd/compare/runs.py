@@ -12,9 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from bitkd.data.tasks import HOLDOUT
 from bitkd.errors import InputError
-from bitkd.names import CONTROL, shown
 from bitkd.stages.kinds import KINDS, Kind
-from bitkd.store.records import BudgetRecord
+from bitkd.store.records import BudgetRecord, check_values
 
 RECORD_FILE = "comparison.json"
 FORMAT = 1
@@ -273,30 +272,6 @@ def _place(content: Any, path: Sequence[int | str]) -> str:
     return ".".join(parts)
 
 
-LARGEST = 1e30
-"""Numbers beyond it are no counts, sizes or costs of a training."""
-
-
-def _check_values(content: Any, where: str) -> None:
-    """Raise ValueError for numbers without meaning, and for control characters in a text.
-
-    content: plain data of a record.  where: whose it is.
-    """
-    if isinstance(content, str):
-        if wrong := CONTROL.search(content):
-            raise ValueError(f"the control character {wrong[0]!r} in {shown(content)} of {shown(where)}")
-    elif isinstance(content, int | float):
-        if not abs(content) < LARGEST:
-            raise ValueError(f"the number {shown(str(content))} of {shown(where)}")
-    elif isinstance(content, dict):
-        for key, value in content.items():
-            _check_values(key, where)
-            _check_values(value, where)
-    elif isinstance(content, list | tuple):
-        for value in content:
-            _check_values(value, where)
-
-
 def check_run(run: Run) -> None:
     """Check what the types cannot express.
 
@@ -308,12 +283,10 @@ def check_run(run: Run) -> None:
         raise ValueError(f"the budget of {run.name} is {run.budget.total}")
     if run.final.score is None or not math.isfinite(run.final.score):
         raise ValueError(f"the final score of {run.name} is {run.final.score}")
-    _check_values({**vars(run), "stages": None, "budget": asdict(run.budget) if run.budget else None}, run.name)
+    check_values({**vars(run), "stages": None, "budget": asdict(run.budget) if run.budget else None}, run.name)
     for stage in run.stages:
         recorded_kind(stage.kind, f"stage {stage.name} of {run.name}")
-        _check_values(
-            {**vars(stage), "predictions": list(stage.predictions or {})}, f"stage {stage.name} of {run.name}"
-        )
+        check_values({**vars(stage), "predictions": list(stage.predictions or {})}, f"stage {stage.name} of {run.name}")
         for name, found in (stage.predictions or {}).items():
             values = [*found.labels, *found.predicted]
             wrong = [value for value in values if not math.isfinite(value)]

@@ -23,6 +23,9 @@ RENAMED = {"quant.gradient_clip": "quant.ste_clip"}
 LONGEST_FILE = 2**20
 """Characters of a file of settings."""
 
+MOST_VALUES = LONGEST_FILE // 4
+"""Values of a file of settings, where an alias counts as all that it stands for."""
+
 LARGEST_WHOLE = 2**53
 """Whole numbers beyond it are no steps, rows or bytes of anything, and a float cannot count them."""
 
@@ -58,6 +61,7 @@ def compose(text: str, where: str) -> Node | None:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         _check_nodes(node, where, set())
+        _check_aliases(node, where)
     except yaml.YAMLError as error:
         raise InputError(f"{where} is not valid YAML: {_yaml_problem(error)}") from error
     except RecursionError as error:
@@ -83,7 +87,8 @@ def of_override(text: str, kind: Any, key: str) -> Node:
         return ScalarNode(_NULL if is_null else f"{_CORE}str", text)
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        _check_nodes(node, f"'{key}={text}'", set())
+        _check_nodes(node, f"'{shown(key)}={shown(text)}'", set())
+        _check_aliases(node, f"'{shown(key)}={shown(text)}'")
     except (yaml.YAMLError, RecursionError) as error:
         if _plain(kind) is str:  # such as 'a' and 'b'
             return ScalarNode(f"{_CORE}str", text)
@@ -300,6 +305,23 @@ def _check_nodes(node: Node | None, where: str, seen: set[int]) -> None:
                 lines[name.value] = line
             _check_nodes(name, where, seen)
             _check_nodes(value, where, seen)
+
+
+def _check_aliases(root: Node | None, where: str) -> None:
+    """Raise InputError if aliases (`*a`) repeat values too often, or a value is inside itself."""
+    sizes: dict[int, int] = {}
+
+    def size(node: Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = MOST_VALUES + 1  # until it is known: it would be inside itself
+            children = entries_of(node, where).values() if isinstance(node, MappingNode) else node.value
+            sizes[id(node)] = 1 if isinstance(node, ScalarNode) else 1 + sum(map(size, children))
+        return sizes[id(node)]
+
+    if root is not None and size(root) > MOST_VALUES:
+        raise InputError(
+            f"{where} has more than {MOST_VALUES:,} values, with what its aliases (*) repeat; leave some out"
+        )
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:

@@ -230,6 +230,11 @@ def check_hub_id(path: str, setting: str) -> None:
     """
     if path and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path):
         raise InputError(f"{setting}{shown(path)} is no id of a dataset on the hub; write OWNER/NAME")
+    if path and Path(path).exists():
+        raise InputError(
+            f"{setting}{path} is also a folder or file here, which `datasets` would read in place of the hub; start bitkd in "
+            "another folder, or rename it"
+        )
 
 
 def check_metrics(task: TaskSpec) -> None:

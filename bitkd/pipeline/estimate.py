@@ -1,10 +1,12 @@
 """Time and memory of a stage, from steps that were measured before. Nothing is modelled: only the steps scale."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from bitkd.config.schema import PRETRAINED, micro_batches
+from bitkd.errors import InputError
 from bitkd.files import digest, read_json
 from bitkd.pipeline.stage import PlannedStage
 from bitkd.sources.sources import Sources
@@ -85,11 +87,17 @@ def estimate_of(
 
 
 def _measured(kind: str, workload: str, store: Store) -> StageRecord | None:
-    files = [file for folder in store.root.glob(f"{kind}-*") if (file := folder / STAGE_FILE).is_file()]
-    for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)[:NEWEST]:
+    files = []
+    for folder in store.root.glob(f"{kind}-*"):
+        with contextlib.suppress(OSError):  # it may be removed at this moment
+            files.append(((folder / STAGE_FILE).stat().st_mtime, folder / STAGE_FILE))
+    for _, file in sorted(files, reverse=True)[:NEWEST]:
         content = read_json(file)
         if isinstance(content, dict) and content.get("workload") == workload:
-            record = parse_record(StageRecord, file.read_bytes(), file, "run the stage again")
+            try:
+                record = parse_record(StageRecord, file.read_bytes(), file, "run the stage again")
+            except (InputError, OSError):  # damaged, of another version, or removed
+                continue
             if record.steps and record.seconds > 0:
                 return record
     return None

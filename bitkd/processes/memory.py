@@ -14,6 +14,7 @@ _PROC = Path("/proc/self")
 def reset_peak(device: torch.device | str) -> None:
     """Begin a new measurement."""
     if torch.device(device).type == "cuda":
+        torch.cuda.init()  # otherwise torch knows no device here
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with contextlib.suppress(OSError):  # not Linux, or not allowed

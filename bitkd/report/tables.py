@@ -31,7 +31,8 @@ def escaped(text: str) -> str:
     """Text inside a line of Markdown, so that it shows as it is: no tag, link, cell, emphasis or line of its own."""
     text = re.sub(r"[\t\n\v\f\r\x85\u2028\u2029]+", " ", text)
     text = re.sub(r"([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.|:(?=//))", r"\\\1", text)
-    return html.escape(text, quote=False)
+    # GitHub makes a link of a@b.c, whether or not the sign is escaped.
+    return html.escape(text, quote=False).replace("@", "@<!-- -->")
 
 
 def paragraph(text: str) -> str:

@@ -91,7 +91,7 @@ def as_csv(comparison: Comparison) -> str:
     plain = [field.name for field in fields(Row) if field.name != "dev"]
     stream = io.StringIO()
     writer = csv.DictWriter(stream, ["arm", *plain, *measured], restval="", lineterminator="\n")
-    writer.writeheader()
+    writer.writerow({name: _cell(name) for name in writer.fieldnames})
     for arm, row in comparison.rows:
         values: dict[str, Any] = asdict(row)
         dev = values.pop("dev")

@@ -104,7 +104,8 @@ class Store:
 
     def saved_step(self, key: str) -> int | None:
         """The optimizer step that an interrupted stage resumes from; None if it has no checkpoint."""
-        return max((int(file.stem.partition("-")[2]) for file in self.work(key).glob("step-*.ckpt")), default=None)
+        steps = (re.fullmatch(r"step-(\d+)\.ckpt", file.name) for file in self.work(key).glob("step-*.ckpt"))
+        return max((int(found[1]) for found in steps if found), default=None)
 
     def find_damage(self, key: str) -> str | None:
         """What is wrong with a finished artifact; None if its files can be read and their checksums are right."""

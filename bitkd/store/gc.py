@@ -14,6 +14,7 @@ from bitkd.errors import InputError
 from bitkd.files import read_json
 from bitkd.names import shown
 from bitkd.store.artifacts import KEY, METRICS_FILE, STAGE_FILE, Store
+from bitkd.store.records import LARGEST
 from bitkd.store.run_folder import MANIFEST
 
 DAY = 86400
@@ -70,7 +71,7 @@ def take_inventory(store: Store, runs: Path) -> Inventory:
                 finished=finished,
                 title=shown(str(stage.get("title", "unreadable" if finished else "unfinished"))),
                 task=shown(str(stage.get("task", ""))),
-                score=float(score) if isinstance(score, int | float) else None,
+                score=float(score) if isinstance(score, int | float) and abs(score) < LARGEST else None,
                 size=sum(state.st_size for state in files if S_ISREG(state.st_mode)),
                 age=(time.time() - max((state.st_mtime for state in files), default=time.time())) / DAY,
                 runs=[name for name, keys in needed.items() if key in keys],

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bitkd.files import is_alive, read_json
+from bitkd.names import shown
 
 HEARTBEAT_SECONDS = 5.0
 TIMEOUT_SECONDS = 60.0
@@ -100,7 +101,7 @@ class Lock:
     def holder(self) -> str:
         """Who holds the lock, for messages."""
         found = self._holder()
-        return f"process {found['pid']} on {found['host']}" if found else "nobody"
+        return f"process {found['pid']} on {shown(found['host'])}" if found else "nobody"
 
     def _try(self) -> bool:
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -123,8 +124,10 @@ class Lock:
             mine.unlink(missing_ok=True)
         self.held = True
         self._stop.clear()
-        if self.beat.is_symlink():  # a heartbeat would be written where it leads
-            self.beat.unlink()
+        if (
+            self.beat.is_symlink() or not self.beat.is_file()
+        ):  # it would be written where a link leads, or wait for a pipe
+            self.beat.unlink(missing_ok=True)
         self._change_beat(0)
         threading.Thread(target=self._keep_beating, daemon=True).start()
         return True
@@ -151,7 +154,7 @@ class Lock:
             self._seen = (found["id"], 0.0)
             return True
         try:
-            beat = f"{found.get('id')} {self.beat.read_text()}"
+            beat = f"{found.get('id')} {self.beat.read_text() if self.beat.is_file() else ''}"
         except OSError:
             beat = str(found.get("id"))
         now = time.monotonic()

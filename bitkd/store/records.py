@@ -5,6 +5,7 @@ alone also reads what it can of damaged and older ones, so that it deletes nothi
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from bitkd.errors import InputError
+from bitkd.names import CONTROL, shown
 
 T = TypeVar("T")
 
@@ -237,9 +239,38 @@ def parse_record(record: type[T], text: str | bytes, where: Path | str, advice: 
             content = _adapter(dict[str, Any]).validate_json(text, strict=True)
             score = {"score": content.pop("score")} if "score" in content else {}
             text = json.dumps({**score, "sets": content})
-        return _adapter(record).validate_json(text, strict=True)  # type: ignore[arg-type]  # a class is hashable
+        parsed: T = _adapter(record).validate_json(text, strict=True)  # type: ignore[arg-type]  # a class is hashable
+        check_values(asdict(parsed), "it", infinite=True)  # type: ignore[call-overload]  # all records are dataclasses
+        return parsed
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         problem = f"{place}: {first['msg']}" if place else first["msg"]
-        raise InputError(f"{where} is damaged or of another version ({problem}); {advice}") from error
+        raise InputError(f"{where} is damaged or of another version ({shown(problem, 300)}); {advice}") from error
+    except ValueError as error:
+        raise InputError(f"{where} is damaged ({error}); {advice}") from error
+
+
+LARGEST = 1e30
+"""Numbers beyond it are no counts, sizes or costs of a training."""
+
+
+def check_values(content: Any, where: str, infinite: bool = False) -> None:
+    """Raise ValueError for numbers without meaning, and for control characters in a text.
+
+    content: plain data of a record.  where: whose it is.  infinite: allow inf and nan, which a training that diverged records.
+    """
+    if isinstance(content, str):
+        if wrong := CONTROL.search(content):
+            raise ValueError(f"the control character {wrong[0]!r} in {shown(content)} of {shown(where)}")
+    elif isinstance(content, int | float):
+        special = isinstance(content, float) and not math.isfinite(content)
+        if not abs(content) < LARGEST and not (infinite and special):
+            raise ValueError(f"the number {shown(str(content))} of {shown(where)}")
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            check_values(key, where, infinite)
+            check_values(value, where, infinite)
+    elif isinstance(content, list | tuple):
+        for value in content:
+            check_values(value, where, infinite)

@@ -29,7 +29,8 @@ class RunFolder:
         """
         root = runs.expanduser().resolve()
         folder = root / task / name
-        if link := link_within(root, folder / "logs"):
+        below = (path for path in (folder / "logs").rglob("*") if path.is_symlink())
+        if link := link_within(root, folder / "logs") or next(below, None):
             raise InputError(
                 f"{link} is a link, and a run writes only under {root}; delete it, or set run.dir= to where it leads"
             )
@@ -45,6 +46,8 @@ class RunFolder:
         """
         file = folder / MANIFEST
         try:
+            if not file.is_file():  # a pipe would be waited for
+                raise FileNotFoundError(file)
             text = file.read_bytes()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(

@@ -113,6 +113,7 @@ class TrialProcess:
     def run(self, words: list[str], log: Any) -> int:
         """Run a command to its end; returns its exit code (128 + n if signal n killed it, 127 if it cannot be started)."""
         environment = dict(os.environ)
+        environment["PYTHONSAFEPATH"] = "1"  # `python -m bitkd` would import a bitkd of the current folder
         environment.pop("WANDB_SERVICE", None)  # as wandb agent does: the trial starts its own wandb service
         with self._lock:
             if self.code is not None:

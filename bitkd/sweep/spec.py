@@ -17,6 +17,7 @@ from bitkd.pipeline.checks import check_paths
 from bitkd.pipeline.plan import check_settings
 from bitkd.processes.machine import check_machine
 from bitkd.stages.spec import SCORE
+from bitkd.store.records import LARGEST
 from bitkd.sweep.text import sweep_data
 
 METHODS = ("grid", "random", "bayes")
@@ -27,7 +28,7 @@ _MACROS = ("env", "interpreter", "program")
 
 _ENVIRONMENT_VARIABLE = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")  # as wandb.sdk.launch.sweeps.utils has it
 
-_PATH = re.compile(r"PATH=[^$]*(\$\{envvar:PATH\}[^$]*)?")
+_PATH = re.compile(r"PATH=([^$]+|([^$]+:)?\$\{envvar:PATH\}(:[^$]+)?)")
 
 _VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM", "HF_HUB_OFFLINE",
               "WANDB_MODE")  # fmt: skip
@@ -160,7 +161,14 @@ def _gives(parameter: Mapping[str, Any], value: Any) -> bool:
     listed = _values_of(parameter)
     if "value" in parameter or "values" in parameter:
         return value in listed
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    kind = parameter.get("distribution")
+    low, high = parameter.get("min", -LARGEST), parameter.get("max", LARGEST)
+    is_whole = kind == "int_uniform" or (kind is None and isinstance(low, int) and isinstance(high, int))
+    step = parameter.get("q", 1) if str(kind).startswith("q_") else 0  # to which values are rounded
+    is_within = low - step - 1e-9 * abs(low) <= value <= high + step + 1e-9 * abs(high)
+    return is_within and (value % 1 == 0 or not is_whole)
 
 
 def _without_settings(path: Path, parameters: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:

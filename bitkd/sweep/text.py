@@ -59,9 +59,13 @@ def _data(node: Node, is_text: bool, where: str) -> Any:
         return node.value
     if node.tag.endswith((":int", ":float")) and _OTHER_NUMBERS.fullmatch(node.value):
         raise InputError(
-            f"{where}: YAML reads {shown(node.value)} as {yaml.safe_load(node.value)}; write a decimal number, or quotes"
+            f"{where}: YAML reads {shown(node.value)} as {_constructed(node)}; write a decimal number, or quotes"
         )
+    return _constructed(node)
+
+
+def _constructed(node: ScalarNode) -> Any:
     try:
         return yaml.SafeLoader("").construct_object(node)
-    except ValueError:  # such as a date that does not exist
+    except (ValueError, yaml.YAMLError):  # such as a date that does not exist, or a single =
         return node.value

@@ -81,8 +81,8 @@ class Connection:
                     raise
                 self._go_offline(error, logs)
             mode = "offline"
-            with contextlib.suppress(SystemExit):  # wandb's, if its service ends with an error
-                self.wait(wandb.teardown)  # otherwise the service still holds the run's id
+            with contextlib.suppress(SystemExit, TimeoutError):  # wandb's, if its service ends with an error
+                self.wait(wandb.teardown, limit=FINISH_SECONDS)  # otherwise the service still holds the run's id
 
     def finish(self, code: int) -> None:
         """Finish the open wandb run, if there is one.  code: the exit code that it is given."""
@@ -139,8 +139,9 @@ class Connection:
             return mode
         if self._offline:
             return "offline"
+        login = partial(wandb.login, prompt=False, verify=True)
         try:
-            return "online" if self.wait(lambda: wandb.login(prompt=False, verify=True)) else "offline"
+            return "online" if self.wait(login, limit=FINISH_SECONDS) else "offline"
         except WaitEndedError:
             raise
         except Exception as error:  # wandb raises several types

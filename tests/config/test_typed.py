@@ -196,8 +196,14 @@ def test_an_interpolation_may_name_another_key():
         ("- 1\n", "holds no mapping"),
         ("", "holds no mapping"),
         ("a: 1\n---\nb: 2\n", "is not valid YAML"),
+        ("task: {labels: &a [*a]}", "values, with what its aliases"),
+        (
+            "stages:\n  a0: &a0 {x: y}\n"
+            + "".join(f"  a{i}: &a{i} {{<<: *a{i - 1}, b{i}: *a{i - 1}}}\n" for i in range(1, 40)),
+            "values, with what its aliases",
+        ),
     ],
-    ids=range(12),
+    ids=range(14),
 )
 def test_what_no_settings_need_is_refused(content, message, tmp_path):
     file = tmp_path / "mine.yaml"
@@ -210,7 +216,7 @@ def test_aliases_of_aliases_take_no_time(tmp_path):
     file = tmp_path / "mine.yaml"
     nested = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 60)]
     file.write_text("\n".join(["a0: &a0 [x]", *nested]))
-    with pytest.raises(InputError, match="unknown key a0"):
+    with pytest.raises(InputError, match="more than 262,144 values, with what its aliases"):
         load_config([f"pipeline={file}", "task=demo"])
     merged = [f"  m{i}: &m{i} {{<<: [*m{i - 1}, *m{i - 1}]}}" for i in range(1, 60)]
     file.write_text("\n".join(["stages:", "  m0: &m0 {kind: init}", *merged]))

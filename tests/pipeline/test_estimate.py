@@ -6,9 +6,11 @@ import pytest
 
 from bitkd.cli import main
 from bitkd.config.load import load_config
+from bitkd.pipeline.estimate import _measured
 from bitkd.pipeline.plan import make_plan
 from bitkd.pipeline.replaced import replaced_by
 from bitkd.pipeline.runner import run
+from bitkd.store.artifacts import Store
 
 
 def estimates(overrides):
@@ -73,6 +75,13 @@ def test_a_damaged_record_estimates_nothing(runs, settings):
     for file in (runs / "store").glob("single_stage-*/stage.json"):
         file.write_text("[1]")
     assert estimates(settings(runs, "singlestage", "seed=3"))["single"] is None
+
+
+def test_a_record_of_another_version_is_passed_over(tmp_path):
+    store = Store(tmp_path)
+    (tmp_path / "finetune-0").mkdir()
+    (tmp_path / "finetune-0" / "stage.json").write_text('{"workload": "w", "kind": 1}')
+    assert _measured("finetune", "w", store) is None
 
 
 def test_the_results_that_a_changed_setting_replaces_are_named(finished, settings):
