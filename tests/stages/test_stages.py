@@ -81,7 +81,8 @@ def test_the_objective_is_the_sum_over_layers_of_like_with_like():
     rows = batch()
     mask = rows["attention_mask"].bool()
     output, target = (
-        model(**model_inputs(rows, model), output_hidden_states=True, output_attentions=True) for model in (student, teacher)
+        model(**model_inputs(rows, model), output_hidden_states=True, output_attentions=True)
+        for model in (student, teacher)
     )
     heads = student.config.bitkd["kept_heads"]
     expected = {
