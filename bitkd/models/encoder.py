@@ -72,7 +72,7 @@ def write_spec(model: PreTrainedModel, spec: StudentSpec) -> None:
         model.__dict__.pop("hf_quantizer", None)
     else:
         config.quantization_config = {"quant_method": METHOD}
-        model.hf_quantizer = StudentQuantizer(StudentQuantizationConfig())
+        model.hf_quantizer = StudentQuantizer(StudentQuantizationConfig())  # type: ignore[assignment]
 
 
 def encoder_layers(model: PreTrainedModel) -> Sequence[Any]:
