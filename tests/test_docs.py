@@ -17,6 +17,7 @@ from bitkd.config.load import load_config
 from bitkd.errors import InputError
 from bitkd.models.encoder import read_spec, write_spec
 from bitkd.pipeline.plan import check_settings
+from bitkd.quant.layout import LAYOUTS
 from bitkd.quant.table import ACTIVATIONS, WEIGHTS
 from bitkd.stages.kinds import KINDS
 from bitkd.stages.spec import TERMS
@@ -119,7 +120,9 @@ def check_make(words):
 def tables():
     """What a page registers is forgotten after it."""
     saved = [(table, dict(table)) for table in (KINDS, TERMS, WEIGHTS, ACTIVATIONS)]
+    layouts = list(LAYOUTS)
     yield
+    LAYOUTS[:] = layouts
     for table, rows in saved:
         table.clear()
         table.update(rows)

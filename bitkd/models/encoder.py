@@ -8,8 +8,8 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel
 
 from bitkd.errors import InputError
-from bitkd.models.from_pretrained import StudentQuantizationConfig, StudentQuantizer
 from bitkd.models.marks import METHOD
+from bitkd.models.saving import SavedByBitkd, StudentQuantizationConfig
 from bitkd.models.spec import StudentSpec, check_spec_data
 from bitkd.quant.layout import layers_of
 from bitkd.quant.spec import QuantSpec
@@ -72,7 +72,7 @@ def write_spec(model: PreTrainedModel, spec: StudentSpec) -> None:
         model.__dict__.pop("hf_quantizer", None)
     else:
         config.quantization_config = {"quant_method": METHOD}
-        model.hf_quantizer = StudentQuantizer(StudentQuantizationConfig())  # type: ignore[assignment]
+        model.hf_quantizer = SavedByBitkd(StudentQuantizationConfig())  # type: ignore[assignment]
 
 
 def encoder_layers(model: PreTrainedModel) -> Sequence[Any]:

@@ -7,21 +7,12 @@ torch nor models by itself.
 from typing import Any
 
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
-from transformers.quantizers.base import HfQuantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from bitkd.errors import InputError
 from bitkd.models.marks import METHOD
+from bitkd.models.saving import SavedByBitkd, StudentQuantizationConfig
 
 
-class StudentQuantizationConfig(QuantizationConfigMixin):
-    """The `quantization_config` of a student's config.json. What was quantized stands in its `bitkd` section."""
-
-    def __init__(self, **_: Any) -> None:
-        self.quant_method = METHOD  # type: ignore[assignment]
-
-
-class StudentQuantizer(HfQuantizer):
+class StudentQuantizer(SavedByBitkd):
     """Makes the layers that a student's weights fit, before transformers loads them."""
 
     requires_calibration = True
@@ -57,15 +48,6 @@ class StudentQuantizer(HfQuantizer):
             if any(isinstance(child, SplitLinear | SplitEmbedding) for child in module.children()):
                 module._is_hf_initialized = not any(True for _ in module.buffers(recurse=False))
         return model
-
-    def is_serializable(self) -> bool:
-        """Raises InputError: transformers would write the weights without their guard."""
-        raise InputError("a quantized student is not saved by save_pretrained; use bitkd.save_student(model, folder)")
-
-    @property
-    def is_trainable(self) -> bool:
-        """The latent weights are FP32 and can be trained on."""
-        return True
 
 
 def register() -> None:

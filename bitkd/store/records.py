@@ -5,7 +5,6 @@ alone also reads what it can of damaged and older ones, so that it deletes nothi
 """
 
 import json
-import math
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -258,14 +257,14 @@ LARGEST = 1e30
 def check_values(content: Any, where: str, infinite: bool = False) -> None:
     """Raise ValueError for numbers without meaning, and for control characters in a text.
 
-    content: plain data of a record.  where: whose it is.  infinite: allow inf and nan, which a training that diverged records.
+    content: plain data of a record.  where: whose it is.
+    infinite: allow any float, also inf and nan, which a training that diverged records.
     """
     if isinstance(content, str):
         if wrong := CONTROL.search(content):
             raise ValueError(f"the control character {wrong[0]!r} in {shown(content)} of {shown(where)}")
     elif isinstance(content, int | float):
-        special = isinstance(content, float) and not math.isfinite(content)
-        if not abs(content) < LARGEST and not (infinite and special):
+        if not abs(content) < LARGEST and not (infinite and isinstance(content, float)):
             raise ValueError(f"the number {shown(str(content))} of {shown(where)}")
     elif isinstance(content, dict):
         for key, value in content.items():

@@ -29,8 +29,11 @@ class RunFolder:
         """
         root = runs.expanduser().resolve()
         folder = root / task / name
-        below = (path for path in (folder / "logs").rglob("*") if path.is_symlink())
-        if link := link_within(root, folder / "logs") or next(below, None):
+        logs = folder / "logs"
+        # wandb keeps links of its own in its folder (latest-run), and replaces them.
+        stages = (entry for entry in logs.glob("*") if entry.is_symlink() or entry.name != "wandb")
+        below = (path for entry in stages for path in (entry, *entry.rglob("*")) if path.is_symlink())
+        if link := link_within(root, logs) or next(below, None):
             raise InputError(
                 f"{link} is a link, and a run writes only under {root}; delete it, or set run.dir= to where it leads"
             )

@@ -262,6 +262,7 @@ def test_what_a_model_lacks_is_refused_where_the_run_needs_it(pretrained, settin
         ("ModernBert", "multistage", ["student.layers=[1,3]"]),
         ("DistilBert", "singlestage", ["student.width=0.5"]),
         ("MPNet", "singlestage", ["student.layers=[1,3]"]),
+        ("DebertaV2", "singlestage", ["student.layers=[1,3]", "student.width=0.5"]),
     ],
 )
 def test_a_pipeline_runs_to_its_end(name, pipeline, more, pretrained, settings, tmp_path, console):

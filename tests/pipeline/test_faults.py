@@ -102,7 +102,7 @@ def test_out_of_memory_in_one_stage(settings, finished, console, tmp_path, monke
         StageFailedError, match=r"stage single failed: RuntimeError: (.|\n)*use more trainer\.accumulate"
     ):
         run(load_config(overrides), console)
-    assert any("init (Initialization) finished" in line for line in console.lines)
+    assert any("init finished" in line for line in console.lines)
     monkeypatch.undo()
     run(load_config(overrides), console)
     assert read_weights(tmp_path) == read_weights(finished)
