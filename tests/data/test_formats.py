@@ -167,8 +167,16 @@ LONG = "word " * 50_000
             '[{"text": "\xe9", "label": "yes"}]'.encode("latin-1"),
             r"r\.json:1: byte 11 is not UTF-8 \(0xe9\)",
         ),
-        ("r.tsv.gz", gzip.compress(b"text\tlabel\n" + b"a\tyes\n" * 99, mtime=0)[:-9], "is damaged: gzip cannot read it"),
-        ("r.tsv.gz", gzip.compress(gzip.compress(b"text\tlabel\n", mtime=0), mtime=0), "it is compressed with gzip; unpack it"),
+        (
+            "r.tsv.gz",
+            gzip.compress(b"text\tlabel\n" + b"a\tyes\n" * 99, mtime=0)[:-9],
+            "is damaged: gzip cannot read it",
+        ),
+        (
+            "r.tsv.gz",
+            gzip.compress(gzip.compress(b"text\tlabel\n", mtime=0), mtime=0),
+            "it is compressed with gzip; unpack it",
+        ),
         ("r.parquet.gz", b"", r"rows in \.parquet\.gz are unknown"),
         ("r.tsv.zip", b"", r"rows in \.tsv\.zip are unknown; use \.tsv, .* also with \.gz"),
     ],
