@@ -2,8 +2,8 @@
 
 Codes, which are whole numbers, are multiplied first and the product is scaled afterwards. FP32 sums of products of small
 whole numbers are exact in any order, so training and evaluation agree bit for bit, and so do a ternary layer and the two
-binary layers that it was just split into. An execution in integers that scales in the same order would agree as well;
-there is none in this package yet.
+binary layers that it was just split into. The executions in integers (`bitkd.quant.packed`, `bitkd.engine`) scale in the
+same order and agree as well.
 """
 
 from collections.abc import Callable
@@ -40,13 +40,21 @@ def _weight_terms(weights: tuple[Tensor, ...], spec: ProductSpec) -> list[tuple[
     """The quantized weight as a sum of levels * scale; a pair of weights counts as its sum.  scale: () or (rows, 1)."""
     if spec.codes is None:
         return [(weights[0], torch.ones((), device=weights[0].device))]
-    terms = [spec.codes(w, spec.per_row) for w in weights]
-    if len(terms) < 2:
-        return terms
-    (first, a1), (second, a2) = terms
+    return sum_terms([spec.codes(w, spec.per_row) for w in weights], spec.exact)
+
+
+def sum_terms(halves: list[tuple[Tensor, Tensor]], exact: bool) -> list[tuple[Tensor, Tensor]]:
+    """A weight, or the sum of a pair's halves, as a sum of levels * scale with as few products as possible.
+
+    halves: codes and scale of each.  exact: levels are whole numbers (see ProductSpec).
+    """
+    if len(halves) < 2:
+        return halves
+    (first, a1), (second, a2) = halves
     sum_codes, diff_codes, mean_scale, half_diff = first + second, first - second, (a1 + a2) / 2, (a1 - a2) / 2
-    if not spec.exact:  # one product with a 4-level matrix; mean_scale is 0 only if both scales are
-        ratio = (half_diff / mean_scale.clamp_min(1e-30)).to(diff_codes.dtype)
+    if not exact:  # one product with a 4-level matrix; mean_scale is 0 only if both scales are
+        ratio = half_diff / mean_scale.clamp_min(1e-30)
+        ratio = (ratio[:, None] if ratio.shape == first.shape[:1] else ratio).to(diff_codes.dtype)
         return [(sum_codes + diff_codes * ratio, mean_scale)]
     if not half_diff.any():  # freshly split
         return [(sum_codes, mean_scale)]

@@ -1,0 +1,241 @@
+"""Layers whose weights are packed: 1 or 2 bits in memory as on disk. They are for inference only.
+
+Their products are computed on whole numbers and scaled in the order of `bitkd.quant.product`, so a packed model gives the
+very logits of the simulated one, bit for bit. This is also what every faster execution is compared with.
+"""
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from bitkd.quant.inputs import InputQuantizer
+from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
+from bitkd.quant.packing import BITS, TWO_BITS, Packing, pack_codes, unpack_codes
+from bitkd.quant.product import sum_terms
+from bitkd.quant.table import FP32
+
+HALVES = ("", "second_")
+"""Prefixes of the buffers of a layer's weight, and of the second half of a pair."""
+
+
+def packing_of(bits: int, ternary: Packing = TWO_BITS) -> Packing:
+    """The packing of weights of this width.  ternary: that of ternary ones."""
+    return {1: BITS, 2: ternary}[bits]
+
+
+class PackedWeight(nn.Module):
+    """Buffers of a weight of `rows` x `columns` codes, or of the two halves of a pair.
+
+    packed: uint8 (rows, bytes), see `bitkd.quant.packing`.  scale: FP32, (rows,) or (1,) for all rows.
+    second_packed, second_scale: of a pair's second half.
+    """
+
+    packed: Tensor
+    scale: Tensor
+
+    def __init__(self, rows: int, columns: int, packing: Packing, per_row: bool, split: bool) -> None:
+        super().__init__()
+        self.columns = columns
+        self.packing = packing
+        self.per_row = per_row
+        self.split = split
+        for half in HALVES[: 1 + split]:
+            self.register_buffer(f"{half}packed", torch.zeros(rows, packing.columns(columns), dtype=torch.uint8))
+            self.register_buffer(f"{half}scale", torch.zeros(rows if per_row else 1))
+
+    def halves(self) -> list[tuple[Tensor, Tensor]]:
+        """The packed codes and the scale of the weight, or of both halves of a pair."""
+        return [(getattr(self, f"{half}packed"), getattr(self, f"{half}scale")) for half in HALVES[: 1 + self.split]]
+
+    def _fill(self, weights: list[Tensor], codes_of: Any) -> None:
+        for half, weight in zip(HALVES, weights, strict=False):
+            codes, scale = codes_of(weight.detach(), self.per_row)
+            getattr(self, f"{half}packed").copy_(pack_codes(codes, self.packing))
+            getattr(self, f"{half}scale").copy_(scale.reshape(-1))
+
+
+class PackedLinear(PackedWeight):
+    """The packed form of a QuantLinear, or of a SplitLinear in one layer. The bias stays FP32."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        packing: Packing = BITS,
+        per_row: bool = False,
+        split: bool = False,
+        input_quantizer: InputQuantizer,
+    ) -> None:
+        super().__init__(out_features, in_features, packing, per_row, split)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
+        self.input_quantizer = input_quantizer
+
+    @classmethod
+    def from_quantized(cls, module: QuantLinear | SplitLinear, ternary: Packing = TWO_BITS, fill: bool = True) -> Self:
+        """The packed form of a layer.  fill: with its codes; if not, zeros, to be loaded into."""
+        first = module.first if isinstance(module, SplitLinear) else module
+        new = cls(
+            module.in_features,
+            module.out_features,
+            first.bias is not None,
+            packing=packing_of(module.weight_bits, ternary),
+            per_row=module.per_row,
+            split=isinstance(module, SplitLinear),
+            input_quantizer=module.input_quantizer,
+        )
+        if fill:
+            halves = [module.first, module.second] if isinstance(module, SplitLinear) else [module]
+            new._fill([half.weight for half in halves], first.weight_codes)
+            if new.bias is not None:
+                biases = [half.bias.detach() for half in halves]
+                new.bias.copy_(biases[0] if len(biases) == 1 else biases[0] + biases[1])
+        return new.eval()
+
+    @property
+    def activation_bits(self) -> int:
+        """Bits of the input."""
+        return self.input_quantizer.bits
+
+    def terms(self) -> list[tuple[Tensor, Tensor]]:
+        """The weight as a sum of levels * scale, whole numbers in FP32 each (see `bitkd.quant.product.sum_terms`)."""
+        unpacked = [
+            (unpack_codes(packed, self.packing, self.in_features).float(), scale) for packed, scale in self.halves()
+        ]
+        return sum_terms(unpacked, exact=self.activation_bits < FP32)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., out_features) in FP32.  input: (..., in_features)."""
+        if self.activation_bits == FP32:
+            codes, x_scale = input.float(), None
+        else:
+            codes, x_scale = self.input_quantizer.codes(input)
+        products = (nn.functional.linear(codes, levels).mul_(scale) for levels, scale in self.terms())
+        y = next(products)
+        for product in products:
+            y = y.add_(product)
+        y = y if x_scale is None else y.mul_(x_scale)
+        return y if self.bias is None else y + self.bias
+
+
+class PackedEmbedding(PackedWeight):
+    """The packed form of a QuantEmbedding, or of a SplitEmbedding in one table; one scale per row."""
+
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, padding_idx: int | None, *, packing: Packing, split: bool
+    ) -> None:
+        super().__init__(num_embeddings, embedding_dim, packing, per_row=True, split=split)
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self.padding_idx = padding_idx
+
+    @classmethod
+    def from_quantized(cls, module: Any, ternary: Packing = TWO_BITS, fill: bool = True) -> Self:
+        """The packed form of a table.  fill: with its codes; if not, zeros, to be loaded into."""
+        split = isinstance(module, SplitEmbedding)
+        packing = packing_of(module.weight_bits, ternary)
+        new = cls(module.num_embeddings, module.embedding_dim, module.padding_idx, packing=packing, split=split)
+        if fill:
+            halves: list[QuantEmbedding] = [module.first, module.second] if split else [module]
+            new._fill([half.weight for half in halves], halves[0].weight_codes)
+        return new.eval()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., embedding_dim) in FP32.  input: (...) row numbers."""
+        rows = input.reshape(-1)
+        values = [
+            unpack_codes(packed[rows], self.packing, self.embedding_dim).float() * scale[rows, None]
+            for packed, scale in self.halves()
+        ]
+        total = values[0] if len(values) == 1 else values[0] + values[1]
+        return total.view(*input.shape, self.embedding_dim)
+
+
+class Int8Weight(nn.Module):
+    """A weight at 8 bits, one scale per row, for parts that no student quantizes: `codes` int8, `scale` FP32 (rows,)."""
+
+    codes: Tensor
+    scale: Tensor
+
+    def _hold(self, rows: int, columns: int) -> None:
+        self.register_buffer("codes", torch.zeros(rows, columns, dtype=torch.int8))
+        self.register_buffer("scale", torch.zeros(rows))
+
+    def _fill(self, weight: Tensor) -> None:
+        scale = weight.detach().abs().amax(-1).clamp_min(1e-30) / 127
+        self.scale.copy_(scale)
+        self.codes.copy_((weight.detach() / scale[:, None]).round())
+
+    def dequantized(self) -> Tensor:
+        """FP32, (rows, columns)."""
+        return self.codes.float() * self.scale[:, None]
+
+
+class Int8Linear(Int8Weight):
+    """An nn.Linear with its weight at 8 bits; its input stays FP32."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self._hold(out_features, in_features)
+        self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
+
+    @classmethod
+    def from_float(cls, module: nn.Linear, fill: bool = True) -> Self:
+        """A Linear at 8 bits.  fill: with its weights; if not, zeros, to be loaded into."""
+        new = cls(module.in_features, module.out_features, module.bias is not None)
+        if fill:
+            new._fill(module.weight)
+            if new.bias is not None:
+                new.bias.copy_(module.bias.detach())
+        return new.eval()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.dequantized(), self.bias)
+
+
+class Int8Embedding(Int8Weight):
+    """An nn.Embedding at 8 bits."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
+        self._hold(num_embeddings, embedding_dim)
+
+    @classmethod
+    def from_float(cls, module: nn.Embedding, fill: bool = True) -> Self:
+        """A table at 8 bits.  fill: with its weights; if not, zeros, to be loaded into."""
+        new = cls(module.num_embeddings, module.embedding_dim, module.padding_idx)
+        if fill:
+            new._fill(module.weight)
+        return new.eval()
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows = input.reshape(-1)
+        return (self.codes[rows].float() * self.scale[rows, None]).view(*input.shape, self.embedding_dim)
+
+
+def pack_layers(
+    model: nn.Module, *, ternary: Packing = TWO_BITS, int8: list[str] | None = None, fill: bool = True
+) -> None:
+    """Replace the low-bit layers of a quantized model by packed ones, in place.
+
+    ternary: the packing of ternary weights.  int8: names of other Linears and tables to keep at 8 bits.
+    fill: with their weights; if not, zeros, to be loaded into.
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, QuantLinear | SplitLinear) and child.weight_bits < FP32:
+                setattr(parent, name, PackedLinear.from_quantized(child, ternary, fill))
+            elif isinstance(child, QuantEmbedding | SplitEmbedding) and child.weight_bits < FP32:
+                setattr(parent, name, PackedEmbedding.from_quantized(child, ternary, fill))
+    for path in int8 or []:
+        parent_path, _, name = path.rpartition(".")
+        holder = model.get_submodule(parent_path)
+        child = getattr(holder, name)
+        kind: Any = Int8Embedding if isinstance(child, nn.Embedding) else Int8Linear
+        setattr(holder, name, kind.from_float(child, fill))

@@ -1,0 +1,69 @@
+"""Codes of low-bit weights as bytes: several codes share a byte, as the digits of a number.
+
+Bits lie in little order, row by row, as `numpy.packbits(bitorder="little")` lays them.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How codes become bytes: a byte is the sum of digit[i] * base^i, and a code is lowest + step * digit."""
+
+    name: str
+    """Its name in config.json."""
+
+    base: int
+    per_byte: int
+    """Codes in a byte."""
+
+    lowest: int
+    """The code of digit 0."""
+
+    step: int = 1
+    """Difference between the codes of two neighbouring digits."""
+
+    def columns(self, codes: int) -> int:
+        """Bytes of a row of so many codes; the last byte is filled up with digits 0."""
+        return -(-codes // self.per_byte)
+
+
+BITS = Packing("1 bit", base=2, per_byte=8, lowest=-1, step=2)
+"""Codes -1 and +1."""
+
+TWO_BITS = Packing("2 bits", base=4, per_byte=4, lowest=-1)
+"""Codes -1, 0 and +1, two bits each."""
+
+TRITS = Packing("5 in a byte", base=3, per_byte=5, lowest=-1)
+"""Codes -1, 0 and +1, 1.6 bits each."""
+
+PACKINGS = {packing.name: packing for packing in (BITS, TWO_BITS, TRITS)}
+
+
+def pack_codes(codes: Tensor, packing: Packing) -> Tensor:
+    """uint8 of shape (rows, bytes).  codes: (rows, columns) of whole numbers, of any type."""
+    digits = (codes.to(torch.int16) - packing.lowest) // packing.step
+    filled = torch.nn.functional.pad(digits, (0, -codes.shape[1] % packing.per_byte))
+    places = torch.tensor([packing.base**i for i in range(packing.per_byte)], dtype=torch.int16)
+    return (filled.unflatten(1, (-1, packing.per_byte)) * places).sum(-1, dtype=torch.int16).to(torch.uint8)
+
+
+def unpack_codes(packed: Tensor, packing: Packing, columns: int) -> Tensor:
+    """int8 codes of shape (rows, columns), the inverse of `pack_codes`.
+
+    packed: uint8 of shape (rows, bytes).
+    """
+    table = _codes_of_bytes(packing).to(packed.device)
+    return table[packed.int()].flatten(1)[:, :columns]
+
+
+@cache
+def _codes_of_bytes(packing: Packing) -> Tensor:
+    """The codes in each byte: int8 of shape (256, codes in a byte)."""
+    places = torch.tensor([packing.base**i for i in range(packing.per_byte)])
+    digits = torch.arange(256)[:, None] // places % packing.base
+    return (packing.lowest + packing.step * digits).to(torch.int8)
