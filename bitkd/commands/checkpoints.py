@@ -14,7 +14,8 @@ from bitkd.models.labels import label_order
 from bitkd.pretrained.files import check_checkpoint_files, read_config_data
 from bitkd.processes.machine import check_machine
 from bitkd.store.artifacts import STAGE_FILE, Store, read_artifact
-from bitkd.store.records import StageRecord, TaskRecord
+from bitkd.store.exports import check_export, is_export, read_export
+from bitkd.store.records import ExportRecord, StageRecord, TaskRecord
 from bitkd.store.run_folder import MANIFEST, RunFolder
 
 
@@ -26,8 +27,8 @@ class Checkpoint:
     config: Config
     """The settings in force: what the checkpoint records of its task, and above it what was given."""
 
-    record: StageRecord | None
-    """Of an artifact; None for a plain Hugging Face checkpoint."""
+    record: StageRecord | ExportRecord | None
+    """Of an artifact or an exported folder; None for a plain Hugging Face checkpoint."""
 
     labels: list[str] | None
     """Names of its outputs, if its config.json has none."""
@@ -55,7 +56,7 @@ def open_checkpoint(name: str, settings: list[str], labels: str | None, needs_ta
     given = load_config(settings, require=())
     check_machine(replace(given.trainer, devices=1))  # whatever a run had, one process reads the rows here
     folder = _find_folder(name)
-    record = read_artifact(folder).stage if (folder / STAGE_FILE).is_file() else None
+    record = _record_of(folder)
     trained_for = record.trained_for if record else None
     own_task = any(text.startswith("task=") for text in settings)
     if needs_task and not own_task:
@@ -104,8 +105,8 @@ def check_texts(checkpoint: Checkpoint, pairs: bool) -> None:
         raise InputError(f"the checkpoint's task {record.task} reads one text; leave --text-pair out")
 
 
-def _find_folder(name: str) -> Path:
-    folder = resolve_pretrained(name, setting="CHECKPOINT ")
+def check_folder(name: str, folder: Path) -> None:
+    """Raise InputError if a folder is a run, or a damaged artifact or export.  name: as it was given, for messages."""
     if (folder / MANIFEST).is_file():
         stages = RunFolder.read(folder).stages
         raise InputError(
@@ -114,6 +115,20 @@ def _find_folder(name: str) -> Path:
         )
     if (folder / STAGE_FILE).is_file() and (damage := Store(folder.parent).find_damage(folder.name)):
         raise InputError(f"{damage}; run its pipeline again: the stage is recomputed")
+    if is_export(folder):
+        check_export(folder)
+
+
+def _record_of(folder: Path) -> StageRecord | ExportRecord | None:
+    if (folder / STAGE_FILE).is_file():
+        return read_artifact(folder).stage
+    record = read_export(folder) if is_export(folder) else None
+    return record if record is not None and record.task else None
+
+
+def _find_folder(name: str) -> Path:
+    folder = resolve_pretrained(name, setting="CHECKPOINT ")
+    check_folder(name, folder)
     check_checkpoint_files(folder)
     spec = read_config_data(folder).get("bitkd")
     if isinstance(spec, dict) and spec.get("trained_head") is False:

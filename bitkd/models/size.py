@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bitkd.models.encoder import encoder_layers, read_spec
@@ -31,7 +31,7 @@ def measure(model: PreTrainedModel, ternary: Packing = TWO_BITS, int8: Collectio
     encoder = [m for layer in encoder_layers(model) for m in layer.modules() if isinstance(m, nn.Linear)]
     if matrices:
         low = sum(_packed_bits(m, ternary) for m in matrices)
-        small = [model.get_submodule(name).weight for name in int8]
+        small: list[Tensor] = [model.get_parameter(f"{name}.weight") for name in int8]
         low += sum(w.numel() * INT8 + w.shape[0] * FP32 for w in small)
         # A pair has one bias in a packed file.
         twice = sum(m.out_features for m in model.modules() if isinstance(m, SplitLinear) and m.first.bias is not None)

@@ -19,7 +19,9 @@ FAMILIES = {
         vocab_size=60, dim=32, n_layers=4, n_heads=4, hidden_dim=64, max_position_embeddings=40, num_labels=3
     ),
     "mpnet": MPNetConfig(**SHAPE),
-    "modernbert": ModernBertConfig(**SHAPE, pad_token_id=0, bos_token_id=None, eos_token_id=None, cls_token_id=None, sep_token_id=None),
+    "modernbert": ModernBertConfig(
+        **SHAPE, pad_token_id=0, bos_token_id=None, eos_token_id=None, cls_token_id=None, sep_token_id=None
+    ),
 }
 
 
