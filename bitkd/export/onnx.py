@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bitkd.errors import InputError
 from bitkd.files import checksum, follow_umask
 from bitkd.models.marks import is_packed
 from bitkd.models.onnx_files import FORMAT, LOGITS, MODEL_FILE, RECORD, check_installed
