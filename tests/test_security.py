@@ -30,6 +30,7 @@ from bitkd.pipeline.build import load_weights
 from bitkd.pipeline.plan import make_plan
 from bitkd.pretrained.load import read_model_config
 from bitkd.report.mermaid import draw_graph
+from bitkd.names import escaped
 from bitkd.report.tables import paragraph
 from bitkd.report.write import as_csv, write_report
 from bitkd.store.artifacts import METRICS_FILE, PREDICTIONS_FILE, STAGE_FILE, Store, read_artifact

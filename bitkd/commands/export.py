@@ -20,6 +20,7 @@ from bitkd.errors import InputError
 from bitkd.export.card import CardFacts, check_base_model, check_license, write_card
 from bitkd.export.history import History, quantized_stages, read_history
 from bitkd.files import follow_umask, new_folder
+from bitkd.models.marks import PACKED
 from bitkd.models.spec import StudentSpec, check_spec_data
 from bitkd.pipeline.checks import check_files
 from bitkd.pretrained.files import check_checkpoint_files, read_config_data
@@ -117,6 +118,7 @@ def export_command(arguments: argparse.Namespace) -> int:
                 parts=parts,
                 classifier=source.classifier,
                 quantized=source.quantized,
+                split=source.spec.split,
                 notes=done.notes,
                 base_model=arguments.base_model,
                 license=arguments.license,
@@ -140,7 +142,8 @@ def _open(name: str, form: str) -> Source:
     folder = named.resolve()
     check_folder(name, folder)
     content = read_config_data(folder) if (folder / "config.json").is_file() or not is_export(folder) else {}
-    if is_export(folder) or "packed" in (content.get("quantization_config") or {}):
+    quantization = content.get("quantization_config")
+    if is_export(folder) or (isinstance(quantization, dict) and PACKED in quantization):
         raise InputError(f"{name} is an export already; name the artifact that it was made of")
     if content.get("bitkd") is None:
         raise InputError(
@@ -151,7 +154,7 @@ def _open(name: str, form: str) -> Source:
     where = f"{folder}: the bitkd section of its config.json"
     check_spec_data(content["bitkd"], where)
     spec = parse_record(StudentSpec, json.dumps(content["bitkd"]), where, "run its pipeline again")
-    classifier = "SequenceClassification" in (content.get("architectures") or [""])[0]
+    classifier = "SequenceClassification" in str(content.get("architectures"))
     artifact = read_artifact(folder) if (folder / STAGE_FILE).is_file() else None
     source = Source(folder, spec, classifier, artifact, read_history(named))
     if form != "unpacked" and not source.quantized:

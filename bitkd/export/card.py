@@ -45,7 +45,6 @@ class CardFacts:
 
     parts: list[FilePart]
     classifier: bool
-    teacher_note: str = ""
     notes: list[str] = field(default_factory=list)
     """What else a reader must know of this form, as sentences."""
 
@@ -53,6 +52,9 @@ class CardFacts:
     license: str | None = None
     quantized: bool = True
     """Whether its weights are low-bit ones."""
+
+    split: bool = False
+    """Whether its matrices are pairs of 1-bit ones."""
 
 
 def check_license(name: str | None) -> None:
@@ -83,7 +85,9 @@ def _metadata(facts: CardFacts) -> ModelCardData:
     definition = record.trained_for.definition if record.trained_for else {}
     hub = definition.get("hub") or {}
     from_hub = record.trained_for is not None and record.trained_for.source == "hub"
-    relation: dict[str, Any] = {"base_model_relation": "quantized" if facts.quantized else "finetune"} if facts.base_model else {}
+    relation: dict[str, Any] = (
+        {"base_model_relation": "quantized" if facts.quantized else "finetune"} if facts.base_model else {}
+    )
     bits = facts.counted.precision.partition("A")[0].removeprefix("W")
     return ModelCardData(
         base_model=facts.base_model,
@@ -153,7 +157,9 @@ def _texts(facts: CardFacts) -> dict[str, Any]:
 def _summary(facts: CardFacts) -> str:
     record, what = facts.record, "classifier" if facts.classifier else "encoder"
     quantized = (
-        f"a BERT-like {what} with {_widths(facts.counted)}" if facts.quantized else f"a BERT-like {what} in FP32"
+        f"a BERT-like {what} with {_widths(facts.counted, facts.split)}"
+        if facts.quantized
+        else f"a BERT-like {what} in FP32"
     )
     task = f", trained for the task {escaped(record.task)}" if record.task and facts.classifier else ""
     labels = (record.trained_for.definition.get("labels") if record.trained_for else None) or []
@@ -161,9 +167,12 @@ def _summary(facts: CardFacts) -> str:
     return f"This is {quantized}{task}. It was made with bitkd by knowledge distillation.{named}"
 
 
-def _widths(size: SizeRecord) -> str:
+def _widths(size: SizeRecord, split: bool) -> str:
     weights, _, inputs = size.precision.removeprefix("W").partition("A")
-    return f"{weights}-bit weights in its layers and {inputs}-bit inputs of its matrix products ({size.precision})"
+    pairs = ", each matrix the sum of two" if split else ""
+    return (
+        f"{weights}-bit weights in its layers{pairs}, and {inputs}-bit inputs of its matrix products ({size.precision})"
+    )
 
 
 def _load(facts: CardFacts) -> str:
@@ -213,7 +222,7 @@ def _made(facts: CardFacts) -> str:
     if not history.stages:
         return "The folder that this was exported from does not record how it was made."
     rows = [_stage_row(artifact) for artifact in history.stages]
-    parts = [_table(["stage", "kind", "bits", "steps", "training rows", "seed", "task"], rows)]
+    parts = [_table(["stage", "kind", "bits", "steps", "training rows", "seed"], rows)]
     if history.pipeline:
         parts.insert(0, f"Pipeline: {escaped(history.pipeline)}.")
     if not history.complete:
@@ -235,7 +244,7 @@ def _stage_row(artifact: Artifact) -> list[str]:
     stage = artifact.stage
     bits = stage.size.precision if stage.size else ""
     steps, rows = (f"{stage.steps:,}", f"{stage.examples:,}") if stage.steps else ("", "")
-    return [stage.title or stage.name, stage.kind, bits, steps, rows, str(stage.seed), stage.task]
+    return [stage.title or stage.name, stage.kind, bits, steps, rows, str(stage.seed)]
 
 
 def _scores(artifact: Artifact) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bitkd.errors import InputError
-from bitkd.store.artifacts import STAGE_FILE, Artifact, Store, read_artifact
+from bitkd.store.artifacts import KEY, STAGE_FILE, Artifact, Store, read_artifact
 from bitkd.store.run_folder import MANIFEST, RunFolder
 
 
@@ -36,27 +36,29 @@ def read_history(named: Path) -> History:
     if not (folder / STAGE_FILE).is_file():
         return History()
     store = Store(folder.parent)
-    found, absent = {folder.name: read_artifact(folder)}, False
-    waiting = list(found.values())
-    while waiting:
-        inputs = waiting.pop().stage.inputs.values()
-        for key in inputs:
-            if key in found or "-" not in key:  # `pretrained` has no folder
+    found, absent = {folder.name: read_artifact(folder)}, set[str]()
+    stages: list[Artifact] = []
+
+    def visit(key: str) -> None:
+        """Add an artifact behind all that it was made of."""
+        for other in found[key].stage.inputs.values():
+            if other in found or not KEY.fullmatch(other):  # `pretrained` has no folder
                 continue
             try:
-                found[key] = store.load(key)
-                waiting.append(found[key])
+                found[other] = store.load(other)
             except InputError:
-                absent = True
-    final = found[folder.name]
-    stages = sorted(found.values(), key=lambda artifact: artifact.stage.created)
-    stages = [*(artifact for artifact in stages if artifact is not final), final]
+                absent.add(other)
+            else:
+                visit(other)
+        stages.append(found[key])
+
+    visit(folder.name)
     run = _run_of(named)
     manifest = run.manifest if run else None
     return History(
         stages,
         not absent,
-        found.get(final.stage.inputs.get("teacher", "")),
+        found.get(stages[-1].stage.inputs.get("teacher", "")),
         manifest.pipeline if manifest else None,
         manifest.seed if manifest else None,
     )

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification, DistilBertConfig, ModernBertConfig, MPNetConfig
+from transformers import AutoModelForSequenceClassification, DistilBertConfig, ModernBertConfig, MPNetConfig
 
-from bitkd.errors import InputError
 from bitkd.export.unpacked import make_stock
 from bitkd.models.prepare import prepare, split_ternary_
 from bitkd.models.spec import ShapeSpec
