@@ -50,10 +50,9 @@ def _convert(model: PreTrainedModel) -> bytes:
 
 
 def _write_config(model: PreTrainedModel, folder: Path, file_checksum: str) -> None:
-    """The stock configuration, without what is about weights that the folder has not, and the record of the graph."""
+    """The stock configuration, with the record of the student and of the graph."""
     config = copy.deepcopy(model.config)
-    for name in ("quantization_config", "bitkd"):
-        config.__dict__.pop(name, None)
+    config.__dict__.pop("quantization_config", None)  # there are no weights that `from_pretrained` reads
     config.architectures = [type(model).__name__]
     # RoBERTa and its like have more rows than tokens that they can read.
     if positions := input_limits(model).positions:
