@@ -20,7 +20,7 @@ from bitkd.errors import InputError
 from bitkd.export.card import CardFacts, check_base_model, check_license, write_card
 from bitkd.export.history import History, quantized_stages, read_history
 from bitkd.files import follow_umask, new_folder
-from bitkd.models.marks import PACKED
+from bitkd.models.marks import packed_record
 from bitkd.models.spec import StudentSpec, check_spec_data
 from bitkd.pipeline.checks import check_files
 from bitkd.pretrained.files import check_checkpoint_files, read_config_data
@@ -141,9 +141,7 @@ def _open(name: str, form: str) -> Source:
         raise InputError(f"{name}: there is no such folder; name the artifact of a finished stage")
     folder = named.resolve()
     check_folder(name, folder)
-    content = read_config_data(folder) if (folder / "config.json").is_file() or not is_export(folder) else {}
-    quantization = content.get("quantization_config")
-    if is_export(folder) or (isinstance(quantization, dict) and PACKED in quantization):
+    if is_export(folder) or packed_record(content := read_config_data(folder)) is not None:
         raise InputError(f"{name} is an export already; name the artifact that it was made of")
     if content.get("bitkd") is None:
         raise InputError(
@@ -230,10 +228,9 @@ def _packed(
                 told.append(f"{changes}: {parts} at 8 bits")
             else:
                 told.append(f"{changes}: {parts} stay in fp16, because the change is not below 0.1 point")
-    save_packed(model, folder, tokenizer, ternary=ternary, int8=int8)
     packed = pack_student(model, ternary=ternary, int8=int8)
-    size = measure(model, ternary, int8)
-    return Exported(packed, size, measured.values if measured else None, int8, told)
+    save_packed(packed, folder, tokenizer)
+    return Exported(packed, measure(model, ternary, int8), measured.values if measured else None, int8, told)
 
 
 def _unpacked(

@@ -23,6 +23,9 @@ class Packing:
     per_byte: int
     """Codes in a byte."""
 
+    digits: int
+    """How many digits stand for codes: all, or fewer than the base."""
+
     lowest: int
     """The code of digit 0."""
 
@@ -34,13 +37,13 @@ class Packing:
         return -(-codes // self.per_byte)
 
 
-BITS = Packing("1 bit", base=2, per_byte=8, lowest=-1, step=2)
+BITS = Packing("1 bit", base=2, per_byte=8, digits=2, lowest=-1, step=2)
 """Codes -1 and +1."""
 
-TWO_BITS = Packing("2 bits", base=4, per_byte=4, lowest=-1)
+TWO_BITS = Packing("2 bits", base=4, per_byte=4, digits=3, lowest=-1)
 """Codes -1, 0 and +1, two bits each."""
 
-TRITS = Packing("5 in a byte", base=3, per_byte=5, lowest=-1)
+TRITS = Packing("5 in a byte", base=3, per_byte=5, digits=3, lowest=-1)
 """Codes -1, 0 and +1, 1.6 bits each."""
 
 PACKINGS = {packing.name: packing for packing in (BITS, TWO_BITS, TRITS)}
@@ -53,8 +56,8 @@ def pack_codes(codes: Tensor, packing: Packing) -> Tensor:
     """
     shifted = codes.to(torch.int16) - packing.lowest
     digits = shifted // packing.step
-    if ((digits < 0) | (digits >= packing.base) | (digits * packing.step != shifted)).any():
-        allowed = [packing.lowest + packing.step * digit for digit in range(packing.base)]
+    if ((digits < 0) | (digits >= packing.digits) | (digits * packing.step != shifted)).any():
+        allowed = [packing.lowest + packing.step * digit for digit in range(packing.digits)]
         raise InputError(
             f"codes from {codes.min():g} to {codes.max():g} cannot be packed as {packing.name}: it has {allowed}"
         )
@@ -73,13 +76,12 @@ def unpack_codes(packed: Tensor, packing: Packing, columns: int) -> Tensor:
 
 
 def is_packed_by(packed: Tensor, packing: Packing, columns: int) -> bool:
-    """Whether all bytes are such as `pack_codes` writes: of digits below the base, and filled up with digits 0.
+    """Whether all bytes are such as `pack_codes` writes: of digits that stand for codes, and filled up with digits 0.
 
     packed: uint8 of shape (rows, bytes).
     """
-    if packing is TWO_BITS and (packed & (packed >> 1) & 0b01010101).any():
-        return False
-    if packing.base**packing.per_byte < 256 and (packed >= packing.base**packing.per_byte).any():
+    written = (_digits_of_bytes(packing) < packing.digits).all(1) & (torch.arange(256) < packing.base**packing.per_byte)
+    if torch.bincount(packed.flatten(), minlength=256).cpu()[~written].any():
         return False
     left = columns % packing.per_byte
     return not left or not (packed[:, -1] >= packing.base**left).any()
@@ -88,6 +90,10 @@ def is_packed_by(packed: Tensor, packing: Packing, columns: int) -> bool:
 @cache
 def _codes_of_bytes(packing: Packing) -> Tensor:
     """The codes in each byte: int8 of shape (256, codes in a byte)."""
+    return (packing.lowest + packing.step * _digits_of_bytes(packing)).to(torch.int8)
+
+
+def _digits_of_bytes(packing: Packing) -> Tensor:
+    """The digits in each byte: int64 of shape (256, codes in a byte)."""
     places = torch.tensor([packing.base**i for i in range(packing.per_byte)])
-    digits = torch.arange(256)[:, None] // places % packing.base
-    return (packing.lowest + packing.step * digits).to(torch.int8)
+    return torch.arange(256)[:, None] // places % packing.base

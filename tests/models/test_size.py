@@ -5,7 +5,7 @@ from transformers import AutoModel, BertConfig
 from bitkd.export.sizes import file_parts
 from bitkd.models.attention import ATTENTION
 from bitkd.models.encoder import encoder_layers
-from bitkd.models.packed import int8_parts, save_packed
+from bitkd.models.packed import int8_parts, load_packed, save_packed
 from bitkd.models.prepare import prepare, split_ternary_
 from bitkd.models.size import measure
 from bitkd.models.spec import ShapeSpec
@@ -59,7 +59,9 @@ def test_the_counted_size_is_that_of_the_files_tensors(bits, per_row, ternary, i
         names = int8(model)
         save_packed(model, tmp_path, ternary=ternary, int8=names)
         parts = {part.name: part.size for part in file_parts(tmp_path / "model.safetensors", model)}
-        assert measure(model, ternary, names).file_mib * 2**20 == sum(parts.values()) - parts["header"]
+        size = measure(model, ternary, names)
+        assert size.file_mib * 2**20 == sum(parts.values()) - parts["header"]
+        assert measure(load_packed(tmp_path)) == size
 
 
 def test_a_width_from_the_table_is_counted_at_its_bits(monkeypatch):
