@@ -23,27 +23,32 @@ class Packing:
     per_byte: int
     """Codes in a byte."""
 
-    digits: int
-    """How many digits stand for codes: all, or fewer than the base."""
-
     lowest: int
     """The code of digit 0."""
 
     step: int = 1
     """Difference between the codes of two neighbouring digits."""
 
+    unused: int = 0
+    """How many of the highest digits stand for no code."""
+
+    @property
+    def digits(self) -> int:
+        """How many digits stand for codes."""
+        return self.base - self.unused
+
     def columns(self, codes: int) -> int:
         """Bytes of a row of so many codes; the last byte is filled up with digits 0."""
         return -(-codes // self.per_byte)
 
 
-BITS = Packing("1 bit", base=2, per_byte=8, digits=2, lowest=-1, step=2)
+BITS = Packing("1 bit", base=2, per_byte=8, lowest=-1, step=2)
 """Codes -1 and +1."""
 
-TWO_BITS = Packing("2 bits", base=4, per_byte=4, digits=3, lowest=-1)
+TWO_BITS = Packing("2 bits", base=4, per_byte=4, lowest=-1, unused=1)
 """Codes -1, 0 and +1, two bits each."""
 
-TRITS = Packing("5 in a byte", base=3, per_byte=5, digits=3, lowest=-1)
+TRITS = Packing("5 in a byte", base=3, per_byte=5, lowest=-1)
 """Codes -1, 0 and +1, 1.6 bits each."""
 
 PACKINGS = {packing.name: packing for packing in (BITS, TWO_BITS, TRITS)}
@@ -80,7 +85,9 @@ def is_packed_by(packed: Tensor, packing: Packing, columns: int) -> bool:
 
     packed: uint8 of shape (rows, bytes).
     """
-    written = (_digits_of_bytes(packing) < packing.digits).all(1) & (torch.arange(256) < packing.base**packing.per_byte)
+    written = (_digits_of_bytes(packing) < packing.digits).all(1) & (
+        torch.arange(256, device="cpu") < packing.base**packing.per_byte
+    )
     if torch.bincount(packed.flatten(), minlength=256).cpu()[~written].any():
         return False
     left = columns % packing.per_byte
@@ -95,5 +102,5 @@ def _codes_of_bytes(packing: Packing) -> Tensor:
 
 def _digits_of_bytes(packing: Packing) -> Tensor:
     """The digits in each byte: int64 of shape (256, codes in a byte)."""
-    places = torch.tensor([packing.base**i for i in range(packing.per_byte)])
-    return torch.arange(256)[:, None] // places % packing.base
+    places = torch.tensor([packing.base**i for i in range(packing.per_byte)], device="cpu")
+    return torch.arange(256, device="cpu")[:, None] // places % packing.base
