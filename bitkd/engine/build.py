@@ -24,6 +24,7 @@ import torch  # noqa: F401  # before the library, so that both use the OpenMP ru
 
 from bitkd.errors import InputError, nearest
 from bitkd.files import checksum, digest, is_left_over, temporary_name, write_file
+from bitkd.quant.packed import multiplies_integers
 from bitkd.store.lock import Lock
 
 log = logging.getLogger(__name__)
@@ -87,9 +88,12 @@ def library(source: Path = SOURCE) -> Path | None:
     if isinstance(found, Path):
         return found
     if chosen == "require":
-        raise InputError(f"{MODE}=require, but there is no engine: {found}")
+        raise InputError(f"{MODE}=require, but the engine cannot be used: {found}")
     if first:
-        log.warning("packed models run on torch, slower and just as exactly: there is no engine, because %s", found)
+        numbers = "8-bit integers" if multiplies_integers() else "FP32"
+        log.warning(
+            "packed models run slower on this machine, with the same products: torch multiplies them in %s, because %s", numbers, found
+        )
     return None
 
 
@@ -121,7 +125,7 @@ def _find(source: Path) -> Path:
     """The library in the cache or a new one. Raises UnavailableError."""
     features = cpu_features()
     if missing := sorted(NEEDED.difference(features)):
-        raise UnavailableError(f"it needs an x86-64 CPU under Linux with {' and '.join(missing)}, which this one lacks")
+        raise UnavailableError(f"the engine needs an x86-64 CPU under Linux with {' and '.join(missing)}")
     stem = digest([hashlib.sha256(source.read_bytes()).hexdigest(), FLAGS, features])
     folder = cache_folder()
     compiler = _compiler()
@@ -130,7 +134,7 @@ def _find(source: Path) -> Path:
             for file in sorted(folder.glob(f"{stem}-*.so")):
                 if _is_complete(file) and _loads(file):
                     return file
-        raise UnavailableError("no C++ compiler was found; install g++ or clang++, or name one with CXX=")
+        raise UnavailableError("there is no C++ compiler; install g++ or clang++, or name one with CXX=")
     name = f"{stem}-{digest(_version(compiler))}.so"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -167,7 +171,7 @@ def _in_cache(file: Path, source: Path, compiler: Sequence[str]) -> Path:
     lock = Lock(file.parent, file.name)
     try:
         if lock.wait(COMPILE_SECONDS, done=is_there) == "waiting":
-            raise UnavailableError(f"{lock.holder()} has been compiling it for {COMPILE_SECONDS} seconds")
+            raise UnavailableError(f"{lock.holder()} has been compiling the engine for {COMPILE_SECONDS} seconds")
         if not is_there():
             _compile(file, source, compiler)
     finally:
