@@ -156,9 +156,9 @@ def _norms(layers: Layers, family: Family) -> list[Any]:
 class EngineForward:
     """The `forward` of a bare encoder that `find_obstacle` allows.
 
-    The engine computes a call on the CPU in FP32, in eval mode, without gradients, for a mask of shape (batch, length) or none. The
-    packed layers compute the others: those that ask for hidden states or attentions, that give another mask, a row without tokens,
-    or hidden states that are not finite, and calls in a forked process, where OpenMP does not work.
+    The engine computes a call on the CPU in FP32, in eval mode, without gradients, for a mask of shape (batch, length) or none.
+    The packed layers compute the others: those that ask for hidden states or attentions, that give another mask, a row without
+    tokens, or hidden states that are not finite, and calls in a forked process, where OpenMP does not work.
 
     Threads may call it at the same time. It can be copied and pickled; the copy makes a native encoder of its own.
     """
@@ -231,7 +231,7 @@ class EngineForward:
             if shape is not None or not embedded.isfinite().all():
                 return None
             shape, tokens = embedded.shape[:2], embedded
-        if shape is None or len(shape) != 2 or not 0 < shape.numel() or tokens.device.type != "cpu":
+        if shape is None or len(shape) != 2 or not shape.numel() > 0 or tokens.device.type != "cpu":
             return None
         if mask is not None and (mask.shape != shape or mask.device.type != "cpu"):
             return None
