@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import BertModel
 
-from bitkd.engine import attach as attach_module
-from bitkd.engine import build
-from bitkd.engine.attach import attach, detach, find_obstacle, kernels_of
+from bitkd.engine import build, forward
+from bitkd.engine.attach import attach, detach, kernels_of
+from bitkd.engine.families import find_obstacle
 from bitkd.engine.native import NativeEncoder
 from bitkd.errors import InputError
 from bitkd.models.prepare import prepare
@@ -32,11 +32,11 @@ CLOSE = 0.05
 @pytest.fixture
 def calls(engine, monkeypatch):
     """The shapes of the hidden states that the engine got."""
-    seen, forward = [], NativeEncoder.forward
+    seen, compute = [], NativeEncoder.forward
 
     def note(self, hidden, *rest):
         seen.append(tuple(hidden.shape))
-        return forward(self, hidden, *rest)
+        return compute(self, hidden, *rest)
 
     monkeypatch.setattr(NativeEncoder, "forward", note)
     return seen
@@ -307,7 +307,7 @@ def test_a_forked_process_uses_the_packed_layers(engine):
     found = queue.get()
     child.join()
     assert found == logits_of(packed, rows).tolist()
-    assert not attach_module._forked
+    assert not forward._forked
 
 
 def test_a_converted_model_runs_by_the_packed_layers_and_comes_back(calls):
@@ -362,7 +362,7 @@ def test_the_engine_can_be_switched_off_and_required(engine, monkeypatch):
 
 
 def test_without_an_engine_the_packed_layers_run(monkeypatch):
-    monkeypatch.setattr(attach_module, "library", lambda: None)
+    monkeypatch.setattr(forward, "library", lambda: None)
     packed, fast = attached()
     assert torch.equal(logits_of(fast, make_rows()), logits_of(packed, make_rows()))
     assert kernels_of(fast) is None
