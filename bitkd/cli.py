@@ -67,6 +67,13 @@ trials are skipped unless data, model or code changed, interrupted ones are
 resumed, failed ones are tried again. Settings apply to all trials.
 """
 
+EVALUATE_HELP = """
+
+The rows are the task's dev sets; or those of FILE, or of standard input (-): a
+table with the task's columns of texts and labels, as in the task's own files
+(.tsv, .csv, .jsonl, .parquet; standard input is tab-separated, see --format).
+"""
+
 EVALUATE_SETTINGS_HELP = """\
 settings:
   data.dir=FOLDER            the task's files; without it they are loaded from
@@ -161,11 +168,17 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = add(
         "evaluate",
-        "the task's metrics of any checkpoint: an artifact, or one of Hugging Face",
+        "the task's metrics of any checkpoint: an artifact, an exported folder, or one of Hugging Face",
+        EVALUATE_HELP,
         epilog=EVALUATE_SETTINGS_HELP,
     )
     evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or hub id")
-    evaluate.add_argument("settings", **settings)
+    evaluate.add_argument(
+        "settings", **(settings | {"metavar": "FILE|-|key=value", "help": "rows with labels, and settings"})
+    )
+    evaluate.add_argument(
+        "--format", choices=["tsv", "csv", "jsonl", "parquet"], help="of FILE or -, whatever its name"
+    )
     evaluate.add_argument("--labels", help="the checkpoint's label names in its order, comma-separated, if it has none")
 
     predict = add("predict", "labels and probabilities of texts, of a file of rows, or of a test set", PREDICT_HELP)

@@ -19,12 +19,14 @@ from bitkd.callbacks.predictions import Predictions
 from bitkd.commands.checkpoints import Checkpoint, open_checkpoint
 from bitkd.config.schema import Config
 from bitkd.data.batches import MULTIPLE, LoaderSpec
+from bitkd.data.files import Rows
 from bitkd.data.hub import load_tokenizer
 from bitkd.data.metrics import build_metrics, primary_score
 from bitkd.data.tokenized import encode_texts
 from bitkd.errors import InputError
 from bitkd.models.artifact import label_names, load_classifier, permute_labels
 from bitkd.models.labels import label_order
+from bitkd.models.onnx import load_onnx
 from bitkd.quant.layout import input_limits
 from bitkd.sources.cache import open_cache
 from bitkd.sources.sources import Sources, open_sources
@@ -83,7 +85,8 @@ def _as_prediction(scores: dict[str, float]) -> dict[str, Any]:
 
 
 def load_predictor(folder: Path | str, *settings: str) -> Predictor:
-    """A predictor of the classifier in a folder: an artifact of bitkd, or a plain Hugging Face checkpoint.
+    """A predictor of the classifier in a folder: an artifact of bitkd, a packed or an ONNX folder that was exported from one,
+    or a plain Hugging Face checkpoint.
 
         predictor = bitkd.load_predictor("runs/demo/singlestage/single_binary")
         for prediction in predictor.predict([("a dog sleeps .", "a animal rests .")]):
@@ -99,7 +102,7 @@ def load_predictor(folder: Path | str, *settings: str) -> Predictor:
 
 def open_predictor(checkpoint: Checkpoint) -> Predictor:
     """The predictor of a checkpoint, with its settings. Its labels are in the task's order, if the task is known."""
-    model, config = load_classifier(checkpoint.folder), checkpoint.config
+    model, config = load_model(checkpoint), checkpoint.config
     task_labels = checkpoint.task.labels if checkpoint.task else checkpoint.labels
     if checkpoint.task or checkpoint.labels:
         permute_labels(model, task_labels, checkpoint.labels)
@@ -127,13 +130,19 @@ class DevSets:
     """The dev sets of a checkpoint's task, read once: `measure` takes its model in any form.
 
     model: the checkpoint's, which says how long a row may be.
+    rows: rows with labels in place of the task's dev sets.
     Raises InputError if rows or files are damaged, or if data.max_length is more than the model can read.
     """
 
-    def __init__(self, checkpoint: Checkpoint, model: PreTrainedModel) -> None:
+    def __init__(self, checkpoint: Checkpoint, model: PreTrainedModel, rows: Rows | None = None) -> None:
         self._checkpoint = checkpoint
         self._config = _settings(checkpoint, model)
-        self._data = _open_sources(self._config).task_module(_loader(self._config))
+        sources = _open_sources(self._config)
+        data = sources.task_module(_loader(self._config))
+        self._names = data.dev_names if rows is None else ["rows"]
+        self._source: dict[str, Any] = {"datamodule": data}
+        if rows is not None:
+            self._source = {"dataloaders": data.loader_of(sources.task_rows.tokenize(rows, "rows"))}
 
     def measure(self, model: PreTrainedModel) -> Measured:
         """Metrics and logits of a model, which is left unchanged. Its outputs are brought into the task's order of labels."""
@@ -142,11 +151,11 @@ class DevSets:
         if order != list(range(len(order))):
             model = copy.deepcopy(model)
             permute_labels(model, task.labels, names)
-        metrics = {name: build_metrics(task) for name in self._data.dev_names}
-        predictions = Predictions(self._data.dev_names)
+        metrics = {name: build_metrics(task) for name in self._names}
+        predictions = Predictions(self._names)
         trainer = _plain_trainer(self._config, predictions)
         module = StudentModule(model, metrics=metrics, score=partial(primary_score, task))
-        trainer.validate(module, datamodule=self._data, verbose=False)
+        trainer.validate(module, **self._source, verbose=False)
         found: dict[str, dict[str, float]] = {name: {} for name in metrics}
         for key, value in trainer.callback_metrics.items():
             if key != SCORE:
@@ -163,18 +172,20 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def evaluate(checkpoint: Checkpoint) -> dict[str, float | None]:
+def evaluate(checkpoint: Checkpoint, rows: Rows | None = None) -> dict[str, float | None]:
     """The task's metrics and the loss of a checkpoint; None if a metric is undefined.
+
+    rows: rows with labels in place of the task's dev sets.
 
     With several dev sets, each name begins with that of the dev set: `matched/accuracy`.
     """
-    model = load_classifier(checkpoint.folder)
+    model = load_model(checkpoint)
     task = checkpoint.config.task.name
     if checkpoint.record is not None and checkpoint.record.task != task:
         log.warning(
             "the checkpoint was made for task %s, its metrics are those of task %s", checkpoint.record.task, task
         )
-    values = DevSets(checkpoint, model).measure(model).values
+    values = DevSets(checkpoint, model, rows).measure(model).values
     if len(values) == 1:
         return next(iter(values.values()))
     return {f"{dev}/{name}": value for dev, found in values.items() for name, value in found.items()}
@@ -196,9 +207,18 @@ def predict_set(checkpoint: Checkpoint, name: str) -> list[str]:
 
 def _load(checkpoint: Checkpoint) -> tuple[PreTrainedModel, Config]:
     """The model with outputs in the task's order, and the settings with its folder and a length that it can read."""
-    model = load_classifier(checkpoint.folder)
+    model = load_model(checkpoint)
     permute_labels(model, checkpoint.config.task.labels, checkpoint.labels)
     return model, _settings(checkpoint, model)
+
+
+def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
+    """The classifier of a checkpoint, in eval mode. That of an ONNX folder has what evaluation and prediction need of one."""
+    if checkpoint.onnx:
+        classifier: Any = load_onnx(checkpoint.folder)
+        model: PreTrainedModel = classifier
+        return model
+    return load_classifier(checkpoint.folder)
 
 
 def _settings(checkpoint: Checkpoint, model: PreTrainedModel) -> Config:
