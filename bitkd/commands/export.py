@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,8 @@ from bitkd.errors import InputError
 from bitkd.export.card import CardFacts, check_base_model, check_license, write_card
 from bitkd.export.history import History, quantized_stages, read_history
 from bitkd.files import follow_umask, new_folder
-from bitkd.models.marks import PACKED
+from bitkd.models.marks import packed_record
+from bitkd.models.onnx_files import check_installed, is_onnx
 from bitkd.models.spec import StudentSpec, check_spec_data
 from bitkd.pipeline.checks import check_files
 from bitkd.pretrained.files import check_checkpoint_files, read_config_data
@@ -93,12 +95,15 @@ def export_command(arguments: argparse.Namespace) -> int:
     checkpoint = _open_rows(arguments, source)
     from bitkd.commands.inference import DevSets
     from bitkd.data.hub import has_tokenizer, load_tokenizer
+    from bitkd.engine.build import compile_ahead
     from bitkd.models.artifact import load_student
 
     quieten()
     model = load_student(source.folder)
     tokenizer = load_tokenizer(source.folder) if has_tokenizer(source.folder) else None
     sets = DevSets(checkpoint, model) if checkpoint else None
+    if arguments.format == "packed":
+        compile_ahead()  # so that whoever loads the folder on this machine need not wait
     with _written(out) as folder:
         done = FORMATS[arguments.format](model, tokenizer, folder, sets, arguments)
         for file in folder.iterdir():
@@ -141,9 +146,7 @@ def _open(name: str, form: str) -> Source:
         raise InputError(f"{name}: there is no such folder; name the artifact of a finished stage")
     folder = named.resolve()
     check_folder(name, folder)
-    content = read_config_data(folder) if (folder / "config.json").is_file() or not is_export(folder) else {}
-    quantization = content.get("quantization_config")
-    if is_export(folder) or (isinstance(quantization, dict) and PACKED in quantization):
+    if is_export(folder) or is_onnx(folder) or packed_record(content := read_config_data(folder)) is not None:
         raise InputError(f"{name} is an export already; name the artifact that it was made of")
     if content.get("bitkd") is None:
         raise InputError(
@@ -177,6 +180,8 @@ def _check_out(name: str, artifact: Path) -> Path:
 
 
 def _check_options(arguments: argparse.Namespace, source: Source) -> None:
+    if arguments.format == "onnx":
+        check_installed("onnx")
     check_license(arguments.license)
     check_base_model(arguments.base_model)
     if arguments.format != "packed" and (arguments.int8 is not None or arguments.ternary_bits):
@@ -230,10 +235,9 @@ def _packed(
                 told.append(f"{changes}: {parts} at 8 bits")
             else:
                 told.append(f"{changes}: {parts} stay in fp16, because the change is not below 0.1 point")
-    save_packed(model, folder, tokenizer, ternary=ternary, int8=int8)
     packed = pack_student(model, ternary=ternary, int8=int8)
-    size = measure(model, ternary, int8)
-    return Exported(packed, size, measured.values if measured else None, int8, told)
+    save_packed(packed, folder, tokenizer)
+    return Exported(packed, measure(model, ternary, int8), measured.values if measured else None, int8, told)
 
 
 def _unpacked(
@@ -256,10 +260,7 @@ def _unpacked(
     if sets is not None:
         before, after = sets.measure(model), sets.measure(stock)
         found = _distance(before, after)
-        text += (
-            f": on {found['rows']} dev rows by {found['median']:.2g} (median) to {found['largest']:.2g}, "
-            f"and {found['labels']} labels are others"
-        )
+        text += f": {_distance_text(found)}"
         done.metrics, done.measured = after.values, {"logits": found}
         done.told.append(f"student → this form: {_changes(before, after)}")
     done.told.append(f"{text}.")
@@ -271,10 +272,18 @@ def _onnx(
     model: "PreTrainedModel", tokenizer: Any, folder: Path, sets: "DevSets | None", arguments: argparse.Namespace
 ) -> Exported:
     from bitkd.export.onnx import export_onnx
+    from bitkd.models.onnx import load_onnx
     from bitkd.models.size import measure
 
     export_onnx(model, tokenizer, folder)
-    return Exported(None, measure(model), notes=["It runs in plain onnxruntime."])
+    done = Exported(None, measure(model), notes=["FOLDER is this folder. It needs onnxruntime, and no bitkd."])
+    if sets is not None and find_spec("onnxruntime"):
+        written: Any = load_onnx(folder)
+        before, after = sets.measure(model), sets.measure(written)
+        found = _distance(before, after)
+        done.metrics, done.measured = after.values, {"logits": found}
+        done.told.append(f"student → this form: {_changes(before, after)}; its logits differ {_distance_text(found)}")
+    return done
 
 
 FORMATS: dict[str, Callable[..., Exported]] = {"packed": _packed, "unpacked": _unpacked, "onnx": _onnx}
@@ -312,6 +321,11 @@ def _distance(before: "Measured", after: "Measured") -> dict[str, Any]:
     apart = (one - other).abs().amax(dim=1)
     changed = int((one.argmax(1) != other.argmax(1)).sum())
     return {"rows": len(one), "median": float(apart.median()), "largest": float(apart.max()), "labels": changed}
+
+
+def _distance_text(found: dict[str, Any]) -> str:
+    apart = f"by {found['median']:.2g} (median) to {found['largest']:.2g}"
+    return f"on {found['rows']:,} dev rows {apart}, and {found['labels']} of the labels are others"
 
 
 def _record(source: Source, form: str, done: Exported) -> ExportRecord:

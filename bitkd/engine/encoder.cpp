@@ -49,6 +49,7 @@
 namespace {
 
 constexpr int64_t TILE = 24;  // tokens
+constexpr int64_t MOST_TOKENS = 8, TABLES = 20480;  // of which tables are built at once, and their bytes
 constexpr float TINY = 1e-30f;  // bitkd.quant.functional.token_codes
 constexpr float LARGEST = 127.f;
 
@@ -66,6 +67,7 @@ INLINE V load(const float* p) { return _mm512_loadu_ps(p); }
 INLINE void store(float* p, V v) { _mm512_storeu_ps(p, v); }
 INLINE V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE V larger(V a, V b) { return _mm512_max_ps(a, b); }
+INLINE V smaller(V a, V b) { return _mm512_min_ps(a, b); }
 INLINE V nearest(V a) { return _mm512_roundscale_ps(a, 8); }  // ties to even
 INLINE V magnitude(V a) { return _mm512_abs_ps(a); }
 INLINE V with_sign_of(V a, V s) { return _mm512_or_ps(a, _mm512_and_ps(s, set1(-0.f))); }  // a >= 0
@@ -96,6 +98,7 @@ INLINE V load(const float* p) { return _mm256_loadu_ps(p); }
 INLINE void store(float* p, V v) { _mm256_storeu_ps(p, v); }
 INLINE V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE V larger(V a, V b) { return _mm256_max_ps(a, b); }
+INLINE V smaller(V a, V b) { return _mm256_min_ps(a, b); }
 INLINE V nearest(V a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }  // ties to even
 INLINE V magnitude(V a) { return _mm256_andnot_ps(set1(-0.f), a); }
 INLINE V with_sign_of(V a, V s) { return _mm256_or_ps(a, _mm256_and_ps(s, set1(-0.f))); }  // a >= 0
@@ -147,9 +150,9 @@ INLINE float largest_of(V v) {
 INLINE int32_t sum_of(I v) {
   alignas(64) int32_t x[W];
   storei(x, v);
-  int32_t total = 0;
-  UNROLL for (int i = 0; i < W; i++) total += x[i];
-  return total;
+  uint32_t total = 0;  // wraps: the codes of a NaN are no codes
+  UNROLL for (int i = 0; i < W; i++) total += static_cast<uint32_t>(x[i]);
+  return static_cast<int32_t>(total);
 }
 
 // The first n of a vector, others zero; n >= W gives all.
@@ -174,22 +177,29 @@ INLINE V exponential(V x) {
   return power_of_two(p, n);
 }
 
+// erf to 4e-7, relative: z p(z^2) / q(z^2), fitted for the smallest largest error on |z| <= 3.85, where erf is 1 - 5e-8.
+INLINE V error_function(V z) {
+  z = larger(smaller(z, set1(3.85f)), set1(-3.85f));
+  const V u = z * z;
+  V p = fma(set1(2.0905895e-6f), u, set1(2.8759585e-4f));
+  V q = fma(set1(3.8651207e-5f), u, set1(1.1669262e-3f));
+  p = fma(p, u, set1(3.7623048e-3f));
+  q = fma(q, u, set1(1.4959932e-2f));
+  p = fma(p, u, set1(5.2747015e-2f));
+  q = fma(q, u, set1(1.1397931e-1f));
+  p = fma(p, u, set1(1.899669e-1f));
+  q = fma(q, u, set1(5.016858e-1f));
+  p = fma(p, u, set1(1.1283791f));
+  q = fma(q, u, set1(1.f));
+  return z * p * reciprocal(q);
+}
+
 enum Activation { GELU = 0, RELU = 1, GELU_TANH = 2, NO_ACTIVATION = 3 };
 
 template <int A>
 INLINE V activate(V x) {
   if (A == RELU) return larger(x, set1(0.f));
-  if (A == GELU) {  // erf as in Abramowitz and Stegun 7.1.26, which torch uses too
-    const V z = x * set1(0.70710678118654752f), a = magnitude(z);
-    const V t = reciprocal(fma(set1(0.3275911f), a, set1(1.f)));
-    V r = fma(set1(1.061405429f), t, set1(-1.453152027f));
-    r = fma(r, t, set1(1.421413741f));
-    r = fma(r, t, set1(-0.284496736f));
-    r = fma(r, t, set1(0.254829592f));
-    const V e = exponential(set1(0.f) - a * a);
-    const V erf = with_sign_of(larger(set1(1.f) - e * t * r, set1(0.f)), z);
-    return x * set1(0.5f) * (set1(1.f) + erf);
-  }
+  if (A == GELU) return x * set1(0.5f) * (set1(1.f) + error_function(x * set1(0.70710678118654752f)));
   if (A == GELU_TANH) {  // 0.5 x (1 + tanh u) = x / (1 + e^-2u)
     const V u = set1(0.79788456080286536f) * fma(set1(0.044715f) * x * x, x, x), a = magnitude(u);
     const V e = exponential(set1(-2.f) * a);
@@ -349,23 +359,38 @@ INLINE V scaled(I s1, I s2, I sum, V scale, V second_scale, V x_scale, V bias) {
 }
 
 // -- Tables of partial sums. A table has the low 5 bits and the rest of (sum + OFFSET), a byte each, for every combination of
-// BITS weights. Bytes of ADDED groups are added up before they are widened to 16 bits, and CHUNK groups before 32 bits.
+// BITS weights; SHARED groups' indices share a byte. Bytes of ADDED groups are added up before they are widened to 16 bits, and CHUNK groups before 32 bits.
+
+// GCC reorders sums that it knows; then they do not fit into registers.
+INLINE __m256i add_bytes(__m256i a, __m256i b) {
+  asm("vpaddb %1, %0, %0" : "+x"(a) : "x"(b));
+  return a;
+}
+#ifdef HAS_VBMI
+INLINE __m512i add_bytes(__m512i a, __m512i b) {
+#ifdef BITKD_INTRINSICS
+  return _mm512_add_epi8(a, b);
+#else
+  asm("vpaddb %1, %0, %0" : "+v"(a) : "v"(b));
+  return a;
+#endif
+}
+#endif
 
 struct Table16 {
   using B = __m256i;
-  static constexpr int BYTES = 32, BITS = 4, OFFSET = 512, ADDED = 8, CHUNK = 64, BLOCKS = 2, STEP = 32;
-  static constexpr int64_t BUDGET = 200 << 10;  // bytes of tables that stay in the cache
+  static constexpr int BYTES = 32, BITS = 4, OFFSET = 512, ADDED = 8, CHUNK = 64, BLOCKS = 2, STEP = 32, SHARED = 2, TOKENS = 8;
   static INLINE B zero() { return _mm256_setzero_si256(); }
   // The 4-bit indices of a group; those of two groups share a byte.
-  static INLINE B index(const uint8_t* weights, int64_t group, int64_t blocks, int64_t block) {
+  static INLINE B index(const uint8_t* weights, int64_t group, int shared, int64_t blocks, int64_t block) {
     const B both = _mm256_load_si256(reinterpret_cast<const B*>(weights + (group / 2 * blocks + block) * BYTES));
-    return _mm256_and_si256(group % 2 ? _mm256_srli_epi16(both, 4) : both, _mm256_set1_epi8(15));
+    return _mm256_and_si256(shared ? _mm256_srli_epi16(both, 4) : both, _mm256_set1_epi8(15));
   }
   static INLINE B low(const uint8_t* table) {
     return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(table)));
   }
   static INLINE B high(const uint8_t* table) { return low(table + 16); }
-  static INLINE B add8(B a, B b) { return _mm256_add_epi8(a, b); }
+  static INLINE B add8(B a, B b) { return add_bytes(a, b); }
   static INLINE B add16(B a, B b) { return _mm256_add_epi16(a, b); }
   static INLINE B add32(B a, B b) { return _mm256_add_epi32(a, b); }
   static INLINE B look_up(B table, B index) { return _mm256_shuffle_epi8(table, index); }
@@ -403,15 +428,14 @@ struct Table16 {
 #ifdef HAS_VBMI
 struct Table64 {
   using B = __m512i;
-  static constexpr int BYTES = 64, BITS = 6, OFFSET = 768, ADDED = 5, CHUNK = 40, BLOCKS = 4, STEP = 128;
-  static constexpr int64_t BUDGET = 544 << 10;
+  static constexpr int BYTES = 64, BITS = 6, OFFSET = 768, ADDED = 5, CHUNK = 40, BLOCKS = 4, STEP = 128, SHARED = 1, TOKENS = 4;
   static INLINE B zero() { return _mm512_setzero_si512(); }
-  static INLINE B index(const uint8_t* weights, int64_t group, int64_t blocks, int64_t block) {
+  static INLINE B index(const uint8_t* weights, int64_t group, int, int64_t blocks, int64_t block) {
     return _mm512_load_si512(weights + (group * blocks + block) * BYTES);
   }
   static INLINE B low(const uint8_t* table) { return _mm512_load_si512(table); }
   static INLINE B high(const uint8_t* table) { return _mm512_load_si512(table + 64); }
-  static INLINE B add8(B a, B b) { return _mm512_add_epi8(a, b); }
+  static INLINE B add8(B a, B b) { return add_bytes(a, b); }
   static INLINE B add16(B a, B b) { return _mm512_add_epi16(a, b); }
   static INLINE B add32(B a, B b) { return _mm512_add_epi32(a, b); }
   static INLINE B look_up(B table, B index) { return _mm512_permutexvar_epi8(index, table); }
@@ -452,13 +476,11 @@ int64_t table_groups(int64_t columns) {
   return round_up((columns + T::BITS - 1) / T::BITS, T::ADDED);
 }
 
-constexpr int64_t WIDEST_BLOCK = 256;  // outputs whose sums are kept at once
-
-// Adds the sums of `groups` groups, at most CHUNK, to c: two tokens, BLOCKS blocks of BYTES outputs.
+// Adds the sums of `groups` groups, at most CHUNK, to c: two tokens, `stride` apart, BLOCKS blocks of BYTES outputs.
 template <class T, int BLOCKS>
-INLINE void add_chunk(const uint8_t* weights, const uint8_t* tables, int64_t per_token, int64_t groups, int32_t* c) {
+INLINE void add_chunk(const uint8_t* weights, const uint8_t* tables, int64_t groups, int32_t* c, int64_t stride) {
   using B = typename T::B;
-  constexpr int TOKENS = 2;
+  constexpr int TOKENS = 2, PER_TOKEN = T::CHUNK * T::STEP;
   B wide[TOKENS][BLOCKS][2];
   UNROLL for (int t = 0; t < TOKENS; t++)
     UNROLL for (int b = 0; b < BLOCKS; b++) wide[t][b][0] = wide[t][b][1] = T::zero();
@@ -466,18 +488,19 @@ INLINE void add_chunk(const uint8_t* weights, const uint8_t* tables, int64_t per
     B low[TOKENS][BLOCKS], high[TOKENS][BLOCKS];
     UNROLL for (int t = 0; t < TOKENS; t++)
       UNROLL for (int b = 0; b < BLOCKS; b++) low[t][b] = high[t][b] = T::zero();
-    UNROLL for (int j = 0; j < T::ADDED; j++) {
-      B index[BLOCKS];
-      UNROLL for (int b = 0; b < BLOCKS; b++) index[b] = T::index(weights, g + j, BLOCKS, b);
-      UNROLL for (int t = 0; t < TOKENS; t++) {
-        const uint8_t* table = tables + t * per_token + (g + j) * T::STEP;
-        const B l = T::low(table), h = T::high(table);
-        UNROLL for (int b = 0; b < BLOCKS; b++) {
-          low[t][b] = T::add8(low[t][b], T::look_up(l, index[b]));
-          high[t][b] = T::add8(high[t][b], T::look_up(h, index[b]));
+    for (int j = 0; j < T::ADDED; j += T::SHARED)  // unrolled in full, the sums would not fit into registers
+      UNROLL for (int shared = 0; shared < T::SHARED; shared++) {
+        B index[BLOCKS];
+        UNROLL for (int b = 0; b < BLOCKS; b++) index[b] = T::index(weights, g + j, shared, BLOCKS, b);
+        UNROLL for (int t = 0; t < TOKENS; t++) {
+          const uint8_t* table = tables + t * PER_TOKEN + (g + j + shared) * T::STEP;
+          const B l = T::low(table), h = T::high(table);
+          UNROLL for (int b = 0; b < BLOCKS; b++) {
+            low[t][b] = T::add8(low[t][b], T::look_up(l, index[b]));
+            high[t][b] = T::add8(high[t][b], T::look_up(h, index[b]));
+          }
         }
       }
-    }
     UNROLL for (int t = 0; t < TOKENS; t++)
       UNROLL for (int b = 0; b < BLOCKS; b++) {
         wide[t][b][0] = T::add16(wide[t][b][0], T::widen_first(low[t][b], high[t][b]));
@@ -487,7 +510,7 @@ INLINE void add_chunk(const uint8_t* weights, const uint8_t* tables, int64_t per
   UNROLL for (int t = 0; t < TOKENS; t++)
     UNROLL for (int b = 0; b < BLOCKS; b++)
       UNROLL for (int half = 0; half < 2; half++) {
-        int32_t* to = c + t * WIDEST_BLOCK + b * T::BYTES + half * T::BYTES / 2;
+        int32_t* to = c + t * stride + b * T::BYTES + half * T::BYTES / 2;
         T::accumulate(to, T::first32(wide[t][b][half]));
         T::accumulate(to + T::BYTES / 4, T::second32(wide[t][b][half]));
       }
@@ -510,8 +533,7 @@ int64_t blocks_at_once(int64_t left) {
 template <class T>
 Buffer<uint8_t> lay_out_for_tables(const std::vector<uint8_t>& bits, int64_t rows, int64_t columns) {
   const int64_t groups = table_groups<T>(columns), blocks = round_up(rows, T::BYTES) / T::BYTES, stride = (columns + 7) / 8;
-  const int64_t shared = T::BITS == 4 ? 2 : 1;  // groups in a byte
-  Buffer<uint8_t> weights(blocks * groups / shared * T::BYTES);
+  Buffer<uint8_t> weights(blocks * groups / T::SHARED * T::BYTES);
   uint8_t* to = weights;
   for (int64_t block = 0; block < blocks;) {
     const int64_t count = blocks_at_once<T>(blocks - block);
@@ -522,17 +544,15 @@ Buffer<uint8_t> lay_out_for_tables(const std::vector<uint8_t>& bits, int64_t row
         for (int64_t k = 0; k < columns; k++) {
           const int64_t group = k / T::BITS;
           const int bit = row[k / 8] >> (k % 8) & 1;
-          column[group / shared * count * T::BYTES] |=
-              static_cast<uint8_t>(bit << (k % T::BITS + (group % shared) * T::BITS));
+          column[group / T::SHARED * count * T::BYTES] |=
+              static_cast<uint8_t>(bit << (k % T::BITS + (group % T::SHARED) * T::BITS));
         }
       }
-    to += count * groups / shared * T::BYTES;
+    to += count * groups / T::SHARED * T::BYTES;
     block += count;
   }
   return weights;
 }
-
-struct Scratch;
 
 // -- Dot products of bytes: panels of 32 outputs, 4 codes at a time.
 
@@ -647,7 +667,7 @@ struct Scratch {
   Buffer<float> y, h, c, p, q;
   Buffer<uint8_t> tables;
   Buffer<int32_t> sums;
-  int64_t wide, inner, longest;  // strides of y, of h and of p
+  int64_t wide, inner, longest, outputs;  // strides of y, of h, of p and of sums
   Scratch(const Encoder& e, int64_t length)
       : x(e.hidden), context(e.width()), ffn(e.neurons),
         wide(round_up(std::max(3 * e.width(), e.hidden), 64) + 64), inner(round_up(e.neurons, 64) + 64),
@@ -657,91 +677,77 @@ struct Scratch {
     c = Buffer<float>(TILE * round_up(e.width(), W));
     p = Buffer<float>(ROWS * longest);
     q = Buffer<float>(length * e.width());
-    int64_t bytes = 0;
-    for (int64_t k : {e.hidden, e.width(), e.neurons}) {
-      bytes = std::max(bytes, table_bytes<Table16>(k));
-#ifdef HAS_VBMI
-      bytes = std::max(bytes, table_bytes<Table64>(k));
-#endif
-    }
-    tables = Buffer<uint8_t>(bytes);
-    sums = Buffer<int32_t>(2 * TILE * WIDEST_BLOCK);
-  }
-  template <class T>
-  static int64_t table_bytes(int64_t columns) {
-    return tokens_at_once<T>(columns) * table_groups<T>(columns) * T::STEP;
-  }
-  // Tokens whose tables stay in the cache; an even number.
-  template <class T>
-  static int64_t tokens_at_once(int64_t columns) {
-    const int64_t fitting = T::BUDGET / (table_groups<T>(columns) * T::STEP) / 2 * 2;
-    return std::clamp<int64_t>(fitting, 2, TILE);
+    tables = Buffer<uint8_t>(TABLES);
+    outputs = std::max({3 * round_up(e.width(), 64), round_up(e.hidden, 64), round_up(e.neurons, 64)});
+    sums = Buffer<int32_t>(2 * MOST_TOKENS * outputs);
   }
 };
 
-template <class T, int BLOCKS>
-void sum_block(const uint8_t* weights, int64_t tokens, int64_t groups, const uint8_t* tables, int32_t* sums) {
-  const int64_t per_token = groups * T::STEP;
-  constexpr int64_t SHARED = T::BITS == 4 ? 2 : 1;
-  std::memset(sums, 0, round_up(tokens, 2) * WIDEST_BLOCK * sizeof(int32_t));
-  for (int64_t g = 0; g < groups; g += T::CHUNK) {
-    const int64_t count = std::min<int64_t>(T::CHUNK, groups - g);
-    for (int64_t i = 0; i < tokens; i += 2)
-      add_chunk<T, BLOCKS>(weights + g / SHARED * BLOCKS * T::BYTES, tables + i * per_token + g * T::STEP, per_token, count,
-                           sums + i * WIDEST_BLOCK);
-  }
-}
-
 template <int F>
-void scale_block(const Linear& l, int64_t n0, int64_t outputs, int64_t tokens, const int32_t* sums, int32_t offset,
-                 const float* x_scale, const int32_t* sum, float* y, int64_t to) {
+void scale_sums(const Linear& l, int64_t tokens, const int32_t* sums, int64_t stride, int32_t offset, const float* x_scale,
+                const int32_t* sum, float* y, int64_t to) {
   const I off = set1i(offset);
   for (int64_t i = 0; i < tokens; i++) {
-    const int32_t *s1 = sums + i * WIDEST_BLOCK, *s2 = s1 + TILE * WIDEST_BLOCK;
-    for (int64_t n = 0; n < outputs; n += W)
-      store(y + i * to + n0 + n,
-            scaled<F>(subi(loadi(s1 + n), off), F == BINARY ? off : subi(loadi(s2 + n), off), set1i(sum[i]), load(l.scale + n0 + n),
-                      F == UNEQUAL ? load(l.second_scale + n0 + n) : set1(0.f), set1(x_scale[i]), load(l.bias + n0 + n)));
+    const int32_t *s1 = sums + i * stride, *s2 = s1 + MOST_TOKENS * stride;
+    for (int64_t n = 0; n < l.rows; n += W)
+      store(y + i * to + n,
+            scaled<F>(subi(loadi(s1 + n), off), F == BINARY ? off : subi(loadi(s2 + n), off), set1i(sum[i]), load(l.scale + n),
+                      F == UNEQUAL ? load(l.second_scale + n) : set1(0.f), set1(x_scale[i]), load(l.bias + n)));
   }
 }
 
-// One Linear, on tokens whose tables are built.
+// The sums of one plane over a chunk of groups, for the tokens whose tables are built.
 template <class T>
-void multiply_by_tables(const Linear& l, int64_t tokens, const float* x_scale, const int32_t* sum, float* y, int64_t to,
-                        Scratch& s) {
-  const int64_t groups = table_groups<T>(l.columns), blocks = round_up(l.rows, T::BYTES) / T::BYTES;
-  const int64_t shared = T::BITS == 4 ? 2 : 1;
+void add_plane(const uint8_t* weights, int64_t rows, int64_t groups, int64_t first, int64_t count, int64_t tokens,
+               const uint8_t* tables, int32_t* sums, int64_t stride) {
+  const int64_t blocks = round_up(rows, T::BYTES) / T::BYTES;
   for (int64_t block = 0; block < blocks;) {
-    const int64_t count = blocks_at_once<T>(blocks - block);
-    for (int plane = 0; plane < l.planes(); plane++) {
-      const uint8_t* weights = l.weights[plane] + block * groups / shared * T::BYTES;
-      int32_t* sums = s.sums + plane * TILE * WIDEST_BLOCK;
-      if (count == T::BLOCKS) sum_block<T, T::BLOCKS>(weights, tokens, groups, s.tables, sums);
-      else if (count == 2) sum_block<T, 2>(weights, tokens, groups, s.tables, sums);
-      else sum_block<T, 1>(weights, tokens, groups, s.tables, sums);
+    const int64_t at_once = blocks_at_once<T>(blocks - block);
+    const uint8_t* w = weights + (block * groups + first * at_once) / T::SHARED * T::BYTES;
+    for (int64_t i = 0; i < tokens; i += 2) {
+      const uint8_t* table = tables + i * T::CHUNK * T::STEP;
+      int32_t* c = sums + i * stride + block * T::BYTES;
+      if (at_once == T::BLOCKS) add_chunk<T, T::BLOCKS>(w, table, count, c, stride);
+      else if (at_once == 2) add_chunk<T, 2>(w, table, count, c, stride);
+      else add_chunk<T, 1>(w, table, count, c, stride);
     }
-    const int64_t n0 = block * T::BYTES, outputs = count * T::BYTES;
-    const int32_t offset = static_cast<int32_t>(T::OFFSET * groups);
-    switch (l.form) {
-      case BINARY: scale_block<BINARY>(l, n0, outputs, tokens, s.sums, offset, x_scale, sum, y, to); break;
-      case TERNARY: scale_block<TERNARY>(l, n0, outputs, tokens, s.sums, offset, x_scale, sum, y, to); break;
-      case PAIR: scale_block<PAIR>(l, n0, outputs, tokens, s.sums, offset, x_scale, sum, y, to); break;
-      case UNEQUAL: scale_block<UNEQUAL>(l, n0, outputs, tokens, s.sums, offset, x_scale, sum, y, to); break;
-    }
-    block += count;
+    block += at_once;
   }
 }
 
+// A few tokens at a time and a chunk of groups at a time, so that the tables stay in the first-level cache.
 template <class T>
-void multiply_parts_by_tables(const std::vector<Linear>& parts, Kernel kernel, int64_t tokens, const Codes& x, float* y,
-                              int64_t to, Scratch& s) {
-  const int64_t columns = parts[0].columns, groups = table_groups<T>(columns), step = s.tokens_at_once<T>(columns);
-  for (int64_t i = 0; i < tokens; i += step) {
-    const int64_t count = std::min(step, tokens - i);
-    for (int64_t t = 0; t < count; t++) T::build(x.q + (i + t) * x.stride, groups, s.tables + t * groups * T::STEP);
+void multiply_by_tables(const std::vector<Linear>& parts, int64_t tokens, const Codes& x, float* y, int64_t to, Scratch& s) {
+  static_assert(T::TOKENS <= MOST_TOKENS && T::TOKENS * T::CHUNK * T::STEP <= TABLES);
+  const int64_t groups = table_groups<T>(parts[0].columns);
+  const int32_t offset = static_cast<int32_t>(T::OFFSET * groups);
+  for (int64_t i = 0; i < tokens; i += T::TOKENS) {
+    const int64_t n = std::min<int64_t>(T::TOKENS, tokens - i);
+    for (int plane = 0; plane < 2; plane++)
+      std::memset(s.sums + plane * MOST_TOKENS * s.outputs, 0, round_up(n, 2) * s.outputs * sizeof(int32_t));
+    for (int64_t g = 0; g < groups; g += T::CHUNK) {
+      const int64_t count = std::min<int64_t>(T::CHUNK, groups - g);
+      for (int64_t t = 0; t < n; t++)
+        T::build(x.q + (i + t) * x.stride + g * T::BITS, count, s.tables + t * T::CHUNK * T::STEP);
+      int32_t* sums = s.sums;
+      for (const Linear& l : parts) {
+        for (int plane = 0; plane < l.planes(); plane++)
+          add_plane<T>(l.weights[plane], l.rows, groups, g, count, n, s.tables, sums + plane * MOST_TOKENS * s.outputs, s.outputs);
+        sums += round_up(l.rows, T::BYTES);
+      }
+    }
+    const int32_t* sums = s.sums;
     float* out = y + i * to;
     for (const Linear& l : parts) {
-      if (l.kernel == kernel) multiply_by_tables<T>(l, count, x.scale + i, x.sum + i, out, to, s);
+      const float* scale = x.scale + i;
+      const int32_t* sum = x.sum + i;
+      switch (l.form) {
+        case BINARY: scale_sums<BINARY>(l, n, sums, s.outputs, offset, scale, sum, out, to); break;
+        case TERNARY: scale_sums<TERNARY>(l, n, sums, s.outputs, offset, scale, sum, out, to); break;
+        case PAIR: scale_sums<PAIR>(l, n, sums, s.outputs, offset, scale, sum, out, to); break;
+        case UNEQUAL: scale_sums<UNEQUAL>(l, n, sums, s.outputs, offset, scale, sum, out, to); break;
+      }
+      sums += round_up(l.rows, T::BYTES);
       out += l.rows;
     }
   }
@@ -751,9 +757,9 @@ void multiply_parts_by_tables(const std::vector<Linear>& parts, Kernel kernel, i
 // at the end, comes there. Hence parts are computed in order.
 void multiply(const std::vector<Linear>& parts, int64_t tokens, const Codes& x, float* y, int64_t to, Scratch& s) {
   const Kernel kernel = parts[0].kernel;
-  if (kernel == TABLE16) return multiply_parts_by_tables<Table16>(parts, kernel, tokens, x, y, to, s);
+  if (kernel == TABLE16) return multiply_by_tables<Table16>(parts, tokens, x, y, to, s);
 #ifdef HAS_VBMI
-  if (kernel == TABLE64) return multiply_parts_by_tables<Table64>(parts, kernel, tokens, x, y, to, s);
+  if (kernel == TABLE64) return multiply_by_tables<Table64>(parts, tokens, x, y, to, s);
 #endif
 #ifdef HAS_VNNI
   for (const Linear& l : parts) {
@@ -1011,8 +1017,10 @@ void sizes_of(const Encoder& e, int32_t part, int64_t* rows, int64_t* columns) {
   *columns = part == 3 ? e.width() : part == 5 ? e.neurons : e.hidden;
 }
 
+constexpr int64_t SLACK = 64;  // outputs that kernels may read or write behind the last one
+
 Buffer<float> spread(const float* values, int64_t count, int64_t rows) {
-  Buffer<float> all(round_up(rows, 64) + WIDEST_BLOCK);
+  Buffer<float> all(round_up(rows, 64) + SLACK);
   for (int64_t n = 0; n < rows && count > 0; n++) all[n] = values[count == 1 ? 0 : n];
   return all;
 }
@@ -1160,7 +1168,7 @@ int bitkd_linear(void* encoder, int64_t layer, int32_t product, const float* x, 
     std::vector<Codes> codes;
     codes.reserve(threads);
     for (int i = 0; i < threads; i++) codes.emplace_back(columns);
-    const int64_t stride = round_up(outputs, 64) + WIDEST_BLOCK;
+    const int64_t stride = round_up(outputs, 64) + SLACK;
     Buffer<float> out(threads * TILE * stride), in(threads * TILE * columns);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t t = 0; t < tokens; t += TILE) {

@@ -4,18 +4,20 @@ import re
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from bitkd.data.tasks import HOLDOUT
 from bitkd.errors import InputError
 from bitkd.export.history import History
-from bitkd.export.sizes import FilePart
 from bitkd.names import escaped
 from bitkd.store.artifacts import Artifact
 from bitkd.store.exports import CARD_FILE
 from bitkd.store.records import MIB, ExportRecord, SizeRecord
+
+if TYPE_CHECKING:
+    from bitkd.export.sizes import FilePart  # which imports torch
 
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,39}")
 """Identifiers of licenses on the hub, such as apache-2.0."""
@@ -43,7 +45,7 @@ class CardFacts:
     file_size: int
     """Bytes of the weights."""
 
-    parts: list[FilePart]
+    parts: "list[FilePart]"
     classifier: bool
     notes: list[str] = field(default_factory=list)
     """What else a reader must know of this form, as sentences."""

@@ -6,8 +6,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bitkd.models.encoder import encoder_layers, read_spec
+from bitkd.models.packed import is_packed, unpack_student
 from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitLinear
-from bitkd.quant.packing import BITS, TWO_BITS, Packing
+from bitkd.quant.packed import Int8Weight, PackedWeight
+from bitkd.quant.packing import BITS, TRITS, TWO_BITS, Packing
 from bitkd.quant.table import FP32
 from bitkd.store.records import MIB, SizeRecord
 
@@ -18,10 +20,17 @@ INT8 = 8
 
 
 def measure(model: PreTrainedModel, ternary: Packing = TWO_BITS, int8: Collection[str] = ()) -> SizeRecord:
-    """Parameters, bits and sizes of a simulated `model`, counted from its own modules and the bits that its config records.
+    """Parameters, bits and sizes of `model`, counted from its own modules and the bits that its config records.
 
-    ternary: the packing of ternary weights.  int8: names of the Linears and tables that are kept at 8 bits in a packed file.
+    ternary: the packing of ternary weights.  int8: names of the Linears and tables that a packed file keeps at 8 bits.
+    A packed model counts as it is packed; its parameters are those of the student that it was made from.
     """
+    if is_packed(model.config):
+        modules = dict(model.named_modules())
+        int8 = [name for name, module in modules.items() if isinstance(module, Int8Weight)]
+        if any(module.packing is TRITS for module in modules.values() if isinstance(module, PackedWeight)):
+            ternary = TRITS
+        model = unpack_student(model)
     quant = read_spec(model).quant
     parameters = sum(p.numel() for p in model.parameters())
     matrices = [m for m in model.modules() if isinstance(m, QuantLinear | QuantEmbedding) and m.weight_bits < FP32]

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,12 +13,15 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 import bitkd
 from bitkd.cli import main
+from bitkd.config.load import load_config
 from bitkd.models.artifact import load_classifier
 from bitkd.models.packed import load_packed
 from bitkd.models.prepare import prepare
 from bitkd.quant.spec import QuantSpec
 from bitkd.store.exports import EXPORT_FILE, check_export, read_export
+from tests.commands.conftest import write_student
 
+ROOT = Path(__file__).parent.parent.parent
 CPU = "trainer.accelerator=cpu"
 
 
@@ -104,6 +110,34 @@ def test_positions_and_pooler_go_to_8_bits_where_the_metric_allows_it(binary, ro
     assert export(binary, tmp_path / "forced", "--int8")["bytes"] == small["bytes"]
 
 
+def test_the_rows_of_the_demo_are_always_at_hand(store, tiny_bert, tiny_tokenizer, export, tmp_path, monkeypatch):
+    monkeypatch.setattr("bitkd.data.demo.model.write_model", lambda folder, corpus, texts: folder.mkdir())
+    monkeypatch.setattr("bitkd.data.demo.files.TRAIN_ROWS", 12)
+    monkeypatch.setattr("bitkd.data.demo.files.DEV_ROWS", 30)
+    task = load_config(["task=demo"], require=()).task
+    model = prepare(bitkd.new_classifier(tiny_bert, task.labels), QuantSpec(weight_bits=1, activation_bits=8)).eval()
+    folder = write_student(store, model, tiny_tokenizer, task, source="demo")
+    told = export(folder, tmp_path / "out", f"run.dir={tmp_path / 'runs'}")
+    assert set(told["metrics"]["dev"]) == {"loss", "accuracy"}
+    assert read_export(tmp_path / "out").trained_for.source == "demo"
+
+
+def test_wrong_input_is_refused_without_heavy_libraries(binary, finished, tiny_bert, tmp_path):
+    out = str(tmp_path / "out")
+    cases = [
+        ["export", str(finished / "rte" / "singlestage" / "teacher"), out],
+        ["export", str(tiny_bert), out],
+        ["export", str(binary), str(binary)],
+        ["export", str(binary), out, "--license=?"],
+        ["push", str(binary), "me/model"],
+    ]
+    code = f"from bitkd.cli import main; import sys; codes = [main(words) for words in {cases}]"
+    code += "; heavy = {'torch', 'lightning', 'transformers', 'datasets', 'wandb', 'onnx', 'onnxruntime'}"
+    code += "; print(codes, sorted(heavy & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "[2, 2, 2, 2, 2] []", done.stderr
+
+
 def test_what_the_metric_is_measured_with_is_what_is_written(binary, rows, export, tmp_path, capsys):
     told = export(binary, tmp_path / "out", rows)
     assert evaluated(capsys, tmp_path / "out", rows) == pytest.approx(told["metrics"]["dev"])
@@ -114,7 +148,7 @@ def test_an_unpacked_folder_is_a_plain_checkpoint(split, rows, export, tmp_path,
     content = json.loads((tmp_path / "out" / "config.json").read_text())
     assert content["model_type"] == "bert"
     assert not {"bitkd", "quantization_config", "transformers_weights"} & content.keys()
-    model, report = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
+    _, report = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert 0 < told["logits"]["median"] <= told["logits"]["largest"] < 0.5
