@@ -58,8 +58,8 @@
 
 namespace {
 
-#ifdef HAS_AMX
-constexpr int64_t TILE = 32;  // tokens
+#ifdef HAS_AVX512
+constexpr int64_t TILE = 32;  // tokens; two tiles of AMX
 #else
 constexpr int64_t TILE = 24;
 #endif
@@ -367,6 +367,9 @@ struct Linear {
   Buffer<uint8_t> weights[2];  // as the kernel reads them
   Buffer<float> scale, second_scale, bias;  // of each row
   int planes() const { return form == BINARY ? 1 : 2; }
+  const uint64_t* words(int plane) const {
+    return reinterpret_cast<const uint64_t*>(static_cast<uint8_t*>(weights[plane]));
+  }
 };
 
 // Sums of planes to the scaled product, in the order of bitkd/quant/product.py.
@@ -387,7 +390,8 @@ INLINE V scaled(I s1, I s2, I sum, V scale, V second_scale, V x_scale, V bias) {
 }
 
 // -- Tables of partial sums. A table has the low 5 bits and the rest of (sum + OFFSET), a byte each, for every combination of
-// BITS weights; SHARED groups' indices share a byte. Bytes of ADDED groups are added up before they are widened to 16 bits, and CHUNK groups before 32 bits.
+// BITS weights; SHARED groups' indices share a byte. Bytes of ADDED groups are added up before they are widened to 16 bits,
+// and those of CHUNK groups before 32 bits. Tables of TOKENS tokens fit into the first-level cache.
 
 // GCC reorders sums that it knows; then they do not fit into registers.
 INLINE __m256i add_bytes(__m256i a, __m256i b) {
@@ -617,9 +621,8 @@ INLINE void dot_rows(const Linear& l, int64_t panel, const int8_t* q, int64_t st
   UNROLL for (int p = 0; p < SUMS; p++)
     UNROLL for (int r = 0; r < R; r++) s[p][r][0] = s[p][r][1] = set1i(0);
   const int64_t quads = (l.columns + 3) / 4;
-  const uint64_t* bits = reinterpret_cast<const uint64_t*>(static_cast<uint8_t*>(l.weights[0])) + panel * quads * 2;
-  const uint64_t* more = F == BINARY ? nullptr
-                                     : reinterpret_cast<const uint64_t*>(static_cast<uint8_t*>(l.weights[1])) + panel * quads * 2;
+  const uint64_t* bits = l.words(0) + panel * quads * 2;
+  const uint64_t* more = F == BINARY ? nullptr : l.words(1) + panel * quads * 2;
   const I one = _mm512_set1_epi8(1);
   for (int64_t k = 0; k < quads; k++) {
     I w[SUMS][2];
@@ -658,6 +661,7 @@ void multiply_by_dots(const Linear& l, int64_t tokens, const Codes& x, float* y,
         dot_rows<R, F>(l, panel, x.q + i * x.stride, x.stride, x.scale + i, x.sum + i, y + i * to, to);
     };
     rows(std::integral_constant<int, MOST>());
+    if constexpr (MOST > 8) rows(std::integral_constant<int, 8>());
     rows(std::integral_constant<int, 4>());
     rows(std::integral_constant<int, 2>());
     rows(std::integral_constant<int, 1>());
@@ -753,7 +757,7 @@ void multiply_by_tiles(const Linear& l, int64_t tokens, const Codes& x, float* y
   const int64_t quads = (l.columns + 3) / 4, blocks = (quads + 15) / 16, halves = round_up(l.rows, 16) / 16;
   const int64_t step = F == UNEQUAL ? 1 : 2;
   const uint64_t* planes[2] = {};
-  for (int p = 0; p < l.planes(); p++) planes[p] = reinterpret_cast<const uint64_t*>(static_cast<uint8_t*>(l.weights[p]));
+  for (int p = 0; p < l.planes(); p++) planes[p] = l.words(p);
   for (int64_t half = 0; half < halves; half += step) {
     const int64_t at = half / 2 * quads * 2 + half % 2;
     _tile_zero(0);
@@ -1040,6 +1044,7 @@ void finish_layer(const Encoder& e, const Layer& l, float* x, int64_t n, int64_t
         attend<R>(e, s.q + (t0 + i) * A + h * e.head_size, h, length, kv, s, s.c + i * stride + h * e.head_size, stride);
     };
     rows(std::integral_constant<int, ROWS>());
+    if constexpr (ROWS > 8) rows(std::integral_constant<int, 8>());
     rows(std::integral_constant<int, 4>());
     rows(std::integral_constant<int, 2>());
     rows(std::integral_constant<int, 1>());
