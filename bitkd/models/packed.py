@@ -22,8 +22,9 @@ from bitkd.errors import InputError
 from bitkd.files import checksum, follow_umask
 from bitkd.models.encoder import encoder_layers, read_spec, write_spec
 from bitkd.models.fit import PACKED_PAIR, fit_to_names, is_classifier, own_names
-from bitkd.models.marks import METHOD, PACKED, guard, packed_record
+from bitkd.models.marks import METHOD, PACKED, packed_record
 from bitkd.models.marks import is_packed as is_packed
+from bitkd.models.model_types import guard
 from bitkd.models.prepare import check_recorded
 from bitkd.models.saving import SavedByBitkd, StudentQuantizationConfig
 from bitkd.models.student import build_blank
