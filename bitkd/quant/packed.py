@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from bitkd.errors import InputError
 from bitkd.quant.inputs import InputQuantizer
 from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
 from bitkd.quant.packing import BITS, TWO_BITS, Packing, pack_codes, unpack_codes
@@ -25,11 +26,27 @@ HALVES = ("", "second_")
 
 
 def packing_of(bits: int, ternary: Packing = TWO_BITS) -> Packing:
-    """The packing of weights of this width.  ternary: that of ternary ones."""
-    return {1: BITS, 2: ternary}[bits]
+    """The packing of weights of this width.  ternary: that of ternary ones. Raises InputError if there is none."""
+    packings = {1: BITS, 2: ternary}
+    if bits not in packings:
+        raise InputError(f"weights of {bits} bits cannot be packed; binary (1 bit) and ternary (2 bits) ones can")
+    return packings[bits]
 
 
-class PackedWeight(nn.Module):
+class _InFP32(nn.Module):
+    """A module whose scales stay FP32 when the model that holds it is asked for another type."""
+
+    scale: Tensor
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        if (found := fn(self.scale[:0]).dtype) != torch.float32:
+            raise InputError(
+                f"a packed model computes in FP32, its weights cannot become {found}; leave out half() and the like"
+            )
+        return super()._apply(fn, recurse)
+
+
+class PackedWeight(_InFP32):
     """Buffers of a weight of `rows` x `columns` codes, or of the two halves of a pair.
 
     packed: uint8 (rows, bytes), see `bitkd.quant.packing`.  scale: FP32, (rows,) or (1,) for all rows.
@@ -37,7 +54,6 @@ class PackedWeight(nn.Module):
     """
 
     packed: Tensor
-    scale: Tensor
 
     def __init__(self, rows: int, columns: int, packing: Packing, per_row: bool, split: bool) -> None:
         super().__init__()
@@ -55,7 +71,10 @@ class PackedWeight(nn.Module):
 
     def _fill(self, weights: list[Tensor], codes_of: Any) -> None:
         for half, weight in zip(HALVES, weights, strict=False):
-            codes, scale = codes_of(weight.detach(), self.per_row)
+            weight = weight.detach()
+            codes, scale = codes_of(weight, self.per_row)
+            if not scale.all():  # the signs of numbers whose mean is too small for FP32 say nothing
+                codes, _ = codes_of(weight.masked_fill(scale.reshape(-1, 1) == 0, 0), self.per_row)
             getattr(self, f"{half}packed").copy_(pack_codes(codes, self.packing))
             getattr(self, f"{half}scale").copy_(scale.reshape(-1))
 
@@ -210,24 +229,28 @@ class PackedEmbedding(PackedWeight):
         return total.view(*input.shape, self.embedding_dim)
 
 
-class Int8Weight(nn.Module):
+class Int8Weight(_InFP32):
     """A weight at 8 bits, one scale per row, for parts that no student quantizes: `codes` int8, `scale` FP32 (rows,)."""
 
     codes: Tensor
-    scale: Tensor
 
     def _hold(self, rows: int, columns: int) -> None:
         self.register_buffer("codes", torch.zeros(rows, columns, dtype=torch.int8))
         self.register_buffer("scale", torch.zeros(rows))
 
     def _fill(self, weight: Tensor) -> None:
-        scale = weight.detach().abs().amax(-1).clamp_min(1e-30) / 127
+        scale = _short(weight.detach().abs().amax(-1).clamp_min(1e-30) / 127)
         self.scale.copy_(scale)
         self.codes.copy_((weight.detach() / scale[:, None]).round())
 
     def dequantized(self) -> Tensor:
         """FP32, (rows, columns)."""
         return self.codes.float().mul_(self.scale[:, None])
+
+
+def _short(scale: Tensor) -> Tensor:
+    """Scales with 17 significant bits: codes * scale, and what is divided by scale again, is then exact in FP32."""
+    return (scale.view(torch.int32) & ~0x7F).view(torch.float32)
 
 
 class Int8Linear(Int8Weight):
