@@ -168,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = add(
         "evaluate",
-        "the task's metrics of any checkpoint: an artifact, an exported folder, or one of Hugging Face",
+        "the task's metrics of any checkpoint, on its dev sets or on rows of one's own",
         EVALUATE_HELP,
         epilog=EVALUATE_SETTINGS_HELP,
     )

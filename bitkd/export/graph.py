@@ -50,14 +50,11 @@ class Graph:
         self._codes: dict[tuple[str, int], tuple[str, str]] = {}
         self._unsigned_codes: dict[str, str] = {}
 
-    def model(self, name: str, inputs: Sequence[str], outputs: dict[str, int]) -> onnx.ModelProto:
-        """The finished model.
-
-        inputs: names of int64 tensors of shape (batch, length).  outputs: name -> width of an FP32 tensor (batch, width).
-        """
-        given = [helper.make_tensor_value_info(x, TensorProto.INT64, ["batch", "length"]) for x in inputs]
-        results = [helper.make_tensor_value_info(x, TensorProto.FLOAT, ["batch", n]) for x, n in outputs.items()]
-        graph = helper.make_graph(self._nodes, name, given, results, self._constants)
+    def model(
+        self, name: str, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
+    ) -> onnx.ModelProto:
+        """The finished model, with names, types and shapes of its inputs and outputs."""
+        graph = helper.make_graph(self._nodes, name, inputs, outputs, self._constants)
         opset = [helper.make_opsetid("", OPSET)]
         return helper.make_model(graph, opset_imports=opset, ir_version=_IR, producer_name="bitkd")
 

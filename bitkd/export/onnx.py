@@ -40,13 +40,19 @@ def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
 
 def _convert(model: PreTrainedModel) -> bytes:
     """The content of model.onnx."""
+    from onnx import TensorProto
+    from onnx.helper import make_tensor_value_info
+
     from bitkd.export.families import classifier_logits, inputs_of
     from bitkd.export.graph import Graph
 
     graph = Graph()
     graph.result(classifier_logits(graph, model), LOGITS)
+    inputs = [make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in inputs_of(model)]
     labels = len(model.config.id2label or {})
-    return graph.model(type(model).__name__, inputs_of(model), {LOGITS: labels}).SerializeToString(deterministic=True)
+    logits = make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["batch", labels])
+    content: bytes = graph.model(type(model).__name__, inputs, [logits]).SerializeToString(deterministic=True)
+    return content
 
 
 def _write_config(model: PreTrainedModel, folder: Path, file_checksum: str) -> None:
