@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitkd import __version__
 from bitkd.commands.checkpoints import Checkpoint, check_folder, check_source, open_checkpoint
 from bitkd.commands.output import print_json
 from bitkd.config.load import load_config
@@ -108,7 +109,7 @@ def export_command(arguments: argparse.Namespace) -> int:
         done = FORMATS[arguments.format](model, tokenizer, folder, sets, arguments)
         for file in folder.iterdir():
             follow_umask(file)
-        record = _record(source, arguments.format, done)
+        record = _record(source, arguments.format, done, checkpoint, sets)
         write_export(folder, record)
         parts = _parts(folder, done)
         size = sum(part.size for part in parts)
@@ -252,6 +253,12 @@ def _unpacked(
         tokenizer.save_pretrained(folder)
     size = replace(measure(model), file_mib=measure(stock).file_mib)
     done = Exported(stock, size, notes=["FOLDER is this folder, or its id on the hub. It needs no bitkd."])
+    if getattr(stock.base_model, "pooler", done) is None and stock.base_model is stock:
+        text = (
+            "The encoder has no pooler, and transformers makes a random one: read last_hidden_state, not pooler_output."
+        )
+        done.told.append(text)
+        done.notes.append(text)
     if size.precision.endswith("A32"):
         return done
     text = (
@@ -328,22 +335,32 @@ def _distance_text(found: dict[str, Any]) -> str:
     return f"on {found['rows']:,} dev rows {apart}, and {found['labels']} of the labels are others"
 
 
-def _record(source: Source, form: str, done: Exported) -> ExportRecord:
+def _record(
+    source: Source, form: str, done: Exported, checkpoint: Checkpoint | None, sets: "DevSets | None"
+) -> ExportRecord:
     stage = source.artifact.stage if source.artifact else None
     recorded = source.artifact.metrics.sets if source.artifact else {}
-    versions = ("bitkd", "torch", "transformers")
+    trained_for = stage.trained_for if stage else None
+    if (
+        checkpoint
+        and sets
+        and (trained_for is None or trained_for.definition.get("name") != checkpoint.config.task.name)
+    ):
+        from bitkd.pipeline.stage_record import task_record
+
+        trained_for = replace(task_record(checkpoint.config), max_length=sets.max_length)
     return ExportRecord(
         format=EXPORT_FORMAT,
         form=form,
-        task=stage.task if stage and stage.trained_for else "",
-        texts=stage.texts if stage and stage.trained_for else 0,
+        task=str(trained_for.definition["name"]) if trained_for else "",
+        texts=len(trained_for.definition["text"]) if trained_for else 0,
         stage=stage.name if stage else "",
         fingerprint=stage.fingerprint if stage else "",
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        versions={name: version(name) for name in versions},
+        versions={"bitkd": __version__, **{name: version(name) for name in ("torch", "transformers")}},
         metrics=recorded if done.metrics is None else done.metrics,
         measured=done.metrics is not None,
-        trained_for=stage.trained_for if stage else None,
+        trained_for=trained_for,
     )
 
 

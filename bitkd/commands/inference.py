@@ -144,6 +144,11 @@ class DevSets:
         if rows is not None:
             self._source = {"dataloaders": data.loader_of(sources.task_rows.tokenize(rows, "rows"))}
 
+    @property
+    def max_length(self) -> int:
+        """Tokens of a row at most."""
+        return self._config.data.max_length
+
     def measure(self, model: PreTrainedModel) -> Measured:
         """Metrics and logits of a model, which is left unchanged. Its outputs are brought into the task's order of labels."""
         task, names = self._config.task, self._checkpoint.labels

@@ -19,7 +19,8 @@ from bitkd.models.attention import ATTENTION, use_score_attention
 from bitkd.models.encoder import read_spec, write_spec
 from bitkd.models.fit import fit_to_weights, is_classifier
 from bitkd.models.labels import label_order
-from bitkd.models.marks import guard, is_artifact, is_packed
+from bitkd.models.marks import is_artifact, is_packed
+from bitkd.models.model_types import guard
 from bitkd.models.packed import load_packed, unpack_student
 from bitkd.models.prepare import check_recorded
 from bitkd.models.student import build_blank

@@ -1,8 +1,6 @@
 """Marks in a student's config.json that `from_pretrained` of transformers reads. No torch."""
 
-import json
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 METHOD = "bitkd"
@@ -18,13 +16,6 @@ refuses it. `import bitkd` makes transformers read it as the type behind the pre
 
 PACKED = "packed"
 """The entry of `quantization_config` that a packed student has."""
-
-
-def guard(config_file: Path) -> None:
-    """Make transformers, and other tools, refuse the weights where bitkd is not imported."""
-    content = json.loads(config_file.read_text(encoding="utf-8"))
-    content |= {"transformers_weights": GUARD, "model_type": TYPE_PREFIX + content["model_type"]}
-    config_file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def is_artifact(config: Any) -> bool:

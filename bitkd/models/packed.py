@@ -18,12 +18,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from bitkd.engine.attach import attach
 from bitkd.errors import InputError
 from bitkd.files import checksum, follow_umask
 from bitkd.models.encoder import encoder_layers, read_spec, write_spec
 from bitkd.models.fit import PACKED_PAIR, fit_to_names, is_classifier, own_names
-from bitkd.models.marks import METHOD, PACKED, guard, packed_record
+from bitkd.models.marks import METHOD, PACKED, packed_record
 from bitkd.models.marks import is_packed as is_packed
+from bitkd.models.model_types import guard
 from bitkd.models.prepare import check_recorded
 from bitkd.models.saving import SavedByBitkd, StudentQuantizationConfig
 from bitkd.models.student import build_blank
@@ -228,6 +230,7 @@ def finish(model: M) -> M:
                 if not is_packed_by(packed, module.packing, module.columns) or (scale < 0).any():
                     raise InputError(f"{where}: {name} has values that no packing gives; the file is damaged: {_AGAIN}")
     _mark(model)
+    attach(model)
     return _ready(model)
 
 

@@ -46,7 +46,10 @@ def check_export(folder: Path) -> ExportRecord:
     for name, expected in record.checksums.items():
         file = folder / name
         if file.is_file() and (found := checksum(file)) != expected:
-            raise InputError(f"{file} has checksum {found[:12]}…, its record says {expected[:12]}…; {_ADVICE}")
+            raise InputError(
+                f"{file} has checksum {found[:12]}…, its record says {expected[:12]}…; {_ADVICE}, or delete {EXPORT_FILE} if you "
+                "changed it yourself: the folder is then used without its record"
+            )
     return record
 
 

@@ -1,7 +1,10 @@
 """`bitkd export`: what is written, what is measured, what is refused."""
 
 import json
+import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +18,7 @@ import bitkd
 from bitkd.cli import main
 from bitkd.config.load import load_config
 from bitkd.models.artifact import load_classifier
+from bitkd.models.encoder import read_spec, write_spec
 from bitkd.models.packed import load_packed
 from bitkd.models.prepare import prepare
 from bitkd.quant.spec import QuantSpec
@@ -178,6 +182,19 @@ def test_a_headless_encoder_of_no_run_is_exported(tiny_bert, tiny_tokenizer, exp
     assert "does not record how it was made" in card.text
 
 
+def test_a_folder_of_no_run_gets_the_task_that_is_given(tiny_bert, tiny_tokenizer, rows, export, tmp_path, capsys):
+    model = bitkd.new_classifier(tiny_bert, ["not_entailment", "entailment"])
+    prepare(model, QuantSpec(weight_bits=1, activation_bits=8)).eval()
+    spec = read_spec(model)
+    spec.trained_head = True
+    write_spec(model, spec)
+    bitkd.save_student(model, tmp_path / "student", tiny_tokenizer)
+    told = export(tmp_path / "student", tmp_path / "out", "task=rte", rows)
+    record = read_export(tmp_path / "out")
+    assert (record.task, record.texts, record.trained_for.max_length) == ("rte", 2, 64)
+    assert evaluated(capsys, tmp_path / "out", rows) == pytest.approx(told["metrics"]["dev"])
+
+
 def test_the_card_tells_what_is_known(split, rows, export, tmp_path):
     options = ["--license", "apache-2.0", "--base-model", "google-bert/bert-base-uncased"]
     told = export(split, tmp_path / "mine", rows, *options)
@@ -254,13 +271,25 @@ def test_nothing_is_overwritten(binary, export, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "full"]
 
 
-def test_an_interrupted_export_leaves_nothing(binary, tmp_path, monkeypatch, capsys):
-    def interrupt(*_):
-        raise KeyboardInterrupt
+def stopped(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("bitkd.commands.export.write_card", interrupt)
-    assert main(["export", str(binary), str(tmp_path / "new" / "out"), CPU]) == 130
-    assert list((tmp_path / "new").iterdir()) == []
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("event", "code"), [(stopped, 75), (interrupted, 130)])
+def test_an_interrupted_export_leaves_nothing(event, code, binary, tmp_path, monkeypatch):
+    monkeypatch.setattr("bitkd.commands.export.write_card", event)
+    (tmp_path / f".out.{socket.gethostname()}.{2**22 + 1}").mkdir()  # of a process that was killed
+    words = ["export", str(binary), str(tmp_path / "out"), CPU]
+    if code == 130:
+        assert main(words) == code
+    else:
+        with pytest.raises(SystemExit, match="75"):
+            main(words)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_table_is_printed(binary, tmp_path, capsys):

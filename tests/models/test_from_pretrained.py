@@ -6,7 +6,14 @@ import sys
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoModel, AutoModelForSequenceClassification, BertForSequenceClassification
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+)
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from bitkd.errors import InputError
@@ -19,7 +26,7 @@ from bitkd.models.prepare import prepare, split_ternary_
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
 from bitkd.quant.spec import QuantSpec
-from tests.models.conftest import batch, classifier, importance_of
+from tests.models.conftest import SHAPE, batch, classifier, importance_of
 
 
 def binary():
@@ -146,3 +153,22 @@ def test_a_stock_class_takes_a_student_without_a_warning_and_gives_the_stock_typ
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     assert BertForSequenceClassification.from_pretrained(tmp_path).config.model_type == "bert"
     assert not caplog.records
+
+
+class OwnConfig(BertConfig):
+    model_type = "own"
+
+
+class OwnForSequenceClassification(BertForSequenceClassification):
+    config_class = OwnConfig
+
+
+def test_a_model_type_of_others_keeps_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(CONFIG_MAPPING, "_extra_content", dict(CONFIG_MAPPING._extra_content))
+    AutoConfig.register("own", OwnConfig)
+    mapping = AutoModelForSequenceClassification._model_mapping
+    monkeypatch.setattr(mapping, "_extra_content", mapping._extra_content | {OwnConfig: OwnForSequenceClassification})
+    model = prepare(classifier(OwnConfig(**SHAPE)), QuantSpec(weight_bits=1))
+    save_student(model, tmp_path)
+    assert '"model_type": "own"' in (tmp_path / "config.json").read_text()
+    assert torch.equal(load_student(tmp_path)(**batch()).logits, model(**batch()).logits)
