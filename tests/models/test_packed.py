@@ -90,8 +90,10 @@ def check_laws(model, rows, folder, **packing):
     return packed
 
 
-@pytest.mark.parametrize("name", VARIETIES)
-@pytest.mark.parametrize("ternary", [TWO_BITS, TRITS], ids=lambda packing: packing.name)
+@pytest.mark.parametrize(
+    ("name", "ternary"),
+    [*((name, TWO_BITS) for name in VARIETIES), ("W1A8, 2-bit words", TRITS), ("W2A8 per row", TRITS)],
+)
 def test_packing_unpacking_and_packing_again_changes_no_bit(name, ternary, tmp_path):
     model = VARIETIES[name]()
     rows = batch(length=11)
