@@ -169,24 +169,23 @@ def _unpacked(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The state dict of the simulated student of a packed model."""
     state = model.state_dict()
     for path, module in model.named_modules():
-        if not isinstance(module, PackedWeight | Int8Weight):
-            continue
-        halves = [("", "")]
         if isinstance(module, Int8Weight):
-            yield f"{path}.weight", module.dequantized()
+            weights = {"": module.dequantized()}
+        elif isinstance(module, PackedWeight):
+            parts = ["first.", "second."] if module.split else [""]
+            weights = {
+                part: unpack_codes(packed, module.packing, module.columns).float() * scale.reshape(-1, 1)
+                for part, (packed, scale) in zip(parts, module.halves(), strict=True)
+            }
         else:
-            if module.split:
-                halves = [("first.", ""), ("second.", "second_")]
-            for (packed, scale), (half, _) in zip(module.halves(), halves, strict=True):
-                codes = unpack_codes(packed, module.packing, module.columns)
-                yield f"{path}.{half}weight", codes.float() * scale.reshape(-1, 1)
-        bias = getattr(module, "bias", None)
-        if bias is not None:
-            yield from ((f"{path}.{half}bias", bias / len(halves)) for half, _ in halves)
-        for name in [name for name in state if name.startswith(f"{path}.")]:
-            own = name.removeprefix(f"{path}.")
-            if own == "bias" or own in dict(module.named_buffers(recurse=False)):
-                del state[name]
+            continue
+        for name, _ in module.named_buffers(recurse=False):
+            del state[f"{path}.{name}"]
+        bias = state.pop(f"{path}.bias", None)
+        for part, weight in weights.items():
+            yield f"{path}.{part}weight", weight
+            if bias is not None:
+                yield f"{path}.{part}bias", bias / len(weights)
     yield from state.items()
 
 
