@@ -41,7 +41,7 @@ def measure_latency(
     cpu_time: bool = False,
     min_rounds: int = MIN_ROUNDS,
 ) -> dict[str, Latency]:
-    """The latency of each call, in turns. Each is called once or twice before, which is not counted.
+    """The latency of each call, in turns. Each is called three times before, which is not counted.
 
     calls: by name; each runs one model on one batch, such as `lambda: model(**batch)`. Gradients are off.
     seconds: time for all of them together; at least `min_rounds` rounds are run, whatever they take.
@@ -73,8 +73,9 @@ def measure_latency(
 
 
 def _repeats(call: Callable[[], object], wait: Callable[[], None]) -> int:
-    """Calls that fill a round's slice; the first call, which may compile or allocate, does not tell."""
-    call()
+    """Calls that fill a round's slice. The first two do not tell: they may compile, allocate or capture a CUDA graph."""
+    for _ in range(2):
+        call()
     wait()
     began = time.perf_counter()
     call()
