@@ -8,6 +8,7 @@ from torch import nn
 
 from bitkd.errors import InputError
 from bitkd.quant.modules import SplitLinear
+from bitkd.quant.packed import PackedLinear
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def input_limits(model: Any) -> InputLimits:
 
 def _fits(layout: Layout, layer: nn.Module) -> bool:
     paths = (*layout.projections, layout.attention_output, layout.up, layout.down)
-    return all(isinstance(_find(layer, path), nn.Linear | SplitLinear) for path in paths)
+    return all(isinstance(_find(layer, path), nn.Linear | SplitLinear | PackedLinear) for path in paths)
 
 
 def _find(module: Any, path: str) -> Any:
