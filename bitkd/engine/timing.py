@@ -10,6 +10,9 @@ import torch
 SLICE_SECONDS = 0.02
 """A round repeats a call until this much time has passed, so that the clock's own cost does not count."""
 
+LONG_SECONDS = 1.0
+"""On a CPU, a call of so long needs no second one to be ready."""
+
 MIN_ROUNDS = 3
 
 
@@ -41,7 +44,7 @@ def measure_latency(
     cpu_time: bool = False,
     min_rounds: int = MIN_ROUNDS,
 ) -> dict[str, Latency]:
-    """The latency of each call, in turns. Each is called three times before, which is not counted.
+    """The latency of each call, in turns. Each is called up to three times before, which is not counted.
 
     calls: by name; each runs one model on one batch, such as `lambda: model(**batch)`. Gradients are off.
     seconds: time for all of them together; at least `min_rounds` rounds are run, whatever they take.
@@ -74,13 +77,14 @@ def measure_latency(
 
 def _repeats(call: Callable[[], object], wait: Callable[[], None]) -> int:
     """Calls that fill a round's slice. The first two do not tell: they may compile, allocate or capture a CUDA graph."""
-    for _ in range(2):
+    for _ in range(3):
+        began = time.perf_counter()
         call()
-    wait()
-    began = time.perf_counter()
-    call()
-    wait()
-    return max(1, round(SLICE_SECONDS / max(time.perf_counter() - began, 1e-9)))
+        wait()
+        took = time.perf_counter() - began
+        if took > LONG_SECONDS and wait is _nothing:
+            break
+    return max(1, round(SLICE_SECONDS / max(took, 1e-9)))
 
 
 def _nothing() -> None:
