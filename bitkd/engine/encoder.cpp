@@ -8,10 +8,11 @@
 // bitkd/quant/product.py: the results are those of the simulation, bit for bit. GELU, LayerNorm, softmax and the sums of
 // attention are rounded differently from torch.
 //
-// Three kernels compute S:
+// Four kernels compute S. All give the same sums, so each product takes the one that was fastest when it was tried:
 //   TABLE64  6 bits of a weight index a table of the 64 partial sums of 6 codes (vpermb, AVX512-VBMI); passes the peak of
 //            int8 dot products
 //   VNNI     bits are spread to bytes in registers (AVX512-VNNI)
+//   AMX      bits are spread to tiles of bytes (AMX-INT8)
 //   TABLE16  4 bits index a table of 16 partial sums (vpshufb, AVX2)
 //
 // The unit of work is a sequence; where there are fewer sequences than threads, the rows of each are shared. Everything is
@@ -19,13 +20,17 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <string>
+#include <tuple>
 #include <vector>
 #ifndef BITKD_INTRINSICS  // an emulation of missing instructions, for tests
 #include <immintrin.h>
@@ -43,12 +48,23 @@
 #if defined(HAS_AVX512) && defined(__AVX512VBMI__)
 #define HAS_VBMI 1
 #endif
+#if defined(HAS_VNNI) && defined(__AMX_INT8__) && defined(__AMX_TILE__) && defined(__linux__)
+#define HAS_AMX 1
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #define UNROLL _Pragma("GCC unroll 16")
 #define INLINE inline __attribute__((always_inline))
 
 namespace {
 
-constexpr int64_t TILE = 24;  // tokens
+#ifdef HAS_AVX512
+constexpr int64_t TILE = 32;  // tokens; two tiles of AMX
+#else
+constexpr int64_t TILE = 24;
+#endif
+constexpr int64_t SPREAD = 8;  // pairs of tiles of weights that are spread at once
+constexpr int64_t MOST_TOKENS = 8, TABLES = 20480;  // of which tables are built at once, and their bytes
 constexpr float TINY = 1e-30f;  // bitkd.quant.functional.token_codes
 constexpr float LARGEST = 127.f;
 
@@ -66,6 +82,7 @@ INLINE V load(const float* p) { return _mm512_loadu_ps(p); }
 INLINE void store(float* p, V v) { _mm512_storeu_ps(p, v); }
 INLINE V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE V larger(V a, V b) { return _mm512_max_ps(a, b); }
+INLINE V smaller(V a, V b) { return _mm512_min_ps(a, b); }
 INLINE V nearest(V a) { return _mm512_roundscale_ps(a, 8); }  // ties to even
 INLINE V magnitude(V a) { return _mm512_abs_ps(a); }
 INLINE V with_sign_of(V a, V s) { return _mm512_or_ps(a, _mm512_and_ps(s, set1(-0.f))); }  // a >= 0
@@ -96,6 +113,7 @@ INLINE V load(const float* p) { return _mm256_loadu_ps(p); }
 INLINE void store(float* p, V v) { _mm256_storeu_ps(p, v); }
 INLINE V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE V larger(V a, V b) { return _mm256_max_ps(a, b); }
+INLINE V smaller(V a, V b) { return _mm256_min_ps(a, b); }
 INLINE V nearest(V a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }  // ties to even
 INLINE V magnitude(V a) { return _mm256_andnot_ps(set1(-0.f), a); }
 INLINE V with_sign_of(V a, V s) { return _mm256_or_ps(a, _mm256_and_ps(s, set1(-0.f))); }  // a >= 0
@@ -174,22 +192,29 @@ INLINE V exponential(V x) {
   return power_of_two(p, n);
 }
 
+// erf to 4e-7, relative: z p(z^2) / q(z^2), fitted for the smallest largest error on |z| <= 3.85, where erf is 1 - 5e-8.
+INLINE V error_function(V z) {
+  z = larger(smaller(z, set1(3.85f)), set1(-3.85f));
+  const V u = z * z;
+  V p = fma(set1(2.0905895e-6f), u, set1(2.8759585e-4f));
+  V q = fma(set1(3.8651207e-5f), u, set1(1.1669262e-3f));
+  p = fma(p, u, set1(3.7623048e-3f));
+  q = fma(q, u, set1(1.4959932e-2f));
+  p = fma(p, u, set1(5.2747015e-2f));
+  q = fma(q, u, set1(1.1397931e-1f));
+  p = fma(p, u, set1(1.899669e-1f));
+  q = fma(q, u, set1(5.016858e-1f));
+  p = fma(p, u, set1(1.1283791f));
+  q = fma(q, u, set1(1.f));
+  return z * p * reciprocal(q);
+}
+
 enum Activation { GELU = 0, RELU = 1, GELU_TANH = 2, NO_ACTIVATION = 3 };
 
 template <int A>
 INLINE V activate(V x) {
   if (A == RELU) return larger(x, set1(0.f));
-  if (A == GELU) {  // erf as in Abramowitz and Stegun 7.1.26, which torch uses too
-    const V z = x * set1(0.70710678118654752f), a = magnitude(z);
-    const V t = reciprocal(fma(set1(0.3275911f), a, set1(1.f)));
-    V r = fma(set1(1.061405429f), t, set1(-1.453152027f));
-    r = fma(r, t, set1(1.421413741f));
-    r = fma(r, t, set1(-0.284496736f));
-    r = fma(r, t, set1(0.254829592f));
-    const V e = exponential(set1(0.f) - a * a);
-    const V erf = with_sign_of(larger(set1(1.f) - e * t * r, set1(0.f)), z);
-    return x * set1(0.5f) * (set1(1.f) + erf);
-  }
+  if (A == GELU) return x * set1(0.5f) * (set1(1.f) + error_function(x * set1(0.70710678118654752f)));
   if (A == GELU_TANH) {  // 0.5 x (1 + tanh u) = x / (1 + e^-2u)
     const V u = set1(0.79788456080286536f) * fma(set1(0.044715f) * x * x, x, x), a = magnitude(u);
     const V e = exponential(set1(-2.f) * a);
@@ -294,23 +319,36 @@ void quantize_dequantize(float* x, int64_t n) {
 
 // ---- Products ------------------------------------------------------------------------------------------------------------
 
-enum Kernel { AUTOMATIC = 0, TABLE16 = 1, VNNI = 2, TABLE64 = 3 };
-const char* const KERNEL_NAMES[] = {"", "TABLE16", "VNNI", "TABLE64"};
+enum Kernel { AUTOMATIC = 0, TABLE16 = 1, VNNI = 2, TABLE64 = 3, AMX = 4 };
+const char* const KERNEL_NAMES[] = {"", "TABLE16", "VNNI", "TABLE64", "AMX"};
 
-bool is_compiled(int32_t kernel) {
-  if (kernel == VNNI) {
+#ifdef HAS_AMX
+// Linux lets a process use tiles when it has asked for them.
+bool may_use_tiles() {
+#ifdef BITKD_INTRINSICS
+  return true;
+#else
+  constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
+  static const bool granted = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+  return granted;
+#endif
+}
+#endif
+
+bool is_available(int32_t kernel) {
+  switch (kernel) {
+    case AUTOMATIC: case TABLE16: return true;
 #ifdef HAS_VNNI
-    return true;
+    case VNNI: return true;
 #endif
-    return false;
-  }
-  if (kernel == TABLE64) {
 #ifdef HAS_VBMI
-    return true;
+    case TABLE64: return true;
 #endif
-    return false;
+#ifdef HAS_AMX
+    case AMX: return may_use_tiles();
+#endif
+    default: return false;
   }
-  return kernel == AUTOMATIC || kernel == TABLE16;
 }
 
 // How the sums of the planes make up the product.
@@ -329,6 +367,9 @@ struct Linear {
   Buffer<uint8_t> weights[2];  // as the kernel reads them
   Buffer<float> scale, second_scale, bias;  // of each row
   int planes() const { return form == BINARY ? 1 : 2; }
+  const uint64_t* words(int plane) const {
+    return reinterpret_cast<const uint64_t*>(static_cast<uint8_t*>(weights[plane]));
+  }
 };
 
 // Sums of planes to the scaled product, in the order of bitkd/quant/product.py.
@@ -349,23 +390,39 @@ INLINE V scaled(I s1, I s2, I sum, V scale, V second_scale, V x_scale, V bias) {
 }
 
 // -- Tables of partial sums. A table has the low 5 bits and the rest of (sum + OFFSET), a byte each, for every combination of
-// BITS weights. Bytes of ADDED groups are added up before they are widened to 16 bits, and CHUNK groups before 32 bits.
+// BITS weights; SHARED groups' indices share a byte. Bytes of ADDED groups are added up before they are widened to 16 bits,
+// and those of CHUNK groups before 32 bits. Tables of TOKENS tokens fit into the first-level cache.
+
+// GCC reorders sums that it knows; then they do not fit into registers.
+INLINE __m256i add_bytes(__m256i a, __m256i b) {
+  asm("vpaddb %1, %0, %0" : "+x"(a) : "x"(b));
+  return a;
+}
+#ifdef HAS_VBMI
+INLINE __m512i add_bytes(__m512i a, __m512i b) {
+#ifdef BITKD_INTRINSICS
+  return _mm512_add_epi8(a, b);
+#else
+  asm("vpaddb %1, %0, %0" : "+v"(a) : "v"(b));
+  return a;
+#endif
+}
+#endif
 
 struct Table16 {
   using B = __m256i;
-  static constexpr int BYTES = 32, BITS = 4, OFFSET = 512, ADDED = 8, CHUNK = 64, BLOCKS = 2, STEP = 32;
-  static constexpr int64_t BUDGET = 200 << 10;  // bytes of tables that stay in the cache
+  static constexpr int BYTES = 32, BITS = 4, OFFSET = 512, ADDED = 8, CHUNK = 64, BLOCKS = 2, STEP = 32, SHARED = 2, TOKENS = 8;
   static INLINE B zero() { return _mm256_setzero_si256(); }
   // The 4-bit indices of a group; those of two groups share a byte.
-  static INLINE B index(const uint8_t* weights, int64_t group, int64_t blocks, int64_t block) {
+  static INLINE B index(const uint8_t* weights, int64_t group, int shared, int64_t blocks, int64_t block) {
     const B both = _mm256_load_si256(reinterpret_cast<const B*>(weights + (group / 2 * blocks + block) * BYTES));
-    return _mm256_and_si256(group % 2 ? _mm256_srli_epi16(both, 4) : both, _mm256_set1_epi8(15));
+    return _mm256_and_si256(shared ? _mm256_srli_epi16(both, 4) : both, _mm256_set1_epi8(15));
   }
   static INLINE B low(const uint8_t* table) {
     return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(table)));
   }
   static INLINE B high(const uint8_t* table) { return low(table + 16); }
-  static INLINE B add8(B a, B b) { return _mm256_add_epi8(a, b); }
+  static INLINE B add8(B a, B b) { return add_bytes(a, b); }
   static INLINE B add16(B a, B b) { return _mm256_add_epi16(a, b); }
   static INLINE B add32(B a, B b) { return _mm256_add_epi32(a, b); }
   static INLINE B look_up(B table, B index) { return _mm256_shuffle_epi8(table, index); }
@@ -403,15 +460,14 @@ struct Table16 {
 #ifdef HAS_VBMI
 struct Table64 {
   using B = __m512i;
-  static constexpr int BYTES = 64, BITS = 6, OFFSET = 768, ADDED = 5, CHUNK = 40, BLOCKS = 4, STEP = 128;
-  static constexpr int64_t BUDGET = 544 << 10;
+  static constexpr int BYTES = 64, BITS = 6, OFFSET = 768, ADDED = 5, CHUNK = 40, BLOCKS = 4, STEP = 128, SHARED = 1, TOKENS = 4;
   static INLINE B zero() { return _mm512_setzero_si512(); }
-  static INLINE B index(const uint8_t* weights, int64_t group, int64_t blocks, int64_t block) {
+  static INLINE B index(const uint8_t* weights, int64_t group, int, int64_t blocks, int64_t block) {
     return _mm512_load_si512(weights + (group * blocks + block) * BYTES);
   }
   static INLINE B low(const uint8_t* table) { return _mm512_load_si512(table); }
   static INLINE B high(const uint8_t* table) { return _mm512_load_si512(table + 64); }
-  static INLINE B add8(B a, B b) { return _mm512_add_epi8(a, b); }
+  static INLINE B add8(B a, B b) { return add_bytes(a, b); }
   static INLINE B add16(B a, B b) { return _mm512_add_epi16(a, b); }
   static INLINE B add32(B a, B b) { return _mm512_add_epi32(a, b); }
   static INLINE B look_up(B table, B index) { return _mm512_permutexvar_epi8(index, table); }
@@ -452,13 +508,11 @@ int64_t table_groups(int64_t columns) {
   return round_up((columns + T::BITS - 1) / T::BITS, T::ADDED);
 }
 
-constexpr int64_t WIDEST_BLOCK = 256;  // outputs whose sums are kept at once
-
-// Adds the sums of `groups` groups, at most CHUNK, to c: two tokens, BLOCKS blocks of BYTES outputs.
+// Adds the sums of `groups` groups, at most CHUNK, to c: two tokens, `stride` apart, BLOCKS blocks of BYTES outputs.
 template <class T, int BLOCKS>
-INLINE void add_chunk(const uint8_t* weights, const uint8_t* tables, int64_t per_token, int64_t groups, int32_t* c) {
+INLINE void add_chunk(const uint8_t* weights, const uint8_t* tables, int64_t groups, int32_t* c, int64_t stride) {
   using B = typename T::B;
-  constexpr int TOKENS = 2;
+  constexpr int TOKENS = 2, PER_TOKEN = T::CHUNK * T::STEP;
   B wide[TOKENS][BLOCKS][2];
   UNROLL for (int t = 0; t < TOKENS; t++)
     UNROLL for (int b = 0; b < BLOCKS; b++) wide[t][b][0] = wide[t][b][1] = T::zero();
@@ -466,18 +520,19 @@ INLINE void add_chunk(const uint8_t* weights, const uint8_t* tables, int64_t per
     B low[TOKENS][BLOCKS], high[TOKENS][BLOCKS];
     UNROLL for (int t = 0; t < TOKENS; t++)
       UNROLL for (int b = 0; b < BLOCKS; b++) low[t][b] = high[t][b] = T::zero();
-    UNROLL for (int j = 0; j < T::ADDED; j++) {
-      B index[BLOCKS];
-      UNROLL for (int b = 0; b < BLOCKS; b++) index[b] = T::index(weights, g + j, BLOCKS, b);
-      UNROLL for (int t = 0; t < TOKENS; t++) {
-        const uint8_t* table = tables + t * per_token + (g + j) * T::STEP;
-        const B l = T::low(table), h = T::high(table);
-        UNROLL for (int b = 0; b < BLOCKS; b++) {
-          low[t][b] = T::add8(low[t][b], T::look_up(l, index[b]));
-          high[t][b] = T::add8(high[t][b], T::look_up(h, index[b]));
+    for (int j = 0; j < T::ADDED; j += T::SHARED)  // unrolled in full, the sums would not fit into registers
+      UNROLL for (int shared = 0; shared < T::SHARED; shared++) {
+        B index[BLOCKS];
+        UNROLL for (int b = 0; b < BLOCKS; b++) index[b] = T::index(weights, g + j, shared, BLOCKS, b);
+        UNROLL for (int t = 0; t < TOKENS; t++) {
+          const uint8_t* table = tables + t * PER_TOKEN + (g + j + shared) * T::STEP;
+          const B l = T::low(table), h = T::high(table);
+          UNROLL for (int b = 0; b < BLOCKS; b++) {
+            low[t][b] = T::add8(low[t][b], T::look_up(l, index[b]));
+            high[t][b] = T::add8(high[t][b], T::look_up(h, index[b]));
+          }
         }
       }
-    }
     UNROLL for (int t = 0; t < TOKENS; t++)
       UNROLL for (int b = 0; b < BLOCKS; b++) {
         wide[t][b][0] = T::add16(wide[t][b][0], T::widen_first(low[t][b], high[t][b]));
@@ -487,7 +542,7 @@ INLINE void add_chunk(const uint8_t* weights, const uint8_t* tables, int64_t per
   UNROLL for (int t = 0; t < TOKENS; t++)
     UNROLL for (int b = 0; b < BLOCKS; b++)
       UNROLL for (int half = 0; half < 2; half++) {
-        int32_t* to = c + t * WIDEST_BLOCK + b * T::BYTES + half * T::BYTES / 2;
+        int32_t* to = c + t * stride + b * T::BYTES + half * T::BYTES / 2;
         T::accumulate(to, T::first32(wide[t][b][half]));
         T::accumulate(to + T::BYTES / 4, T::second32(wide[t][b][half]));
       }
@@ -510,8 +565,7 @@ int64_t blocks_at_once(int64_t left) {
 template <class T>
 Buffer<uint8_t> lay_out_for_tables(const std::vector<uint8_t>& bits, int64_t rows, int64_t columns) {
   const int64_t groups = table_groups<T>(columns), blocks = round_up(rows, T::BYTES) / T::BYTES, stride = (columns + 7) / 8;
-  const int64_t shared = T::BITS == 4 ? 2 : 1;  // groups in a byte
-  Buffer<uint8_t> weights(blocks * groups / shared * T::BYTES);
+  Buffer<uint8_t> weights(blocks * groups / T::SHARED * T::BYTES);
   uint8_t* to = weights;
   for (int64_t block = 0; block < blocks;) {
     const int64_t count = blocks_at_once<T>(blocks - block);
@@ -522,17 +576,15 @@ Buffer<uint8_t> lay_out_for_tables(const std::vector<uint8_t>& bits, int64_t row
         for (int64_t k = 0; k < columns; k++) {
           const int64_t group = k / T::BITS;
           const int bit = row[k / 8] >> (k % 8) & 1;
-          column[group / shared * count * T::BYTES] |=
-              static_cast<uint8_t>(bit << (k % T::BITS + (group % shared) * T::BITS));
+          column[group / T::SHARED * count * T::BYTES] |=
+              static_cast<uint8_t>(bit << (k % T::BITS + (group % T::SHARED) * T::BITS));
         }
       }
-    to += count * groups / shared * T::BYTES;
+    to += count * groups / T::SHARED * T::BYTES;
     block += count;
   }
   return weights;
 }
-
-struct Scratch;
 
 // -- Dot products of bytes: panels of 32 outputs, 4 codes at a time.
 
@@ -569,9 +621,8 @@ INLINE void dot_rows(const Linear& l, int64_t panel, const int8_t* q, int64_t st
   UNROLL for (int p = 0; p < SUMS; p++)
     UNROLL for (int r = 0; r < R; r++) s[p][r][0] = s[p][r][1] = set1i(0);
   const int64_t quads = (l.columns + 3) / 4;
-  const uint64_t* bits = reinterpret_cast<const uint64_t*>(static_cast<uint8_t*>(l.weights[0])) + panel * quads * 2;
-  const uint64_t* more = F == BINARY ? nullptr
-                                     : reinterpret_cast<const uint64_t*>(static_cast<uint8_t*>(l.weights[1])) + panel * quads * 2;
+  const uint64_t* bits = l.words(0) + panel * quads * 2;
+  const uint64_t* more = F == BINARY ? nullptr : l.words(1) + panel * quads * 2;
   const I one = _mm512_set1_epi8(1);
   for (int64_t k = 0; k < quads; k++) {
     I w[SUMS][2];
@@ -610,6 +661,7 @@ void multiply_by_dots(const Linear& l, int64_t tokens, const Codes& x, float* y,
         dot_rows<R, F>(l, panel, x.q + i * x.stride, x.stride, x.scale + i, x.sum + i, y + i * to, to);
     };
     rows(std::integral_constant<int, MOST>());
+    if constexpr (MOST > 8) rows(std::integral_constant<int, 8>());
     rows(std::integral_constant<int, 4>());
     rows(std::integral_constant<int, 2>());
     rows(std::integral_constant<int, 1>());
@@ -647,7 +699,10 @@ struct Scratch {
   Buffer<float> y, h, c, p, q;
   Buffer<uint8_t> tables;
   Buffer<int32_t> sums;
-  int64_t wide, inner, longest;  // strides of y, of h and of p
+#ifdef HAS_AMX
+  Buffer<uint8_t> spread{SPREAD * 2 * 1024};  // tiles of weights as bytes
+#endif
+  int64_t wide, inner, longest, outputs;  // strides of y, of h, of p and of sums
   Scratch(const Encoder& e, int64_t length)
       : x(e.hidden), context(e.width()), ffn(e.neurons),
         wide(round_up(std::max(3 * e.width(), e.hidden), 64) + 64), inner(round_up(e.neurons, 64) + 64),
@@ -657,91 +712,179 @@ struct Scratch {
     c = Buffer<float>(TILE * round_up(e.width(), W));
     p = Buffer<float>(ROWS * longest);
     q = Buffer<float>(length * e.width());
-    int64_t bytes = 0;
-    for (int64_t k : {e.hidden, e.width(), e.neurons}) {
-      bytes = std::max(bytes, table_bytes<Table16>(k));
-#ifdef HAS_VBMI
-      bytes = std::max(bytes, table_bytes<Table64>(k));
-#endif
-    }
-    tables = Buffer<uint8_t>(bytes);
-    sums = Buffer<int32_t>(2 * TILE * WIDEST_BLOCK);
-  }
-  template <class T>
-  static int64_t table_bytes(int64_t columns) {
-    return tokens_at_once<T>(columns) * table_groups<T>(columns) * T::STEP;
-  }
-  // Tokens whose tables stay in the cache; an even number.
-  template <class T>
-  static int64_t tokens_at_once(int64_t columns) {
-    const int64_t fitting = T::BUDGET / (table_groups<T>(columns) * T::STEP) / 2 * 2;
-    return std::clamp<int64_t>(fitting, 2, TILE);
+    tables = Buffer<uint8_t>(TABLES);
+    outputs = std::max({3 * round_up(e.width(), 64), round_up(e.hidden, 64), round_up(e.neurons, 64)});
+    sums = Buffer<int32_t>(2 * MOST_TOKENS * outputs);
   }
 };
 
-template <class T, int BLOCKS>
-void sum_block(const uint8_t* weights, int64_t tokens, int64_t groups, const uint8_t* tables, int32_t* sums) {
-  const int64_t per_token = groups * T::STEP;
-  constexpr int64_t SHARED = T::BITS == 4 ? 2 : 1;
-  std::memset(sums, 0, round_up(tokens, 2) * WIDEST_BLOCK * sizeof(int32_t));
-  for (int64_t g = 0; g < groups; g += T::CHUNK) {
-    const int64_t count = std::min<int64_t>(T::CHUNK, groups - g);
-    for (int64_t i = 0; i < tokens; i += 2)
-      add_chunk<T, BLOCKS>(weights + g / SHARED * BLOCKS * T::BYTES, tables + i * per_token + g * T::STEP, per_token, count,
-                           sums + i * WIDEST_BLOCK);
+#ifdef HAS_AMX
+// Tiles for this thread while it lives; what the thread had configured before comes back afterwards.
+struct Tiles {
+  alignas(64) uint8_t before[64];
+  Tiles() {
+    alignas(64) uint8_t config[64] = {};
+    config[0] = 1;
+    for (int i = 0; i < 8; i++) {
+      config[16 + 2 * i] = 64;  // bytes of a row
+      config[48 + i] = 16;  // rows
+    }
+    _tile_storeconfig(before);
+    _tile_loadconfig(config);
+  }
+  ~Tiles() {
+    if (before[0]) _tile_loadconfig(before);
+    else _tile_release();
+  }
+  Tiles(const Tiles&) = delete;
+};
+
+// 16 outputs x 64 columns as bytes: a row for 4 columns, as VNNI lays them.
+template <bool BOTH>
+INLINE void spread_tile(const uint64_t* bits, const uint64_t* more, int64_t quads, uint8_t* to) {
+  const I one = _mm512_set1_epi8(1);
+  for (int64_t k = 0; k < quads; k++) {
+    I w = _mm512_maskz_mov_epi8(bits[2 * k], one);
+    if (BOTH) w = _mm512_mask_add_epi8(w, more[2 * k], w, one);
+    _mm512_store_si512(to + 64 * k, w);
+  }
+  for (int64_t k = quads; k < 16; k++) _mm512_store_si512(to + 64 * k, _mm512_setzero_si512());
+}
+
+// Two tiles of tokens times two of weights: 32 outputs, or both planes of 16.
+template <int F>
+void multiply_by_tiles(const Linear& l, int64_t tokens, const Codes& x, float* y, int64_t to, Scratch& s) {
+  const int64_t quads = (l.columns + 3) / 4, blocks = (quads + 15) / 16, halves = round_up(l.rows, 16) / 16;
+  const int64_t step = F == UNEQUAL ? 1 : 2;
+  const uint64_t* planes[2] = {};
+  for (int p = 0; p < l.planes(); p++) planes[p] = l.words(p);
+  for (int64_t half = 0; half < halves; half += step) {
+    const int64_t at = half / 2 * quads * 2 + half % 2;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t first = 0; first < blocks; first += SPREAD) {
+      const int64_t count = std::min(SPREAD, blocks - first);
+      for (int64_t b = 0; b < count; b++) {
+        const int64_t k = (first + b) * 16, n = std::min<int64_t>(16, quads - k);
+        uint8_t* tile = s.spread + b * 2048;
+        for (int v = 0; v < 2; v++, tile += 1024) {
+          if (F == UNEQUAL) spread_tile<false>(planes[v] + at + 2 * k, nullptr, n, tile);
+          else if (F == BINARY) spread_tile<false>(planes[0] + at + 2 * k + v, nullptr, n, tile);
+          else spread_tile<true>(planes[0] + at + 2 * k + v, planes[1] + at + 2 * k + v, n, tile);
+        }
+      }
+      for (int64_t b = 0; b < count; b++) {
+        const int8_t* q = x.q + (first + b) * 64;
+        _tile_loadd(6, s.spread + b * 2048, 64);
+        _tile_loadd(7, s.spread + b * 2048 + 1024, 64);
+        _tile_loadd(4, q, x.stride);
+        _tile_dpbsud(0, 4, 6);
+        _tile_dpbsud(1, 4, 7);
+        if (tokens > 16) {
+          _tile_loadd(5, q + 16 * x.stride, x.stride);
+          _tile_dpbsud(2, 5, 6);
+          _tile_dpbsud(3, 5, 7);
+        }
+      }
+    }
+    int32_t* sums = s.sums;
+    _tile_stored(0, sums, 64);
+    _tile_stored(1, sums + 256, 64);
+    _tile_stored(2, sums + 512, 64);
+    _tile_stored(3, sums + 768, 64);
+    for (int64_t v = 0; v < step; v++) {
+      const int64_t n = (half + v) * 16;
+      if (n >= l.rows) break;
+      const V scale = load(l.scale + n), second = F == UNEQUAL ? load(l.second_scale + n) : scale, bias = load(l.bias + n);
+      for (int64_t i = 0; i < tokens; i++) {
+        const int32_t* sum = sums + i / 16 * 512 + v * 256 + i % 16 * 16;
+        const I s1 = loadi(sum), s2 = F == UNEQUAL ? loadi(sum + 256) : set1i(0);
+        store(y + i * to + n, scaled<F>(s1, s2, set1i(x.sum[i]), scale, second, set1(x.scale[i]), bias));
+      }
+    }
+  }
+}
+#else
+struct Tiles {
+  Tiles() {}  // nothing to configure
+};
+#endif
+
+// One form of a kernel's function that takes it as template argument.
+template <class F>
+void with_form(Form form, F&& call) {
+  switch (form) {
+    case BINARY: return call(std::integral_constant<int, BINARY>());
+    case TERNARY: return call(std::integral_constant<int, TERNARY>());
+    case PAIR: return call(std::integral_constant<int, PAIR>());
+    case UNEQUAL: return call(std::integral_constant<int, UNEQUAL>());
   }
 }
 
 template <int F>
-void scale_block(const Linear& l, int64_t n0, int64_t outputs, int64_t tokens, const int32_t* sums, int32_t offset,
-                 const float* x_scale, const int32_t* sum, float* y, int64_t to) {
+void scale_sums(const Linear& l, int64_t tokens, const int32_t* sums, int64_t stride, int32_t offset, const float* x_scale,
+                const int32_t* sum, float* y, int64_t to) {
   const I off = set1i(offset);
   for (int64_t i = 0; i < tokens; i++) {
-    const int32_t *s1 = sums + i * WIDEST_BLOCK, *s2 = s1 + TILE * WIDEST_BLOCK;
-    for (int64_t n = 0; n < outputs; n += W)
-      store(y + i * to + n0 + n,
-            scaled<F>(subi(loadi(s1 + n), off), F == BINARY ? off : subi(loadi(s2 + n), off), set1i(sum[i]), load(l.scale + n0 + n),
-                      F == UNEQUAL ? load(l.second_scale + n0 + n) : set1(0.f), set1(x_scale[i]), load(l.bias + n0 + n)));
+    const int32_t *s1 = sums + i * stride, *s2 = s1 + MOST_TOKENS * stride;
+    for (int64_t n = 0; n < l.rows; n += W)
+      store(y + i * to + n,
+            scaled<F>(subi(loadi(s1 + n), off), F == BINARY ? off : subi(loadi(s2 + n), off), set1i(sum[i]), load(l.scale + n),
+                      F == UNEQUAL ? load(l.second_scale + n) : set1(0.f), set1(x_scale[i]), load(l.bias + n)));
   }
 }
 
-// One Linear, on tokens whose tables are built.
+// The sums of one plane over a chunk of groups, for the tokens whose tables are built.
 template <class T>
-void multiply_by_tables(const Linear& l, int64_t tokens, const float* x_scale, const int32_t* sum, float* y, int64_t to,
-                        Scratch& s) {
-  const int64_t groups = table_groups<T>(l.columns), blocks = round_up(l.rows, T::BYTES) / T::BYTES;
-  const int64_t shared = T::BITS == 4 ? 2 : 1;
+void add_plane(const uint8_t* weights, int64_t rows, int64_t groups, int64_t first, int64_t count, int64_t tokens,
+               const uint8_t* tables, int32_t* sums, int64_t stride) {
+  const int64_t blocks = round_up(rows, T::BYTES) / T::BYTES;
   for (int64_t block = 0; block < blocks;) {
-    const int64_t count = blocks_at_once<T>(blocks - block);
-    for (int plane = 0; plane < l.planes(); plane++) {
-      const uint8_t* weights = l.weights[plane] + block * groups / shared * T::BYTES;
-      int32_t* sums = s.sums + plane * TILE * WIDEST_BLOCK;
-      if (count == T::BLOCKS) sum_block<T, T::BLOCKS>(weights, tokens, groups, s.tables, sums);
-      else if (count == 2) sum_block<T, 2>(weights, tokens, groups, s.tables, sums);
-      else sum_block<T, 1>(weights, tokens, groups, s.tables, sums);
+    const int64_t at_once = blocks_at_once<T>(blocks - block);
+    const uint8_t* w = weights + (block * groups + first * at_once) / T::SHARED * T::BYTES;
+    for (int64_t i = 0; i < tokens; i += 2) {
+      const uint8_t* table = tables + i * T::CHUNK * T::STEP;
+      int32_t* c = sums + i * stride + block * T::BYTES;
+      if (at_once == T::BLOCKS) add_chunk<T, T::BLOCKS>(w, table, count, c, stride);
+      else if (at_once == 2) add_chunk<T, 2>(w, table, count, c, stride);
+      else add_chunk<T, 1>(w, table, count, c, stride);
     }
-    const int64_t n0 = block * T::BYTES, outputs = count * T::BYTES;
-    const int32_t offset = static_cast<int32_t>(T::OFFSET * groups);
-    switch (l.form) {
-      case BINARY: scale_block<BINARY>(l, n0, outputs, tokens, s.sums, offset, x_scale, sum, y, to); break;
-      case TERNARY: scale_block<TERNARY>(l, n0, outputs, tokens, s.sums, offset, x_scale, sum, y, to); break;
-      case PAIR: scale_block<PAIR>(l, n0, outputs, tokens, s.sums, offset, x_scale, sum, y, to); break;
-      case UNEQUAL: scale_block<UNEQUAL>(l, n0, outputs, tokens, s.sums, offset, x_scale, sum, y, to); break;
-    }
-    block += count;
+    block += at_once;
   }
 }
 
+// A few tokens at a time and a chunk of groups at a time, so that the tables stay in the first-level cache.
 template <class T>
-void multiply_parts_by_tables(const std::vector<Linear>& parts, Kernel kernel, int64_t tokens, const Codes& x, float* y,
-                              int64_t to, Scratch& s) {
-  const int64_t columns = parts[0].columns, groups = table_groups<T>(columns), step = s.tokens_at_once<T>(columns);
-  for (int64_t i = 0; i < tokens; i += step) {
-    const int64_t count = std::min(step, tokens - i);
-    for (int64_t t = 0; t < count; t++) T::build(x.q + (i + t) * x.stride, groups, s.tables + t * groups * T::STEP);
+void multiply_by_tables(const std::vector<Linear>& parts, int64_t tokens, const Codes& x, float* y, int64_t to, Scratch& s) {
+  static_assert(T::TOKENS <= MOST_TOKENS && T::TOKENS * T::CHUNK * T::STEP <= TABLES);
+  const int64_t groups = table_groups<T>(parts[0].columns);
+  const int32_t offset = static_cast<int32_t>(T::OFFSET * groups);
+  for (int64_t i = 0; i < tokens; i += T::TOKENS) {
+    const int64_t n = std::min<int64_t>(T::TOKENS, tokens - i);
+    for (int plane = 0; plane < 2; plane++)
+      std::memset(s.sums + plane * MOST_TOKENS * s.outputs, 0, round_up(n, 2) * s.outputs * sizeof(int32_t));
+    for (int64_t g = 0; g < groups; g += T::CHUNK) {
+      const int64_t count = std::min<int64_t>(T::CHUNK, groups - g);
+      for (int64_t t = 0; t < n; t++)
+        T::build(x.q + (i + t) * x.stride + g * T::BITS, count, s.tables + t * T::CHUNK * T::STEP);
+      int32_t* sums = s.sums;
+      for (const Linear& l : parts) {
+        for (int plane = 0; plane < l.planes(); plane++)
+          add_plane<T>(l.weights[plane], l.rows, groups, g, count, n, s.tables, sums + plane * MOST_TOKENS * s.outputs, s.outputs);
+        sums += round_up(l.rows, T::BYTES);
+      }
+    }
+    const int32_t* sums = s.sums;
     float* out = y + i * to;
     for (const Linear& l : parts) {
-      if (l.kernel == kernel) multiply_by_tables<T>(l, count, x.scale + i, x.sum + i, out, to, s);
+      const float* scale = x.scale + i;
+      const int32_t* sum = x.sum + i;
+      with_form(l.form, [&](auto form) {
+        scale_sums<decltype(form)::value>(l, n, sums, s.outputs, offset, scale, sum, out, to);
+      });
+      sums += round_up(l.rows, T::BYTES);
       out += l.rows;
     }
   }
@@ -751,21 +894,23 @@ void multiply_parts_by_tables(const std::vector<Linear>& parts, Kernel kernel, i
 // at the end, comes there. Hence parts are computed in order.
 void multiply(const std::vector<Linear>& parts, int64_t tokens, const Codes& x, float* y, int64_t to, Scratch& s) {
   const Kernel kernel = parts[0].kernel;
-  if (kernel == TABLE16) return multiply_parts_by_tables<Table16>(parts, kernel, tokens, x, y, to, s);
+  if (kernel == TABLE16) return multiply_by_tables<Table16>(parts, tokens, x, y, to, s);
 #ifdef HAS_VBMI
-  if (kernel == TABLE64) return multiply_parts_by_tables<Table64>(parts, kernel, tokens, x, y, to, s);
+  if (kernel == TABLE64) return multiply_by_tables<Table64>(parts, tokens, x, y, to, s);
+#endif
+  for (const Linear& l : parts) {
+    with_form(l.form, [&](auto form) {
+      constexpr int F = decltype(form)::value;
+#ifdef HAS_AMX
+      if (kernel == AMX) return multiply_by_tiles<F>(l, tokens, x, y, to, s);
 #endif
 #ifdef HAS_VNNI
-  for (const Linear& l : parts) {
-    switch (l.form) {
-      case BINARY: multiply_by_dots<BINARY>(l, tokens, x, y, to); break;
-      case TERNARY: multiply_by_dots<TERNARY>(l, tokens, x, y, to); break;
-      case PAIR: multiply_by_dots<PAIR>(l, tokens, x, y, to); break;
-      case UNEQUAL: multiply_by_dots<UNEQUAL>(l, tokens, x, y, to); break;
-    }
+      multiply_by_dots<F>(l, tokens, x, y, to);
+#endif
+      (void)F;
+    });
     y += l.rows;
   }
-#endif
 }
 
 // y + x, normalized, into x.
@@ -899,6 +1044,7 @@ void finish_layer(const Encoder& e, const Layer& l, float* x, int64_t n, int64_t
         attend<R>(e, s.q + (t0 + i) * A + h * e.head_size, h, length, kv, s, s.c + i * stride + h * e.head_size, stride);
     };
     rows(std::integral_constant<int, ROWS>());
+    if constexpr (ROWS > 8) rows(std::integral_constant<int, 8>());
     rows(std::integral_constant<int, 4>());
     rows(std::integral_constant<int, 2>());
     rows(std::integral_constant<int, 1>());
@@ -938,6 +1084,7 @@ void forward(const Encoder& e, float* hidden, const int64_t* offsets, int64_t se
   {
     const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
     Scratch& s = scratch[id];
+    const Tiles tiles;
     if (!share) {
 #pragma omp for schedule(dynamic, 1)
       for (int64_t b = 0; b < sequences; b++) {
@@ -981,24 +1128,56 @@ void split_planes(const uint8_t* packed, int64_t rows, int64_t columns, std::vec
     }
 }
 
-Kernel choose(const Encoder& e, int planes, int64_t outputs) {
-  if (e.kernel != AUTOMATIC) return static_cast<Kernel>(e.kernel);
-  // Building the tables pays where many outputs read them; two planes would need two look-ups for one dot product.
-  if (is_compiled(TABLE64) && planes == 1 && outputs >= 512) return TABLE64;
-  return is_compiled(VNNI) ? VNNI : TABLE16;
-}
-
-void lay_out(Linear& l) {
+void lay_out(Linear& l, Kernel kernel) {
+  l.kernel = kernel;
   for (int p = 0; p < l.planes(); p++) {
-    if (l.kernel == TABLE16) l.weights[p] = lay_out_for_tables<Table16>(l.bits[p], l.rows, l.columns);
+    if (kernel == TABLE16) l.weights[p] = lay_out_for_tables<Table16>(l.bits[p], l.rows, l.columns);
 #ifdef HAS_VBMI
-    if (l.kernel == TABLE64) l.weights[p] = lay_out_for_tables<Table64>(l.bits[p], l.rows, l.columns);
+    if (kernel == TABLE64) l.weights[p] = lay_out_for_tables<Table64>(l.bits[p], l.rows, l.columns);
 #endif
 #ifdef HAS_VNNI
-    if (l.kernel == VNNI) l.weights[p] = lay_out_for_dots(l.bits[p], l.rows, l.columns);
+    if (kernel == VNNI || kernel == AMX) l.weights[p] = lay_out_for_dots(l.bits[p], l.rows, l.columns);
 #endif
-    std::vector<uint8_t>().swap(l.bits[p]);
   }
+}
+
+// Seconds that a product takes for a tile of tokens: the shortest of a few.
+double seconds_of(const Encoder& e, const std::vector<Linear>& parts) {
+  Scratch s(e, 1);
+  Codes codes(parts[0].columns);
+  for (int64_t i = 0; i < TILE; i++)
+    for (int64_t k = 0; k < parts[0].columns; k++) codes.q[i * codes.stride + k] = static_cast<int8_t>((31 * k + 17 * i) % 255 - 127);
+  const int64_t stride = std::max(s.wide, s.inner);
+  Buffer<float> y(TILE * stride);
+  double shortest = 1e30;
+  for (int i = 0; i < 6; i++) {
+    const auto begin = std::chrono::steady_clock::now();
+    multiply(parts, TILE, codes, y, stride, s);
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+    shortest = std::min(shortest, taken.count());
+  }
+  return shortest;
+}
+
+// The fastest kernel for a product of this form and size on this processor; tried once in a process.
+Kernel fastest(const Encoder& e, std::vector<Linear>& parts) {
+  if (e.kernel != AUTOMATIC) return static_cast<Kernel>(e.kernel);
+  if (!is_available(VNNI)) return TABLE16;
+  static std::mutex one_at_a_time;
+  static std::map<std::tuple<Form, int64_t, int64_t, size_t>, Kernel> known;
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  const auto key = std::make_tuple(parts[0].form, parts[0].rows, parts[0].columns, parts.size());
+  if (const auto found = known.find(key); found != known.end()) return found->second;
+  Kernel best = VNNI;
+  double shortest = 1e30;
+  const Tiles tiles;
+  for (const Kernel kernel : {VNNI, TABLE64, AMX}) {
+    if (!is_available(kernel)) continue;
+    for (Linear& l : parts) lay_out(l, kernel);
+    const double taken = seconds_of(e, parts);
+    if (taken < shortest) best = kernel, shortest = taken;
+  }
+  return known[key] = best;
 }
 
 struct Part {
@@ -1011,8 +1190,10 @@ void sizes_of(const Encoder& e, int32_t part, int64_t* rows, int64_t* columns) {
   *columns = part == 3 ? e.width() : part == 5 ? e.neurons : e.hidden;
 }
 
+constexpr int64_t SLACK = 64;  // outputs that kernels may read or write behind the last one
+
 Buffer<float> spread(const float* values, int64_t count, int64_t rows) {
-  Buffer<float> all(round_up(rows, 64) + WIDEST_BLOCK);
+  Buffer<float> all(round_up(rows, 64) + SLACK);
   for (int64_t n = 0; n < rows && count > 0; n++) all[n] = values[count == 1 ? 0 : n];
   return all;
 }
@@ -1044,7 +1225,7 @@ void bitkd_free(void* encoder) { delete static_cast<Encoder*>(encoder); }
 
 // Compute every product by one kernel (0: the fastest for each); before bitkd_finish.
 int bitkd_use(void* encoder, int32_t kernel) {
-  if (kernel < AUTOMATIC || kernel > TABLE64 || !is_compiled(kernel)) return -1;
+  if (kernel < AUTOMATIC || kernel > AMX || !is_available(kernel)) return -1;
   static_cast<Encoder*>(encoder)->kernel = kernel;
   return 0;
 }
@@ -1110,16 +1291,12 @@ int bitkd_finish(void* encoder) {
     for (Layer& layer : e.layers) {
       if (!layer.norms[0].weight || !layer.norms[1].weight) return -1;
       for (int i = 0; i < 4; i++) {
-        int planes = 1;
-        int64_t outputs = 0;
-        for (const Linear& l : layer.products[i]) {
+        for (const Linear& l : layer.products[i])
           if (l.bits[0].empty()) return -1;
-          planes = std::max(planes, l.planes());
-          outputs += l.rows;
-        }
+        const Kernel kernel = fastest(e, layer.products[i]);
         for (Linear& l : layer.products[i]) {
-          l.kernel = choose(e, planes, outputs);
-          lay_out(l);
+          lay_out(l, kernel);
+          for (auto& bits : l.bits) std::vector<uint8_t>().swap(bits);
         }
       }
     }
@@ -1160,17 +1337,21 @@ int bitkd_linear(void* encoder, int64_t layer, int32_t product, const float* x, 
     std::vector<Codes> codes;
     codes.reserve(threads);
     for (int i = 0; i < threads; i++) codes.emplace_back(columns);
-    const int64_t stride = round_up(outputs, 64) + WIDEST_BLOCK;
+    const int64_t stride = round_up(outputs, 64) + SLACK;
     Buffer<float> out(threads * TILE * stride), in(threads * TILE * columns);
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t t = 0; t < tokens; t += TILE) {
+#pragma omp parallel num_threads(threads)
+    {
+      const Tiles tiles;
       const int id = omp_get_thread_num();
-      const int64_t n = std::min(TILE, tokens - t);
       float *tile = in + id * TILE * columns, *result = out + id * TILE * stride;
-      std::memcpy(tile, x + t * columns, n * columns * sizeof(float));
-      quantize_rows<NO_ACTIVATION>(tile, columns, n, columns, codes[id]);
-      multiply(parts, n, codes[id], result, stride, scratch[id]);
-      for (int64_t i = 0; i < n; i++) std::memcpy(y + (t + i) * outputs, result + i * stride, outputs * sizeof(float));
+#pragma omp for schedule(static)
+      for (int64_t t = 0; t < tokens; t += TILE) {
+        const int64_t n = std::min(TILE, tokens - t);
+        std::memcpy(tile, x + t * columns, n * columns * sizeof(float));
+        quantize_rows<NO_ACTIVATION>(tile, columns, n, columns, codes[id]);
+        multiply(parts, n, codes[id], result, stride, scratch[id]);
+        for (int64_t i = 0; i < n; i++) std::memcpy(y + (t + i) * outputs, result + i * stride, outputs * sizeof(float));
+      }
     }
     return 0;
   } catch (const std::bad_alloc&) {
