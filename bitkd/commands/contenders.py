@@ -133,8 +133,8 @@ def open_stock(kind: str, config: PretrainedConfig, device: str, threads: int) -
     if kind == "bf16_compiled" and device == "cpu":
         raise AbsentError("CUDA graphs need a GPU")
     attention = "eager" if kind.endswith("eager") else "sdpa"
-    model: Any = _random(config, attention).to(dtype=dtype)
-    model = model.to(device)
+    model = _random(config, attention)
+    model = model.to(device, dtype)
     call = _call(model)
     if kind != "bf16_compiled":
         return call
@@ -147,7 +147,7 @@ def open_stock(kind: str, config: PretrainedConfig, device: str, threads: int) -
     return run
 
 
-def _random(config: PretrainedConfig, attention: str) -> PreTrainedModel:
+def _random(config: PretrainedConfig, attention: str) -> Any:
     model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention, dtype=torch.float32)
     return model.eval()
 

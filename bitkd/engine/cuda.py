@@ -10,15 +10,15 @@ import functools
 import logging
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable
-from types import MethodType, ModuleType
+from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bitkd.quant.inputs import AttentionQuantizer, PerToken
-from bitkd.quant.layout import find_layers
+from bitkd.quant.inputs import AttentionQuantizer
+from bitkd.quant.layout import Layers
 from bitkd.quant.packed import PackedLinear
 from bitkd.quant.swap import ATTENTION_QUANTIZER
 
@@ -27,17 +27,11 @@ log = logging.getLogger(__name__)
 MAX_GRAPHS = 16
 """Graphs that a model keeps, those of the last shapes."""
 
-GRAPH_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
-"""What a graph can be given: whole numbers of shape (batch, length)."""
-
-_ACTIVATIONS = {"GELUActivation": "gelu", "ReLU": "relu"}
-"""By class: activation functions that the kernels compute themselves."""
-
 _MASK_ALIGNMENT = 8
 """Rows of a mask begin at multiples of this; if not, torch copies the mask in every layer."""
 
 
-def kernels_of(device: torch.device) -> ModuleType:
+def find_kernels(device: torch.device) -> ModuleType:
     """The fastest kernels that run on a device: Triton's, or torch's own."""
     from bitkd.engine import torch_kernels
 
@@ -75,37 +69,41 @@ class _Product:
 
 
 class _Layer:
-    """One encoder layer of BERT's kind."""
+    """One encoder layer.  parts: its modules, by their names in `bitkd.quant.layout.Layout`.  norms: behind each half."""
 
-    def __init__(self, layer: Any) -> None:
-        attention, output = layer.attention.self, layer.attention.output
-        self.qkv = _Product(attention.query, attention.key, attention.value)
-        self.attention_output = _Product(output.dense)
-        self.up = _Product(layer.intermediate.dense)
-        self.down = _Product(layer.output.dense)
-        self.norms = [_Norm(output.LayerNorm), _Norm(layer.output.LayerNorm)]
-        self.head_size = attention.attention_head_size
-        self.heads = attention.query.out_features // self.head_size
-        self.quantizer: AttentionQuantizer | None = getattr(attention, ATTENTION_QUANTIZER, None)
-        function = layer.intermediate.intermediate_act_fn
-        self.activation = _ACTIVATIONS.get(type(function).__name__, "")
-        self.function = None if self.activation else function
+    def __init__(self, parts: dict[str, Any], norms: Sequence[nn.LayerNorm]) -> None:
+        self.qkv = _Product(parts["query"], parts["key"], parts["value"])
+        self.attention_output = _Product(parts["attention_output"])
+        self.up = _Product(parts["up"])
+        self.down = _Product(parts["down"])
+        self.norms = [_Norm(norm) for norm in norms]
+        self.head_size = parts["attention"].attention_head_size
+        self.heads = parts["query"].out_features // self.head_size
+        self.quantizer: AttentionQuantizer | None = getattr(parts["attention"], ATTENTION_QUANTIZER, None)
 
 
 class _Norm:
     def __init__(self, norm: nn.LayerNorm) -> None:
-        self.weight, self.bias = norm.weight.detach().float().clone(), norm.bias.detach().float().clone()
+        self.weight, self.bias = norm.weight.detach().float(), norm.bias.detach().float()
         self.eps = norm.eps
 
 
 class GpuEncoder:
-    """The layers of an encoder of BERT's kind, by the kernels of a GPU; see `make_runner`."""
+    """The layers of an encoder by the kernels of their device. They have LayerNorms behind attention and behind the FFN.
 
-    def __init__(self, layers: list[Any], device: torch.device) -> None:
-        self.device = device
-        self.kernels: Any = kernels_of(device)
+    The weights are copied: make a new one after they have changed.
+    layers: all of its Linears are packed, and read 8-bit codes of a scale per token.
+    norms: two of each layer.  activation: the FFN's, by its name in transformers: gelu, relu, or another GELU.
+    """
+
+    def __init__(self, layers: Layers, norms: Sequence[nn.LayerNorm], activation: str) -> None:
+        names = ("attention", "query", "key", "value", "attention_output", "up", "down")
+        parts = [dict(zip(names, modules)) for modules in zip(*map(layers.parts, names), strict=True)]
+        self.kernels: Any = find_kernels(parts[0]["query"].scale.device)
+        self._in_product = activation if activation in ("gelu", "relu") else ""
         with torch.no_grad(), torch.inference_mode(False):
-            self._layers = [_Layer(layer) for layer in layers]
+            pairs = zip(norms[::2], norms[1::2], strict=True)
+            self._layers = [_Layer(part, pair) for part, pair in zip(parts, pairs, strict=True)]
 
     def __call__(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """The last layer's hidden states, (batch, length, hidden) in FP32.
@@ -118,7 +116,7 @@ class GpuEncoder:
             mask = mask.clamp_min(torch.finfo(dtype).min).to(dtype)
         with torch.autocast(device, enabled=False):
             shape = hidden.shape
-            x = hidden.float().reshape(-1, shape[-1])
+            x = hidden.float().reshape(-1, shape[-1]).contiguous()
             codes, scales = kernels.quantize(x)
             for layer in self._layers:
                 qkv = kernels.product(codes, scales, layer.qkv.terms, layer.qkv.bias, "", dtype)
@@ -126,8 +124,8 @@ class GpuEncoder:
                 part, norms = layer.attention_output, layer.norms
                 y = kernels.product(*kernels.quantize(context), part.terms, part.bias, "", dtype)
                 x, codes, scales = kernels.add_norm(x, y, norms[0].weight, norms[0].bias, norms[0].eps)
-                y = kernels.product(codes, scales, layer.up.terms, layer.up.bias, layer.activation, dtype)
-                y = y if layer.function is None else layer.function(y)
+                y = kernels.product(codes, scales, layer.up.terms, layer.up.bias, self._in_product, dtype)
+                y = y if self._in_product else nn.functional.gelu(y, approximate="tanh")
                 y = kernels.product(*kernels.quantize(y), layer.down.terms, layer.down.bias, "", dtype)
                 x, codes, scales = kernels.add_norm(x, y, norms[1].weight, norms[1].bias, norms[1].eps)
             return x.view(shape)
@@ -147,196 +145,97 @@ def _attend(layer: _Layer, qkv: Tensor, mask: Tensor | None) -> Tensor:
     return out.transpose(1, 2).reshape(-1, layer.heads * layer.head_size)
 
 
-def make_runner(model: nn.Module, device: torch.device) -> GpuEncoder | None:
-    """What runs the encoder of a packed model, bare or with a head, on its device; None if these kernels cannot.
-
-    They can if the layers are BERT's (BERT, RoBERTa, ELECTRA and others), packed, and read 8-bit codes of a scale per
-    token. The weights are copied: make a new one after they have changed.
-    """
-    found = find_layers(model)
-    return (
-        GpuEncoder(list(found.modules), device) if found is not None and all(map(_is_covered, found.modules)) else None
-    )
-
-
-def _is_covered(layer: Any) -> bool:
-    try:
-        attention, output = layer.attention.self, layer.attention.output
-        linears = [attention.query, attention.key, attention.value, output.dense, layer.intermediate.dense]
-        linears.append(layer.output.dense)
-        norms = [output.LayerNorm, layer.output.LayerNorm]
-    except AttributeError:
-        return False
-    return (
-        all(isinstance(linear, PackedLinear) and _reads_int8(linear) for linear in linears)
-        and all(type(norm) is nn.LayerNorm and norm.elementwise_affine for norm in norms)
-        and callable(getattr(layer.intermediate, "intermediate_act_fn", None))
-        and not getattr(layer, "is_decoder", False)
-    )
-
-
-def _reads_int8(linear: PackedLinear) -> bool:
-    return type(linear.input_quantizer) is PerToken and linear.activation_bits == 8
+Encode = Callable[[dict[str, Tensor], Tensor | None], tuple[Tensor, Tensor | None]]
+"""A function of what the embeddings read and of a mask, (batch, length) or None: the last hidden states and the pooled ones."""
 
 
 class _Graph:
-    """The kernels of a forward pass for one shape, launched as one."""
+    """The kernels of one shape, launched as one."""
 
-    def __init__(self, forward: Callable[..., Any], inputs: dict[str, Tensor], pool: Any) -> None:
-        self._inputs = {name: tensor.clone() for name, tensor in inputs.items()}
+    def __init__(self, encode: Encode, given: dict[str, Tensor], mask: Tensor, pool: Any) -> None:
+        self._inputs = [tensor.clone() for tensor in (*given.values(), mask)]
+        named = dict(zip(given, self._inputs))
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # compiles and allocates, which a graph cannot
             for _ in range(2):
-                forward(**self._inputs)
+                encode(named, self._inputs[-1])
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         # Another thread, such as a loader's, may use the GPU meanwhile.
         with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-            self._outputs = forward(**self._inputs)
+            self._states, self._pooled = encode(named, self._inputs[-1])
 
-    def __call__(self, inputs: dict[str, Tensor]) -> Any:
-        for name, tensor in inputs.items():
-            self._inputs[name].copy_(tensor)
+    def __call__(self, given: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        for own, tensor in zip(self._inputs, (*given.values(), mask), strict=True):
+            own.copy_(tensor)
         self._graph.replay()
         # The next call overwrites them.
-        return type(self._outputs)(**{name: tensor.clone() for name, tensor in self._outputs.items()})
+        return self._states.clone(), None if self._pooled is None else self._pooled.clone()
 
 
-class _Graphs:
-    """The graphs of a model, by shape. A copy of the model begins without any."""
+class Graphs:
+    """Runs a function by CUDA graphs, one for each shape. A shape gets its graph when it comes for the second time."""
 
-    def __init__(self) -> None:
+    def __init__(self, encode: Encode) -> None:
+        self._encode = encode
         self._lock = threading.Lock()
-        self._tensors: list[tuple[dict[str, Any], str]] | None = None
-        self.clear()
-
-    def __deepcopy__(self, memo: Any) -> "_Graphs":
-        return _Graphs()
-
-    def __reduce__(self) -> Any:
-        return _Graphs, ()
-
-    def clear(self) -> None:
-        """Forget all of them: the weights have changed."""
         self._kept: OrderedDict[Any, _Graph] = OrderedDict()
         self._seen: Counter[Any] = Counter()
-        self._addresses: tuple[int, ...] = ()
         self._usable = True
         self._pool: Any = None
 
-    def run(self, model: Any, forward: Callable[..., Any], inputs: dict[str, Tensor]) -> Any:
-        """What `forward(**inputs)` of `model` returns; None if the shape is new, or if there can be no graph."""
+    def __call__(self, given: dict[str, Tensor], mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What the function returns.  given: tensors by name, on one GPU.  mask: (batch, length) or None."""
+        with torch.cuda.device(next(iter(given.values())).device):
+            return self._run(given, mask)
+
+    def _run(self, given: dict[str, Tensor], mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        ids = given.get("input_ids")
+        alike = ids is not None and all(tensor.shape == ids.shape for tensor in given.values())
+        if ids is None or not alike or torch.is_grad_enabled() or not _on_default_stream(ids.device):
+            return self._encode(given, mask)
+        mask = torch.ones_like(ids) if mask is None else mask
         with self._lock:
-            addresses = self._addresses_of(model)
-            if addresses != self._addresses:  # the model was moved
-                self.clear()
-                self._addresses = addresses
-            if not self._usable:
-                return None
-            key = (tuple(inputs), inputs["input_ids"].shape, torch.is_autocast_enabled("cuda"))
-            graph = self._kept.get(key)
+            graph = self._find(given, mask) if self._usable else None
+            return self._encode(given, mask) if graph is None else graph(given, mask)
+
+    def _find(self, given: dict[str, Tensor], mask: Tensor) -> _Graph | None:
+        """The graph for this shape; None if the shape is new, or if there can be no graph."""
+        key = (*given, mask.shape, torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"))
+        graph = self._kept.get(key)
+        if graph is None:
+            self._seen[key] += 1
+            graph = self._capture(given, mask) if self._seen[key] > 1 else None
             if graph is None:
-                self._seen[key] += 1
-                if self._seen[key] < 2:
-                    return None
-                graph = self._capture(forward, inputs)
-                if graph is None:
-                    return None
-                self._kept[key] = graph
-                if len(self._kept) > MAX_GRAPHS:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(key)
-            return graph(inputs)
+                return None
+            self._kept[key] = graph
+            if len(self._kept) > MAX_GRAPHS:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return graph
 
-    def _addresses_of(self, model: Any) -> tuple[int, ...]:
-        """Where the weights lie that a graph reads from the model: those outside its layers, which GpuEncoder copies."""
-        if self._tensors is None:
-            found = find_layers(model)
-            inside = {id(module) for layer in (found.modules if found else ()) for module in layer.modules()}
-            self._tensors = [
-                (tensors, name)
-                for module in model.modules()
-                if id(module) not in inside
-                for tensors in (module._parameters, module._buffers)
-                for name, tensor in tensors.items()
-                if tensor is not None
-            ]
-        return tuple(tensors[name].data_ptr() for tensors, name in self._tensors)
-
-    def _capture(self, forward: Callable[..., Any], inputs: dict[str, Tensor]) -> _Graph | None:
+    def _capture(self, given: dict[str, Tensor], mask: Tensor) -> _Graph | None:
         try:
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
             # Tensors of inference mode could not be filled outside it.
             with torch.inference_mode(False), torch.no_grad():
-                return _Graph(forward, inputs, self._pool)
+                return _Graph(self._encode, given, mask, self._pool)
         except RuntimeError as error:
             self._usable = False
             log.warning("no CUDA graph, kernels are launched one by one: %s", str(error).splitlines()[0])
             return None
 
 
-_GRAPHS = "_bitkd_graphs"
+def _on_default_stream(device: torch.device) -> bool:
+    """Whether work on the GPU is in one order, and is not captured already: graphs share their memory."""
+    current = torch.cuda.current_stream(device)
+    return current == torch.cuda.default_stream(device) and not torch.cuda.is_current_stream_capturing()
 
 
-def use_graphs(model: Any) -> None:
-    """Make the encoder of a packed model answer by CUDA graphs where its inputs are on a GPU.
-
-    model: bare or with a head. A shape gets its graph when it comes for the second time. With gradients, in training
-    mode, and where hidden states or attentions are asked for, the encoder runs as before.
-    """
-    bare = model.base_model
-    setattr(bare, _GRAPHS, _Graphs())
-    forward = type(bare).forward
-
-    @functools.wraps(forward)
-    def by_graph(self: Any, *arguments: Any, **settings: Any) -> Any:
-        inputs = _graph_inputs(self, arguments, settings)
-        if inputs is not None:
-
-            def run(attention_mask: Tensor, **rest: Tensor) -> Any:
-                return forward(self, attention_mask=_additive(attention_mask), return_dict=True, **rest)
-
-            found = getattr(self, _GRAPHS).run(self, run, inputs)
-            if found is not None:
-                return found
-        return forward(self, *arguments, **settings)
-
-    bare.forward = MethodType(by_graph, bare)
-    bare.register_load_state_dict_post_hook(_forget)
-
-
-def _forget(module: Any, _: Any) -> None:
-    getattr(module, _GRAPHS).clear()
-
-
-def _graph_inputs(model: Any, arguments: tuple[Any, ...], settings: dict[str, Any]) -> dict[str, Tensor] | None:
-    """What a graph is given; None if it cannot answer this call."""
-    ids = arguments[0] if arguments else settings.get("input_ids")
-    if not isinstance(ids, Tensor) or ids.device.type != "cuda" or ids.dim() != 2:
-        return None
-    given = dict(zip(GRAPH_INPUTS, arguments)) | settings
-    given = {name: value for name, value in given.items() if value is not None}
-    config = model.config
-    wants_more = any(
-        [given.pop(name, getattr(config, name, False)) for name in ("output_attentions", "output_hidden_states")]
-    )
-    as_tuple = not given.pop("return_dict", getattr(config, "return_dict", True))
-    if len(arguments) > len(GRAPH_INPUTS) or wants_more or as_tuple or not given.keys() <= set(GRAPH_INPUTS):
-        return None
-    given.setdefault("attention_mask", torch.ones_like(ids))
-    same = all(isinstance(value, Tensor) and value.shape == ids.shape for value in given.values())
-    here = ids.device == next(model.parameters()).device
-    idle = not torch.is_grad_enabled() and not model.training and not torch.cuda.is_current_stream_capturing()
-    on_default_stream = torch.cuda.current_stream(ids.device) == torch.cuda.default_stream(ids.device)
-    if not (same and here and idle and on_default_stream):
-        return None
-    return {name: given[name] for name in GRAPH_INPUTS if name in given}
-
-
-def _additive(mask: Tensor) -> Tensor:
-    """What is added to the scores, (batch, 1, 1, length).  mask: (batch, length), 1 = token."""
+def added_to_scores(mask: Tensor) -> Tensor:
+    """What hides the padding's scores, (batch, 1, 1, length).  mask: (batch, length), not 0 = token."""
     length = mask.shape[-1]
     hidden = nn.functional.pad(mask == 0, (0, -length % _MASK_ALIGNMENT))
     added = torch.zeros(hidden.shape, device=mask.device).masked_fill_(hidden, torch.finfo(torch.float32).min)
