@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from bitkd.engine import cuda, torch_kernels
-from bitkd.engine.attach import FAMILIES, attach
+from bitkd.engine.attach import attach
 from bitkd.engine.cuda import GpuEncoder, added_to_scores
+from bitkd.engine.families import FAMILIES, norms_of
 from bitkd.quant.inputs import make_input_quantizer
 from bitkd.quant.layout import layers_of
 from bitkd.quant.packed import PackedLinear
@@ -111,8 +112,7 @@ every_model = pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS.ke
 def gpu_encoder(model):
     base = model.base_model
     family, layers = FAMILIES[type(base).__name__], layers_of(model)
-    norms = [layer.get_submodule(path) for layer in layers.modules for path in family.norms]
-    return GpuEncoder(layers, norms, getattr(base.config, family.activation))
+    return GpuEncoder(layers, norms_of(layers, family), getattr(base.config, family.activation))
 
 
 @every_kernel
