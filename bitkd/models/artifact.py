@@ -59,6 +59,8 @@ def save_student(model: PreTrainedModel, folder: Path | str, tokenizer: PreTrain
 def load_student(path: Path | str) -> PreTrainedModel:
     """The model that `save_student` wrote, in eval mode, with identical logits.
 
+    Of a packed folder, it gives the student that `bitkd.unpack_student` makes of it: as exact, and it can be trained.
+    `load_packed` and `load_classifier` give the packed model, which takes less memory.
     Raises InputError if the folder is no bitkd artifact, was saved by another version of bitkd, or is damaged.
     """
     folder = Path(path)
@@ -90,8 +92,9 @@ def load_student(path: Path | str) -> PreTrainedModel:
 
 def load_encoder(folder: Path | str) -> PreTrainedModel:
     """The bare pre-trained encoder in a local folder, in eval mode. Raises InputError if some weights are missing or
-    damaged.
+    damaged, or if it is packed.
     """
+    _refuse_packed_folder(folder)
     model, random, cause = load_pretrained(AutoModel, folder, attn_implementation=ATTENTION)
     _refuse_random_encoder(model, random, "", folder, cause)
     return model.eval()
@@ -101,8 +104,9 @@ def new_classifier(folder: Path | str, labels: list[str] | None) -> PreTrainedMo
     """The pre-trained encoder in `folder` with a new, random head for `labels` (None: regression).
 
     The head depends on torch's global random state, so set a seed before. Raises InputError if some weights of the
-    encoder are missing or damaged.
+    encoder are missing or damaged, or if it is packed.
     """
+    _refuse_packed_folder(folder)
     names = labels or ["score"]
     model, random, cause = load_pretrained(
         AutoModelForSequenceClassification,
@@ -115,6 +119,14 @@ def new_classifier(folder: Path | str, labels: list[str] | None) -> PreTrainedMo
     )
     _refuse_random_encoder(model, random, f"{model.base_model_prefix}.", folder, cause)
     return model
+
+
+def _refuse_packed_folder(folder: Path | str) -> None:
+    if is_packed(read_model_config(folder)):
+        raise InputError(
+            f"{folder} holds a packed model, which is for inference only; use what it was exported from, or the student that "
+            "bitkd.load_student(folder) makes of it"
+        )
 
 
 def _refuse_random_encoder(
@@ -133,7 +145,8 @@ def _refuse_random_encoder(
 
 
 def load_classifier(folder: Path | str) -> PreTrainedModel:
-    """A classifier with a *trained* head from a bitkd artifact or a plain Hugging Face checkpoint, in eval mode.
+    """A classifier with a *trained* head, in eval mode, from a bitkd artifact, a packed folder, which stays packed, or a
+    plain Hugging Face checkpoint.
 
     Raises InputError if weights are damaged, or if the head is missing: `from_pretrained` would give a random one with
     only a warning.

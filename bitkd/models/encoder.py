@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel
 
 from bitkd.errors import InputError
-from bitkd.models.marks import METHOD
+from bitkd.models.marks import METHOD, is_packed
 from bitkd.models.saving import SavedByBitkd, StudentQuantizationConfig
 from bitkd.models.spec import StudentSpec, check_spec_data
 from bitkd.quant.layout import layers_of
@@ -73,6 +73,15 @@ def write_spec(model: PreTrainedModel, spec: StudentSpec) -> None:
     else:
         config.quantization_config = {"quant_method": METHOD}
         model.hf_quantizer = SavedByBitkd(StudentQuantizationConfig())  # type: ignore[assignment]
+
+
+def refuse_packed(model: PreTrainedModel, what: str) -> None:
+    """Raise InputError if `model` is packed.  what: is not possible then, as the end of a sentence."""
+    if is_packed(model.config):
+        raise InputError(
+            f"{type(model).__name__} is packed, for inference only, and cannot be {what}; bitkd.unpack_student(model) gives a "
+            "student that can"
+        )
 
 
 def encoder_layers(model: PreTrainedModel) -> Sequence[Any]:

@@ -1,6 +1,6 @@
 """Bring a new model's modules in line with a file of weights, before they are loaded."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from safetensors import safe_open
@@ -22,28 +22,26 @@ def is_classifier(architecture: str) -> bool:
     return "SequenceClassification" in architecture
 
 
-def renaming(model: PreTrainedModel, names: Iterable[str]) -> Callable[[str], str]:
-    """A function that gives the name in `model` of a weight or module of a file.
+def own_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
+    """The names in a file of weights -> their names in `model`, without those of a head that `model` has not.
 
-    names: of the weights in the file. A file of a bare encoder has no prefix; transformers adds or drops it too. What belongs
-    to the head of a file that is read into a bare encoder keeps its name.
+    A file of a bare encoder has no prefix; transformers adds or drops it too.
     """
-    prefix = f"{model.base_model_prefix}."
-    if model.base_model is model:
-        return lambda name: name.removeprefix(prefix)
-    if any(name.startswith(prefix) for name in names):
-        return lambda name: name
-    return lambda name: prefix + name
+    prefix, names = f"{model.base_model_prefix}.", list(names)
+    whole = any(name.startswith(prefix) for name in names)
+    if model.base_model is not model:
+        return {name: name if whole else prefix + name for name in names}
+    return {name: name.removeprefix(prefix) for name in names if name.startswith(prefix) or not whole}
 
 
 def fit_to_weights(model: PreTrainedModel, weights: Path | str) -> None:
     """`fit_to_names` with the names in a file of weights that are not packed."""
     with safe_open(weights, framework="pt") as file:
         names = list(file.keys())
-    fit_to_names(model, [*map(renaming(model, names), names)])
+    fit_to_names(model, own_names(model, names).values())
 
 
-def fit_to_names(model: PreTrainedModel, names: Sequence[str], pair: str = PAIR) -> None:
+def fit_to_names(model: PreTrainedModel, names: Collection[str], pair: str = PAIR) -> None:
     """Give a new model the pairs of layers that a file of weights has, and take away the pooler that it lacks, in place.
 
     names: of the weights in the file, as they are in `model`.  pair: how the name of one that belongs to a pair ends.

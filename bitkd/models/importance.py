@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bitkd.models.encoder import read_spec
+from bitkd.models.encoder import read_spec, refuse_packed
 from bitkd.models.inputs import model_inputs
 from bitkd.quant.layout import layers_of
 
@@ -31,8 +31,9 @@ def estimate_importance(model: PreTrainedModel, batches: Iterable[dict[str, Tens
     that equals |w · dL/dw| of its outgoing weights, the published measure. For a classifier, L is the task's loss on the
     labels. A bare encoder has no task: there L is a random projection of the last hidden states, whose squared gradient
     estimates the diagonal of the Gauss-Newton matrix of their mean squared error.
-    Dropout is off; the model's parameters and modes are left as they were.
+    Dropout is off; the model's parameters and modes are left as they were. Raises InputError if the model is packed.
     """
+    refuse_packed(model, "made smaller")
     spec = read_spec(model)
     layers = layers_of(model)
     device = next(model.parameters()).device

@@ -1,6 +1,7 @@
 """Marks in a student's config.json that `from_pretrained` of transformers reads. No torch."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,11 @@ def is_packed(config: Any) -> bool:
 
 
 def packed_record(config: Any) -> Any:
-    """What a configuration says about packing: plain data, not checked; None if the model is not packed."""
-    quantization = getattr(config, "quantization_config", None)
+    """What a configuration says about packing: plain data, not checked; None if the model is not packed.
+
+    config: of transformers, or the content of a config.json.
+    """
+    get = config.get if isinstance(config, dict) else partial(getattr, config)
+    quantization = get("quantization_config", None)
     data = quantization if isinstance(quantization, dict) else getattr(quantization, "__dict__", {})
     return data.get(PACKED) if data.get("quant_method") == METHOD else None

@@ -18,10 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from bitkd.engine.attach import attach
 from bitkd.errors import InputError
 from bitkd.files import checksum, follow_umask
 from bitkd.models.encoder import encoder_layers, read_spec, write_spec
-from bitkd.models.fit import PACKED_PAIR, fit_to_names, is_classifier, renaming
+from bitkd.models.fit import PACKED_PAIR, fit_to_names, is_classifier, own_names
 from bitkd.models.marks import METHOD, PACKED, guard, packed_record
 from bitkd.models.marks import is_packed as is_packed
 from bitkd.models.prepare import check_recorded
@@ -196,27 +197,23 @@ def fit_packed(model: PreTrainedModel, weights: Path | str) -> None:
     Raises InputError if the file is damaged or does not fit the model's configuration.
     """
     record = read_record(model, weights)
-    if (found := checksum(weights)) != record.checksum:
+    if (actual := checksum(weights)) != record.checksum:
         raise InputError(
-            f"{weights} is damaged: its SHA-256 is {found}, not {record.checksum} as its config.json says; copy it again"
+            f"{weights} is damaged: its SHA-256 is {actual}, not {record.checksum} as its config.json says; copy it again"
         )
     with safe_open(weights, framework="pt") as file:
-        stored = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-    rename = renaming(model, stored)
-    own = {rename(name): (part.get_dtype(), tuple(part.get_shape())) for name, part in stored.items()}
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    names = own_names(model, parts)
+    found = {own: (parts[name].get_dtype(), tuple(parts[name].get_shape())) for name, own in names.items()}
+    modules = {name.rpartition(".")[0]: own.rpartition(".")[0] for name, own in names.items()}
+    left_out = {name.rpartition(".")[0] for name in parts.keys() - names.keys()}
     try:
-        fit_to_names(model, list(own), PACKED_PAIR)
-        # The head of a classifier is left out where it is read as a bare encoder.
-        bare = model.base_model is model
-        int8 = [
-            rename(name) for name in record.int8 if not (bare and rename(name) == name and stored.keys() != own.keys())
-        ]
+        fit_to_names(model, found.keys(), PACKED_PAIR)
+        int8 = [modules.get(name, name) for name in record.int8 if name not in left_out]
         _check_int8(int8, model)
         pack_layers(model, ternary=PACKINGS[record.ternary], int8=int8, fill=False)
-        _check_tensors(
-            model, own, ignored=stored.keys() & own.keys() if bare and stored.keys() != own.keys() else set()
-        )
-    except InputError as error:
+        _check_tensors(model, found)
+    except (InputError, AttributeError) as error:
         raise InputError(f"{weights} does not fit its config.json: {error}") from error
 
 
@@ -232,6 +229,7 @@ def finish(model: M) -> M:
                 if not is_packed_by(packed, module.packing, module.columns) or (scale < 0).any():
                     raise InputError(f"{where}: {name} has values that no packing gives; the file is damaged: {_AGAIN}")
     _mark(model)
+    attach(model)
     return _ready(model)
 
 
@@ -267,11 +265,8 @@ def _check_int8(names: Sequence[str], model: PreTrainedModel) -> None:
         )
 
 
-def _check_tensors(model: nn.Module, found: dict[str, tuple[str, tuple[int, ...]]], ignored: set[str]) -> None:
-    """Raise InputError if a file has other tensors than a packed model.
-
-    found: name -> safetensors' name of its type, and shape.  ignored: names that may be there.
-    """
+def _check_tensors(model: nn.Module, found: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+    """Raise InputError if a file has other tensors than a packed model.  found: name -> its type in safetensors, and shape."""
     scales = _scales(model)
     expected = {
         name: (
@@ -282,7 +277,7 @@ def _check_tensors(model: nn.Module, found: dict[str, tuple[str, tuple[int, ...]
     }
     if missing := sorted(expected.keys() - found.keys()):
         raise InputError(f"it lacks {missing[0]}")
-    if extra := sorted(found.keys() - expected.keys() - ignored):
+    if extra := sorted(found.keys() - expected.keys()):
         raise InputError(f"it has {extra[0]}, which the model has not")
     for name, (kind, shape) in expected.items():
         if found[name] != (kind, shape):
@@ -325,7 +320,7 @@ def _quantization(model: nn.Module, file_checksum: str | None = None) -> dict[st
 def _mark(model: PreTrainedModel) -> None:
     """Make transformers know that the model is packed, and save it as such."""
     model.config.quantization_config = _quantization(model)
-    model.hf_quantizer = SavedByBitkd(StudentQuantizationConfig())  # type: ignore[assignment]
+    model.hf_quantizer = SavedByBitkd(StudentQuantizationConfig(packed=True))  # type: ignore[assignment]
     vars(model).update(is_quantized=True, quantization_method=METHOD)  # transformers refuses .half() then
     model.save_pretrained = MethodType(save_pretrained, model)  # type: ignore[method-assign]
 
@@ -337,10 +332,29 @@ def _ready(model: M) -> M:
 
 
 def save_pretrained(
-    self: PreTrainedModel, save_directory: Path | str, *, push_to_hub: bool = False, **settings: Any
+    self: PreTrainedModel,
+    save_directory: Path | str,
+    is_main_process: bool = True,
+    state_dict: None = None,
+    push_to_hub: bool = False,
+    variant: None = None,
+    repo_id: str | None = None,
+    token: Any = None,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+    **_: Any,
 ) -> None:
-    """`save_pretrained` of a packed model: `save_packed`, so that the file has the same bytes and its guards."""
-    repo_id = settings.pop("repo_id", Path(save_directory).name)
+    """`save_pretrained` of a packed model is `save_packed`: the file has the same bytes, and config.json its guards.
+
+    push_to_hub … create_pr: as in transformers. Other settings, such as a size of shards, mean nothing for one small file.
+    Raises InputError for other weights or another name of the file.
+    """
+    if state_dict is not None or variant is not None:
+        raise InputError("a packed model is saved as it is, as model.safetensors; leave out state_dict and variant")
+    if not is_main_process:
+        return
     save_packed(self, save_directory)
     if push_to_hub:
-        self.push_to_hub(repo_id, **settings)
+        name = repo_id or Path(save_directory).name
+        push: Any = self.push_to_hub
+        push(name, token=token, commit_message=commit_message, create_pr=create_pr)

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from bitkd.errors import InputError
 from bitkd.models.attention import can_use_score_attention, check_score_attention, use_score_attention
-from bitkd.models.encoder import encoder_layers, read_spec, write_spec
+from bitkd.models.encoder import encoder_layers, read_spec, refuse_packed, write_spec
 from bitkd.quant.spec import QuantSpec
 from bitkd.quant.splitting import is_ternary, split_layers
 from bitkd.quant.swap import find_mismatch, is_split, swap_layers
@@ -25,8 +25,9 @@ def prepare(model: M, spec: QuantSpec) -> M:
 
     `spec` is recorded in `model.config.bitkd`, from which `load_student` builds the model again. From now on the model
     computes its attention by `bitkd.models.attention`, as a loaded one does.
-    Raises InputError if the model has no such layers, or if `spec` does not fit them.
+    Raises InputError if the model has no such layers or is packed, or if `spec` does not fit them.
     """
+    refuse_packed(model, "quantized")
     encoder_layers(model)
     student = read_spec(model)
     if spec.attention_bits < FP32:
@@ -64,6 +65,7 @@ def split_ternary_(root: nn.Module) -> int:
 
 def check_recorded(model: PreTrainedModel) -> None:
     """Raise InputError if the layers of `model` are not those that its configuration records."""
+    refuse_packed(model, "saved as an artifact")
     student = read_spec(model)
     found = find_mismatch(model, student.quant)
     if found is None and student.split != is_split(model):

@@ -19,13 +19,21 @@ class StudentQuantizationConfig(QuantizationConfigMixin):
 
 
 class SavedByBitkd(HfQuantizer):
-    """Refuses `save_pretrained`: transformers would write the weights without their guard."""
+    """Refuses transformers' own `save_pretrained`, which would write the weights without their guards.
+
+    A packed model has a `save_pretrained` of its own, which does not get here.
+    """
+
+    @property
+    def _packed(self) -> bool:
+        return hasattr(self.quantization_config, "packed")
 
     def is_serializable(self) -> bool:
         """Raises InputError with what to use instead."""
-        raise InputError("a quantized student is not saved by save_pretrained; use bitkd.save_student(model, folder)")
+        kind, use = ("packed", "save_packed") if self._packed else ("quantized", "save_student")
+        raise InputError(f"a {kind} student is not saved by save_pretrained; use bitkd.{use}(model, folder)")
 
     @property
     def is_trainable(self) -> bool:
-        """The latent weights are FP32 and can be trained on."""
-        return True
+        """The latent weights of a student are FP32 and can be trained on; a packed one has none."""
+        return not self._packed

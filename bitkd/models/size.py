@@ -4,13 +4,19 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from bitkd.models.encoder import encoder_layers, read_spec
+from bitkd.models.packed import is_packed, unpack_student
 from bitkd.quant.modules import QuantEmbedding, QuantLinear
 from bitkd.quant.table import FP32
 from bitkd.store.records import MIB, SizeRecord
 
 
 def measure(model: PreTrainedModel) -> SizeRecord:
-    """Parameters, bits and sizes of `model`, counted from its own modules and the bits that its config records."""
+    """Parameters, bits and sizes of `model`, counted from its own modules and the bits that its config records.
+
+    Those of a packed model are those of the student that it was made from.
+    """
+    if is_packed(model.config):
+        model = unpack_student(model)
     quant = read_spec(model).quant
     parameters = sum(p.numel() for p in model.parameters())
     matrices = [m for m in model.modules() if isinstance(m, QuantLinear | QuantEmbedding) and m.weight_bits < FP32]

@@ -16,6 +16,7 @@ from bitkd.models.encoder import (
     ffn_neurons,
     keep_layers,
     read_spec,
+    refuse_packed,
     set_dropout,
     set_ffn_neurons,
     set_hidden_size,
@@ -91,8 +92,9 @@ def build_student(source: PreTrainedModel, shape: ShapeSpec, importance: Importa
 
     importance: needed if `shape.width` < 1 and weights are copied. Embeddings, pooler and classifier are copied.
     A bare encoder gives a bare encoder, a classifier a classifier. The source is left unchanged.
-    Raises InputError if `shape` does not fit the source.
+    Raises InputError if `shape` does not fit the source, or if that is packed.
     """
+    refuse_packed(source, "made smaller")
     origin = read_spec(source)
     if origin.split:
         raise InputError(
@@ -211,6 +213,7 @@ def add_head(encoder: PreTrainedModel, teacher: PreTrainedModel) -> PreTrainedMo
 
     If their families or hidden sizes differ, the head starts at random and `read_spec(model).trained_head` is False.
     """
+    refuse_packed(encoder, "given a head")
     config = copy.deepcopy(encoder.config)
     for name in ("id2label", "label2id", "problem_type", "architectures"):
         setattr(config, name, copy.deepcopy(getattr(teacher.config, name)))

@@ -18,10 +18,12 @@ from bitkd.data.files import find_file
 from bitkd.data.hub import has_tokenizer, resolve_pretrained
 from bitkd.errors import InputError
 from bitkd.models.labels import label_order
+from bitkd.models.marks import is_packed
 from bitkd.models.spec import check_shape
 from bitkd.names import check_distinct, check_name
 from bitkd.pipeline.graph import Node, order
 from bitkd.pipeline.inputs import row_makers, upstream_of, uses_corpus
+from bitkd.pretrained.files import read_config_data
 from bitkd.sources.locations import make_documents
 from bitkd.sources.sources import Sources
 from bitkd.stages.kinds import AUGMENT, Kind, kind_of
@@ -305,8 +307,13 @@ def check_rows(name: str, rows: dict[str, int], batch_size: int, config: Config)
 
 
 def check_checkpoint(folder: Path, sources: Sources, where: str, names: list[str] | None) -> None:
-    """Raise InputError if the checkpoint in `folder` has no trained head for this task, or another tokenizer."""
+    """Raise InputError if the checkpoint in `folder` is packed, has no trained head for this task, or another tokenizer."""
     config = sources.config
+    if is_packed(read_config_data(folder)):
+        raise InputError(
+            f"{where} is packed, for inference only; name the artifact that it was exported from, or save what "
+            "bitkd.load_student(FOLDER) makes of it with bitkd.save_student"
+        )
     if not sources.model_info(folder).artifact:
         _check_architecture(sources, folder, where)
     own = sources.labels_of(folder)

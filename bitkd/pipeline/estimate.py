@@ -8,6 +8,7 @@ from typing import Any
 from bitkd.config.schema import PRETRAINED, micro_batches
 from bitkd.errors import InputError
 from bitkd.files import digest, read_json
+from bitkd.models.marks import TYPE_PREFIX
 from bitkd.pipeline.stage import PlannedStage
 from bitkd.sources.sources import Sources
 from bitkd.store.artifacts import STAGE_FILE, Store
@@ -67,7 +68,9 @@ def _sizes(folder: Any) -> Any:
     """Everything in a model's configuration that may be a size."""
     content = read_json(folder / "config.json")
     content = content if isinstance(content, dict) else {}
-    return {name: value for name, value in content.items() if isinstance(value, int) or name == "model_type"}
+    sizes = {name: value for name, value in content.items() if isinstance(value, int)}
+    kind = content.get("model_type")
+    return sizes | ({"model_type": kind.removeprefix(TYPE_PREFIX)} if isinstance(kind, str) else {})
 
 
 def estimate_of(

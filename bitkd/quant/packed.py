@@ -33,7 +33,20 @@ def packing_of(bits: int, ternary: Packing = TWO_BITS) -> Packing:
     return packings[bits]
 
 
-class PackedWeight(nn.Module):
+class _InFP32(nn.Module):
+    """A module whose scales stay FP32 when the model that holds it is asked for another type."""
+
+    scale: Tensor
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        if (found := fn(self.scale[:0]).dtype) != torch.float32:
+            raise InputError(
+                f"a packed model computes in FP32, its weights cannot become {found}; leave out half() and the like"
+            )
+        return super()._apply(fn, recurse)
+
+
+class PackedWeight(_InFP32):
     """Buffers of a weight of `rows` x `columns` codes, or of the two halves of a pair.
 
     packed: uint8 (rows, bytes), see `bitkd.quant.packing`.  scale: FP32, (rows,) or (1,) for all rows.
@@ -41,7 +54,6 @@ class PackedWeight(nn.Module):
     """
 
     packed: Tensor
-    scale: Tensor
 
     def __init__(self, rows: int, columns: int, packing: Packing, per_row: bool, split: bool) -> None:
         super().__init__()
@@ -217,11 +229,10 @@ class PackedEmbedding(PackedWeight):
         return total.view(*input.shape, self.embedding_dim)
 
 
-class Int8Weight(nn.Module):
+class Int8Weight(_InFP32):
     """A weight at 8 bits, one scale per row, for parts that no student quantizes: `codes` int8, `scale` FP32 (rows,)."""
 
     codes: Tensor
-    scale: Tensor
 
     def _hold(self, rows: int, columns: int) -> None:
         self.register_buffer("codes", torch.zeros(rows, columns, dtype=torch.int8))

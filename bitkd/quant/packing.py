@@ -29,6 +29,14 @@ class Packing:
     step: int = 1
     """Difference between the codes of two neighbouring digits."""
 
+    unused: int = 0
+    """How many of the highest digits stand for no code."""
+
+    @property
+    def digits(self) -> int:
+        """How many digits stand for codes."""
+        return self.base - self.unused
+
     def columns(self, codes: int) -> int:
         """Bytes of a row of so many codes; the last byte is filled up with digits 0."""
         return -(-codes // self.per_byte)
@@ -37,7 +45,7 @@ class Packing:
 BITS = Packing("1 bit", base=2, per_byte=8, lowest=-1, step=2)
 """Codes -1 and +1."""
 
-TWO_BITS = Packing("2 bits", base=4, per_byte=4, lowest=-1)
+TWO_BITS = Packing("2 bits", base=4, per_byte=4, lowest=-1, unused=1)
 """Codes -1, 0 and +1, two bits each."""
 
 TRITS = Packing("5 in a byte", base=3, per_byte=5, lowest=-1)
@@ -53,8 +61,8 @@ def pack_codes(codes: Tensor, packing: Packing) -> Tensor:
     """
     shifted = codes.to(torch.int16) - packing.lowest
     digits = shifted // packing.step
-    if ((digits < 0) | (digits >= packing.base) | (digits * packing.step != shifted)).any():
-        allowed = [packing.lowest + packing.step * digit for digit in range(packing.base)]
+    if ((digits < 0) | (digits >= packing.digits) | (digits * packing.step != shifted)).any():
+        allowed = [packing.lowest + packing.step * digit for digit in range(packing.digits)]
         raise InputError(
             f"codes from {codes.min():g} to {codes.max():g} cannot be packed as {packing.name}: it has {allowed}"
         )
@@ -75,13 +83,14 @@ def unpack_codes(packed: Tensor, packing: Packing, columns: int, dtype: torch.dt
 
 
 def is_packed_by(packed: Tensor, packing: Packing, columns: int) -> bool:
-    """Whether all bytes are such as `pack_codes` writes: of digits below the base, and filled up with digits 0.
+    """Whether all bytes are such as `pack_codes` writes: of digits that stand for codes, and filled up with digits 0.
 
     packed: uint8 of shape (rows, bytes).
     """
-    if packing is TWO_BITS and (packed & (packed >> 1) & 0b01010101).any():
-        return False
-    if packing.base**packing.per_byte < 256 and (packed >= packing.base**packing.per_byte).any():
+    written = (_digits_of_bytes(packing) < packing.digits).all(1) & (
+        torch.arange(256, device="cpu") < packing.base**packing.per_byte
+    )
+    if torch.bincount(packed.flatten(), minlength=256).cpu()[~written].any():
         return False
     left = columns % packing.per_byte
     return not left or not (packed[:, -1] >= packing.base**left).any()
@@ -90,6 +99,10 @@ def is_packed_by(packed: Tensor, packing: Packing, columns: int) -> bool:
 @cache
 def _codes_of_bytes(packing: Packing, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The codes in each byte: of shape (256, codes in a byte)."""
+    return (packing.lowest + packing.step * _digits_of_bytes(packing)).to(device, dtype)
+
+
+def _digits_of_bytes(packing: Packing) -> Tensor:
+    """The digits in each byte: int64 of shape (256, codes in a byte)."""
     places = torch.tensor([packing.base**i for i in range(packing.per_byte)], device="cpu")
-    digits = torch.arange(256, device="cpu")[:, None] // places % packing.base
-    return (packing.lowest + packing.step * digits).to(device, dtype)
+    return torch.arange(256, device="cpu")[:, None] // places % packing.base

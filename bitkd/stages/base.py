@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from transformers import PreTrainedModel, get_scheduler
 
 from bitkd.errors import InputError
+from bitkd.models.encoder import refuse_packed
 from bitkd.models.importance import Importance
 from bitkd.models.inputs import model_inputs
 from bitkd.models.prepare import prepare
@@ -157,6 +158,7 @@ class StudentModule(pl.LightningModule):
         self.student.train()
 
     def configure_optimizers(self) -> Any:
+        refuse_packed(self.student, "trained")
         decayed: list[nn.Parameter] = []
         plain: list[nn.Parameter] = []
         for module in self.modules():

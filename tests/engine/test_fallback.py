@@ -81,7 +81,7 @@ def test_a_head_on_packed_layers_can_be_trained():
 @pytest.mark.parametrize("packing", PACKINGS.values(), ids=PACKINGS)
 @pytest.mark.parametrize("columns", [1, 7, 40])
 def test_unpacked_codes_are_those_that_were_packed(packing, columns):
-    digits = torch.randint(packing.base, (9, columns), generator=torch.Generator().manual_seed(0))
+    digits = torch.randint(packing.digits, (9, columns), generator=torch.Generator().manual_seed(0))
     codes = packing.lowest + packing.step * digits
     for dtype in (torch.int8, torch.float32):
         unpacked = unpack_codes(pack_codes(codes, packing), packing, columns, dtype)

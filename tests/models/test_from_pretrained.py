@@ -1,15 +1,19 @@
 """Students in transformers' own `from_pretrained`."""
 
+import logging
 import subprocess
 import sys
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification, BertForSequenceClassification
+from transformers import CONFIG_MAPPING, AutoModel, AutoModelForSequenceClassification, BertForSequenceClassification
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from bitkd.errors import InputError
 from bitkd.models.artifact import load_student, save_student
+from bitkd.models.from_pretrained import register
 from bitkd.models.marks import GUARD
+from bitkd.models.model_types import register_types
 from bitkd.models.packed import save_packed
 from bitkd.models.prepare import prepare, split_ternary_
 from bitkd.models.spec import ShapeSpec
@@ -83,12 +87,11 @@ def test_a_model_made_of_a_quantized_one_is_marked_as_what_it_is():
 
 SCRIPT = """
 import sys
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertForSequenceClassification, pipeline
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertForSequenceClassification
 for load, words in (
     (AutoConfig.from_pretrained, "bitkd-bert"),
     (AutoModel.from_pretrained, "bitkd-bert"),
     (AutoModelForSequenceClassification.from_pretrained, "bitkd-bert"),
-    (lambda folder: pipeline("text-classification", model=folder), "bitkd-bert"),
     (BertForSequenceClassification.from_pretrained, sys.argv[1]),
 ):
     for folder in sys.argv[2:]:
@@ -111,6 +114,35 @@ def test_without_bitkd_it_is_refused_in_words(tmp_path):
     subprocess.run([sys.executable, "-c", SCRIPT, GUARD, *folders], check=True)
 
 
-def test_students_are_known_to_a_transformers_that_is_imported_after_bitkd():
-    code = "import bitkd, sys; assert 'transformers' not in sys.modules; import transformers.quantizers.auto as a; "
-    subprocess.run([sys.executable, "-c", code + "a.AUTO_QUANTIZER_MAPPING['bitkd']"], check=True)
+AFTERWARDS = """
+import sys
+import bitkd
+assert "transformers" not in sys.modules
+from transformers import AutoConfig
+assert "transformers.quantizers.auto" not in sys.modules
+config = AutoConfig.from_pretrained(sys.argv[1])
+assert (type(config).__name__, config.model_type) == ("BertConfig", "bert"), config
+import transformers.quantizers.auto as auto
+auto.AUTO_QUANTIZER_MAPPING["bitkd"]
+"""
+
+
+def test_students_are_known_to_a_transformers_that_is_imported_after_bitkd(tmp_path):
+    save_student(binary(), tmp_path)
+    subprocess.run([sys.executable, "-c", AFTERWARDS, str(tmp_path)], check=True)
+
+
+def test_registering_again_changes_nothing():
+    known = dict(AUTO_QUANTIZER_MAPPING), CONFIG_MAPPING.keys()
+    register()
+    register_types()
+    assert (dict(AUTO_QUANTIZER_MAPPING), CONFIG_MAPPING.keys()) == known
+    with pytest.raises(KeyError):
+        CONFIG_MAPPING["bitkd-perceptron"]
+
+
+def test_a_stock_class_takes_a_student_without_a_warning_and_gives_the_stock_type(tmp_path, caplog, monkeypatch):
+    save_student(binary(), tmp_path)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    assert BertForSequenceClassification.from_pretrained(tmp_path).config.model_type == "bert"
+    assert not caplog.records

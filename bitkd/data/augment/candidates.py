@@ -231,7 +231,11 @@ def _chunks(order: list[int], lengths: list[int]) -> Iterator[list[int]]:
 def load_embeddings(folder: Path) -> Tensor:
     """The word embeddings of the model in a folder, (tokens, dimensions). Raises InputError if they would be random."""
     model, random, cause = load_pretrained(AutoModel, folder)
-    embeddings = model.get_input_embeddings().weight
+    embeddings = getattr(model.get_input_embeddings(), "weight", None)
+    if embeddings is None:
+        raise InputError(
+            f"{folder} has no plain word embeddings: it is a split or packed student; name its teacher, or a BERT"
+        )
     name = next(name for name, weight in model.named_parameters() if weight is embeddings)
     if name in random:
         raise InputError(f"{folder} has no word embeddings ({name} is missing){cause}")
