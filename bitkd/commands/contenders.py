@@ -138,7 +138,7 @@ def open_stock(kind: str, config: PretrainedConfig, device: str, threads: int) -
     call = _call(model)
     if kind != "bf16_compiled":
         return call
-    compiled = torch.compile(model, mode="reduce-overhead")
+    compiled = torch.compile(model, mode="reduce-overhead", dynamic=False)
 
     def run(batch: Batch) -> object:
         torch.compiler.cudagraph_mark_step_begin()
