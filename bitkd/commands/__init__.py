@@ -14,6 +14,7 @@ _MODULES = {
     "compare": "compare",
     "store": "store",
     "sweep": "sweep",
+    "benchmark": "benchmark",
 }
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from bitkd.engine.attach import attach
 from bitkd.errors import InputError
 from bitkd.files import checksum, follow_umask
 from bitkd.models.encoder import encoder_layers, read_spec, write_spec
@@ -228,6 +229,7 @@ def finish(model: M) -> M:
                 if not is_packed_by(packed, module.packing, module.columns) or (scale < 0).any():
                     raise InputError(f"{where}: {name} has values that no packing gives; the file is damaged: {_AGAIN}")
     _mark(model)
+    attach(model)
     return _ready(model)
 
 

@@ -26,7 +26,7 @@ def make_linear(outputs, inputs, bits, split, per_row, generator):
         inputs, outputs, packing=packing, per_row=per_row, split=split, input_quantizer=make_input_quantizer(8)
     )
     for packed, scale in linear.halves():
-        digits = torch.randint(min(packing.base, 3), (outputs, inputs), generator=generator)  # no code 2
+        digits = torch.randint(packing.digits, (outputs, inputs), generator=generator)
         codes = packing.lowest + packing.step * digits
         codes[0] = codes[0].clamp_max(0) if bits == 2 else -1
         packed.copy_(pack_codes(codes, packing))

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 import bitkd
+from bitkd.engine.build import MODE
 from bitkd.errors import InputError
 from bitkd.files import checksum
 from bitkd.models.artifact import load_classifier, load_encoder, load_student, new_classifier, save_student
@@ -38,6 +39,12 @@ from tests.models.test_families import make as make_family
 
 W1A8 = QuantSpec(weight_bits=1, activation_bits=8, attention_activations=True)
 W2A8 = QuantSpec(weight_bits=2, activation_bits=8)
+
+
+@pytest.fixture(autouse=True)
+def packed_layers(monkeypatch):
+    """These laws are those of packed layers; tests/engine compares them with the engine."""
+    monkeypatch.setenv(MODE, "off")
 
 
 def student(spec=W2A8, split=False):
