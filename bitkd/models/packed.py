@@ -1,8 +1,8 @@
 """Packed students: for inference, 1 or 2 bits a weight on disk as in memory.
 
 A packed folder is a Hugging Face checkpoint that needs bitkd: `from_pretrained` reads it where bitkd is imported, and
-`docs/artifacts.md` describes its files. A packed model gives the very logits of the simulated student that
-`unpack_student` makes of it.
+`docs/artifacts.md` describes its files. The layers of a packed model give the very logits of the simulated student that
+`unpack_student` makes of it; the engine (`bitkd.engine`) gives them up to rounding.
 """
 
 import copy
@@ -153,8 +153,8 @@ def load_packed(folder: Path | str) -> PreTrainedModel:
 
 @torch.no_grad()
 def unpack_student(model: PreTrainedModel) -> PreTrainedModel:
-    """The simulated student of a packed model, in eval mode, with the very logits: it can be trained and saved by
-    `save_student`, and packed again to the very bits.
+    """The simulated student of a packed model, in FP32 and eval mode, with the logits of its packed layers, bit for bit: it can
+    be trained and saved by `save_student`, and packed again to the very bits. Raises InputError if the model is not packed.
     """
     if not is_packed(model.config):
         raise InputError(f"{type(model).__name__} is not packed; pack_student gives a packed model")
