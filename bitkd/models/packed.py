@@ -6,10 +6,10 @@ A packed folder is a Hugging Face checkpoint that needs bitkd: `from_pretrained`
 """
 
 import copy
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -322,7 +322,7 @@ def _mark(model: PreTrainedModel) -> None:
     model.config.quantization_config = _quantization(model)
     model.hf_quantizer = SavedByBitkd(StudentQuantizationConfig(packed=True))  # type: ignore[assignment]
     vars(model).update(is_quantized=True, quantization_method=METHOD)  # transformers refuses .half() then
-    model.save_pretrained = MethodType(save_pretrained, model)  # type: ignore[method-assign]
+    model.save_pretrained = SavePretrained(model)  # type: ignore[method-assign, assignment]
 
 
 def _ready(model: M) -> M:
@@ -331,30 +331,44 @@ def _ready(model: M) -> M:
     return model.eval()
 
 
-def save_pretrained(
-    self: PreTrainedModel,
-    save_directory: Path | str,
-    is_main_process: bool = True,
-    state_dict: None = None,
-    push_to_hub: bool = False,
-    variant: None = None,
-    repo_id: str | None = None,
-    token: Any = None,
-    commit_message: str | None = None,
-    create_pr: bool = False,
-    **_: Any,
-) -> None:
+class SavePretrained:
     """`save_pretrained` of a packed model is `save_packed`: the file has the same bytes, and config.json its guards.
 
-    push_to_hub … create_pr: as in transformers. Other settings, such as a size of shards, mean nothing for one small file.
-    Raises InputError for other weights or another name of the file.
+    It holds its model weakly, so that a model is freed as soon as nothing else holds it.
     """
-    if state_dict is not None or variant is not None:
-        raise InputError("a packed model is saved as it is, as model.safetensors; leave out state_dict and variant")
-    if not is_main_process:
-        return
-    save_packed(self, save_directory)
-    if push_to_hub:
-        name = repo_id or Path(save_directory).name
-        push: Any = self.push_to_hub
-        push(name, token=token, commit_message=commit_message, create_pr=create_pr)
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = weakref.ref(model)
+
+    def __call__(
+        self,
+        save_directory: Path | str,
+        is_main_process: bool = True,
+        state_dict: None = None,
+        push_to_hub: bool = False,
+        variant: None = None,
+        repo_id: str | None = None,
+        token: Any = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+        **_: Any,
+    ) -> None:
+        """push_to_hub … create_pr: as in transformers. Other settings, such as a size of shards, mean nothing for one small file.
+
+        Raises InputError for other weights or another name of the file.
+        """
+        if state_dict is not None or variant is not None:
+            raise InputError("a packed model is saved as it is, as model.safetensors; leave out state_dict and variant")
+        model: Any = self._model()
+        if not is_main_process:
+            return
+        save_packed(model, save_directory)
+        if push_to_hub:
+            name = repo_id or Path(save_directory).name
+            model.push_to_hub(name, token=token, commit_message=commit_message, create_pr=create_pr)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SavePretrained":
+        return SavePretrained(memo.get(id(self._model()), self._model()))
+
+    def __reduce__(self) -> Any:
+        return SavePretrained, (self._model(),)
