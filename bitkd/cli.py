@@ -67,6 +67,13 @@ trials are skipped unless data, model or code changed, interrupted ones are
 resumed, failed ones are tried again. Settings apply to all trials.
 """
 
+EVALUATE_HELP = """
+
+The rows are the task's dev sets; or those of FILE, or of standard input (-): a
+table with the task's columns of texts and labels, as in the task's own files
+(.tsv, .csv, .jsonl, .parquet; standard input is tab-separated, see --format).
+"""
+
 EVALUATE_SETTINGS_HELP = """\
 settings:
   data.dir=FOLDER            the task's files; without it they are loaded from
@@ -112,6 +119,31 @@ All take turns, round by round; with one thread, processor time is counted, so
 that other work on the machine disturbs least.
 """
 
+EXPORT_HELP = """
+
+ARTIFACT is a finished stage of a run, or any folder of bitkd.save_student.
+packed: weights at their bits in model.safetensors; bitkd loads and runs it.
+unpacked: a plain Hugging Face checkpoint in FP32, which needs no bitkd.
+onnx: a model for onnxruntime. OUT is a new folder; it gets the tokenizer, a
+model card and a record of the task too. A table says where every byte goes.
+"""
+
+EXPORT_SETTINGS_HELP = """\
+settings, all optional:
+  data.dir=FOLDER            the task's files. With them the dev metric is
+                             measured, and positions and pooler go to 8 bits if
+                             it moves by less than 0.1 point
+  task=NAME                  the same with rows from the hub, or of another task
+  data.eval_batch_size=64 trainer.accelerator=gpu
+"""
+
+PUSH_HELP = """
+
+FOLDER is what `bitkd export` wrote; its checksums are verified first. Only the
+files that export wrote are uploaded. The token is that of `hf auth login`, or
+of HF_TOKEN.
+"""
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -146,11 +178,17 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = add(
         "evaluate",
-        "the task's metrics of any checkpoint: an artifact, or one of Hugging Face",
+        "the task's metrics of any checkpoint, on its dev sets or on rows of one's own",
+        EVALUATE_HELP,
         epilog=EVALUATE_SETTINGS_HELP,
     )
     evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or hub id")
-    evaluate.add_argument("settings", **settings)
+    evaluate.add_argument(
+        "settings", **(settings | {"metavar": "FILE|-|key=value", "help": "rows with labels, and settings"})
+    )
+    evaluate.add_argument(
+        "--format", choices=["tsv", "csv", "jsonl", "parquet"], help="of FILE or -, whatever its name"
+    )
     evaluate.add_argument("--labels", help="the checkpoint's label names in its order, comma-separated, if it has none")
 
     predict = add("predict", "labels and probabilities of texts, of a file of rows, or of a test set", PREDICT_HELP)
@@ -177,6 +215,31 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--out", metavar="DIR", help="also write index.html, report.md, comparison.csv, comparison.json and plots there"
     )
+
+    export = add("export", "write a student as a folder to use and to share", EXPORT_HELP)
+    export.epilog = EXPORT_SETTINGS_HELP
+    export.add_argument("artifact", metavar="ARTIFACT", help="folder of a finished student")
+    export.add_argument("out", metavar="OUT", help="folder to write; it must not exist, or be empty")
+    export.add_argument("settings", **settings)
+    export.add_argument("--format", choices=["packed", "unpacked", "onnx"], default="packed", help="default: packed")
+    export.add_argument(
+        "--ternary-bits",
+        choices=["2", "1.6"],
+        help="bits of a ternary weight on disk (default: 2; 1.6: five in a byte)",
+    )
+    export.add_argument(
+        "--int8",
+        action=argparse.BooleanOptionalAction,
+        help="positions and pooler at 8 bits, or in fp16 (default: 8 if the metric allows it)",
+    )
+    export.add_argument("--license", metavar="ID", help="license to name in the model card, such as apache-2.0")
+    export.add_argument("--base-model", metavar="ID", help="hub id of the base model, to name in the model card")
+
+    push = add("push", "upload an exported folder to the Hugging Face hub", PUSH_HELP, epilog=None)
+    push.add_argument("folder", metavar="FOLDER", help="folder that `bitkd export` wrote")
+    push.add_argument("repo", metavar="REPO", help="id of the repository: NAME or OWNER/NAME; made if it is absent")
+    push.add_argument("--private", action="store_true", help="make the repository private")
+    push.add_argument("--revision", metavar="BRANCH", help="branch to upload to; made if it is absent")
 
     store = add("store", "list the artifact store, verify its checksums, or delete what no run uses", STORE_HELP)
     store.add_argument("action", choices=["list", "verify", "gc"])

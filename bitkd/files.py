@@ -1,11 +1,13 @@
 """Small files of plain data: written completely or not at all, read, hashed; temporary names for one process."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,27 @@ def write_file(file: Path, content: str | bytes) -> None:
 def write_json(file: Path, content: Any) -> None:
     """Write plain data as `write_file` does."""
     write_file(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, which gets its name at the end; if the work fails, nothing is left.
+
+    folder: absent or empty. Raises OSError if it is not empty at the end, or cannot be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for other in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
+        if is_left_over(other.name):
+            shutil.rmtree(other, ignore_errors=True)
+    temporary = folder.with_name(temporary_name(f".{folder.name}"))
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.rename(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def follow_umask(file: Path) -> None:

@@ -1,5 +1,6 @@
 """Names that become names of files and folders: each is one component of a path, and no two of them are the same folder."""
 
+import html
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -50,6 +51,14 @@ def shown(text: str, longest: int = 60) -> str:
     """Text of others for a message: characters that no one can see as escapes, and not too long."""
     visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: longest + 1])
     return f"{visible[:longest]}…" if len(text) > longest else visible
+
+
+def escaped(text: str) -> str:
+    """Text inside a line of Markdown, so that it shows as it is: no tag, link, cell, emphasis or line of its own."""
+    text = re.sub(r"[\t\n\v\f\r\x85\u2028\u2029]+", " ", text)
+    text = re.sub(r"([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.|:(?=//))", r"\\\1", text)
+    # GitHub makes a link of a@b.c, whether or not the sign is escaped.
+    return html.escape(text, quote=False).replace("@", "@<!-- -->")
 
 
 def _problem(name: str, longest: int) -> str | None:

@@ -80,7 +80,7 @@ def check_bitkd(words):
         check_settings(load_config(settings))
     elif arguments.command == "augment":
         load_config(settings, require=("task",))
-    elif arguments.command == "evaluate":
+    elif arguments.command in ("evaluate", "export"):
         load_config(settings, require=())
     elif arguments.command == "predict":
         load_config([word for word in settings if is_setting(word) and not word.startswith("split=")], require=())
@@ -94,7 +94,7 @@ def check_bitkd(words):
         }
         spec.config(given, check=True)
     else:
-        assert arguments.command == "compare"
+        assert arguments.command in ("compare", "push")
 
 
 def check_make(words):

@@ -18,7 +18,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-DEV = PROJECT["optional-dependencies"]["dev"]
+EXTRAS = PROJECT["optional-dependencies"]
+DEV = EXTRAS["dev"]
 TEXT = {".py", ".cpp", ".md", ".yaml", ".toml", ".txt", ".cff", ".sh", ".sbatch", ".css", ".j2"}
 PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE))
 
@@ -41,7 +42,7 @@ def test_the_declared_dependencies_are_the_imported_ones():
         module: {canonicalize_name(name) for name in distributions.get(module, [])}
         for module in modules - set(sys.stdlib_module_names) - {"bitkd"}
     }
-    declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
+    declared = {canonicalize_name(Requirement(text).name) for text in [*PROJECT["dependencies"], *EXTRAS["onnx"]]}
     assert {module for module, names in imported.items() if not names & declared} == set()
     assert declared - set().union(*imported.values()) == set()
 
@@ -51,6 +52,10 @@ def test_every_dependency_has_a_pin_that_it_allows(text):
     requirement = Requirement(text)
     pins = {canonicalize_name(name): version for name, version in PINS.items()}
     assert pins[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+def test_tests_run_with_every_extra():
+    assert set(EXTRAS["onnx"]) <= set(DEV)
 
 
 @pytest.fixture(scope="module")

@@ -26,11 +26,12 @@ from bitkd.data.tasks import check_hub_id
 from bitkd.errors import InputError
 from bitkd.files import is_alive
 from bitkd.models.artifact import load_classifier, load_student
+from bitkd.names import escaped
 from bitkd.pipeline.build import load_weights
 from bitkd.pipeline.plan import make_plan
 from bitkd.pretrained.load import read_model_config
 from bitkd.report.mermaid import draw_graph
-from bitkd.report.tables import escaped, paragraph
+from bitkd.report.tables import paragraph
 from bitkd.report.write import as_csv, write_report
 from bitkd.store.artifacts import METRICS_FILE, PREDICTIONS_FILE, STAGE_FILE, Store, read_artifact
 from bitkd.store.gc import prune, take_inventory

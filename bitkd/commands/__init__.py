@@ -12,6 +12,8 @@ _MODULES = {
     "evaluate": "evaluate",
     "predict": "predict",
     "compare": "compare",
+    "export": "export",
+    "push": "push",
     "store": "store",
     "sweep": "sweep",
     "benchmark": "benchmark",

@@ -1,6 +1,7 @@
 """The checkpoint that evaluate and predict use, and what it records of its task. It imports no torch, so that wrong input
 is answered at once."""
 
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from bitkd.data.hub import resolve_pretrained
 from bitkd.data.tasks import TaskSpec, check_metrics, check_task
 from bitkd.errors import InputError
 from bitkd.models.labels import label_order
+from bitkd.models.onnx_files import check_onnx_files, is_onnx
 from bitkd.pretrained.files import check_checkpoint_files, read_config_data
 from bitkd.processes.machine import check_machine
 from bitkd.store.artifacts import STAGE_FILE, Store, read_artifact
-from bitkd.store.records import StageRecord, TaskRecord
+from bitkd.store.exports import check_export, is_export, read_export
+from bitkd.store.records import ExportRecord, StageRecord, TaskRecord
 from bitkd.store.run_folder import MANIFEST, RunFolder
 
 
@@ -26,8 +29,8 @@ class Checkpoint:
     config: Config
     """The settings in force: what the checkpoint records of its task, and above it what was given."""
 
-    record: StageRecord | None
-    """Of an artifact; None for a plain Hugging Face checkpoint."""
+    record: StageRecord | ExportRecord | None
+    """Of an artifact or an exported folder; None for a plain Hugging Face checkpoint."""
 
     labels: list[str] | None
     """Names of its outputs, if its config.json has none."""
@@ -37,6 +40,9 @@ class Checkpoint:
 
     rows_in_files: bool = False
     """Whether the recorded task was read from files, whose folder is not recorded."""
+
+    onnx: bool = False
+    """Whether it is an ONNX model, which onnxruntime runs."""
 
     @property
     def task(self) -> TaskSpec | None:
@@ -55,7 +61,10 @@ def open_checkpoint(name: str, settings: list[str], labels: str | None, needs_ta
     given = load_config(settings, require=())
     check_machine(replace(given.trainer, devices=1))  # whatever a run had, one process reads the rows here
     folder = _find_folder(name)
-    record = read_artifact(folder).stage if (folder / STAGE_FILE).is_file() else None
+    onnx = is_onnx(folder)
+    if onnx:
+        settings = _on_cpu(settings, given)
+    record = _record_of(folder)
     trained_for = record.trained_for if record else None
     own_task = any(text.startswith("task=") for text in settings)
     if needs_task and not own_task:
@@ -65,7 +74,7 @@ def open_checkpoint(name: str, settings: list[str], labels: str | None, needs_ta
             raise InputError(
                 f"{name} was written by an earlier version of bitkd and does not record its task's definition; {_TASK}"
             )
-    config = given
+    config = load_config(settings, require=())
     if trained_for is not None:
         recorded: dict[str, Any] = {"data": {"max_length": trained_for.max_length}}
         if not own_task:
@@ -80,10 +89,22 @@ def open_checkpoint(name: str, settings: list[str], labels: str | None, needs_ta
         label_order(list(own.values()), config.task.labels, names)
     fixed = trained_for is not None or any(text.startswith("data.max_length=") for text in settings)
     in_files = not own_task and trained_for is not None and trained_for.source == "files"
-    return Checkpoint(folder, config, record, names, fixed, in_files)
+    return Checkpoint(folder, config, record, names, fixed, in_files, onnx)
 
 
 _TASK = f"give task= one of {', '.join(choices('task'))}, or a path to a YAML file"
+
+
+def _on_cpu(settings: list[str], given: Config) -> list[str]:
+    """The settings with the processor that ONNX models run on. Raises InputError if another one is asked for."""
+    trainer = given.trainer
+    if trainer.accelerator not in ("auto", "cpu") or trainer.precision != "32-true":
+        asked = f"trainer.accelerator={trainer.accelerator} trainer.precision={trainer.precision}"
+        raise InputError(
+            f"{asked}: bitkd runs ONNX models on the CPU, in the precision that they have; leave these settings out, or use "
+            "the artifact or its packed form"
+        )
+    return [*settings, "trainer.accelerator=cpu"]
 
 
 def check_source(checkpoint: Checkpoint) -> None:
@@ -104,8 +125,20 @@ def check_texts(checkpoint: Checkpoint, pairs: bool) -> None:
         raise InputError(f"the checkpoint's task {record.task} reads one text; leave --text-pair out")
 
 
-def _find_folder(name: str) -> Path:
-    folder = resolve_pretrained(name, setting="CHECKPOINT ")
+def check_rows(checkpoint: Checkpoint) -> None:
+    """Raise InputError if the rows of the checkpoint's task have another number of texts than the checkpoint reads."""
+    record, task = checkpoint.record, checkpoint.config.task
+    if record is not None and record.texts != len(task.text):
+        raise InputError(f"the checkpoint reads {record.texts} texts of a row; task {task.name} has {len(task.text)}")
+
+
+def is_setting(word: str) -> bool:
+    """Whether a word is key=value; if not, it names a file."""
+    return re.match(r"[\w.\[\]-]+=", word) is not None
+
+
+def check_folder(name: str, folder: Path) -> None:
+    """Raise InputError if a folder is a run, or a damaged artifact or export.  name: as it was given, for messages."""
     if (folder / MANIFEST).is_file():
         stages = RunFolder.read(folder).stages
         raise InputError(
@@ -114,7 +147,24 @@ def _find_folder(name: str) -> Path:
         )
     if (folder / STAGE_FILE).is_file() and (damage := Store(folder.parent).find_damage(folder.name)):
         raise InputError(f"{damage}; run its pipeline again: the stage is recomputed")
-    check_checkpoint_files(folder)
+    if is_export(folder):
+        check_export(folder)
+
+
+def _record_of(folder: Path) -> StageRecord | ExportRecord | None:
+    if (folder / STAGE_FILE).is_file():
+        return read_artifact(folder).stage
+    record = read_export(folder) if is_export(folder) else None
+    return record if record is not None and record.task else None
+
+
+def _find_folder(name: str) -> Path:
+    folder = resolve_pretrained(name, setting="CHECKPOINT ")
+    check_folder(name, folder)
+    if is_onnx(folder):
+        check_onnx_files(folder)
+    else:
+        check_checkpoint_files(folder)
     spec = read_config_data(folder).get("bitkd")
     if isinstance(spec, dict) and spec.get("trained_head") is False:
         raise InputError(

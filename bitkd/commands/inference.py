@@ -1,9 +1,10 @@
 """Metrics and predictions of a checkpoint."""
 
+import copy
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,14 +15,18 @@ import torch
 from lightning.fabric import Fabric
 from transformers import PreTrainedModel
 
+from bitkd.callbacks.predictions import Predictions
 from bitkd.commands.checkpoints import Checkpoint, open_checkpoint
 from bitkd.config.schema import Config
 from bitkd.data.batches import MULTIPLE, LoaderSpec
+from bitkd.data.files import Rows
 from bitkd.data.hub import load_tokenizer
 from bitkd.data.metrics import build_metrics, primary_score
 from bitkd.data.tokenized import encode_texts
 from bitkd.errors import InputError
 from bitkd.models.artifact import label_names, load_classifier, permute_labels
+from bitkd.models.labels import label_order
+from bitkd.models.onnx import load_onnx
 from bitkd.quant.layout import input_limits
 from bitkd.sources.cache import open_cache
 from bitkd.sources.sources import Sources, open_sources
@@ -80,7 +85,8 @@ def _as_prediction(scores: dict[str, float]) -> dict[str, Any]:
 
 
 def load_predictor(folder: Path | str, *settings: str) -> Predictor:
-    """A predictor of the classifier in a folder: an artifact of bitkd, or a plain Hugging Face checkpoint.
+    """A predictor of the classifier in a folder: an artifact of bitkd, a packed or an ONNX folder that was exported from one,
+    or a plain Hugging Face checkpoint.
 
         predictor = bitkd.load_predictor("runs/demo/singlestage/single_binary")
         for prediction in predictor.predict([("a dog sleeps .", "a animal rests .")]):
@@ -96,7 +102,7 @@ def load_predictor(folder: Path | str, *settings: str) -> Predictor:
 
 def open_predictor(checkpoint: Checkpoint) -> Predictor:
     """The predictor of a checkpoint, with its settings. Its labels are in the task's order, if the task is known."""
-    model, config = load_classifier(checkpoint.folder), checkpoint.config
+    model, config = load_model(checkpoint), checkpoint.config
     task_labels = checkpoint.task.labels if checkpoint.task else checkpoint.labels
     if checkpoint.task or checkpoint.labels:
         permute_labels(model, task_labels, checkpoint.labels)
@@ -106,26 +112,88 @@ def open_predictor(checkpoint: Checkpoint) -> Predictor:
     return Predictor(model, tokenizer, length, config.data.eval_batch_size, fabric)
 
 
-def evaluate(checkpoint: Checkpoint) -> dict[str, float | None]:
+@dataclass(frozen=True)
+class Measured:
+    """What a model does on the dev sets of its task; dictionaries are by dev set."""
+
+    values: dict[str, dict[str, float | None]]
+    """The task's metrics and the loss; None if a metric is undefined."""
+
+    scores: dict[str, float]
+    """The task's primary metric, larger is better."""
+
+    logits: dict[str, torch.Tensor]
+    """(rows, outputs) in FP32, in the rows' order."""
+
+
+class DevSets:
+    """The dev sets of a checkpoint's task, read once: `measure` takes its model in any form.
+
+    model: the checkpoint's, which says how long a row may be.
+    rows: rows with labels in place of the task's dev sets.
+    Raises InputError if rows or files are damaged, or if data.max_length is more than the model can read.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, model: PreTrainedModel, rows: Rows | None = None) -> None:
+        self._checkpoint = checkpoint
+        self._config = _settings(checkpoint, model)
+        sources = _open_sources(self._config)
+        data = sources.task_module(_loader(self._config))
+        self._names = data.dev_names if rows is None else ["rows"]
+        self._source: dict[str, Any] = {"datamodule": data}
+        if rows is not None:
+            self._source = {"dataloaders": data.loader_of(sources.task_rows.tokenize(rows, "rows"))}
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a row at most."""
+        return self._config.data.max_length
+
+    def measure(self, model: PreTrainedModel) -> Measured:
+        """Metrics and logits of a model, which is left unchanged. Its outputs are brought into the task's order of labels."""
+        task, names = self._config.task, self._checkpoint.labels
+        order = label_order(label_names(model.config), task.labels, names)
+        if order != list(range(len(order))):
+            model = copy.deepcopy(model)
+            permute_labels(model, task.labels, names)
+        metrics = {name: build_metrics(task) for name in self._names}
+        predictions = Predictions(self._names)
+        trainer = _plain_trainer(self._config, predictions)
+        module = StudentModule(model, metrics=metrics, score=partial(primary_score, task))
+        trainer.validate(module, **self._source, verbose=False)
+        found: dict[str, dict[str, float]] = {name: {} for name in metrics}
+        for key, value in trainer.callback_metrics.items():
+            if key != SCORE:
+                dev, _, metric = key.partition("/")
+                found[dev][metric] = float(value)
+        return Measured(
+            {dev: {name: _finite(value) for name, value in values.items()} for dev, values in found.items()},
+            {dev: primary_score(task, values) for dev, values in found.items()},
+            {dev: sets["logits"] for dev, sets in predictions.sets.items()},
+        )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def evaluate(checkpoint: Checkpoint, rows: Rows | None = None) -> dict[str, float | None]:
     """The task's metrics and the loss of a checkpoint; None if a metric is undefined.
+
+    rows: rows with labels in place of the task's dev sets.
 
     With several dev sets, each name begins with that of the dev set: `matched/accuracy`.
     """
-    model, config = _load(checkpoint)
-    if checkpoint.record is not None and checkpoint.record.task != config.task.name:
+    model = load_model(checkpoint)
+    task = checkpoint.config.task.name
+    if checkpoint.record is not None and checkpoint.record.task != task:
         log.warning(
-            "the checkpoint was made for task %s, its metrics are those of task %s",
-            checkpoint.record.task,
-            config.task.name,
+            "the checkpoint was made for task %s, its metrics are those of task %s", checkpoint.record.task, task
         )
-    data = _open_sources(config).task_module(_loader(config))
-    metrics = {name: build_metrics(config.task) for name in data.dev_names}
-    module = StudentModule(model, metrics=metrics, score=partial(primary_score, config.task))
-    trainer = _plain_trainer(config)
-    trainer.validate(module, datamodule=data, verbose=False)
-    measured = {name: float(value) for name, value in trainer.callback_metrics.items() if name != SCORE}
-    values = {name: value if math.isfinite(value) else None for name, value in measured.items()}
-    return {name.split("/", 1)[1]: value for name, value in values.items()} if len(metrics) == 1 else values
+    values = DevSets(checkpoint, model, rows).measure(model).values
+    if len(values) == 1:
+        return next(iter(values.values()))
+    return {f"{dev}/{name}": value for dev, found in values.items() for name, value in found.items()}
 
 
 def predict_set(checkpoint: Checkpoint, name: str) -> list[str]:
@@ -144,11 +212,26 @@ def predict_set(checkpoint: Checkpoint, name: str) -> list[str]:
 
 def _load(checkpoint: Checkpoint) -> tuple[PreTrainedModel, Config]:
     """The model with outputs in the task's order, and the settings with its folder and a length that it can read."""
-    model, config = load_classifier(checkpoint.folder), checkpoint.config
-    permute_labels(model, config.task.labels, checkpoint.labels)
+    model = load_model(checkpoint)
+    permute_labels(model, checkpoint.config.task.labels, checkpoint.labels)
+    return model, _settings(checkpoint, model)
+
+
+def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
+    """The classifier of a checkpoint, in eval mode. That of an ONNX folder has what evaluation and prediction need of one."""
+    if checkpoint.onnx:
+        classifier: Any = load_onnx(checkpoint.folder)
+        model: PreTrainedModel = classifier
+        return model
+    return load_classifier(checkpoint.folder)
+
+
+def _settings(checkpoint: Checkpoint, model: PreTrainedModel) -> Config:
+    """The settings with the checkpoint's folder, for its tokenizer, and a length that the model can read."""
+    config = checkpoint.config
     length = _max_length(checkpoint, model, load_tokenizer(checkpoint.folder))
     data, source = replace(config.data, max_length=length), replace(config.model, pretrained=str(checkpoint.folder))
-    return model, replace(config, data=data, model=source)
+    return replace(config, data=data, model=source)
 
 
 def _max_length(checkpoint: Checkpoint, model: PreTrainedModel, tokenizer: Any) -> int:
@@ -172,12 +255,13 @@ def _loader(config: Config) -> LoaderSpec:
     return LoaderSpec(eval_batch_size=config.data.eval_batch_size, num_workers=config.data.num_workers)
 
 
-def _plain_trainer(config: Config) -> pl.Trainer:
+def _plain_trainer(config: Config, *callbacks: pl.Callback) -> pl.Trainer:
     """A Trainer of one process that keeps no log."""
     return pl.Trainer(
         accelerator=config.trainer.accelerator,
         devices=1,
         precision=config.trainer.precision,
+        callbacks=list(callbacks),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -3,14 +3,21 @@
 import argparse
 import logging
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from bitkd.commands.checkpoints import Checkpoint, check_source, check_texts, open_checkpoint, text_columns
+from bitkd.commands.checkpoints import (
+    Checkpoint,
+    check_rows,
+    check_source,
+    check_texts,
+    is_setting,
+    open_checkpoint,
+    text_columns,
+)
 from bitkd.commands.output import print_json
 from bitkd.commands.predictions import Form, JsonDocument, Lines, Tsv, form_of
 from bitkd.data.files import as_text
@@ -50,11 +57,6 @@ def predict_command(arguments: argparse.Namespace) -> int:
     )
 
 
-def is_setting(word: str) -> bool:
-    """Whether a word is key=value; if not, it names a file."""
-    return re.match(r"[\w.\[\]-]+=", word) is not None and word != STDIN
-
-
 def _predict_texts(arguments: argparse.Namespace, settings: list[str]) -> int:
     texts, pairs = arguments.text, arguments.text_pair
     if pairs is not None and len(pairs) != len(texts):
@@ -72,10 +74,8 @@ def _predict_texts(arguments: argparse.Namespace, settings: list[str]) -> int:
 
 def _predict_file(arguments: argparse.Namespace, settings: list[str], name: str) -> int:
     checkpoint = open_checkpoint(arguments.checkpoint, settings, arguments.labels, needs_task=True)
-    record, task = checkpoint.record, checkpoint.config.task
-    if record is not None and record.texts != len(task.text):
-        raise InputError(f"the checkpoint reads {record.texts} texts of a row; task {task.name} has {len(task.text)}")
-    file = TextFile(name, text_columns(task), arguments.format)
+    check_rows(checkpoint)
+    file = TextFile(name, text_columns(checkpoint.config.task), arguments.format)
     faults = Faults("standard input" if name == STDIN else name, arguments.skip_malformed)
     if arguments.out and _are_same(Path(arguments.out), file.path):
         raise InputError(f"--out {arguments.out} is the file of the rows; choose another")

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,18 @@ def find_file(task: TaskSpec, name: str, data_dir: Path | str) -> Path:
     )
 
 
-def read_rows(task: TaskSpec, file: Path, labelled: bool = True) -> Rows:
+def read_rows(
+    task: TaskSpec,
+    file: Path,
+    labelled: bool = True,
+    suffix: str | None = None,
+    others: Sequence[list[str]] = (),
+) -> Rows:
     """All rows of a file, by its suffix: .tsv (quotes are text, as in GLUE), .csv, .jsonl or .json (one object per line,
     or one array of objects), .parquet; the text formats also with .gz.
 
     labelled: False reads only the texts, as of a test set.
+    suffix, others: see `bitkd.data.formats.read_records`.
 
     Raises InputError with file and line if a column is missing, or if rows cannot be read: bytes that are not UTF-8, a
     wrong number of fields, a text that is not a string or has half of a surrogate pair, a label outside the task's set.
@@ -61,7 +68,7 @@ def read_rows(task: TaskSpec, file: Path, labelled: bool = True) -> Rows:
     if not labelled:
         texts = task.files.test_text or texts
     columns = [*texts, *([task.files.label] if labelled else [])]
-    records = read_records(file, columns, task.files.header if labelled else None)
+    records = read_records(file, columns, task.files.header if labelled else None, suffix, others)
     read_label = (lambda value, place: _label(task, value, place)) if labelled else None
     # A submission has a line for every row of a test set, so none may be left out.
     return collect_rows(records, texts, read_label, str(file), skip=task.files.skip_malformed and labelled)

@@ -11,6 +11,7 @@ from typing import Any
 from bitkd.errors import InputError, shorten
 from bitkd.files import read_json
 from bitkd.pretrained.files import check_no_pointers
+from bitkd.store.exports import EXPORT_FILE
 
 PROBE_SECONDS = 8
 """Seconds that the hub may take to answer. Without an answer, only local files are used."""
@@ -21,7 +22,7 @@ SAMPLED_ROWS = 1000
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
 TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 MODEL_FILES = ["config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model"]
-MODEL_FILES += ["*.safetensors.index.json"]
+MODEL_FILES += ["*.safetensors.index.json", EXPORT_FILE]
 
 
 def resolve_pretrained(name: str, setting: str = "model.pretrained=") -> Path:

@@ -135,6 +135,16 @@ class TaskRows:
         check_test_set(self.task, name, local=self.data_dir is not None)
         return self._tokenize(self._read(name), name).remove_columns("truncated")
 
+    def tokenize(self, rows: Rows, name: str) -> Dataset:
+        """Rows that do not come from the task's own files, tokenized, in their order. Truncated ones are counted in a warning.
+
+        name: of the file of tokenized rows in `cache_dir`.
+        """
+        found = self._tokenize(rows, name)
+        if count := sum(found["truncated"][:]):
+            log.warning("rows longer than data.max_length=%d tokens are truncated: %d", self.max_length, count)
+        return found.remove_columns("truncated")
+
     @cached_property
     def _tokenized(self) -> _Tokenized:
         splits = {name: self._read(name) for name in ("train", *self._sources("dev"))}

@@ -1,4 +1,4 @@
-"""Reads the texts of a person's own rows, for prediction: from a file, or from standard input while it comes."""
+"""Reads a person's own rows, from a file or from standard input: texts for prediction, while they come; or with labels."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -7,9 +7,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bitkd.data.files import as_text
+from bitkd.data.files import Rows, as_text, read_rows
 from bitkd.data.formats import Record, read_records
 from bitkd.data.lines import Malformed, read_lines
+from bitkd.data.tasks import TaskSpec
 from bitkd.errors import InputError
 
 STDIN = "-"
@@ -118,6 +119,18 @@ class TextFile:
             names, found = {name.strip().strip('"') for name in line.split(",")}, "csv"
         if any(set(columns) <= names for columns in self.columns):
             raise InputError(f"{self._name}:1: this looks like a row of a .{found} file; add --format {found}")
+
+
+def read_labelled(file: TextFile, task: TaskSpec) -> Rows:
+    """Rows of texts and labels, of a file or of standard input: a table in the form of the task's files, read to its end.
+
+    Its columns may also have the hub's names. Standard input without a format is tab-separated.
+    Raises InputError if there are no rows, or if the file or a row cannot be read (see `bitkd.data.files.read_rows`).
+    """
+    labels = dict.fromkeys([task.files.label, task.hub.label])
+    others = [[*texts, label] for texts in file.columns for label in labels]
+    suffix = f".{file.format}" if file.format else None if file.can_be_read_again else ".tsv"
+    return read_rows(task, file.path, suffix=suffix, others=others)
 
 
 def _without_blank_end(lines: Iterator[Line]) -> Iterator[Line]:

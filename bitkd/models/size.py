@@ -1,43 +1,67 @@
 """How large a model is, by the two conventions that papers use (they differ by up to 2 MiB at one bit)."""
 
-from torch import nn
+from collections.abc import Collection
+
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bitkd.models.encoder import encoder_layers, read_spec
 from bitkd.models.packed import is_packed, unpack_student
-from bitkd.quant.modules import QuantEmbedding, QuantLinear
+from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitLinear
+from bitkd.quant.packed import Int8Weight, PackedWeight
+from bitkd.quant.packing import BITS, TRITS, TWO_BITS, Packing
 from bitkd.quant.table import FP32
 from bitkd.store.records import MIB, SizeRecord
 
+HALF = 16
+"""Bits of a number that a packed file keeps as it is: fp16."""
 
-def measure(model: PreTrainedModel) -> SizeRecord:
+INT8 = 8
+
+
+def measure(model: PreTrainedModel, ternary: Packing = TWO_BITS, int8: Collection[str] = ()) -> SizeRecord:
     """Parameters, bits and sizes of `model`, counted from its own modules and the bits that its config records.
 
-    Those of a packed model are those of the student that it was made from.
+    ternary: the packing of ternary weights.  int8: names of the Linears and tables that a packed file keeps at 8 bits.
+    A packed model counts as it is packed; its parameters are those of the student that it was made from.
     """
     if is_packed(model.config):
+        modules = dict(model.named_modules())
+        int8 = [name for name, module in modules.items() if isinstance(module, Int8Weight)]
+        if any(module.packing is TRITS for module in modules.values() if isinstance(module, PackedWeight)):
+            ternary = TRITS
         model = unpack_student(model)
     quant = read_spec(model).quant
     parameters = sum(p.numel() for p in model.parameters())
     matrices = [m for m in model.modules() if isinstance(m, QuantLinear | QuantEmbedding) and m.weight_bits < FP32]
-    quantized = sum(m.weight.numel() for m in matrices)
-    stored_bits = sum(m.weight.numel() * m.weight_bits + FP32 * _scales(m) for m in matrices)
     tables = list(model.get_input_embeddings().parameters())
     embeddings = sum(table.numel() for table in tables)
     paper_bits = (parameters - embeddings) * quant.weight_bits + embeddings * quant.resolved_embedding_bits
     encoder = [m for layer in encoder_layers(model) for m in layer.modules() if isinstance(m, nn.Linear)]
-    full = sum(m.weight.numel() for m in encoder) if quant.weight_bits == FP32 else 0
-    rest_bits = 16 if matrices else FP32
+    if matrices:
+        low = sum(_packed_bits(m, ternary) for m in matrices)
+        small: list[Tensor] = [model.get_parameter(f"{name}.weight") for name in int8]
+        low += sum(w.numel() * INT8 + w.shape[0] * FP32 for w in small)
+        # A pair has one bias in a packed file.
+        twice = sum(m.out_features for m in model.modules() if isinstance(m, SplitLinear) and m.first.bias is not None)
+        rest = parameters - sum(w.numel() for w in (*(m.weight for m in matrices), *small)) - twice
+        file_bits = low + rest * HALF
+    else:
+        file_bits = parameters * FP32
     return SizeRecord(
         parameters=parameters,
         precision=f"W{quant.weight_bits}A{quant.activation_bits}",
         paper_mib=paper_bits / 8 / MIB,
-        file_mib=(stored_bits + full * FP32 + (parameters - quantized - full) * rest_bits) / 8 / MIB,
+        file_mib=file_bits / 8 / MIB,
         encoder_bits=sum(m.weight.numel() * getattr(m, "weight_bits", FP32) for m in encoder),
         word_tables=len(tables),
     )
 
 
-def _scales(module: QuantLinear | QuantEmbedding) -> int:
-    rows = module.weight.shape[0]
-    return rows if isinstance(module, QuantEmbedding) or module.per_row else 1
+def _packed_bits(module: QuantLinear | QuantEmbedding, ternary: Packing) -> int:
+    """Bits of a low-bit weight in a packed file, with its scales in FP32; each row is filled up to whole bytes."""
+    rows, columns = module.weight.shape
+    packing = {1: BITS, 2: ternary}.get(module.weight_bits)
+    codes = columns * module.weight_bits if packing is None else 8 * packing.columns(columns)
+    scales = rows if isinstance(module, QuantEmbedding) or module.per_row else 1
+    return rows * codes + FP32 * scales

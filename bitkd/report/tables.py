@@ -1,6 +1,5 @@
 """The tables of a comparison, as text."""
 
-import html
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +8,7 @@ from bitkd.compare.arms import Arm, Cost, Mean, mean_of_artifacts
 from bitkd.compare.comparison import Comparison
 from bitkd.compare.runs import Stage
 from bitkd.data.tasks import HOLDOUT
+from bitkd.names import escaped
 from bitkd.report.numbers import DASH, time_text
 
 PER_STEP = ("FLOP per step", "time per step")
@@ -25,14 +25,6 @@ class TextTable:
         """The table in Markdown, with the cells' text as it is."""
         header, *rows = [[escaped(cell) for cell in line] for line in (self.header, *self.rows)]
         return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows))
-
-
-def escaped(text: str) -> str:
-    """Text inside a line of Markdown, so that it shows as it is: no tag, link, cell, emphasis or line of its own."""
-    text = re.sub(r"[\t\n\v\f\r\x85\u2028\u2029]+", " ", text)
-    text = re.sub(r"([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.|:(?=//))", r"\\\1", text)
-    # GitHub makes a link of a@b.c, whether or not the sign is escaped.
-    return html.escape(text, quote=False).replace("@", "@<!-- -->")
 
 
 def paragraph(text: str) -> str:

@@ -13,8 +13,9 @@ from bitkd.compare.rows import Row
 from bitkd.compare.runs import RECORD_FILE, Run, to_json
 from bitkd.errors import InputError
 from bitkd.files import write_file
+from bitkd.names import escaped
 from bitkd.report.glossary import CAPTIONS, glossary, notes, versions
-from bitkd.report.tables import cost_table, difference_table, escaped, headline, paragraph, size_table, stage_table
+from bitkd.report.tables import cost_table, difference_table, headline, paragraph, size_table, stage_table
 
 
 def write_report(runs: list[Run], folder: Path) -> None:

@@ -34,8 +34,8 @@ class SizeRecord:
     """Every parameter at weight_bits, the word embeddings at embedding_bits, as XTC counts."""
 
     file_mib: float
-    """Quantized matrices at their bits with FP32 scales, FP32 ones at 32, the rest in fp16, as a packed file would hold
-    it (models without a quantized matrix: everything at 32 bits)."""
+    """What the tensors of a packed file take: quantized matrices at their bits with FP32 scales, the rest in fp16 (models
+    without a quantized matrix: everything at 32 bits). The file's header is not counted."""
 
     encoder_bits: int
     """Bits of only the encoder's matrices; pipelines are compared at equal encoder bits."""
@@ -160,6 +160,45 @@ class StageRecord:
         optional = ("selected_step", "trained_for", "workload", "memory_mib")
         absent |= {name for name in optional if data[name] is None}
         return {name: value for name, value in data.items() if name not in absent}
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """export.json: what `bitkd export` made, so that the folder can be used with nothing else. It holds no paths."""
+
+    format: int
+    """1."""
+
+    form: str
+    """packed, unpacked or onnx."""
+
+    task: str
+    """Name of the task; empty if the artifact recorded none."""
+
+    texts: int
+    """Texts in a row, 1 or 2; 0 if the artifact recorded no task."""
+
+    stage: str
+    """Name of the stage that made the artifact; empty if it is not known."""
+
+    fingerprint: str
+    """Of that stage; empty if it is not known."""
+
+    created: str
+    versions: dict[str, str]
+    metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    """Dev set -> metric -> value, measured with the exported files, or as the artifact recorded them."""
+
+    measured: bool = False
+    """Whether `metrics` were measured with the exported files."""
+
+    trained_for: TaskRecord | None = None
+    checksums: dict[str, str] = field(default_factory=dict)
+    """File name -> SHA-256 of every other file but README.md, which may be edited."""
+
+    def as_data(self) -> dict[str, Any]:
+        """The content of the JSON file."""
+        return {name: value for name, value in asdict(self).items() if name != "trained_for" or value is not None}
 
 
 @dataclass(frozen=True)

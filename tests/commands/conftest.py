@@ -28,7 +28,7 @@ TASKS = {
 }
 
 
-def write_student(store, model, tokenizer, task, max_length=16, definition=None, recorded=True):
+def write_student(store, model, tokenizer, task, max_length=16, definition=None, recorded=True, source="files"):
     """Publish a model as the artifact of a task; returns its folder."""
     spec = read_spec(model)
     spec.trained_head = True
@@ -53,7 +53,7 @@ def write_student(store, model, tokenizer, task, max_length=16, definition=None,
         device="",
         created="",
         versions={},
-        trained_for=TaskRecord(definition, max_length, "files") if recorded else None,
+        trained_for=TaskRecord(definition, max_length, source) if recorded else None,
     )
     write = lambda folder: bitkd.save_student(model, folder, tokenizer)  # noqa: E731
     return store.publish(f"single_stage-{next(NUMBERS)}", write, record, MetricsRecord(0.5)).path

@@ -2,12 +2,15 @@ import pytest
 import torch
 from transformers import AutoModel, BertConfig
 
+from bitkd.export.sizes import file_parts
 from bitkd.models.attention import ATTENTION
 from bitkd.models.encoder import encoder_layers
+from bitkd.models.packed import int8_parts, load_packed, save_packed
 from bitkd.models.prepare import prepare, split_ternary_
 from bitkd.models.size import measure
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
+from bitkd.quant.packing import TRITS, TWO_BITS
 from bitkd.quant.spec import QuantSpec
 from bitkd.quant.table import WEIGHTS, WeightQuantizer
 from tests.models.conftest import classifier, importance_of
@@ -34,13 +37,31 @@ def test_a_split_half_width_student_has_the_encoder_bits_of_a_full_width_one():
     assert measure(half).parameters > measure(full).parameters
 
 
-def test_a_full_precision_encoder_counts_32_bits_when_only_embeddings_are_quantized():
+def test_a_full_precision_encoder_is_kept_in_16_bits_when_only_embeddings_are_quantized():
     model = prepare(classifier(), QuantSpec(embedding_bits=1))
     encoder = sum(
         m.weight.numel() for layer in encoder_layers(model) for m in layer.modules() if hasattr(m, "in_features")
     )
     assert measure(model).encoder_bits == 32 * encoder
-    assert measure(model).file_mib * 2**23 > 32 * encoder
+    assert 16 * encoder < measure(model).file_mib * 2**23 < 32 * encoder
+    assert measure(classifier()).file_mib == measure(classifier()).paper_mib
+
+
+@pytest.mark.parametrize("bits", WEIGHTS)
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("ternary", [TWO_BITS, TRITS], ids=lambda packing: packing.name)
+@pytest.mark.parametrize("int8", [int8_parts, lambda model: []], ids=["8 bits", "16 bits"])
+def test_the_counted_size_is_that_of_the_files_tensors(bits, per_row, ternary, int8, tmp_path):
+    model = prepare(classifier(), QuantSpec(weight_bits=bits, embedding_bits=3 - bits, per_row=per_row))
+    for split in (False, True):
+        if split and bits == 2:
+            split_ternary_(model)
+        names = int8(model)
+        save_packed(model, tmp_path, ternary=ternary, int8=names)
+        parts = {part.name: part.size for part in file_parts(tmp_path / "model.safetensors", model)}
+        size = measure(model, ternary, names)
+        assert size.file_mib * 2**20 == sum(parts.values()) - parts["header"]
+        assert measure(load_packed(tmp_path)) == size
 
 
 def test_a_width_from_the_table_is_counted_at_its_bits(monkeypatch):

@@ -1,0 +1,437 @@
+"""The command export: a quantized student as a folder to use and to share."""
+
+import argparse
+import datetime
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitkd import __version__
+from bitkd.commands.checkpoints import Checkpoint, check_folder, check_source, open_checkpoint
+from bitkd.commands.output import print_json
+from bitkd.config.load import load_config
+from bitkd.errors import InputError
+from bitkd.export.card import CardFacts, check_base_model, check_license, write_card
+from bitkd.export.history import History, quantized_stages, read_history
+from bitkd.files import follow_umask, new_folder
+from bitkd.models.marks import packed_record
+from bitkd.models.onnx_files import check_installed, is_onnx
+from bitkd.models.spec import StudentSpec, check_spec_data
+from bitkd.pipeline.checks import check_files
+from bitkd.pretrained.files import check_checkpoint_files, read_config_data
+from bitkd.processes.libraries import quieten
+from bitkd.report.console import Console
+from bitkd.report.fitted import FittedTable
+from bitkd.store.artifacts import STAGE_FILE, WEIGHTS_FILE, Artifact, read_artifact
+from bitkd.store.exports import EXPORT_FORMAT, is_export, write_export
+from bitkd.store.records import MIB, ExportRecord, SizeRecord, parse_record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from bitkd.commands.inference import DevSets, Measured
+
+LIMIT = 0.001
+"""Change of a score from which positions and pooler stay in fp16: 0.1 point (percent)."""
+
+TERNARY = {"2": "2 bits", "1.6": "5 in a byte"}
+"""--ternary-bits -> name of the packing."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The artifact that is exported."""
+
+    folder: Path
+    spec: StudentSpec
+    classifier: bool
+    artifact: Artifact | None
+    """None for a folder that no stage made."""
+
+    history: History
+
+    @property
+    def quantized(self) -> bool:
+        """Whether it has low-bit weights."""
+        return min(self.spec.quant.weight_bits, self.spec.quant.resolved_embedding_bits) < 32
+
+
+@dataclass
+class Exported:
+    """What was written, and what is told about it."""
+
+    model: "PreTrainedModel | None"
+    """The model as the weights hold it, by which their file is explained; None if that is no safetensors file."""
+
+    size: SizeRecord
+    """Counted, of the written form."""
+
+    metrics: dict[str, dict[str, float | None]] | None = None
+    """Measured with the written form; None if it was not."""
+
+    int8: list[str] = field(default_factory=list)
+    """Names of the modules at 8 bits beside the quantized ones."""
+
+    told: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """For the model card."""
+
+    measured: dict[str, Any] = field(default_factory=dict)
+    """For --json."""
+
+
+def export_command(arguments: argparse.Namespace) -> int:
+    """Write an exported folder, and print where its bytes go; returns the exit code."""
+    source = _open(arguments.artifact, arguments.format)
+    out = _check_out(arguments.out, source.folder)
+    _check_options(arguments, source)
+    checkpoint = _open_rows(arguments, source)
+    from bitkd.commands.inference import DevSets
+    from bitkd.data.hub import has_tokenizer, load_tokenizer
+    from bitkd.engine.build import compile_ahead
+    from bitkd.models.artifact import load_student
+
+    quieten()
+    model = load_student(source.folder)
+    tokenizer = load_tokenizer(source.folder) if has_tokenizer(source.folder) else None
+    sets = DevSets(checkpoint, model) if checkpoint else None
+    if arguments.format == "packed":
+        compile_ahead()  # so that whoever loads the folder on this machine need not wait
+    with _written(out) as folder:
+        done = FORMATS[arguments.format](model, tokenizer, folder, sets, arguments)
+        for file in folder.iterdir():
+            follow_umask(file)
+        record = _record(source, arguments.format, done, checkpoint, sets)
+        write_export(folder, record)
+        parts = _parts(folder, done)
+        size = sum(part.size for part in parts)
+        write_card(
+            folder,
+            CardFacts(
+                title=out.resolve().name,
+                record=record,
+                history=source.history,
+                counted=done.size,
+                file_size=size,
+                parts=parts,
+                classifier=source.classifier,
+                quantized=source.quantized,
+                split=source.spec.split,
+                notes=done.notes,
+                base_model=arguments.base_model,
+                license=arguments.license,
+            ),
+        )
+        follow_umask(folder / "README.md")
+    if source.classifier and not source.spec.trained_head:
+        done.told.append(
+            f"{source.folder} records no trained head; `bitkd predict` and `bitkd evaluate` refuse such packed folders"
+        )
+    if tokenizer is None:
+        done.told.append(f"{source.folder} has no tokenizer: save one into {out} with tokenizer.save_pretrained")
+    _show(arguments, out, parts, size, done)
+    return 0
+
+
+# What is refused
+
+
+def _open(name: str, form: str) -> Source:
+    """The artifact of a name. Raises InputError if it cannot be exported in this form."""
+    named = Path(name).expanduser()
+    if not named.is_dir():
+        raise InputError(f"{name}: there is no such folder; name the artifact of a finished stage")
+    folder = named.resolve()
+    check_folder(name, folder)
+    if is_export(folder) or is_onnx(folder) or packed_record(content := read_config_data(folder)) is not None:
+        raise InputError(f"{name} is an export already; name the artifact that it was made of")
+    if content.get("bitkd") is None:
+        raise InputError(
+            f"{name} is a plain Hugging Face checkpoint, not an artifact of bitkd; make a quantized student of it with "
+            "`bitkd run`"
+        )
+    check_checkpoint_files(folder)
+    where = f"{folder}: the bitkd section of its config.json"
+    check_spec_data(content["bitkd"], where)
+    spec = parse_record(StudentSpec, json.dumps(content["bitkd"]), where, "run its pipeline again")
+    classifier = "SequenceClassification" in str(content.get("architectures"))
+    artifact = read_artifact(folder) if (folder / STAGE_FILE).is_file() else None
+    source = Source(folder, spec, classifier, artifact, read_history(named))
+    if form != "unpacked" and not source.quantized:
+        others = [str(named.parent / stage) for stage in quantized_stages(named)]
+        found = f"name a quantized stage: {', '.join(others)}" if others else "name a stage of 1 or 2 bits"
+        raise InputError(
+            f"{name} is an FP32 student, which has nothing to pack; {found} (--format unpacked takes any student)"
+        )
+    return source
+
+
+def _check_out(name: str, artifact: Path) -> Path:
+    """Raises InputError if the folder exists and is not empty, or lies in the artifact."""
+    out = Path(name).expanduser()
+    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
+        raise InputError(f"{name} exists already and is not overwritten; name a new folder, or delete it")
+    if out.resolve().is_relative_to(artifact):
+        raise InputError(f"{name} lies in the artifact, which is not changed; name a folder elsewhere")
+    return out
+
+
+def _check_options(arguments: argparse.Namespace, source: Source) -> None:
+    if arguments.format == "onnx":
+        check_installed("onnx")
+    check_license(arguments.license)
+    check_base_model(arguments.base_model)
+    if arguments.format != "packed" and (arguments.int8 is not None or arguments.ternary_bits):
+        raise InputError(f"--int8, --no-int8 and --ternary-bits are for --format packed, this is {arguments.format}")
+    if arguments.ternary_bits and 2 not in (source.spec.quant.weight_bits, source.spec.quant.resolved_embedding_bits):
+        raise InputError(f"--ternary-bits={arguments.ternary_bits}: {source.folder} has no ternary (2-bit) weights")
+
+
+def _open_rows(arguments: argparse.Namespace, source: Source) -> Checkpoint | None:
+    """The artifact with its task, if rows to measure on are at hand. Raises InputError if they are named and not there."""
+    settings = arguments.settings
+    trained_for = source.artifact.stage.trained_for if source.artifact else None
+    named = any(word.startswith(("task=", "data.dir=")) for word in settings)
+    if not named and (trained_for is None or trained_for.source != "demo" or not source.spec.trained_head):
+        load_config(settings, require=())
+        return None
+    checkpoint = open_checkpoint(str(source.folder), settings, None, needs_task=True)
+    check_source(checkpoint)
+    files = checkpoint.config.task.files
+    check_files(checkpoint.config, [files.train, *files.dev.values()])
+    return checkpoint
+
+
+# What is written
+
+
+def _packed(
+    model: "PreTrainedModel", tokenizer: Any, folder: Path, sets: "DevSets | None", arguments: argparse.Namespace
+) -> Exported:
+    from bitkd.models.packed import int8_parts, pack_student, save_packed
+    from bitkd.models.size import measure
+    from bitkd.quant.packing import PACKINGS
+
+    ternary = PACKINGS[TERNARY[arguments.ternary_bits or "2"]]
+    names = int8_parts(model)
+    int8, told, measured = names if arguments.int8 else [], [], None
+    if sets is not None:
+        measured = sets.measure(pack_student(model, ternary=ternary, int8=int8))
+    if names and arguments.int8 is None:
+        parts = _describe(names)
+        if sets is None or measured is None:
+            told.append(
+                f"{parts} are in fp16. To have them at 8 bits where the task's metric allows it, give the rows to measure it on "
+                "with data.dir=FOLDER, or task=NAME, which loads them from the hub; --int8 takes 8 bits without measuring"
+            )
+        else:
+            after = sets.measure(pack_student(model, ternary=ternary, int8=names))
+            changes = _changes(measured, after)
+            if all(abs(after.scores[dev] - measured.scores[dev]) < LIMIT for dev in after.scores):
+                int8, measured = names, after
+                told.append(f"{changes}: {parts} at 8 bits")
+            else:
+                told.append(f"{changes}: {parts} stay in fp16, because the change is not below 0.1 point")
+    packed = pack_student(model, ternary=ternary, int8=int8)
+    save_packed(packed, folder, tokenizer)
+    return Exported(packed, measure(model, ternary, int8), measured.values if measured else None, int8, told)
+
+
+def _unpacked(
+    model: "PreTrainedModel", tokenizer: Any, folder: Path, sets: "DevSets | None", arguments: argparse.Namespace
+) -> Exported:
+    from bitkd.export.unpacked import make_stock
+    from bitkd.models.size import measure
+
+    stock = make_stock(model)
+    stock.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    size = replace(measure(model), file_mib=measure(stock).file_mib)
+    done = Exported(stock, size, notes=["FOLDER is this folder, or its id on the hub. It needs no bitkd."])
+    if getattr(stock.base_model, "pooler", done) is None and stock.base_model is stock:
+        text = (
+            "The encoder has no pooler, and transformers makes a random one: read last_hidden_state, not pooler_output."
+        )
+        done.told.append(text)
+        done.notes.append(text)
+    if size.precision.endswith("A32"):
+        return done
+    text = (
+        "Activations are not quantized in this form, so its logits differ a little from those of the quantized student"
+    )
+    if sets is not None:
+        before, after = sets.measure(model), sets.measure(stock)
+        found = _distance(before, after)
+        text += f": {_distance_text(found)}"
+        done.metrics, done.measured = after.values, {"logits": found}
+        done.told.append(f"student → this form: {_changes(before, after)}")
+    done.told.append(f"{text}.")
+    done.notes.append(f"{text}.")
+    return done
+
+
+def _onnx(
+    model: "PreTrainedModel", tokenizer: Any, folder: Path, sets: "DevSets | None", arguments: argparse.Namespace
+) -> Exported:
+    from bitkd.export.onnx import export_onnx
+    from bitkd.models.onnx import load_onnx
+    from bitkd.models.size import measure
+
+    export_onnx(model, tokenizer, folder)
+    done = Exported(None, measure(model), notes=["FOLDER is this folder. It needs onnxruntime, and no bitkd."])
+    if sets is not None and find_spec("onnxruntime"):
+        written: Any = load_onnx(folder)
+        before, after = sets.measure(model), sets.measure(written)
+        found = _distance(before, after)
+        done.metrics, done.measured = after.values, {"logits": found}
+        done.told.append(f"student → this form: {_changes(before, after)}; its logits differ {_distance_text(found)}")
+    return done
+
+
+FORMATS: dict[str, Callable[..., Exported]] = {"packed": _packed, "unpacked": _unpacked, "onnx": _onnx}
+"""--format -> what writes it."""
+
+
+def _describe(names: list[str]) -> str:
+    """Parts that can go to 8 bits, in words."""
+    kinds = {"positions": "position_embeddings", "pooler": "pooler"}
+    found = [kind for kind, mark in kinds.items() if any(mark in name for name in names)]
+    rest = [name for name in names if not any(mark in name for mark in kinds.values())]
+    return " and ".join([*found, *(["head"] if rest else [])])
+
+
+def _changes(before: "Measured", after: "Measured") -> str:
+    """The metrics of two models, on every dev set."""
+    many = len(before.values) > 1
+    return ", ".join(
+        f"{f'{dev} ' if many else ''}{name} {_value(value)} → {_value(after.values[dev][name])}"
+        for dev, values in before.values.items()
+        for name, value in values.items()
+        if name != "loss"
+    )
+
+
+def _value(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def _distance(before: "Measured", after: "Measured") -> dict[str, Any]:
+    """How far the logits of two models are apart, over all dev rows."""
+    import torch
+
+    one, other = (torch.cat(list(found.logits.values())) for found in (before, after))
+    apart = (one - other).abs().amax(dim=1)
+    changed = int((one.argmax(1) != other.argmax(1)).sum())
+    return {"rows": len(one), "median": float(apart.median()), "largest": float(apart.max()), "labels": changed}
+
+
+def _distance_text(found: dict[str, Any]) -> str:
+    apart = f"by {found['median']:.2g} (median) to {found['largest']:.2g}"
+    return f"on {found['rows']:,} dev rows {apart}, and {found['labels']} of the labels are others"
+
+
+def _record(
+    source: Source, form: str, done: Exported, checkpoint: Checkpoint | None, sets: "DevSets | None"
+) -> ExportRecord:
+    stage = source.artifact.stage if source.artifact else None
+    recorded = source.artifact.metrics.sets if source.artifact else {}
+    trained_for = stage.trained_for if stage else None
+    if (
+        checkpoint
+        and sets
+        and (trained_for is None or trained_for.definition.get("name") != checkpoint.config.task.name)
+    ):
+        from bitkd.pipeline.stage_record import task_record
+
+        trained_for = replace(task_record(checkpoint.config), max_length=sets.max_length)
+    return ExportRecord(
+        format=EXPORT_FORMAT,
+        form=form,
+        task=str(trained_for.definition["name"]) if trained_for else "",
+        texts=len(trained_for.definition["text"]) if trained_for else 0,
+        stage=stage.name if stage else "",
+        fingerprint=stage.fingerprint if stage else "",
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        versions={"bitkd": __version__, **{name: version(name) for name in ("torch", "transformers")}},
+        metrics=recorded if done.metrics is None else done.metrics,
+        measured=done.metrics is not None,
+        trained_for=trained_for,
+    )
+
+
+@contextmanager
+def _written(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out` at the end. Whatever interrupts the work, nothing of it is left.
+
+    Raises InputError if the folder cannot be written.
+    """
+
+    def leave(number: int, frame: Any) -> None:
+        sys.exit(75)
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, leave) if main else None
+    try:
+        with new_folder(out) as folder:
+            yield folder
+    except OSError as error:
+        raise InputError(f"{out} cannot be written ({error.strerror or error}); name another folder") from error
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
+
+
+# What is printed
+
+
+def _parts(folder: Path, done: Exported) -> list[Any]:
+    """The parts of the written weights."""
+    from bitkd.export.sizes import FilePart, file_parts
+
+    if done.model is not None:
+        return file_parts(folder / WEIGHTS_FILE, done.model)
+    return [FilePart(file.name, file.stat().st_size, "") for file in sorted(folder.glob("*.onnx*"))]
+
+
+def _show(arguments: argparse.Namespace, out: Path, parts: list[Any], size: int, done: Exported) -> None:
+    counted = round(done.size.file_mib * MIB)
+    if arguments.json:
+        print_json(
+            {
+                "folder": str(out),
+                "format": arguments.format,
+                "bytes": size,
+                "parts": [{"part": part.name, "bytes": part.size, "types": part.types} for part in parts],
+                "counted_bytes": counted,
+                "size": asdict(done.size),
+                "int8": done.int8,
+                "metrics": done.metrics,
+                **done.measured,
+                "notes": done.told,
+            }
+        )
+        return
+    console = Console()
+    rows = [
+        [part.name, f"{part.size:,}", f"{part.size / MIB:.3f}", f"{part.size / size:.1%}", part.types] for part in parts
+    ]
+    rows.append(["the whole file", f"{size:,}", f"{size / MIB:.3f}", "100.0%", ""])
+    header = ["part", "bytes", "MiB", "share", "types"]
+    console.print(FittedTable(header, rows, optional=("types", "share"), sections=[len(parts)]))
+    if arguments.format != "onnx":
+        console.print(
+            f"counted: {counted:,} bytes ({size / counted - 1:+.1%} in the file, mostly its header); "
+            f"{done.size.paper_mib:.3f} MiB by the convention of papers ({done.size.precision})"
+        )
+    for line in done.told:
+        console.print(line)
+    console.print(f"{arguments.format}: {out}")

@@ -1,0 +1,126 @@
+"""A quantized student as a plain Hugging Face checkpoint: its weights in FP32, in the stock class of its family."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+
+from bitkd.errors import InputError
+from bitkd.models.encoder import ffn_neurons, read_spec
+from bitkd.models.spec import StudentSpec
+from bitkd.quant.functional import quantize_weight
+from bitkd.quant.layout import Layout, layers_of
+from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
+
+_OWN_SETTINGS = ("bitkd", "quantization_config", "transformers_weights")
+"""Of a student's configuration, which a stock model does not know."""
+
+
+@torch.no_grad()
+def make_stock(model: PreTrainedModel) -> PreTrainedModel:
+    """The stock model of a simulated student, in eval mode: weights are codes · scale in FP32, both halves of a pair summed.
+
+    Activations are not quantized in it, so its logits are those of the student within
+    `bitkd.quant.swap.unquantized_activations`, up to rounding. Heads and neurons that a narrow student lacks are zeros,
+    which changes no output. The student is left unchanged.
+    Raises InputError if a stock model cannot compute what the student does.
+    """
+    _check(model)
+    stock = _new_stock(model)
+    state = {name: tensor.clone() for name, tensor in _float_weights(model).items()}
+    _widen(state, model)
+    missing, unexpected = stock.load_state_dict(state, strict=False)
+    if missing or unexpected:
+        raise InputError(
+            f"a {type(model).__name__} of transformers has other weights than this student (missing: {sorted(missing)[:3]}, "
+            f"unexpected: {sorted(unexpected)[:3]}); use --format packed"
+        )
+    return stock.eval()
+
+
+def _check(model: PreTrainedModel) -> None:
+    layout, spec = layers_of(model).layout, read_spec(model)
+    if layout.first_lacks and spec.layers and spec.layers[0] > 0:
+        raise InputError(
+            f"the student begins with layer {spec.layers[0]} of its source, which has a norm that the first layer of a "
+            f"{layout.family} does not have: no stock model computes what it does; use --format packed"
+        )
+
+
+def _new_stock(model: PreTrainedModel) -> PreTrainedModel:
+    config: PretrainedConfig = copy.deepcopy(model.config)
+    for name in _OWN_SETTINGS:
+        config.__dict__.pop(name, None)
+    family = AutoModel if model.base_model is model else AutoModelForSequenceClassification
+    stock: PreTrainedModel = family.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    if hasattr(stock.base_model, "pooler") and getattr(model.base_model, "pooler", None) is None:
+        stock.base_model.pooler = None  # type: ignore[assignment]
+    return stock
+
+
+def _float_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The state dict of the student as a stock model would have it, but for the widths."""
+    state = dict(model.state_dict())
+    for name, module in model.named_modules():
+        if isinstance(module, SplitLinear | SplitEmbedding):
+            halves = (module.first, module.second)
+            for key in [key for key in state if key.startswith(f"{name}.")]:
+                del state[key]
+            state[f"{name}.weight"] = _weight(halves[0]) + _weight(halves[1])
+            if getattr(halves[0], "bias", None) is not None:
+                state[f"{name}.bias"] = halves[0].bias + halves[1].bias  # type: ignore[operator]
+        elif isinstance(module, QuantLinear | QuantEmbedding) and f"{name}.weight" in state:
+            state[f"{name}.weight"] = _weight(module)
+    return state
+
+
+def _weight(module: Any) -> Tensor:
+    if module.weight_codes is None:
+        weight: Tensor = module.weight
+        return weight
+    return quantize_weight(module.weight, module.weight_codes, module.per_row)
+
+
+def _widen(state: dict[str, Tensor], model: PreTrainedModel) -> None:
+    """Fill the weights of narrow layers up with zeros, in place.
+
+    An absent head has queries, keys and values of zero, and its outputs meet zeros; an absent neuron meets zeros as well.
+    """
+    spec, layers = read_spec(model), layers_of(model)
+    names = {module: name for name, module in model.named_modules()}
+    for number, layer in enumerate(layers.modules):
+        _widen_layer(state, f"{names[layer]}.", layers.layout, spec, number, model.config)
+
+
+def _widen_layer(
+    state: dict[str, Tensor], prefix: str, layout: Layout, spec: StudentSpec, number: int, config: PretrainedConfig
+) -> None:
+    heads, neurons = config.num_attention_heads, ffn_neurons(config)
+    # A family with a bias per head (MPNet) has those of all heads, so each head goes to the place that it came from.
+    kept = spec.kept_heads[number] if spec.kept_heads else list(range(spec.heads))
+    features = torch.tensor([head * spec.head_size + i for head in kept for i in range(spec.head_size)])
+
+    def put(path: str, dim: int, places: Tensor, size: int, blocks: int = 1) -> None:
+        for kind in ("weight", "bias"):
+            key = f"{prefix}{path}.{kind}"
+            if key in state and (kind == "weight" or dim == 0):
+                state[key] = _spread(state[key], dim, places, size, blocks)
+
+    if spec.heads < heads:
+        for path in dict.fromkeys(layout.projections):
+            put(path, 0, features, heads * spec.head_size, blocks=3 if layout.fused else 1)
+        put(layout.attention_output, 1, features, heads * spec.head_size)
+    if spec.neurons < neurons:
+        places = torch.arange(spec.neurons)
+        put(layout.up, 0, places, neurons, blocks=2 if layout.gated else 1)
+        put(layout.down, 1, places, neurons)
+
+
+def _spread(tensor: Tensor, dim: int, places: Tensor, size: int, blocks: int) -> Tensor:
+    """A tensor with zeros between, so that each of `blocks` equal parts of dimension `dim` has `size` entries."""
+    shape = list(tensor.shape)
+    shape[dim] = blocks * size
+    every = torch.cat([places + block * size for block in range(blocks)])
+    return tensor.new_zeros(shape).index_copy_(dim, every, tensor)
