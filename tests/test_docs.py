@@ -12,7 +12,7 @@ import yaml
 
 import bitkd
 from bitkd import cli
-from bitkd.commands.predict import is_setting
+from bitkd.commands.checkpoints import is_setting
 from bitkd.config.load import load_config
 from bitkd.errors import InputError
 from bitkd.models.encoder import read_spec, write_spec
@@ -80,9 +80,9 @@ def check_bitkd(words):
         check_settings(load_config(settings))
     elif arguments.command == "augment":
         load_config(settings, require=("task",))
-    elif arguments.command in ("evaluate", "export"):
+    elif arguments.command == "export":
         load_config(settings, require=())
-    elif arguments.command == "predict":
+    elif arguments.command in ("evaluate", "predict"):
         load_config([word for word in settings if is_setting(word) and not word.startswith("split=")], require=())
     elif arguments.command == "store":
         load_config(settings, require=())

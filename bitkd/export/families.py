@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from onnx import TensorProto
 from transformers import PreTrainedModel
+from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
 from bitkd.errors import InputError
 from bitkd.export.graph import MASKED, Graph
 from bitkd.models.attention import KEPT_HEADS
+from bitkd.models.encoder import read_spec
 from bitkd.models.inputs import reads_token_types
 from bitkd.quant.layout import Layers, layers_of
 from bitkd.quant.swap import ATTENTION_QUANTIZER
@@ -49,7 +51,7 @@ class _Build:
         self.layers: Layers = layers_of(model)
         self.length = graph.op("Gather", graph.op("Shape", IDS), graph.constant(1, np.int64))
         self.positions = graph.range(self.length)
-        self.head_size = _head_size(self)
+        self.head_size = read_spec(model).head_size
 
     def distances(self) -> str:
         """key - query of each pair of positions, int64, (length, length)."""
@@ -76,12 +78,6 @@ class _Build:
     def first_token(self, x: str) -> str:
         """(batch, hidden)"""
         return self.graph.op("Gather", x, self.graph.constant(0, np.int64), axis=1)
-
-
-def _head_size(build: _Build) -> int:
-    from bitkd.models.encoder import read_spec
-
-    return read_spec(build.model).head_size
 
 
 # Embeddings
@@ -214,7 +210,8 @@ def _deberta_layers(build: _Build, x: str) -> str:
     def bias(build: _Build, number: int, query: str, key: str) -> str | None:
         own, total = modules[number], None
         scale = math.sqrt(_score_parts(own) * build.head_size)
-        shape = graph.op("Concat", *_sizes(graph, query), build_length(build), build_length(build), axis=0)
+        length = graph.unsqueeze(build.length, 0)
+        shape = graph.op("Concat", graph.op("Shape", query, start=0, end=2), length, length, axis=0)
         for kind, content, projection in (
             ("c2p", query, own.key_proj if own.share_att_key else getattr(own, "pos_key_proj", None)),
             ("p2c", key, own.query_proj if own.share_att_key else getattr(own, "pos_query_proj", None)),
@@ -234,23 +231,12 @@ def _deberta_layers(build: _Build, x: str) -> str:
     return _bert_layers(build, x, bias, parts=_score_parts(modules[0]))
 
 
-def build_length(build: _Build) -> str:
-    return build.graph.unsqueeze(build.length, 0)
-
-
-def _sizes(graph: Graph, x: str) -> list[str]:
-    """The first two dimensions."""
-    return [graph.op("Shape", x, start=0, end=2)]
-
-
 def _score_parts(attention: Any) -> int:
     return 1 + sum(kind in attention.pos_att_type for kind in ("c2p", "p2c"))
 
 
 def _deberta_buckets(build: _Build, attention: Any) -> torch.Tensor:
     """The relative position of each distance of two positions (key - query), int64."""
-    from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
-
     behind = -build.all_distances()
     if attention.position_buckets > 0:
         behind = make_log_bucket_position(behind, attention.position_buckets, attention.max_relative_positions)

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 import bitkd
 from bitkd.cli import main
-from bitkd.commands.predict import is_setting
+from bitkd.commands.checkpoints import is_setting
 
 CPU = "trainer.accelerator=cpu"
 

@@ -78,6 +78,26 @@ def test_a_graph_of_every_family_gives_the_students_logits(name, tmp_path):
             torch.testing.assert_close(logits(graph, inputs), logits(packed, inputs), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("Bert", {"type_vocab_size": 1, "hidden_act": "gelu_new"}),
+        ("Bert", {"hidden_act": "silu"}),
+        ("Roberta", {"type_vocab_size": 2, "hidden_act": "relu"}),
+        ("DebertaV2", {"share_att_key": False, "pos_att_type": ["c2p"], "type_vocab_size": 2}),
+        ("DebertaV2", {"share_att_key": False, "position_buckets": -1, "norm_rel_ebd": "none"}),
+        ("DebertaV2", {"relative_attention": False, "pos_att_type": [], "position_biased_input": True}),
+        ("ModernBert", {"classifier_pooling": "mean", "norm_bias": True, "mlp_bias": True, "attention_bias": True}),
+    ],
+)
+def test_variants_of_a_family_have_graphs_of_their_own(name, settings, tmp_path):
+    packed = pack_student(prepare(classifier(config_of(name, WORKING[name] | settings)), FP32_INPUTS))
+    inputs = rows(4, 20, packed.config.pad_token_id or 0)
+    if packed.config.to_dict().get("type_vocab_size", 0) > 1:
+        inputs["token_type_ids"] = (torch.arange(20) > 8).long().expand(4, -1)
+    torch.testing.assert_close(logits(exported(packed, tmp_path), inputs), logits(packed, inputs), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", WORKING)
 def test_quantized_inputs_and_attention_have_a_graph_in_every_family(name, tmp_path):
     model = classifier(config_of(name, WORKING[name]))
