@@ -101,7 +101,7 @@ class GpuEncoder:
         parts = [dict(zip(names, modules)) for modules in zip(*map(layers.parts, names), strict=True)]
         self.kernels: Any = find_kernels(parts[0]["query"].scale.device)
         self._in_product = activation if activation in ("gelu", "relu") else ""
-        with torch.no_grad(), torch.inference_mode(False):
+        with torch.inference_mode(False), torch.no_grad():
             pairs = zip(norms[::2], norms[1::2], strict=True)
             self._layers = [_Layer(part, pair) for part, pair in zip(parts, pairs, strict=True)]
 

@@ -109,6 +109,10 @@ def _product(  # type: ignore[no-untyped-def]
     tl.store(target, y, mask=in_rows[:, None] & in_columns[None, :])
 
 
+SMALL_MEMORY = 96 * 1024
+"""Bytes of shared memory that every GPU of compute capability 8 or more has."""
+
+
 @dataclass(frozen=True)
 class Tile:
     """The part of a product that one program computes, and how."""
@@ -127,6 +131,14 @@ def tile_of(rows: int) -> Tile:
     if rows <= 1024:
         return Tile(64, 128, 128, 4, 4)
     return Tile(128, 128, 128, 8, 3)
+
+
+def _stages(tile: Tile, terms: int, device: torch.device) -> int:
+    """Tiles that are loaded ahead: as many as the shared memory of a multiprocessor holds."""
+    if device.type != "cuda":
+        return tile.stages
+    memory = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", SMALL_MEMORY)
+    return max(1, min(tile.stages, memory // ((tile.rows + terms * tile.columns) * tile.depth)))
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,7 +200,7 @@ def product(
         tile.columns,
         tile.depth,
         num_warps=tile.warps,
-        num_stages=tile.stages,
+        num_stages=_stages(tile, len(terms), codes.device),
         enable_fp_fusion=False,
     )
     return out

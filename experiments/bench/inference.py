@@ -1,12 +1,12 @@
 """How fast packed students are (`make bench SUITE=inference`): beside FP32, bf16 and onnxruntime's int8 of the same shape.
 
-Models have random weights of the shapes of BERT-base and MiniLM-L6; for speed with a vocabulary of 1000, since looking words up does
-not count. Each figure is a median of rounds in which all take turns, in processor time of one thread. The targets are those of a
-processor with AVX512-VBMI and VNNI; elsewhere such a figure is left out, and what remains is the AVX2 path. What cannot run
+Models have random weights of the shapes of BERT-base and MiniLM-L6; for speed with a vocabulary of 1000, since looking words up
+does not count. Each figure is a median of rounds in which all take turns, in processor time of one thread. The targets are those
+of a processor with AVX512-VBMI and VNNI; elsewhere such a figure is left out, and what remains is the AVX2 path. What cannot run
 here is named.
 
-`python experiments/bench/inference.py PART…` measures some parts only, see PARTS; `gpu compiled`
-compares with bf16 by torch.compile too.
+`python experiments/bench/inference.py PART…` measures some parts only, see PARTS; `gpu compiled` compares with bf16 by
+torch.compile too.
 """
 
 import functools
