@@ -12,7 +12,16 @@ OPTIONAL = ("MiB on paper", "parameters", "seconds", "steps", "seed", "MiB packe
 """Columns that a narrow terminal may leave out, the first to go first: never names and scores."""
 
 OPTIONAL_TEXT = (
-    *("hyper-parameters", "stages", "training FLOP", "training time", "resampled", "MiB packed", "MiB packed, counted", "seeds in pairs"),
+    *(
+        "hyper-parameters",
+        "stages",
+        "training FLOP",
+        "training time",
+        "resampled",
+        "MiB packed",
+        "MiB packed, counted",
+        "seeds in pairs",
+    ),
     *("seeds", "budget", "bits", "student / teacher"),
 )
 """The same of a comparison's tables."""
