@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from pkgutil import resolve_name
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
     from bitkd.models.artifact import new_classifier as new_classifier
     from bitkd.models.artifact import save_student as save_student
     from bitkd.models.importance import estimate_importance as estimate_importance
+    from bitkd.models.packed import load_packed as load_packed
+    from bitkd.models.packed import pack_student as pack_student
+    from bitkd.models.packed import save_packed as save_packed
+    from bitkd.models.packed import unpack_student as unpack_student
     from bitkd.models.prepare import prepare as prepare
     from bitkd.models.spec import ShapeSpec as ShapeSpec
     from bitkd.models.student import build_student as build_student
@@ -88,15 +93,19 @@ _PUBLIC = {
     "load_classifier": "bitkd.models.artifact",
     "load_config": "bitkd.config.load",
     "load_encoder": "bitkd.models.artifact",
+    "load_packed": "bitkd.models.packed",
     "load_predictor": "bitkd.commands.inference",
     "load_shards": "bitkd.data.augment.augmenter",
     "load_student": "bitkd.models.artifact",
     "new_classifier": "bitkd.models.artifact",
+    "pack_student": "bitkd.models.packed",
     "prepare": "bitkd.models.prepare",
     "run": "bitkd.api",
+    "save_packed": "bitkd.models.packed",
     "save_student": "bitkd.models.artifact",
     "split_ternary": "bitkd.quant.splitting",
     "ternarize": "bitkd.quant.functional",
+    "unpack_student": "bitkd.models.packed",
 }
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
@@ -111,15 +120,21 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-_QUANTIZERS = "transformers.quantizers.auto"
-"""The module of transformers that students are registered with."""
+_REGISTERED = {
+    "transformers.models.auto.configuration_auto": "bitkd.models.model_types:register_types",
+    "transformers.quantizers.auto": "bitkd.models.from_pretrained:register",
+}
+"""A module of transformers that students are registered with -> the function that does it."""
 
 
 class _StudentsInTransformers(MetaPathFinder, Loader):
-    """Registers students with transformers as soon as that is imported, which takes seconds, by whomever."""
+    """Registers students with a module of transformers as soon as that is imported, which takes seconds, by whomever."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname != _QUANTIZERS:
+        if fullname != self.module:
             return None
         sys.meta_path.remove(self)
         spec = PathFinder.find_spec(fullname, path)
@@ -132,16 +147,11 @@ class _StudentsInTransformers(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
-        _register_students()
+        resolve_name(_REGISTERED[self.module])()
 
 
-def _register_students() -> None:
-    from bitkd.models.from_pretrained import register
-
-    register()
-
-
-if _QUANTIZERS in sys.modules:
-    _register_students()
-else:
-    sys.meta_path.insert(0, _StudentsInTransformers())
+for _module, _register in _REGISTERED.items():
+    if _module in sys.modules:
+        resolve_name(_register)()
+    else:
+        sys.meta_path.insert(0, _StudentsInTransformers(_module))

@@ -1,16 +1,14 @@
 """Students on disk: safetensors for the weights, config.json for everything else, never pickle."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -19,17 +17,15 @@ from bitkd.errors import InputError
 from bitkd.files import follow_umask
 from bitkd.models.attention import ATTENTION, use_score_attention
 from bitkd.models.encoder import read_spec, write_spec
+from bitkd.models.fit import fit_to_weights, is_classifier
 from bitkd.models.labels import label_order
-from bitkd.models.marks import GUARD
+from bitkd.models.marks import guard, is_artifact, is_packed
+from bitkd.models.packed import load_packed, unpack_student
 from bitkd.models.prepare import check_recorded
 from bitkd.models.student import build_blank
 from bitkd.pretrained.files import check_checkpoint_files
 from bitkd.pretrained.load import check_finite, load_pretrained, read_model_config
-from bitkd.quant.swap import make_blank_pairs
 from bitkd.store.artifacts import WEIGHTS_FILE, find_foreign
-
-_FIRST_HALF = ".first.weight"
-"""End of the name of a weight that is the first half of a pair."""
 
 
 def save_student(model: PreTrainedModel, folder: Path | str, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
@@ -40,7 +36,7 @@ def save_student(model: PreTrainedModel, folder: Path | str, tokenizer: PreTrain
     The same weights give the same bytes: the file's only metadata is {"format": "pt"}.
     Raises InputError if the model is of another kind, or was quantized without a record in its configuration.
     """
-    if model.base_model is not model and not _is_classifier(type(model).__name__):
+    if model.base_model is not model and not is_classifier(type(model).__name__):
         raise InputError(
             f"{type(model).__name__} cannot be loaded again as a student; save its encoder (model.base_model), or use a "
             "model for sequence classification"
@@ -52,18 +48,12 @@ def save_student(model: PreTrainedModel, folder: Path | str, tokenizer: PreTrain
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     if getattr(model.config, "quantization_config", None) is not None:
-        _guard(folder / "config.json")
+        guard(folder / "config.json")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     follow_umask(folder / WEIGHTS_FILE)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-
-
-def _guard(config_file: Path) -> None:
-    """Make transformers refuse the weights where bitkd is not imported."""
-    content = json.loads(config_file.read_text(encoding="utf-8")) | {"transformers_weights": GUARD}
-    config_file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load_student(path: Path | str) -> PreTrainedModel:
@@ -75,14 +65,16 @@ def load_student(path: Path | str) -> PreTrainedModel:
     if foreign := find_foreign(folder):
         raise InputError(f"{foreign}; name an artifact as bitkd wrote it")
     config = read_model_config(folder)
+    if is_packed(config):
+        return unpack_student(load_packed(folder))
     if not is_artifact(config):
         raise InputError(f"{folder} is a plain Hugging Face checkpoint, not a bitkd artifact; use load_classifier")
     if not (folder / WEIGHTS_FILE).is_file():
         raise InputError(f"{folder} has no {WEIGHTS_FILE}; name a finished artifact's folder")
     check_checkpoint_files(folder)
-    model = build_blank(config, _is_classifier((config.architectures or [""])[0]))
+    model = build_blank(config, is_classifier((config.architectures or [""])[0]))
     try:
-        fit_to_file(model, folder / WEIGHTS_FILE)
+        fit_to_weights(model, folder / WEIGHTS_FILE)
         missing, unexpected = model.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=False)
     except (AttributeError, InputError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder / WEIGHTS_FILE} does not fit its config.json: {error}") from error
@@ -94,37 +86,6 @@ def load_student(path: Path | str) -> PreTrainedModel:
     check_finite(model.state_dict(), folder)
     write_spec(model, read_spec(model))
     return model.eval()
-
-
-def fit_to_file(model: PreTrainedModel, weights: Path | str) -> None:
-    """Give a new model the pairs of layers that a file of weights has, and take away the pooler that it lacks, in place.
-
-    Only the file shows which of the binary layers are pairs: a model may be split in part. Raises InputError if it does not
-    fit the model's configuration.
-    """
-    with safe_open(weights, framework="pt") as file:
-        names = list(file.keys())
-    # A file of a bare encoder has no prefix; transformers adds or drops it too.
-    bare = model.base_model is model
-    own = [name.removeprefix(f"{model.base_model_prefix}.") for name in names] if bare else names
-    if not bare and not any(name.startswith(f"{model.base_model_prefix}.") for name in names):
-        own = [f"{model.base_model_prefix}.{name}" for name in names]
-    pairs = [name.removesuffix(_FIRST_HALF) for name in own if name.endswith(_FIRST_HALF)]
-    make_blank_pairs(model, pairs)
-    if read_spec(model).split != bool(pairs):
-        raise InputError(f"it has {len(pairs)} pairs of layers")
-    # Encoders that were taken out of a classifier may have no pooler.
-    if getattr(model, "pooler", None) is not None and not any(name.startswith("pooler.") for name in own):
-        model.pooler = None  # type: ignore[assignment]
-
-
-def _is_classifier(architecture: str) -> bool:
-    return "SequenceClassification" in architecture
-
-
-def is_artifact(config: PretrainedConfig) -> bool:
-    """Whether a configuration comes from `save_student`."""
-    return getattr(config, "bitkd", None) is not None
 
 
 def load_encoder(folder: Path | str) -> PreTrainedModel:
@@ -183,7 +144,7 @@ def load_classifier(folder: Path | str) -> PreTrainedModel:
     if is_artifact(config):
         if not read_spec(config).trained_head:
             raise InputError(f"{folder} has no trained head (a task-agnostic or headless student); {advice}")
-        return load_student(folder)
+        return load_packed(folder) if is_packed(config) else load_student(folder)
     model, random, cause = load_pretrained(AutoModelForSequenceClassification, folder, attn_implementation=ATTENTION)
     use_score_attention(model)
     if random:

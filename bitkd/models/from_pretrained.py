@@ -6,9 +6,9 @@ torch nor models by itself.
 
 from typing import Any
 
-from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantization_config, register_quantizer
 
-from bitkd.models.marks import METHOD
+from bitkd.models.marks import METHOD, is_packed
 from bitkd.models.saving import SavedByBitkd, StudentQuantizationConfig
 
 
@@ -28,6 +28,7 @@ class StudentQuantizer(SavedByBitkd):
         from bitkd.models.attention import ATTENTION
 
         config.transformers_weights = None
+        config.__dict__.pop("model_type", None)  # a class such as BertConfig takes it from config.json as it is
         config._attn_implementation = ATTENTION
         return config
 
@@ -35,22 +36,37 @@ class StudentQuantizer(SavedByBitkd):
     """The hook with the configuration in transformers before 5.23."""
 
     def _process_model_before_weight_loading(self, model: Any, **settings: Any) -> Any:
-        from bitkd.models.artifact import fit_to_file
         from bitkd.models.attention import use_score_attention
+        from bitkd.models.fit import fit_to_weights
+        from bitkd.models.packed import fit_packed
         from bitkd.models.student import apply_spec
         from bitkd.quant.modules import SplitEmbedding, SplitLinear
+        from bitkd.quant.packed import Int8Weight, PackedWeight
 
         use_score_attention(model)
         apply_spec(model)
-        fit_to_file(model, settings["checkpoint_files"][0])
+        file = settings["checkpoint_files"][0]
+        if is_packed(model.config):
+            fit_packed(model, file)
+        else:
+            fit_to_weights(model, file)
         for module in model.modules():
             # Families such as ModernBERT initialize a Linear from its parent, which fails at a pair. Buffers still need it.
-            if any(isinstance(child, SplitLinear | SplitEmbedding) for child in module.children()):
+            if any(
+                isinstance(child, SplitLinear | SplitEmbedding | PackedWeight | Int8Weight)
+                for child in module.children()
+            ):
                 module._is_hf_initialized = not any(True for _ in module.buffers(recurse=False))
         return model
 
+    def _process_model_after_weight_loading(self, model: Any, **settings: Any) -> Any:
+        from bitkd.models.packed import finish
+
+        return finish(model) if is_packed(model.config) else model
+
 
 def register() -> None:
-    """Tell transformers about students."""
-    register_quantization_config(METHOD)(StudentQuantizationConfig)
-    register_quantizer(METHOD)(StudentQuantizer)
+    """Tell transformers about students. Calling it again does nothing."""
+    if METHOD not in AUTO_QUANTIZER_MAPPING:
+        register_quantization_config(METHOD)(StudentQuantizationConfig)
+        register_quantizer(METHOD)(StudentQuantizer)

@@ -12,8 +12,10 @@ from bitkd.models.marks import METHOD
 class StudentQuantizationConfig(QuantizationConfigMixin):
     """The `quantization_config` of a student's config.json. What was quantized stands in its `bitkd` section."""
 
-    def __init__(self, **_: Any) -> None:
+    def __init__(self, packed: Any = None, **_: Any) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]
+        if packed is not None:
+            self.packed = packed
 
 
 class SavedByBitkd(HfQuantizer):

@@ -8,6 +8,7 @@ from torch import nn
 
 from bitkd.errors import InputError
 from bitkd.quant.modules import SplitLinear
+from bitkd.quant.packed import Int8Embedding, PackedLinear
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def input_limits(model: Any) -> InputLimits:
     positions, token_types = int(getattr(model.config, "max_position_embeddings", None) or 0), 0
     for name, table in model.named_modules():
         kind = name.rpartition(".")[2]
-        if isinstance(table, nn.Embedding) and kind == "position_embeddings":
+        if isinstance(table, nn.Embedding | Int8Embedding) and kind == "position_embeddings":
             # RoBERTa and its like number the first token behind the padding's row.
             positions = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
         elif isinstance(table, nn.Embedding) and kind == "token_type_embeddings":
@@ -157,7 +158,7 @@ def input_limits(model: Any) -> InputLimits:
 
 def _fits(layout: Layout, layer: nn.Module) -> bool:
     paths = (*layout.projections, layout.attention_output, layout.up, layout.down)
-    return all(isinstance(_find(layer, path), nn.Linear | SplitLinear) for path in paths)
+    return all(isinstance(_find(layer, path), nn.Linear | SplitLinear | PackedLinear) for path in paths)
 
 
 def _find(module: Any, path: str) -> Any:

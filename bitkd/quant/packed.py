@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from bitkd.errors import InputError
 from bitkd.quant.inputs import InputQuantizer
 from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
 from bitkd.quant.packing import BITS, TWO_BITS, Packing, pack_codes, unpack_codes
@@ -20,8 +21,11 @@ HALVES = ("", "second_")
 
 
 def packing_of(bits: int, ternary: Packing = TWO_BITS) -> Packing:
-    """The packing of weights of this width.  ternary: that of ternary ones."""
-    return {1: BITS, 2: ternary}[bits]
+    """The packing of weights of this width.  ternary: that of ternary ones. Raises InputError if there is none."""
+    packings = {1: BITS, 2: ternary}
+    if bits not in packings:
+        raise InputError(f"weights of {bits} bits cannot be packed; binary (1 bit) and ternary (2 bits) ones can")
+    return packings[bits]
 
 
 class PackedWeight(nn.Module):
@@ -50,7 +54,10 @@ class PackedWeight(nn.Module):
 
     def _fill(self, weights: list[Tensor], codes_of: Any) -> None:
         for half, weight in zip(HALVES, weights, strict=False):
-            codes, scale = codes_of(weight.detach(), self.per_row)
+            weight = weight.detach()
+            codes, scale = codes_of(weight, self.per_row)
+            if not scale.all():  # the signs of numbers whose mean is too small for FP32 say nothing
+                codes, _ = codes_of(weight.masked_fill(scale.reshape(-1, 1) == 0, 0), self.per_row)
             getattr(self, f"{half}packed").copy_(pack_codes(codes, self.packing))
             getattr(self, f"{half}scale").copy_(scale.reshape(-1))
 
@@ -166,13 +173,18 @@ class Int8Weight(nn.Module):
         self.register_buffer("scale", torch.zeros(rows))
 
     def _fill(self, weight: Tensor) -> None:
-        scale = weight.detach().abs().amax(-1).clamp_min(1e-30) / 127
+        scale = _short(weight.detach().abs().amax(-1).clamp_min(1e-30) / 127)
         self.scale.copy_(scale)
         self.codes.copy_((weight.detach() / scale[:, None]).round())
 
     def dequantized(self) -> Tensor:
         """FP32, (rows, columns)."""
         return self.codes.float() * self.scale[:, None]
+
+
+def _short(scale: Tensor) -> Tensor:
+    """Scales with 17 significant bits: codes * scale, and what is divided by scale again, is then exact in FP32."""
+    return (scale.view(torch.int32) & ~0x7F).view(torch.float32)
 
 
 class Int8Linear(Int8Weight):

@@ -9,6 +9,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from bitkd.errors import InputError
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -45,8 +47,17 @@ PACKINGS = {packing.name: packing for packing in (BITS, TWO_BITS, TRITS)}
 
 
 def pack_codes(codes: Tensor, packing: Packing) -> Tensor:
-    """uint8 of shape (rows, bytes).  codes: (rows, columns) of whole numbers, of any type."""
-    digits = (codes.to(torch.int16) - packing.lowest) // packing.step
+    """uint8 of shape (rows, bytes).  codes: (rows, columns) of whole numbers, of any type.
+
+    Raises InputError if the packing has no digit for a code.
+    """
+    shifted = codes.to(torch.int16) - packing.lowest
+    digits = shifted // packing.step
+    if ((digits < 0) | (digits >= packing.base) | (digits * packing.step != shifted)).any():
+        allowed = [packing.lowest + packing.step * digit for digit in range(packing.base)]
+        raise InputError(
+            f"codes from {codes.min():g} to {codes.max():g} cannot be packed as {packing.name}: it has {allowed}"
+        )
     filled = torch.nn.functional.pad(digits, (0, -codes.shape[1] % packing.per_byte))
     places = torch.tensor([packing.base**i for i in range(packing.per_byte)], dtype=torch.int16)
     return (filled.unflatten(1, (-1, packing.per_byte)) * places).sum(-1, dtype=torch.int16).to(torch.uint8)
@@ -59,6 +70,19 @@ def unpack_codes(packed: Tensor, packing: Packing, columns: int) -> Tensor:
     """
     table = _codes_of_bytes(packing).to(packed.device)
     return table[packed.int()].flatten(1)[:, :columns]
+
+
+def is_packed_by(packed: Tensor, packing: Packing, columns: int) -> bool:
+    """Whether all bytes are such as `pack_codes` writes: of digits below the base, and filled up with digits 0.
+
+    packed: uint8 of shape (rows, bytes).
+    """
+    if packing is TWO_BITS and (packed & (packed >> 1) & 0b01010101).any():
+        return False
+    if packing.base**packing.per_byte < 256 and (packed >= packing.base**packing.per_byte).any():
+        return False
+    left = columns % packing.per_byte
+    return not left or not (packed[:, -1] >= packing.base**left).any()
 
 
 @cache

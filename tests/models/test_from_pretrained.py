@@ -10,6 +10,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, BertForS
 from bitkd.errors import InputError
 from bitkd.models.artifact import load_student, save_student
 from bitkd.models.marks import GUARD
+from bitkd.models.packed import save_packed
 from bitkd.models.prepare import prepare, split_ternary_
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
@@ -82,22 +83,32 @@ def test_a_model_made_of_a_quantized_one_is_marked_as_what_it_is():
 
 SCRIPT = """
 import sys
-from transformers import AutoModel, AutoModelForSequenceClassification, BertForSequenceClassification
-for auto in (AutoModel, AutoModelForSequenceClassification, BertForSequenceClassification):
-    try:
-        auto.from_pretrained(sys.argv[1])
-    except OSError as error:
-        assert sys.argv[2] in str(error), error
-    else:
-        raise SystemExit(f"{auto} loaded it")
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertForSequenceClassification, pipeline
+for load, words in (
+    (AutoConfig.from_pretrained, "bitkd-bert"),
+    (AutoModel.from_pretrained, "bitkd-bert"),
+    (AutoModelForSequenceClassification.from_pretrained, "bitkd-bert"),
+    (lambda folder: pipeline("text-classification", model=folder), "bitkd-bert"),
+    (BertForSequenceClassification.from_pretrained, sys.argv[1]),
+):
+    for folder in sys.argv[2:]:
+        try:
+            load(folder)
+        except (OSError, ValueError) as error:
+            assert words in str(error), error
+        else:
+            raise SystemExit(f"{load} loaded it")
 import bitkd
-AutoModel.from_pretrained(sys.argv[1])
+for folder in sys.argv[2:]:
+    assert AutoModel.from_pretrained(folder).config.model_type == "bert"
 """
 
 
 def test_without_bitkd_it_is_refused_in_words(tmp_path):
-    save_student(binary(), tmp_path)
-    subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path), GUARD], check=True)
+    save_student(binary(), tmp_path / "student")
+    save_packed(binary(), tmp_path / "packed")
+    folders = [str(tmp_path / name) for name in ("student", "packed")]
+    subprocess.run([sys.executable, "-c", SCRIPT, GUARD, *folders], check=True)
 
 
 def test_students_are_known_to_a_transformers_that_is_imported_after_bitkd():

@@ -1,0 +1,346 @@
+"""Packed students: for inference, 1 or 2 bits a weight on disk as in memory.
+
+A packed folder is a Hugging Face checkpoint that needs bitkd: `from_pretrained` reads it where bitkd is imported, and
+`docs/artifacts.md` describes its files. A packed model gives the very logits of the simulated student that
+`unpack_student` makes of it.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MethodType
+from typing import Any, TypeVar
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from bitkd.errors import InputError
+from bitkd.files import checksum, follow_umask
+from bitkd.models.encoder import encoder_layers, read_spec, write_spec
+from bitkd.models.fit import PACKED_PAIR, fit_to_names, is_classifier, renaming
+from bitkd.models.marks import METHOD, PACKED, guard, packed_record
+from bitkd.models.marks import is_packed as is_packed
+from bitkd.models.prepare import check_recorded
+from bitkd.models.saving import SavedByBitkd, StudentQuantizationConfig
+from bitkd.models.student import build_blank
+from bitkd.pretrained.load import check_finite, load_pretrained, read_model_config
+from bitkd.quant.packed import Int8Weight, PackedWeight, pack_layers
+from bitkd.quant.packing import BITS, PACKINGS, TWO_BITS, Packing, is_packed_by, unpack_codes
+from bitkd.store.artifacts import WEIGHTS_FILE
+
+M = TypeVar("M", bound=PreTrainedModel)
+
+FORMAT = 1
+"""Version of packed folders; folders of another version are refused."""
+
+_AGAIN = "export the student again"
+_STORED = {torch.uint8: "U8", torch.int8: "I8", torch.int64: "I64", torch.bool: "BOOL"}
+"""How safetensors calls the types of what is no floating-point number."""
+
+
+@dataclass(frozen=True)
+class PackedRecord:
+    """How a folder is packed: the entry `packed` of `quantization_config` in its config.json."""
+
+    ternary: str
+    """Name of the packing of ternary weights (`bitkd.quant.packing.PACKINGS`)."""
+
+    int8: list[str]
+    """Names of the other modules whose weights have 8 bits."""
+
+    checksum: str
+    """SHA-256 of model.safetensors."""
+
+    format: int = FORMAT
+
+
+def save_packed(
+    model: PreTrainedModel,
+    folder: Path | str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    ternary: Packing = TWO_BITS,
+    int8: Sequence[str] = (),
+) -> None:
+    """Write a packed folder: model.safetensors, config.json and the tokenizer's files.
+
+    model: a quantized student, which is left unchanged, or a packed one.
+    ternary, int8: see `pack_student`; a packed model stays as it is packed.
+    The same weights give the same bytes. Raises InputError if the model cannot be packed.
+    """
+    packed = model if is_packed(model.config) else pack_student(model, ternary=ternary, int8=int8)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / WEIGHTS_FILE
+    save_file(_stored(packed), file, metadata={"format": "pt"})
+    follow_umask(file)
+    config = copy.deepcopy(packed.config)
+    config.architectures = [type(packed).__name__]
+    config.dtype = "float32"
+    config.quantization_config = _quantization(packed, checksum(file))
+    config.save_pretrained(folder)
+    guard(folder / "config.json")
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+@torch.no_grad()
+def pack_student(model: M, *, ternary: Packing = TWO_BITS, int8: Sequence[str] = ()) -> M:
+    """The packed copy of a quantized student, on the CPU, in eval mode.
+
+    ternary: the packing of ternary weights.  int8: names out of `int8_parts(model)` that get 8 bits.
+    What is not quantized is rounded to FP16, in which it is saved, and stays in FP32.
+    Raises InputError if the model is packed already, is not what its configuration records, or has no quantized weights.
+    """
+    if is_packed(model.config):
+        raise InputError(f"{type(model).__name__} is packed already; unpack_student gives a student that can be packed")
+    check_recorded(model)
+    _check_int8(int8, model)
+    packed = copy.deepcopy(model).cpu()
+    pack_layers(packed, ternary=ternary, int8=list(int8))
+    if not any(isinstance(module, PackedWeight) for module in packed.modules()):
+        spec = read_spec(model).quant
+        raise InputError(
+            f"{type(model).__name__} has no quantized weights to pack (weight_bits={spec.weight_bits}); use a student of 1 or "
+            "2 bits"
+        )
+    kept = _scales(packed)
+    for name, tensor in packed.state_dict().items():
+        if tensor.is_floating_point() and name not in kept:
+            half = tensor.half()
+            if not half.isfinite().all():
+                raise InputError(f"{name} has values that are not finite in FP16, in which it is saved; {_AGAIN}")
+            tensor.copy_(half)
+    _mark(packed)
+    return _ready(packed)
+
+
+def int8_parts(model: PreTrainedModel) -> list[str]:
+    """Names of what is not quantized but can have 8 bits: the table of positions, and the Linear of the pooler or the head
+    that has as many outputs as inputs.
+    """
+    inside = {id(module) for layer in encoder_layers(model) for module in layer.modules()}
+    found = []
+    for name, module in model.named_modules():
+        square = type(module) is nn.Linear and module.in_features == module.out_features
+        positions = type(module) is nn.Embedding and name.rpartition(".")[2] == "position_embeddings"
+        if (square or positions) and id(module) not in inside:
+            found.append(name)
+    return found
+
+
+def load_packed(folder: Path | str) -> PreTrainedModel:
+    """The packed model in a local folder, in eval mode. `from_pretrained` of transformers gives the same.
+
+    Raises InputError if the folder holds no packed model, was written by a newer version of bitkd, or is damaged.
+    """
+    config = read_model_config(folder)
+    if not is_packed(config):
+        raise InputError(
+            f"{folder} holds no packed model; use load_student or load_classifier, or pack it by `bitkd export`"
+        )
+    classifier = is_classifier((config.architectures or [""])[0])
+    model, _, _ = load_pretrained(AutoModelForSequenceClassification if classifier else AutoModel, folder)
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+@torch.no_grad()
+def unpack_student(model: PreTrainedModel) -> PreTrainedModel:
+    """The simulated student of a packed model, in eval mode, with the very logits: it can be trained and saved by
+    `save_student`, and packed again to the very bits.
+    """
+    if not is_packed(model.config):
+        raise InputError(f"{type(model).__name__} is not packed; pack_student gives a packed model")
+    new = build_blank(model.config, is_classifier(type(model).__name__))
+    state = dict(_unpacked(model))
+    fit_to_names(new, list(state))
+    new.load_state_dict(state)
+    write_spec(new, read_spec(new))
+    return new.eval()
+
+
+def _unpacked(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The state dict of the simulated student of a packed model."""
+    state = model.state_dict()
+    for path, module in model.named_modules():
+        if not isinstance(module, PackedWeight | Int8Weight):
+            continue
+        halves = [("", "")]
+        if isinstance(module, Int8Weight):
+            yield f"{path}.weight", module.dequantized()
+        else:
+            if module.split:
+                halves = [("first.", ""), ("second.", "second_")]
+            for (packed, scale), (half, _) in zip(module.halves(), halves, strict=True):
+                codes = unpack_codes(packed, module.packing, module.columns)
+                yield f"{path}.{half}weight", codes.float() * scale.reshape(-1, 1)
+        bias = getattr(module, "bias", None)
+        if bias is not None:
+            yield from ((f"{path}.{half}bias", bias / len(halves)) for half, _ in halves)
+        for name in [name for name in state if name.startswith(f"{path}.")]:
+            own = name.removeprefix(f"{path}.")
+            if own == "bias" or own in dict(module.named_buffers(recurse=False)):
+                del state[name]
+    yield from state.items()
+
+
+def fit_packed(model: PreTrainedModel, weights: Path | str) -> None:
+    """Give a new model the packed layers of a file of weights, without their values, in place.
+
+    model: of the shape and precision that its `config.bitkd` records.
+    Raises InputError if the file is damaged or does not fit the model's configuration.
+    """
+    record = read_record(model, weights)
+    if (found := checksum(weights)) != record.checksum:
+        raise InputError(
+            f"{weights} is damaged: its SHA-256 is {found}, not {record.checksum} as its config.json says; copy it again"
+        )
+    with safe_open(weights, framework="pt") as file:
+        stored = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    rename = renaming(model, stored)
+    own = {rename(name): (part.get_dtype(), tuple(part.get_shape())) for name, part in stored.items()}
+    try:
+        fit_to_names(model, list(own), PACKED_PAIR)
+        # The head of a classifier is left out where it is read as a bare encoder.
+        bare = model.base_model is model
+        int8 = [
+            rename(name) for name in record.int8 if not (bare and rename(name) == name and stored.keys() != own.keys())
+        ]
+        _check_int8(int8, model)
+        pack_layers(model, ternary=PACKINGS[record.ternary], int8=int8, fill=False)
+        _check_tensors(
+            model, own, ignored=stored.keys() & own.keys() if bare and stored.keys() != own.keys() else set()
+        )
+    except InputError as error:
+        raise InputError(f"{weights} does not fit its config.json: {error}") from error
+
+
+def finish(model: M) -> M:
+    """A packed model whose values were just loaded, checked and made ready. Raises InputError if a value is none that packing
+    gives.
+    """
+    where = model.config.name_or_path or "the model"
+    check_finite(model.state_dict(), where)
+    for name, module in model.named_modules():
+        if isinstance(module, PackedWeight):
+            for packed, scale in module.halves():
+                if not is_packed_by(packed, module.packing, module.columns) or (scale < 0).any():
+                    raise InputError(f"{where}: {name} has values that no packing gives; the file is damaged: {_AGAIN}")
+    _mark(model)
+    return _ready(model)
+
+
+def read_record(model: PreTrainedModel, where: Path | str) -> PackedRecord:
+    """How a model is packed, by its configuration.  where: its file of weights, for messages.
+
+    Raises InputError if the record is incomplete or of another version.
+    """
+    content = packed_record(model.config)
+    place = f"{Path(where).parent / 'config.json'}: quantization_config.{PACKED}"
+    if not isinstance(content, dict):
+        raise InputError(f"{place} is {content!r}, not how the model is packed; {_AGAIN}")
+    if (found := content.get("format")) != FORMAT:
+        newer = "install a newer bitkd" if isinstance(found, int) and found > FORMAT else _AGAIN
+        raise InputError(f"{place} has format {found!r}, this version of bitkd reads {FORMAT}; {newer}")
+    kinds: dict[str, type] = {"ternary": str, "int8": list, "checksum": str}
+    for name, kind in kinds.items():
+        if not isinstance(content.get(name), kind):
+            raise InputError(f"{place}.{name} is {content.get(name)!r}, not a {kind.__name__}; {_AGAIN}")
+    if unknown := sorted(content.keys() - kinds.keys() - {"format"}):
+        raise InputError(f"{place} has the unknown entry {unknown[0]!r}; {_AGAIN}")
+    if content["ternary"] not in PACKINGS:
+        raise InputError(f"{place}.ternary is {content['ternary']!r}, not one of {', '.join(PACKINGS)}; {_AGAIN}")
+    return PackedRecord(**content)
+
+
+def _check_int8(names: Sequence[str], model: PreTrainedModel) -> None:
+    allowed = int8_parts(model)
+    wrong = [name for name in names if name not in allowed]
+    if wrong:
+        raise InputError(
+            f"int8 names {wrong[0]!r}, which cannot have 8 bits; what can: {', '.join(allowed) or 'nothing'}"
+        )
+
+
+def _check_tensors(model: nn.Module, found: dict[str, tuple[str, tuple[int, ...]]], ignored: set[str]) -> None:
+    """Raise InputError if a file has other tensors than a packed model.
+
+    found: name -> safetensors' name of its type, and shape.  ignored: names that may be there.
+    """
+    scales = _scales(model)
+    expected = {
+        name: (
+            _STORED.get(tensor.dtype, "F32" if name in scales else "F16"),
+            tuple(tensor.shape),
+        )
+        for name, tensor in model.state_dict().items()
+    }
+    if missing := sorted(expected.keys() - found.keys()):
+        raise InputError(f"it lacks {missing[0]}")
+    if extra := sorted(found.keys() - expected.keys() - ignored):
+        raise InputError(f"it has {extra[0]}, which the model has not")
+    for name, (kind, shape) in expected.items():
+        if found[name] != (kind, shape):
+            there, size = found[name]
+            raise InputError(f"{name} is {there} of shape {size}, not {kind} of shape {shape}")
+
+
+def _scales(model: nn.Module) -> set[str]:
+    """Names of the scales in the state dict of a packed model. They are FP32 on disk too."""
+    return {
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if isinstance(module, PackedWeight | Int8Weight)
+        for name, buffer in module.named_buffers(recurse=False)
+        if buffer.is_floating_point()
+    }
+
+
+def _stored(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a packed model as they are on disk."""
+    scales = _scales(model)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    return {
+        name: tensor.half() if tensor.is_floating_point() and name not in scales else tensor
+        for name, tensor in state.items()
+    }
+
+
+def _quantization(model: nn.Module, file_checksum: str | None = None) -> dict[str, Any]:
+    """The `quantization_config` of a packed model, found in its modules."""
+    packings = [module.packing.name for module in model.modules() if isinstance(module, PackedWeight)]
+    ternary = next((name for name in packings if name != BITS.name), TWO_BITS.name)
+    int8 = [name for name, module in model.named_modules() if isinstance(module, Int8Weight)]
+    record = asdict(PackedRecord(ternary, int8, file_checksum or ""))
+    if file_checksum is None:
+        del record["checksum"]
+    return {"quant_method": METHOD, PACKED: record}
+
+
+def _mark(model: PreTrainedModel) -> None:
+    """Make transformers know that the model is packed, and save it as such."""
+    model.config.quantization_config = _quantization(model)
+    model.hf_quantizer = SavedByBitkd(StudentQuantizationConfig())  # type: ignore[assignment]
+    vars(model).update(is_quantized=True, quantization_method=METHOD)  # transformers refuses .half() then
+    model.save_pretrained = MethodType(save_pretrained, model)  # type: ignore[method-assign]
+
+
+def _ready(model: M) -> M:
+    """Every packed model passes through here last: it is for inference only."""
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def save_pretrained(
+    self: PreTrainedModel, save_directory: Path | str, *, push_to_hub: bool = False, **settings: Any
+) -> None:
+    """`save_pretrained` of a packed model: `save_packed`, so that the file has the same bytes and its guards."""
+    repo_id = settings.pop("repo_id", Path(save_directory).name)
+    save_packed(self, save_directory)
+    if push_to_hub:
+        self.push_to_hub(repo_id, **settings)
