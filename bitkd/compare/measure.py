@@ -15,6 +15,7 @@ from bitkd.compare.arms import Arm
 from bitkd.compare.comparison import Comparison
 from bitkd.compare.exported import Exported, processor_name
 from bitkd.compare.runs import Run
+from bitkd.errors import InputError
 from bitkd.files import checksum, digest, write_json
 from bitkd.names import shown
 from bitkd.store.artifacts import STAGE_FILE
@@ -88,8 +89,11 @@ def _subject(place: int, arm: Arm, folders: Mapping[str, Path]) -> _Subject | No
         return None
     student = folders[run.final.key]
     teacher = folders.get(run.teacher.key) if run.teacher else None
-    kept = student.resolve().parent.parent / CACHE
-    if not kept.is_dir() or kept.is_symlink():
+    cache_folder = student.resolve().parent.parent / CACHE
+    kept = cache_folder / "exported"
+    if (
+        not cache_folder.is_dir() or cache_folder.is_symlink() or kept.is_symlink()
+    ):  # nothing is written where a link leads
         return _Subject(place, run, student, teacher, None)
     records = [
         checksum(folder / STAGE_FILE) for folder in (student, teacher) if folder
@@ -97,7 +101,7 @@ def _subject(place: int, arm: Arm, folders: Mapping[str, Path]) -> _Subject | No
     threads = os.environ.get("OMP_NUM_THREADS")
     machine = [processor_name(), os.cpu_count(), threads, os.environ.get("CXX")]
     name = digest([records, machine, _code(), version("torch"), version("transformers")])
-    return _Subject(place, run, student, teacher, kept / "exported" / f"{name}.json")
+    return _Subject(place, run, student, teacher, kept / f"{name}.json")
 
 
 def _measure(subjects: list[_Subject], latency: bool) -> dict[int, Exported]:
@@ -134,7 +138,8 @@ def _reason(error: Exception) -> str:
     """Why something could not be measured, in one line."""
     if isinstance(error, MemoryError):
         return "not measured: there is not enough memory"
-    return f"not measured: {shown(str(error).strip().partition(chr(10))[0] or type(error).__name__, 200)}"
+    kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+    return f"not measured: {shown(kind + str(error).strip().partition(chr(10))[0], 200)}"
 
 
 def _read(file: Path | None, latency: bool) -> Exported | None:

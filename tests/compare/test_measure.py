@@ -121,7 +121,18 @@ def test_what_cannot_be_measured_says_why(bench, places, monkeypatch):
     monkeypatch.setattr(loaded, "time_students", lambda students, teacher: [][0])
     first = measured(places, again=True).arms[0].exported
     assert (first.file_mib, first.speeds) == (1.5, [])
-    assert first.missing.startswith("not measured: ")
+    assert first.missing == "not measured: IndexError: list index out of range"
+
+
+@pytest.mark.parametrize("link", ["cache", "cache/exported"])
+def test_nothing_is_kept_where_a_link_leads(bench, places, tmp_path, link):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    if link == "cache":
+        (tmp_path / "cache").rmdir()
+    (tmp_path / link).symlink_to(elsewhere)
+    assert measured(places).arms[0].exported.speeds
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_a_record_keeps_what_was_measured_and_others_have_none(bench, places):
