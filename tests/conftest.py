@@ -23,6 +23,11 @@ WORDS = ["a", "the", "dog", "cat", "bird", "sees", "likes", "runs", "sleeps", "n
 WORDS += ["red", "blue", "fast", "old", "new", "and", "with", "in"]
 
 
+def pytest_configure(config):
+    """Compiled engines stay in pytest's cache folder: processes and later runs share them."""
+    os.environ.setdefault("BITKD_CACHE", str(config.cache.mkdir("engine")))
+
+
 def pytest_collection_modifyitems(items):
     """The longest tests first, so that two workers end together."""
     items.sort(key=lambda item: item.path.name != "test_processes.py")

@@ -63,13 +63,15 @@ def pack_codes(codes: Tensor, packing: Packing) -> Tensor:
     return (filled.unflatten(1, (-1, packing.per_byte)) * places).sum(-1, dtype=torch.int16).to(torch.uint8)
 
 
-def unpack_codes(packed: Tensor, packing: Packing, columns: int) -> Tensor:
-    """int8 codes of shape (rows, columns), the inverse of `pack_codes`.
+def unpack_codes(packed: Tensor, packing: Packing, columns: int, dtype: torch.dtype = torch.int8) -> Tensor:
+    """Codes of shape (rows, columns) as numbers of `dtype`, the inverse of `pack_codes`.
 
     packed: uint8 of shape (rows, bytes).
     """
-    table = _codes_of_bytes(packing).to(packed.device)
-    return table[packed.int()].flatten(1)[:, :columns]
+    rows, width = packed.shape
+    table = _codes_of_bytes(packing, dtype, packed.device)
+    codes = table.index_select(0, packed.reshape(-1).int()).view(rows, width * packing.per_byte)
+    return codes if codes.shape[1] == columns else codes[:, :columns]
 
 
 def is_packed_by(packed: Tensor, packing: Packing, columns: int) -> bool:
@@ -86,8 +88,8 @@ def is_packed_by(packed: Tensor, packing: Packing, columns: int) -> bool:
 
 
 @cache
-def _codes_of_bytes(packing: Packing) -> Tensor:
-    """The codes in each byte: int8 of shape (256, codes in a byte)."""
-    places = torch.tensor([packing.base**i for i in range(packing.per_byte)])
-    digits = torch.arange(256)[:, None] // places % packing.base
-    return (packing.lowest + packing.step * digits).to(torch.int8)
+def _codes_of_bytes(packing: Packing, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The codes in each byte: of shape (256, codes in a byte)."""
+    places = torch.tensor([packing.base**i for i in range(packing.per_byte)], device="cpu")
+    digits = torch.arange(256, device="cpu")[:, None] // places % packing.base
+    return (packing.lowest + packing.step * digits).to(device, dtype)
