@@ -34,6 +34,9 @@ class Exported:
     machine: str
     """The processor of `speeds`, and how many threads; empty without speeds."""
 
+    runs_by: str = ""
+    """What computed the student's layers: the engine, or torch; empty without speeds."""
+
     missing: str = ""
     """Why there is no file or no speed, in words."""
 

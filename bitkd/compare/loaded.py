@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from bitkd.compare.exported import Speed
+from bitkd.engine.attach import kernels_of
 from bitkd.engine.timing import measure_latency
 from bitkd.models.artifact import load_student
 from bitkd.models.encoder import read_spec
@@ -43,6 +44,11 @@ def export_and_load(artifact: Path) -> tuple[PreTrainedModel, float]:
 def load_teacher(artifact: Path) -> PreTrainedModel:
     """The teacher as transformers runs it. Raises InputError if it cannot be loaded."""
     return _with_fast_attention(load_student(artifact))
+
+
+def runs_by(student: PreTrainedModel) -> str:
+    """What computes the layers of a student, in words."""
+    return "torch" if kernels_of(student) is None else "the engine"
 
 
 def time_students(students: Mapping[str, PreTrainedModel], teacher: PreTrainedModel | None) -> dict[str, list[Speed]]:

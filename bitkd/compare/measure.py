@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -27,6 +28,9 @@ CACHE = "cache"
 PACKAGE = Path(__file__).resolve().parent.parent
 ROOMS = ("compare", "engine", "models", "quant")
 """Code that decides a file's size and a student's speed."""
+
+COMPILERS = ("g++", "clang++")
+"""Those that `bitkd.engine.build` looks for."""
 
 NO_LATENCY = "latency left out (--no-latency)"
 
@@ -98,9 +102,9 @@ def _subject(place: int, arm: Arm, folders: Mapping[str, Path]) -> _Subject | No
     records = [
         checksum(folder / STAGE_FILE) for folder in (student, teacher) if folder
     ]  # they name the weights' checksums
-    threads = os.environ.get("OMP_NUM_THREADS")
-    machine = [processor_name(), os.cpu_count(), threads, os.environ.get("CXX")]
-    name = digest([records, machine, _code(), version("torch"), version("transformers")])
+    settings = {name: value for name, value in os.environ.items() if name.startswith("BITKD_")}
+    compilers = [os.environ.get("CXX"), *map(shutil.which, COMPILERS)]  # without one, students are slower
+    name = digest([records, processor_name(), settings, compilers, _code(), version("torch"), version("transformers")])
     return _Subject(place, run, student, teacher, kept / f"{name}.json")
 
 
@@ -113,25 +117,27 @@ def _measure(subjects: list[_Subject], latency: bool) -> dict[int, Exported]:
 
 
 def _measure_group(group: list[_Subject], latency: bool) -> dict[int, Exported]:
-    from bitkd.compare.loaded import export_and_load, load_teacher, time_students
+    from bitkd.compare.loaded import export_and_load, load_teacher, runs_by, time_students
 
     models: dict[int, Any] = {}
     results: dict[int, Exported] = {}
     for subject in group:
         try:
             models[subject.arm], file_mib = export_and_load(subject.student)
-            results[subject.arm] = Exported(file_mib, [], "", NO_LATENCY)
+            results[subject.arm] = Exported(file_mib, [], "", missing=NO_LATENCY)
         except Exception as error:  # torch and transformers raise many types
-            results[subject.arm] = Exported(None, [], "", _reason(error))
+            results[subject.arm] = Exported(None, [], "", missing=_reason(error))
     if not latency or not models:
         return results
     try:
         teacher = load_teacher(group[0].teacher) if group[0].teacher else None
         speeds = time_students({str(place): model for place, model in models.items()}, teacher)
+        by = {place: runs_by(model) for place, model in models.items()}
     except Exception as error:
         return results | {place: replace(results[place], missing=_reason(error)) for place in models}
     machine = f"{processor_name()}, one thread"
-    return results | {place: Exported(results[place].file_mib, speeds[str(place)], machine) for place in models}
+    timed = {place: Exported(results[place].file_mib, speeds[str(place)], machine, by[place]) for place in models}
+    return results | timed
 
 
 def _reason(error: Exception) -> str:

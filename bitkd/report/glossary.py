@@ -103,9 +103,9 @@ def _exported_terms(comparison: Comparison) -> list[tuple[str, str]]:
         found.append(
             (
                 "MiB exported, measured",
-                "model.safetensors of the final student (of the first seed) as `bitkd export` writes it without further "
-                "options, with everything that it holds. “Teacher's MiB” is the teacher's FP32 file; “times smaller” is the "
-                "one divided by the other. A student without low-bit weights is not packed: its own file is shown.",
+                "model.safetensors of the final student (of the first seed) as `bitkd export --no-int8` writes it: all "
+                "that is not quantized in fp16, header included. “Teacher's MiB” is the teacher's FP32 file; “times smaller” "
+                "is the one divided by the other. A student without low-bit weights is not packed: its own file is shown.",
             )
         )
     if any(exported.speeds for exported in measured):

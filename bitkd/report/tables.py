@@ -145,8 +145,9 @@ def measured_with(comparison: Comparison) -> list[str]:
     """Lines below the table of exported students: the machine, and why a cell is empty."""
     labels: dict[str, list[str]] = {}
     for arm in comparison.arms:
-        exported = arm.exported or Exported(None, [], "", ONLY_A_RECORD)
-        for text in (exported.machine and f"measured with {exported.machine}", exported.missing):
+        exported = arm.exported or Exported(None, [], "", missing=ONLY_A_RECORD)
+        timed = exported.machine and f"measured with {exported.machine}, the student run by {exported.runs_by}"
+        for text in (timed, exported.missing):
             if text:
                 labels.setdefault(text, []).append(arm.label)
     if set(labels) <= {ONLY_A_RECORD}:

@@ -135,7 +135,7 @@ def with_measurement(run, file_mib=3.25, times_faster=4.5):
     """A run whose exported student was measured."""
     shapes = [(1, 32, 2.5), (8, 128, 40.0)]
     speeds = [Speed(batch, length, ms, ms * times_faster, times_faster) for batch, length, ms in shapes]
-    return replace(run, exported=Exported(file_mib, speeds, "a processor, one thread"))
+    return replace(run, exported=Exported(file_mib, speeds, "a processor, one thread", "the engine"))
 
 
 def measure(task: TaskSpec, labels, predicted):

@@ -39,6 +39,7 @@ def bench(monkeypatch):
     monkeypatch.setattr(loaded, "export_and_load", bench.export_and_load)
     monkeypatch.setattr(loaded, "load_teacher", lambda artifact: artifact)
     monkeypatch.setattr(loaded, "time_students", bench.time_students)
+    monkeypatch.setattr(loaded, "runs_by", lambda student: "the engine")
     return bench
 
 
@@ -62,7 +63,7 @@ def test_one_student_of_each_arm_is_measured_beside_its_teacher(bench, places):
     assert bench.exported == ["single_binary", "stage2_binary"]
     assert bench.timed == [(["0", "1"], "teacher")]  # both take turns with their common teacher
     assert told == ["measuring file and latency of singlestage, multistage"]
-    expected = Exported(1.5, [Speed(1, 32, 2.0, 8.0, 4.0)], f"{processor_name()}, one thread")
+    expected = Exported(1.5, [Speed(1, 32, 2.0, 8.0, 4.0)], f"{processor_name()}, one thread", "the engine")
     assert [run.exported for run in comparison.runs] == [expected, None, expected]
     assert [arm.exported for arm in comparison.arms] == [expected, expected]
 
@@ -85,19 +86,22 @@ def test_a_measurement_is_kept_until_student_machine_or_library_changes(bench, p
     monkeypatch.setattr(measure, "version", lambda name: f"another {name}")
     measured(places)
     assert len(bench.timed) == 4
+    monkeypatch.setenv("BITKD_ENGINE", "off")
+    measured(places)
+    assert len(bench.timed) == 5
     record = places[0] / "single_binary" / "stage.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"seed": 77}))
     measured(places)
-    assert bench.timed[4:] == [(["0"], "teacher")]
+    assert bench.timed[5:] == [(["0"], "teacher")]
     for file in (tmp_path / "cache" / "exported").iterdir():
         file.write_text('{"file_mib": "large"}')
     measured(places)
-    assert len(bench.timed) == 6
+    assert len(bench.timed) == 7
 
 
 def test_without_latency_only_the_file_is_measured(bench, places):
     exported = measured(places, latency=False).arms[0].exported
-    assert exported == Exported(1.5, [], "", measure.NO_LATENCY)
+    assert exported == Exported(1.5, [], "", missing=measure.NO_LATENCY)
     assert bench.timed == []
     measured(places, latency=False)
     assert len(bench.exported) == 2
@@ -114,7 +118,7 @@ def test_what_cannot_be_measured_says_why(bench, places, monkeypatch):
 
     monkeypatch.setattr(loaded, "export_and_load", refuse)
     first, second = [arm.exported for arm in measured(places).arms]
-    assert first == Exported(None, [], "", "not measured: it has")
+    assert first == Exported(None, [], "", missing="not measured: it has")
     assert second.speeds
     monkeypatch.setattr(loaded, "export_and_load", bench.export_and_load)
     assert measured(places).arms[0].exported.file_mib == 1.5  # a failure is not kept

@@ -39,7 +39,7 @@ def test_each_student_stands_beside_its_teacher(measured):
     assert cells["times smaller"] == f"{teacher / 3.25:.3g}"
     assert [cells[f"{name} 8×128"] for name in ("ms", "teacher's ms", "times faster")] == ["40", "180", "4.5"]
     assert cells["times faster 1×32"] == "4.5"
-    assert measured_with(comparison) == ["Measured with a processor, one thread."]
+    assert measured_with(comparison) == ["Measured with a processor, one thread, the student run by the engine."]
 
 
 def test_an_empty_cell_says_why(measured):
@@ -47,7 +47,7 @@ def test_an_empty_cell_says_why(measured):
     runs = [
         first,
         replace(second, exported=None),
-        replace(make_one("progressive", 1), exported=Exported(2.0, [], "", "broken")),
+        replace(make_one("progressive", 1), exported=Exported(2.0, [], "", missing="broken")),
     ]
     comparison = Comparison.of(runs)
     table = exported_table(comparison)
@@ -55,7 +55,7 @@ def test_an_empty_cell_says_why(measured):
     assert as_dict(table, 2)["MiB exported, measured"] == "2"
     assert as_dict(table, 2)["times faster 8×128"] == "–"
     assert measured_with(comparison) == [
-        "multistage: measured with a processor, one thread.",
+        "multistage: measured with a processor, one thread, the student run by the engine.",
         f"singlestage: {ONLY_A_RECORD}.",
         "progressive: broken.",
     ]
@@ -94,7 +94,7 @@ def test_a_report_has_the_measurements_and_keeps_them_in_its_record(measured, tm
     assert markdown(again) == text
     assert main(["compare", str(tmp_path)]) == 0
     shown = capsys.readouterr()
-    assert "Measured with a processor, one thread." in shown.out
+    assert "Measured with a processor, one thread, the student run by the engine." in shown.out
     assert "training state" in shown.out
     assert shown.err == ""  # nothing is measured again
 
