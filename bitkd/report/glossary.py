@@ -102,22 +102,23 @@ def _exported_terms(comparison: Comparison) -> list[tuple[str, str]]:
     if measured:
         found.append(
             (
-                "MiB exported, measured",
-                "model.safetensors of the final student (of the first seed) as `bitkd export --no-int8` writes it: all "
-                "that is not quantized in fp16, header included. “Teacher's MiB” is the teacher's FP32 file; “times smaller” "
-                "is the one divided by the other. A student without low-bit weights is not packed: its own file is shown.",
+                "MiB counted, exported, teacher",
+                "“MiB counted” is MiB packed. “MiB exported” is measured: model.safetensors of the final student (of the first "
+                "seed) as `bitkd export --no-int8` writes it, all that is not quantized in fp16, header included. “MiB teacher” "
+                "is the teacher's FP32 file, and “times smaller” is its size divided by that of the exported student. A student "
+                "without low-bit weights is not packed: its own file is shown.",
             )
         )
     if any(exported.speeds for exported in measured):
         found.append(
             (
-                "ms, times faster",
-                "measured latency: the time for one batch, such as 8×128: 8 texts of 128 tokens, none of them padding. The "
-                "exported student is loaded from its file; the teacher runs in FP32 as transformers runs it by default. They "
-                "take turns on one thread. What counts is the processor's time, so other programs on the machine change "
-                "little. Shown are medians; “times faster” is the median of the rounds' ratios, below 1 if the student is "
-                "slower. The times are those of the processor that is named below the table; compare the times of arms only "
-                "if it is the same one.",
+                "ms, teacher, faster",
+                "latency, measured: milliseconds for one batch, such as 8×128: 8 texts of 128 tokens, none of them padding; for "
+                "the exported student, loaded from its file, and for the teacher in FP32, as transformers runs it by default. "
+                "They take turns on one thread. What counts is the processor's time, so other programs on the machine change "
+                "little. Shown are medians; “faster” is how many times faster the student is: the median of the rounds' ratios, "
+                "below 1 if it is slower. The times are those of the processor that is named below the table; compare the times "
+                "of arms only if it is the same one.",
             )
         )
     return found

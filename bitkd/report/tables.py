@@ -123,9 +123,9 @@ def exported_table(comparison: Comparison) -> TextTable:
     """The final students as `bitkd export` writes them, beside their teachers. No rows if none was measured."""
     if not any(arm.exported for arm in comparison.arms):
         return TextTable(["arm"], [])
-    header = ["arm", "bits", "MiB packed, counted", "MiB exported, measured", "teacher's MiB, FP32", "times smaller"]
+    header = ["arm", "bits", "MiB counted", "MiB exported", "MiB teacher", "times smaller"]
     for batch, length in comparison.speed_shapes:
-        header += [f"{name} {batch}×{length}" for name in ("ms", "teacher's ms", "times faster")]
+        header += [f"{name} {batch}×{length}" for name in ("ms", "teacher", "faster")]
     rows = []
     for arm in comparison.arms:
         final, teacher, exported = arm.first.final, arm.first.teacher, arm.exported
