@@ -134,6 +134,13 @@ def test_predict_gives_labels_and_scores(finished, capsys):
     assert len(answer(capsys, "predict", folder, *texts).splitlines()) == 2
 
 
+def test_a_run_ends_with_the_command_that_exports_its_student(runs, settings, capsys):
+    folder = runs / "rte" / "singlestage"
+    *_, where, after = answer(capsys, "run", *settings(runs, "singlestage")).splitlines()
+    assert where == f"run: {folder}"
+    assert after == f"next: `bitkd export {folder / 'single_binary'} OUT` writes the low-bit student itself"
+
+
 def test_compare_has_a_row_for_each_stage_of_each_run(finished, capsys, tmp_path):
     runs = [finished / "rte" / name for name in ("multistage", "singlestage")]
     rows = json.loads(answer(capsys, "compare", *runs, "--no-latency", "--out", tmp_path / "report", "--json"))["rows"]
