@@ -168,14 +168,13 @@ def _parser() -> argparse.ArgumentParser:
         "runs", nargs="+", metavar="RUN", help="run folder <run.dir>/<task>/<run.name>, or an earlier comparison.json"
     )
     compare.add_argument(
-        "--out", metavar="DIR", help="also write index.html, report.md, comparison.csv, comparison.json and plots there"
-    )
-
-    compare.add_argument(
         "--no-latency", action="store_true", help="do not time the final students; their files are measured"
     )
     compare.add_argument(
         "--measure-again", action="store_true", help="measure files and latencies anew, not from the runs' cache"
+    )
+    compare.add_argument(
+        "--out", metavar="DIR", help="also write index.html, report.md, comparison.csv, comparison.json and plots there"
     )
 
     store = add("store", "list the artifact store, verify its checksums, or delete what no run uses", STORE_HELP)
