@@ -8,10 +8,11 @@
 // bitkd/quant/product.py: the results are those of the simulation, bit for bit. GELU, LayerNorm, softmax and the sums of
 // attention are rounded differently from torch.
 //
-// Three kernels compute S:
+// Four kernels compute S. All give the same sums, so each product takes the one that was fastest when it was tried:
 //   TABLE64  6 bits of a weight index a table of the 64 partial sums of 6 codes (vpermb, AVX512-VBMI); passes the peak of
 //            int8 dot products
 //   VNNI     bits are spread to bytes in registers (AVX512-VNNI)
+//   AMX      bits are spread to tiles of bytes (AMX-INT8)
 //   TABLE16  4 bits index a table of 16 partial sums (vpshufb, AVX2)
 //
 // The unit of work is a sequence; where there are fewer sequences than threads, the rows of each are shared. Everything is
@@ -19,13 +20,17 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <string>
+#include <tuple>
 #include <vector>
 #ifndef BITKD_INTRINSICS  // an emulation of missing instructions, for tests
 #include <immintrin.h>
@@ -43,12 +48,22 @@
 #if defined(HAS_AVX512) && defined(__AVX512VBMI__)
 #define HAS_VBMI 1
 #endif
+#if defined(HAS_VNNI) && defined(__AMX_INT8__) && defined(__AMX_TILE__) && defined(__linux__)
+#define HAS_AMX 1
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #define UNROLL _Pragma("GCC unroll 16")
 #define INLINE inline __attribute__((always_inline))
 
 namespace {
 
-constexpr int64_t TILE = 24;  // tokens
+#ifdef HAS_AVX512
+constexpr int64_t TILE = 32;  // tokens; two tiles of AMX
+#else
+constexpr int64_t TILE = 24;
+#endif
+constexpr int64_t SPREAD = 8;  // pairs of tiles of weights that are spread at once
 constexpr int64_t MOST_TOKENS = 8, TABLES = 20480;  // of which tables are built at once, and their bytes
 constexpr float TINY = 1e-30f;  // bitkd.quant.functional.token_codes
 constexpr float LARGEST = 127.f;
@@ -304,23 +319,36 @@ void quantize_dequantize(float* x, int64_t n) {
 
 // ---- Products ------------------------------------------------------------------------------------------------------------
 
-enum Kernel { AUTOMATIC = 0, TABLE16 = 1, VNNI = 2, TABLE64 = 3 };
-const char* const KERNEL_NAMES[] = {"", "TABLE16", "VNNI", "TABLE64"};
+enum Kernel { AUTOMATIC = 0, TABLE16 = 1, VNNI = 2, TABLE64 = 3, AMX = 4 };
+const char* const KERNEL_NAMES[] = {"", "TABLE16", "VNNI", "TABLE64", "AMX"};
 
-bool is_compiled(int32_t kernel) {
-  if (kernel == VNNI) {
+#ifdef HAS_AMX
+// Linux lets a process use tiles when it has asked for them.
+bool may_use_tiles() {
+#ifdef BITKD_INTRINSICS
+  return true;
+#else
+  constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
+  static const bool granted = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+  return granted;
+#endif
+}
+#endif
+
+bool is_available(int32_t kernel) {
+  switch (kernel) {
+    case AUTOMATIC: case TABLE16: return true;
 #ifdef HAS_VNNI
-    return true;
+    case VNNI: return true;
 #endif
-    return false;
-  }
-  if (kernel == TABLE64) {
 #ifdef HAS_VBMI
-    return true;
+    case TABLE64: return true;
 #endif
-    return false;
+#ifdef HAS_AMX
+    case AMX: return may_use_tiles();
+#endif
+    default: return false;
   }
-  return kernel == AUTOMATIC || kernel == TABLE16;
 }
 
 // How the sums of the planes make up the product.
@@ -339,6 +367,9 @@ struct Linear {
   Buffer<uint8_t> weights[2];  // as the kernel reads them
   Buffer<float> scale, second_scale, bias;  // of each row
   int planes() const { return form == BINARY ? 1 : 2; }
+  const uint64_t* words(int plane) const {
+    return reinterpret_cast<const uint64_t*>(static_cast<uint8_t*>(weights[plane]));
+  }
 };
 
 // Sums of planes to the scaled product, in the order of bitkd/quant/product.py.
@@ -359,7 +390,8 @@ INLINE V scaled(I s1, I s2, I sum, V scale, V second_scale, V x_scale, V bias) {
 }
 
 // -- Tables of partial sums. A table has the low 5 bits and the rest of (sum + OFFSET), a byte each, for every combination of
-// BITS weights; SHARED groups' indices share a byte. Bytes of ADDED groups are added up before they are widened to 16 bits, and CHUNK groups before 32 bits.
+// BITS weights; SHARED groups' indices share a byte. Bytes of ADDED groups are added up before they are widened to 16 bits,
+// and those of CHUNK groups before 32 bits. Tables of TOKENS tokens fit into the first-level cache.
 
 // GCC reorders sums that it knows; then they do not fit into registers.
 INLINE __m256i add_bytes(__m256i a, __m256i b) {
@@ -589,9 +621,8 @@ INLINE void dot_rows(const Linear& l, int64_t panel, const int8_t* q, int64_t st
   UNROLL for (int p = 0; p < SUMS; p++)
     UNROLL for (int r = 0; r < R; r++) s[p][r][0] = s[p][r][1] = set1i(0);
   const int64_t quads = (l.columns + 3) / 4;
-  const uint64_t* bits = reinterpret_cast<const uint64_t*>(static_cast<uint8_t*>(l.weights[0])) + panel * quads * 2;
-  const uint64_t* more = F == BINARY ? nullptr
-                                     : reinterpret_cast<const uint64_t*>(static_cast<uint8_t*>(l.weights[1])) + panel * quads * 2;
+  const uint64_t* bits = l.words(0) + panel * quads * 2;
+  const uint64_t* more = F == BINARY ? nullptr : l.words(1) + panel * quads * 2;
   const I one = _mm512_set1_epi8(1);
   for (int64_t k = 0; k < quads; k++) {
     I w[SUMS][2];
@@ -630,6 +661,7 @@ void multiply_by_dots(const Linear& l, int64_t tokens, const Codes& x, float* y,
         dot_rows<R, F>(l, panel, x.q + i * x.stride, x.stride, x.scale + i, x.sum + i, y + i * to, to);
     };
     rows(std::integral_constant<int, MOST>());
+    if constexpr (MOST > 8) rows(std::integral_constant<int, 8>());
     rows(std::integral_constant<int, 4>());
     rows(std::integral_constant<int, 2>());
     rows(std::integral_constant<int, 1>());
@@ -667,6 +699,9 @@ struct Scratch {
   Buffer<float> y, h, c, p, q;
   Buffer<uint8_t> tables;
   Buffer<int32_t> sums;
+#ifdef HAS_AMX
+  Buffer<uint8_t> spread{SPREAD * 2 * 1024};  // tiles of weights as bytes
+#endif
   int64_t wide, inner, longest, outputs;  // strides of y, of h, of p and of sums
   Scratch(const Encoder& e, int64_t length)
       : x(e.hidden), context(e.width()), ffn(e.neurons),
@@ -682,6 +717,111 @@ struct Scratch {
     sums = Buffer<int32_t>(2 * MOST_TOKENS * outputs);
   }
 };
+
+#ifdef HAS_AMX
+// Tiles for this thread while it lives; what the thread had configured before comes back afterwards.
+struct Tiles {
+  alignas(64) uint8_t before[64];
+  Tiles() {
+    alignas(64) uint8_t config[64] = {};
+    config[0] = 1;
+    for (int i = 0; i < 8; i++) {
+      config[16 + 2 * i] = 64;  // bytes of a row
+      config[48 + i] = 16;  // rows
+    }
+    _tile_storeconfig(before);
+    _tile_loadconfig(config);
+  }
+  ~Tiles() {
+    if (before[0]) _tile_loadconfig(before);
+    else _tile_release();
+  }
+  Tiles(const Tiles&) = delete;
+};
+
+// 16 outputs x 64 columns as bytes: a row for 4 columns, as VNNI lays them.
+template <bool BOTH>
+INLINE void spread_tile(const uint64_t* bits, const uint64_t* more, int64_t quads, uint8_t* to) {
+  const I one = _mm512_set1_epi8(1);
+  for (int64_t k = 0; k < quads; k++) {
+    I w = _mm512_maskz_mov_epi8(bits[2 * k], one);
+    if (BOTH) w = _mm512_mask_add_epi8(w, more[2 * k], w, one);
+    _mm512_store_si512(to + 64 * k, w);
+  }
+  for (int64_t k = quads; k < 16; k++) _mm512_store_si512(to + 64 * k, _mm512_setzero_si512());
+}
+
+// Two tiles of tokens times two of weights: 32 outputs, or both planes of 16.
+template <int F>
+void multiply_by_tiles(const Linear& l, int64_t tokens, const Codes& x, float* y, int64_t to, Scratch& s) {
+  const int64_t quads = (l.columns + 3) / 4, blocks = (quads + 15) / 16, halves = round_up(l.rows, 16) / 16;
+  const int64_t step = F == UNEQUAL ? 1 : 2;
+  const uint64_t* planes[2] = {};
+  for (int p = 0; p < l.planes(); p++) planes[p] = l.words(p);
+  for (int64_t half = 0; half < halves; half += step) {
+    const int64_t at = half / 2 * quads * 2 + half % 2;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t first = 0; first < blocks; first += SPREAD) {
+      const int64_t count = std::min(SPREAD, blocks - first);
+      for (int64_t b = 0; b < count; b++) {
+        const int64_t k = (first + b) * 16, n = std::min<int64_t>(16, quads - k);
+        uint8_t* tile = s.spread + b * 2048;
+        for (int v = 0; v < 2; v++, tile += 1024) {
+          if (F == UNEQUAL) spread_tile<false>(planes[v] + at + 2 * k, nullptr, n, tile);
+          else if (F == BINARY) spread_tile<false>(planes[0] + at + 2 * k + v, nullptr, n, tile);
+          else spread_tile<true>(planes[0] + at + 2 * k + v, planes[1] + at + 2 * k + v, n, tile);
+        }
+      }
+      for (int64_t b = 0; b < count; b++) {
+        const int8_t* q = x.q + (first + b) * 64;
+        _tile_loadd(6, s.spread + b * 2048, 64);
+        _tile_loadd(7, s.spread + b * 2048 + 1024, 64);
+        _tile_loadd(4, q, x.stride);
+        _tile_dpbsud(0, 4, 6);
+        _tile_dpbsud(1, 4, 7);
+        if (tokens > 16) {
+          _tile_loadd(5, q + 16 * x.stride, x.stride);
+          _tile_dpbsud(2, 5, 6);
+          _tile_dpbsud(3, 5, 7);
+        }
+      }
+    }
+    int32_t* sums = s.sums;
+    _tile_stored(0, sums, 64);
+    _tile_stored(1, sums + 256, 64);
+    _tile_stored(2, sums + 512, 64);
+    _tile_stored(3, sums + 768, 64);
+    for (int64_t v = 0; v < step; v++) {
+      const int64_t n = (half + v) * 16;
+      if (n >= l.rows) break;
+      const V scale = load(l.scale + n), second = F == UNEQUAL ? load(l.second_scale + n) : scale, bias = load(l.bias + n);
+      for (int64_t i = 0; i < tokens; i++) {
+        const int32_t* sum = sums + i / 16 * 512 + v * 256 + i % 16 * 16;
+        const I s1 = loadi(sum), s2 = F == UNEQUAL ? loadi(sum + 256) : set1i(0);
+        store(y + i * to + n, scaled<F>(s1, s2, set1i(x.sum[i]), scale, second, set1(x.scale[i]), bias));
+      }
+    }
+  }
+}
+#else
+struct Tiles {
+  Tiles() {}  // nothing to configure
+};
+#endif
+
+// One form of a kernel's function that takes it as template argument.
+template <class F>
+void with_form(Form form, F&& call) {
+  switch (form) {
+    case BINARY: return call(std::integral_constant<int, BINARY>());
+    case TERNARY: return call(std::integral_constant<int, TERNARY>());
+    case PAIR: return call(std::integral_constant<int, PAIR>());
+    case UNEQUAL: return call(std::integral_constant<int, UNEQUAL>());
+  }
+}
 
 template <int F>
 void scale_sums(const Linear& l, int64_t tokens, const int32_t* sums, int64_t stride, int32_t offset, const float* x_scale,
@@ -741,12 +881,9 @@ void multiply_by_tables(const std::vector<Linear>& parts, int64_t tokens, const 
     for (const Linear& l : parts) {
       const float* scale = x.scale + i;
       const int32_t* sum = x.sum + i;
-      switch (l.form) {
-        case BINARY: scale_sums<BINARY>(l, n, sums, s.outputs, offset, scale, sum, out, to); break;
-        case TERNARY: scale_sums<TERNARY>(l, n, sums, s.outputs, offset, scale, sum, out, to); break;
-        case PAIR: scale_sums<PAIR>(l, n, sums, s.outputs, offset, scale, sum, out, to); break;
-        case UNEQUAL: scale_sums<UNEQUAL>(l, n, sums, s.outputs, offset, scale, sum, out, to); break;
-      }
+      with_form(l.form, [&](auto form) {
+        scale_sums<decltype(form)::value>(l, n, sums, s.outputs, offset, scale, sum, out, to);
+      });
       sums += round_up(l.rows, T::BYTES);
       out += l.rows;
     }
@@ -761,17 +898,19 @@ void multiply(const std::vector<Linear>& parts, int64_t tokens, const Codes& x, 
 #ifdef HAS_VBMI
   if (kernel == TABLE64) return multiply_by_tables<Table64>(parts, tokens, x, y, to, s);
 #endif
-#ifdef HAS_VNNI
   for (const Linear& l : parts) {
-    switch (l.form) {
-      case BINARY: multiply_by_dots<BINARY>(l, tokens, x, y, to); break;
-      case TERNARY: multiply_by_dots<TERNARY>(l, tokens, x, y, to); break;
-      case PAIR: multiply_by_dots<PAIR>(l, tokens, x, y, to); break;
-      case UNEQUAL: multiply_by_dots<UNEQUAL>(l, tokens, x, y, to); break;
-    }
+    with_form(l.form, [&](auto form) {
+      constexpr int F = decltype(form)::value;
+#ifdef HAS_AMX
+      if (kernel == AMX) return multiply_by_tiles<F>(l, tokens, x, y, to, s);
+#endif
+#ifdef HAS_VNNI
+      multiply_by_dots<F>(l, tokens, x, y, to);
+#endif
+      (void)F;
+    });
     y += l.rows;
   }
-#endif
 }
 
 // y + x, normalized, into x.
@@ -905,6 +1044,7 @@ void finish_layer(const Encoder& e, const Layer& l, float* x, int64_t n, int64_t
         attend<R>(e, s.q + (t0 + i) * A + h * e.head_size, h, length, kv, s, s.c + i * stride + h * e.head_size, stride);
     };
     rows(std::integral_constant<int, ROWS>());
+    if constexpr (ROWS > 8) rows(std::integral_constant<int, 8>());
     rows(std::integral_constant<int, 4>());
     rows(std::integral_constant<int, 2>());
     rows(std::integral_constant<int, 1>());
@@ -944,6 +1084,7 @@ void forward(const Encoder& e, float* hidden, const int64_t* offsets, int64_t se
   {
     const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
     Scratch& s = scratch[id];
+    const Tiles tiles;
     if (!share) {
 #pragma omp for schedule(dynamic, 1)
       for (int64_t b = 0; b < sequences; b++) {
@@ -987,24 +1128,56 @@ void split_planes(const uint8_t* packed, int64_t rows, int64_t columns, std::vec
     }
 }
 
-Kernel choose(const Encoder& e, int planes, int64_t outputs) {
-  if (e.kernel != AUTOMATIC) return static_cast<Kernel>(e.kernel);
-  // Building the tables pays where many outputs read them; two planes would need two look-ups for one dot product.
-  if (is_compiled(TABLE64) && planes == 1 && outputs >= 512) return TABLE64;
-  return is_compiled(VNNI) ? VNNI : TABLE16;
-}
-
-void lay_out(Linear& l) {
+void lay_out(Linear& l, Kernel kernel) {
+  l.kernel = kernel;
   for (int p = 0; p < l.planes(); p++) {
-    if (l.kernel == TABLE16) l.weights[p] = lay_out_for_tables<Table16>(l.bits[p], l.rows, l.columns);
+    if (kernel == TABLE16) l.weights[p] = lay_out_for_tables<Table16>(l.bits[p], l.rows, l.columns);
 #ifdef HAS_VBMI
-    if (l.kernel == TABLE64) l.weights[p] = lay_out_for_tables<Table64>(l.bits[p], l.rows, l.columns);
+    if (kernel == TABLE64) l.weights[p] = lay_out_for_tables<Table64>(l.bits[p], l.rows, l.columns);
 #endif
 #ifdef HAS_VNNI
-    if (l.kernel == VNNI) l.weights[p] = lay_out_for_dots(l.bits[p], l.rows, l.columns);
+    if (kernel == VNNI || kernel == AMX) l.weights[p] = lay_out_for_dots(l.bits[p], l.rows, l.columns);
 #endif
-    std::vector<uint8_t>().swap(l.bits[p]);
   }
+}
+
+// Seconds that a product takes for a tile of tokens: the shortest of a few.
+double seconds_of(const Encoder& e, const std::vector<Linear>& parts) {
+  Scratch s(e, 1);
+  Codes codes(parts[0].columns);
+  for (int64_t i = 0; i < TILE; i++)
+    for (int64_t k = 0; k < parts[0].columns; k++) codes.q[i * codes.stride + k] = static_cast<int8_t>((31 * k + 17 * i) % 255 - 127);
+  const int64_t stride = std::max(s.wide, s.inner);
+  Buffer<float> y(TILE * stride);
+  double shortest = 1e30;
+  for (int i = 0; i < 6; i++) {
+    const auto begin = std::chrono::steady_clock::now();
+    multiply(parts, TILE, codes, y, stride, s);
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+    shortest = std::min(shortest, taken.count());
+  }
+  return shortest;
+}
+
+// The fastest kernel for a product of this form and size on this processor; tried once in a process.
+Kernel fastest(const Encoder& e, std::vector<Linear>& parts) {
+  if (e.kernel != AUTOMATIC) return static_cast<Kernel>(e.kernel);
+  if (!is_available(VNNI)) return TABLE16;
+  static std::mutex one_at_a_time;
+  static std::map<std::tuple<Form, int64_t, int64_t, size_t>, Kernel> known;
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  const auto key = std::make_tuple(parts[0].form, parts[0].rows, parts[0].columns, parts.size());
+  if (const auto found = known.find(key); found != known.end()) return found->second;
+  Kernel best = VNNI;
+  double shortest = 1e30;
+  const Tiles tiles;
+  for (const Kernel kernel : {VNNI, TABLE64, AMX}) {
+    if (!is_available(kernel)) continue;
+    for (Linear& l : parts) lay_out(l, kernel);
+    const double taken = seconds_of(e, parts);
+    if (taken < shortest) best = kernel, shortest = taken;
+  }
+  return known[key] = best;
 }
 
 struct Part {
@@ -1052,7 +1225,7 @@ void bitkd_free(void* encoder) { delete static_cast<Encoder*>(encoder); }
 
 // Compute every product by one kernel (0: the fastest for each); before bitkd_finish.
 int bitkd_use(void* encoder, int32_t kernel) {
-  if (kernel < AUTOMATIC || kernel > TABLE64 || !is_compiled(kernel)) return -1;
+  if (kernel < AUTOMATIC || kernel > AMX || !is_available(kernel)) return -1;
   static_cast<Encoder*>(encoder)->kernel = kernel;
   return 0;
 }
@@ -1118,16 +1291,12 @@ int bitkd_finish(void* encoder) {
     for (Layer& layer : e.layers) {
       if (!layer.norms[0].weight || !layer.norms[1].weight) return -1;
       for (int i = 0; i < 4; i++) {
-        int planes = 1;
-        int64_t outputs = 0;
-        for (const Linear& l : layer.products[i]) {
+        for (const Linear& l : layer.products[i])
           if (l.bits[0].empty()) return -1;
-          planes = std::max(planes, l.planes());
-          outputs += l.rows;
-        }
+        const Kernel kernel = fastest(e, layer.products[i]);
         for (Linear& l : layer.products[i]) {
-          l.kernel = choose(e, planes, outputs);
-          lay_out(l);
+          lay_out(l, kernel);
+          for (auto& bits : l.bits) std::vector<uint8_t>().swap(bits);
         }
       }
     }
@@ -1170,15 +1339,19 @@ int bitkd_linear(void* encoder, int64_t layer, int32_t product, const float* x, 
     for (int i = 0; i < threads; i++) codes.emplace_back(columns);
     const int64_t stride = round_up(outputs, 64) + SLACK;
     Buffer<float> out(threads * TILE * stride), in(threads * TILE * columns);
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t t = 0; t < tokens; t += TILE) {
+#pragma omp parallel num_threads(threads)
+    {
+      const Tiles tiles;
       const int id = omp_get_thread_num();
-      const int64_t n = std::min(TILE, tokens - t);
       float *tile = in + id * TILE * columns, *result = out + id * TILE * stride;
-      std::memcpy(tile, x + t * columns, n * columns * sizeof(float));
-      quantize_rows<NO_ACTIVATION>(tile, columns, n, columns, codes[id]);
-      multiply(parts, n, codes[id], result, stride, scratch[id]);
-      for (int64_t i = 0; i < n; i++) std::memcpy(y + (t + i) * outputs, result + i * stride, outputs * sizeof(float));
+#pragma omp for schedule(static)
+      for (int64_t t = 0; t < tokens; t += TILE) {
+        const int64_t n = std::min(TILE, tokens - t);
+        std::memcpy(tile, x + t * columns, n * columns * sizeof(float));
+        quantize_rows<NO_ACTIVATION>(tile, columns, n, columns, codes[id]);
+        multiply(parts, n, codes[id], result, stride, scratch[id]);
+        for (int64_t i = 0; i < n; i++) std::memcpy(y + (t + i) * outputs, result + i * stride, outputs * sizeof(float));
+      }
     }
     return 0;
   } catch (const std::bad_alloc&) {

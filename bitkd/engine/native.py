@@ -13,7 +13,7 @@ from torch import Tensor
 ACTIVATIONS = {"gelu": 0, "relu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2}
 """Hidden activations that the encoder computes, by their names in transformers."""
 
-KERNELS = {"automatic": 0, "TABLE16": 1, "VNNI": 2, "TABLE64": 3}
+KERNELS = {"automatic": 0, "TABLE16": 1, "VNNI": 2, "TABLE64": 3, "AMX": 4}
 """How products are computed; `encoder.cpp` describes them."""
 
 PRODUCTS = ("qkv", "attention_output", "up", "down")
