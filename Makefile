@@ -9,7 +9,7 @@ ARGS ?=
 BIN := .venv/bin
 SETTINGS = task=$(TASK) run.dir=$(RUNS) trainer.devices=$(DEVICES) $(ARGS)
 
-.PHONY: help setup demo test check multistage singlestage compare sweep bench results chaos docs clean
+.PHONY: help setup demo test check multistage singlestage compare sweep bench results chaos sanitize docs clean
 
 help:
 	@echo "make setup                          virtual environment with pinned packages"
@@ -19,6 +19,7 @@ help:
 	@echo "make sweep FILE=experiments/sweeps/arms.yaml ARGS=\"key=value …\"   the trials of a wandb sweep file"
 	@echo "make bench SUITE=data|overhead      speed and memory, as ratios, into build/bench"
 	@echo "make chaos                          both demo pipelines in two processes, killed 25 times; into build/chaos"
+	@echo "make sanitize                       the engine on random shapes under the address and undefined-behaviour sanitizers"
 	@echo "make results                        tables and pictures of the studies in experiments/ anew from their records"
 	@echo "make docs                           docs/configuration.md anew from the settings' docstrings"
 	@echo "make test                           the test suite"
@@ -53,6 +54,12 @@ results: setup
 
 chaos: setup
 	$(BIN)/python experiments/chaos/chaos.py --out build/chaos $(ARGS)
+
+sanitize:
+	@mkdir -p build
+	$(CXX) -g -O1 -march=native -ffp-contract=off -fopenmp -std=c++17 -fsanitize=address,undefined -fno-sanitize-recover=all \
+		tests/engine/driver.cpp -o build/engine-driver
+	build/engine-driver
 
 docs: setup
 	$(BIN)/python -m bitkd.config.reference > docs/configuration.new

@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DEV = PROJECT["optional-dependencies"]["dev"]
-TEXT = {".py", ".md", ".yaml", ".toml", ".txt", ".cff", ".sh", ".sbatch", ".css", ".j2"}
+TEXT = {".py", ".cpp", ".md", ".yaml", ".toml", ".txt", ".cff", ".sh", ".sbatch", ".css", ".j2"}
 PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE))
 
 

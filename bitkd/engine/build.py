@@ -92,7 +92,9 @@ def library(source: Path = SOURCE) -> Path | None:
     if first:
         numbers = "8-bit integers" if multiplies_integers() else "FP32"
         log.warning(
-            "packed models run slower on this machine, with the same products: torch multiplies them in %s, because %s", numbers, found
+            "packed models run slower on this machine, with the same products: torch multiplies them in %s, because %s",
+            numbers,
+            found,
         )
     return None
 

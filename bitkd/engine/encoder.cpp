@@ -165,9 +165,9 @@ INLINE float largest_of(V v) {
 INLINE int32_t sum_of(I v) {
   alignas(64) int32_t x[W];
   storei(x, v);
-  int32_t total = 0;
-  UNROLL for (int i = 0; i < W; i++) total += x[i];
-  return total;
+  uint32_t total = 0;  // wraps: the codes of a NaN are no codes
+  UNROLL for (int i = 0; i < W; i++) total += static_cast<uint32_t>(x[i]);
+  return static_cast<int32_t>(total);
 }
 
 // The first n of a vector, others zero; n >= W gives all.

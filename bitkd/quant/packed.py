@@ -3,8 +3,8 @@
 Their products are computed on whole numbers and scaled in the order of `bitkd.quant.product`, so a packed model gives the
 very logits of the simulated one, bit for bit. This is also what every faster execution is compared with.
 
-A product unpacks the weight and multiplies it in FP32. A CPU that multiplies integers (VNNI, AMX) does so several times faster, so
-there the codes are multiplied in int8, and kept so after the first call: a quarter of an FP32 weight.
+A product unpacks the weight and multiplies it in FP32. A CPU that multiplies integers (VNNI, AMX) does so several times
+faster, so there the codes are multiplied in int8, and kept so after the first call: a quarter of an FP32 weight.
 """
 
 from collections.abc import Iterator

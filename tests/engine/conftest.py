@@ -28,6 +28,7 @@ FAMILIES = {
     "Bert": SIZES,
     "Roberta": SIZES | {"type_vocab_size": 1},
     "XLMRoberta": SIZES | {"type_vocab_size": 1},
+    "Camembert": SIZES | {"type_vocab_size": 1},
     "Electra": SIZES | {"embedding_size": 16},
     "DistilBert": {"vocab_size": 60, "dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 72, "num_labels": 3},
 }

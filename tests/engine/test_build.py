@@ -137,7 +137,7 @@ def test_a_compiler_that_fails_is_quoted_and_not_asked_again(cache, source, tmp_
     assert "failed with code 3:\nline of the compiler" in note
     assert [file.name for file in cache.iterdir() if file.is_file()] == []
     monkeypatch.setenv(build.MODE, "require")
-    with pytest.raises(InputError, match="BITKD_ENGINE=require, but the engine cannot be used: .*failed with code 3"):
+    with pytest.raises(InputError, match=r"BITKD_ENGINE=require, but the engine cannot be used: .*failed with code 3"):
         build.library(source)
 
 
@@ -185,7 +185,9 @@ def test_the_engine_can_be_switched_off(cache, source, monkeypatch, caplog):
     assert not cache.exists()
     assert not caplog.messages
     monkeypatch.setenv(build.MODE, "of")
-    with pytest.raises(InputError, match=r"BITKD_ENGINE=of is unknown; did you mean off\? \(use one of auto, off, require\)"):
+    with pytest.raises(
+        InputError, match=r"BITKD_ENGINE=of is unknown; did you mean off\? \(use one of auto, off, require\)"
+    ):
         build.library(source)
 
 

@@ -1,0 +1,221 @@
+"""The `forward` of an encoder whose layers run by the engine in one call."""
+
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable
+from functools import cache
+from inspect import Signature, signature
+from itertools import accumulate
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitkd.engine.build import library
+from bitkd.engine.families import FAMILIES, LINEARS, Family, find_obstacle, norms_of
+from bitkd.engine.native import EncoderShape, NativeEncoder
+from bitkd.quant.layout import Layers, find_layers
+from bitkd.quant.packed import PackedLinear
+from bitkd.quant.packing import BITS, TWO_BITS, pack_codes, unpack_codes
+from bitkd.quant.swap import ATTENTION_QUANTIZER
+
+log = logging.getLogger(__name__)
+
+
+class EngineForward:
+    """The `forward` of a bare encoder that `find_obstacle` allows.
+
+    The engine computes a call on the CPU in FP32, in eval mode, without gradients, for a mask of shape (batch, length) or none.
+    The packed layers compute the others: those that ask for hidden states or attentions, that give another mask, a row without
+    tokens, or hidden states that are not finite, and calls in a forked process, where OpenMP does not work.
+
+    Threads may call it at the same time. It can be copied and pickled; the copy makes a native encoder of its own.
+    """
+
+    def __init__(self, base: Any) -> None:
+        self.base = base
+        self.family = FAMILIES[type(base).__name__]
+        self._native: tuple[NativeEncoder | None, Callable[[], bool]] | None = None
+        self._guard = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"base": self.base, "family": self.family}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._native, self._guard = None, threading.Lock()
+
+    @property
+    def __signature__(self) -> Signature:
+        whole = signature(type(self.base).forward)
+        return whole.replace(parameters=list(whole.parameters.values())[1:])
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        embedded = self._embed(args, settings)
+        if embedded is not None:
+            states = _encode(*embedded)
+            if states is not None:
+                return self._output(states, settings.get("return_dict"))
+        return type(self.base).forward(self.base, *args, **settings)
+
+    def native(self) -> NativeEncoder | None:
+        """The engine with this model's present weights; None where the machine has none."""
+        if _forked:
+            _tell_fork()
+            return None
+        with self._guard:
+            if self._native is None or not self._native[1]():
+                self._native = self._make()
+            return self._native[0]
+
+    def _make(self) -> tuple[NativeEncoder | None, Callable[[], bool]]:
+        """The engine, and a function that tells whether the weights are still those that it has."""
+        path = library()
+        if path is None or find_obstacle(self.base):  # layers may have been replaced since `attach`
+            return None, lambda: True
+        layers = find_layers(self.base)
+        assert layers is not None
+        unchanged = _watch(layers, self.family)  # before the weights are read
+        return _build(path, self.base, self.family, layers), unchanged
+
+    def _embed(
+        self, args: tuple[Any, ...], settings: dict[str, Any]
+    ) -> tuple[NativeEncoder, Tensor, Tensor | None] | None:
+        """The engine, the hidden states before the first layer, and the mask; None if the engine does not compute this call."""
+        base, names = self.base, self.family.arguments
+        if base.training or len(args) > len(names) or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return None
+        given = dict(zip(names, args, strict=False))
+        for name, value in settings.items():
+            if name in names:
+                given[name] = value
+            elif name != "return_dict" and value is not None and value is not False:
+                return None
+        if base.config.output_hidden_states or base.config.output_attentions:
+            return None
+        mask = given.pop("attention_mask", None)
+        ids, states = given.setdefault("input_ids", None), given.get("inputs_embeds")
+        tokens: Any = ids if states is None else states
+        if (ids is None) == (states is None) or tokens.dim() != (2 if states is None else 3) or tokens.numel() == 0:
+            return None
+        if tokens.device.type != "cpu" or (states is not None and not states.isfinite().all()):
+            return None
+        if mask is not None and (mask.shape != tokens.shape[:2] or mask.device.type != "cpu"):
+            return None
+        native = self.native()
+        if native is None:
+            return None
+        hidden = base.embeddings(**given)
+        if "embeddings_project" in base._modules:  # ELECTRA
+            hidden = base.embeddings_project(hidden)
+        if hidden.dtype != torch.float32 or hidden.device.type != "cpu" or hidden.requires_grad:
+            return None
+        return native, hidden, mask
+
+    def _output(self, states: Tensor, return_dict: bool | None) -> Any:
+        pooler = getattr(self.base, "pooler", None)
+        pooled = {} if pooler is None else {"pooler_output": pooler(states)}
+        output = self.family.output(last_hidden_state=states, **pooled)
+        as_dict = self.base.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
+
+
+def _encode(native: NativeEncoder, hidden: Tensor, mask: Tensor | None) -> Tensor | None:
+    """The last hidden states, zeros for padding; None if a row has no tokens, or the states are not finite.
+
+    hidden: (batch, length, hidden size).  mask: (batch, length), not 0 = token; or None.
+    """
+    batch, length, width = hidden.shape
+    counts = [length] * batch if mask is None else mask.bool().sum(1).tolist()
+    if not all(counts):
+        return None
+    offsets = [0, *accumulate(counts)]
+    flat = hidden.reshape(-1, width)
+    if mask is None or offsets[-1] == len(flat):
+        states = native.forward(flat.clone(memory_format=torch.contiguous_format), offsets)
+    else:
+        places = mask.reshape(-1).nonzero().squeeze(1)
+        tokens = native.forward(flat.index_select(0, places), offsets)
+        states = torch.zeros_like(flat).index_copy_(0, places, tokens)
+    return states.view_as(hidden) if math.isfinite(states.sum().item()) else None
+
+
+def _build(path: Path, base: Any, family: Family, layers: Layers) -> NativeEncoder:
+    """The engine with the weights of an encoder.  path: the library."""
+    attention, query, up = (layers.parts(name)[0] for name in ("attention", "query", "up"))
+    head_size = attention.attention_head_size
+    norms = norms_of(layers, family)
+    shape = EncoderShape(
+        layers=len(layers.modules),
+        hidden=query.in_features,
+        heads=query.out_features // head_size,
+        head_size=head_size,
+        neurons=up.out_features,
+        eps=norms[0].eps,
+        activation=getattr(base.config, family.activation),
+        quantized_attention=getattr(attention, ATTENTION_QUANTIZER, None) is not None,
+    )
+    native = NativeEncoder(path, shape)
+    for name in LINEARS:
+        for i, linear in enumerate(layers.parts(name)):
+            native.set_linear(i, name, *_weight_of(linear), None if linear.bias is None else linear.bias.cpu())
+    for i, norm in enumerate(norms):
+        native.set_norm(i // 2, i % 2, norm.weight.cpu(), norm.bias.cpu())
+    native.finish()
+    return native
+
+
+def _weight_of(linear: PackedLinear) -> tuple[list[tuple[Tensor, Tensor]], int]:
+    """The packed halves of a weight, in a packing that the engine reads, and their bits."""
+    halves = [(packed.cpu(), scale.cpu()) for packed, scale in linear.halves()]
+    if linear.packing not in (BITS, TWO_BITS):
+        codes_of_halves = [unpack_codes(packed, linear.packing, linear.in_features) for packed, _ in halves]
+        halves = [
+            (pack_codes(codes, TWO_BITS), scale) for codes, (_, scale) in zip(codes_of_halves, halves, strict=True)
+        ]
+    return halves, 1 if linear.packing == BITS else 2
+
+
+def _watch(layers: Layers, family: Family) -> Callable[[], bool]:
+    """A function that tells whether the layers and their weights are still what they are now."""
+    norms = norms_of(layers, family)
+    modules = [linear for name in LINEARS for linear in layers.parts(name)] + norms
+    tensors = [tensor for module in modules for tensor in module.state_dict(keep_vars=True).values()]
+    counted = [tensor for tensor in tensors if not tensor.is_inference()]  # others have no version
+    versions = attrgetter("_version")
+    version = sum(map(versions, counted))
+    # What moves, converts or replaces layers does so with all of them, so one of them shows it.
+    parent, _, name = layers.layout.down.rpartition(".")
+    holder, linear = layers.modules[-1].get_submodule(parent), modules[-len(norms) - 1]
+    memory = norms[-1].weight.detach()  # kept, lest its address be used again
+
+    def unchanged() -> bool:
+        return (
+            getattr(holder, name) is linear
+            and norms[-1].weight.data_ptr() == memory.data_ptr()
+            and sum(map(versions, counted)) == version
+        )
+
+    return unchanged
+
+
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+@cache
+def _tell_fork() -> None:
+    log.warning(
+        "packed models run by torch here: the engine does not work in a forked process; start it by spawn instead"
+    )
+
+
+os.register_at_fork(after_in_child=_note_fork)

@@ -1,0 +1,113 @@
+"""Every product of every kernel gives the simulation's bits."""
+
+import pytest
+import torch
+
+from bitkd.engine.native import KERNELS, EncoderShape, NativeEncoder
+from bitkd.quant.inputs import make_input_quantizer
+from bitkd.quant.packed import PackedLinear
+from bitkd.quant.packing import BITS, TWO_BITS, pack_codes
+
+SHAPES = [  # hidden size, heads, head size, neurons
+    (32, 4, 8, 64),
+    (384, 2, 32, 200),
+    (256, 4, 64, 512),
+    (61, 3, 5, 131),
+    (1, 1, 1, 1),
+    (130, 3, 16, 67),
+]
+KINDS = [(bits, split, per_row) for bits, split in ((1, False), (2, False), (1, True)) for per_row in (False, True)]
+
+
+def make_linear(outputs, inputs, bits, split, per_row, generator):
+    """A packed Linear of random codes, scales and biases; its first row is all -1 or 0."""
+    packing = BITS if bits == 1 else TWO_BITS
+    linear = PackedLinear(
+        inputs, outputs, packing=packing, per_row=per_row, split=split, input_quantizer=make_input_quantizer(8)
+    )
+    for packed, scale in linear.halves():
+        digits = torch.randint(min(packing.base, 3), (outputs, inputs), generator=generator)  # no code 2
+        codes = packing.lowest + packing.step * digits
+        codes[0] = codes[0].clamp_max(0) if bits == 2 else -1
+        packed.copy_(pack_codes(codes, packing))
+        scale.copy_(torch.rand(scale.shape, generator=generator))
+    linear.bias.copy_(torch.randn(outputs, generator=generator))
+    return linear
+
+
+def make_inputs(tokens, width, generator):
+    """Random rows of different sizes, with a row of zeros, one of largest codes only, and one of tiny numbers."""
+    x = torch.randn(tokens, width, generator=generator) * torch.logspace(-3, 3, tokens)[:, None]
+    x[0] = 0
+    x[1] = 5.0
+    x[2] *= 1e-36
+    return x
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("bits", "split", "per_row"), KINDS)
+@pytest.mark.parametrize("sizes", SHAPES, ids=str)
+def test_a_product_of_the_engine_is_that_of_the_packed_layer(engine, sizes, bits, split, per_row, kernel):
+    generator = torch.Generator().manual_seed(sum(sizes))
+    hidden, heads, head_size, neurons = sizes
+    width = heads * head_size
+    try:
+        native = NativeEncoder(engine, EncoderShape(2, hidden, heads, head_size, neurons, 1e-12), kernel)
+    except ValueError as error:
+        pytest.skip(str(error))
+    places = {
+        "query": (width, hidden),
+        "key": (width, hidden),
+        "value": (width, hidden),
+        "attention_output": (hidden, width),
+        "up": (neurons, hidden),
+        "down": (hidden, neurons),
+    }
+    layers = [
+        {name: make_linear(*place, bits, split, per_row, generator) for name, place in places.items()} for _ in range(2)
+    ]
+    for i, linears in enumerate(layers):
+        for name, linear in linears.items():
+            native.set_linear(i, name, linear.halves(), bits, linear.bias)
+        for which in range(2):
+            native.set_norm(i, which, torch.ones(hidden), torch.zeros(hidden))
+    native.finish()
+    for i, linears in enumerate(layers):
+        for tokens, threads in ((4, 1), (29, 2)):
+            x = make_inputs(tokens, hidden, generator)
+            together = torch.cat([linears[name](x) for name in ("query", "key", "value")], dim=-1)
+            assert torch.equal(native.linear(i, "qkv", x, threads), together)
+            for name in ("attention_output", "up", "down"):
+                x = make_inputs(tokens, linears[name].in_features, generator)
+                assert torch.equal(native.linear(i, name, x, threads), linears[name](x)), name
+
+
+def test_a_fresh_pair_is_multiplied_as_the_ternary_weight_that_it_was(engine):
+    generator = torch.Generator().manual_seed(0)
+    linear = make_linear(40, 32, 1, True, True, generator)
+    linear.second_scale.copy_(linear.scale)
+    native = NativeEncoder(engine, EncoderShape(1, 32, 4, 8, 40, 1e-12))
+    others = {name: make_linear(32, 32, 1, False, False, generator) for name in ("query", "key", "value")}
+    others |= {"attention_output": make_linear(32, 32, 2, False, True, generator), "up": linear}
+    others |= {"down": make_linear(32, 40, 2, False, False, generator)}  # kinds may be mixed
+    for name, each in others.items():
+        native.set_linear(0, name, each.halves(), 1 if each.packing == BITS else 2, each.bias)
+    for which in range(2):
+        native.set_norm(0, which, torch.ones(32), torch.zeros(32))
+    native.finish()
+    x = make_inputs(9, 32, generator)
+    for name in ("attention_output", "up"):
+        assert torch.equal(native.linear(0, name, x), others[name](x))
+
+
+def test_weights_that_are_missing_or_of_another_shape_are_refused(engine):
+    generator = torch.Generator().manual_seed(0)
+    native = NativeEncoder(engine, EncoderShape(1, 32, 4, 8, 64, 1e-12))
+    linear = make_linear(32, 32, 1, False, True, generator)
+    native.set_linear(0, "query", linear.halves(), 1, None)
+    with pytest.raises(ValueError, match="some are missing"):
+        native.finish()
+    with pytest.raises(ValueError, match="do not fit"):
+        native.set_linear(0, "up", linear.halves(), 1, None)
+    with pytest.raises(ValueError, match="do not fit"):
+        native.set_linear(1, "query", linear.halves(), 1, None)
