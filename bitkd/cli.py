@@ -57,6 +57,10 @@ bootstrap interval. Unfinished runs are refused, and so are runs of different
 tasks, dev rows or labels. If teachers differ at one seed, every output begins
 with a warning. A comparison.json gives the same tables and plots again
 without the runs.
+
+One final student of each arm is packed as `bitkd export` does, and its file and
+its latency on this machine are shown beside the teacher's. That takes seconds,
+and is kept in the runs' cache folder for the next time.
 """
 
 SWEEP_HELP = """
@@ -211,6 +215,12 @@ def _parser() -> argparse.ArgumentParser:
     compare = add("compare", "compare finished runs, aggregated over seeds", COMPARE_HELP, epilog=None)
     compare.add_argument(
         "runs", nargs="+", metavar="RUN", help="run folder <run.dir>/<task>/<run.name>, or an earlier comparison.json"
+    )
+    compare.add_argument(
+        "--no-latency", action="store_true", help="do not time the final students; their files are measured"
+    )
+    compare.add_argument(
+        "--measure-again", action="store_true", help="measure files and latencies anew, not from the runs' cache"
     )
     compare.add_argument(
         "--out", metavar="DIR", help="also write index.html, report.md, comparison.csv, comparison.json and plots there"
