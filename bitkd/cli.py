@@ -57,6 +57,10 @@ bootstrap interval. Unfinished runs are refused, and so are runs of different
 tasks, dev rows or labels. If teachers differ at one seed, every output begins
 with a warning. A comparison.json gives the same tables and plots again
 without the runs.
+
+One final student of each arm is packed as `bitkd export` does, and its file and
+its latency on this machine are shown beside the teacher's. That takes seconds,
+and is kept in the runs' cache folder for the next time.
 """
 
 SWEEP_HELP = """
@@ -108,6 +112,16 @@ settings, all optional:
                              submission file for GLUE
 """
 
+
+BENCHMARK_HELP = """
+
+FOLDER is what `bitkd export` wrote (packed, unpacked, onnx), an artifact, or a
+plain Hugging Face checkpoint. Beside them run stock models of random weights
+with the configuration of the first FOLDER: FP32 eager and SDPA, bf16 SDPA where
+the processor has it, onnxruntime's dynamic int8 where it is installed.
+All take turns, round by round; with one thread, processor time is counted, so
+that other work on the machine disturbs least.
+"""
 
 EXPORT_HELP = """
 
@@ -203,6 +217,12 @@ def _parser() -> argparse.ArgumentParser:
         "runs", nargs="+", metavar="RUN", help="run folder <run.dir>/<task>/<run.name>, or an earlier comparison.json"
     )
     compare.add_argument(
+        "--no-latency", action="store_true", help="do not time the final students; their files are measured"
+    )
+    compare.add_argument(
+        "--measure-again", action="store_true", help="measure files and latencies anew, not from the runs' cache"
+    )
+    compare.add_argument(
         "--out", metavar="DIR", help="also write index.html, report.md, comparison.csv, comparison.json and plots there"
     )
 
@@ -250,6 +270,22 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("settings", **settings)
     sweep.add_argument("--shards", default="1/1", metavar="i/n", help="only every n-th trial, starting with the i-th")
     sweep.add_argument("--dry-run", action="store_true", help="check everything and show the trials; run nothing")
+
+    benchmark = add("benchmark", "how fast models are on this machine, beside FP32, bf16 and int8", BENCHMARK_HELP)
+    benchmark.epilog = None
+    benchmark.add_argument("folders", nargs="+", metavar="FOLDER", help="a model: a folder or hub id")
+    benchmark.add_argument(
+        "--shapes", default="1x32,8x128,32x128", metavar="ROWSxTOKENS,…", help="of a batch (default: 1x32,8x128,32x128)"
+    )
+    benchmark.add_argument("--threads", type=int, default=1, metavar="N", help="of the processor (default: 1)")
+    benchmark.add_argument(
+        "--seconds", type=float, default=10.0, help="for a shape, at least three rounds (default: 10)"
+    )
+    benchmark.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    benchmark.add_argument(
+        "--compiled", action="store_true", help="with --device cuda: also bf16 by torch.compile, which takes minutes"
+    )
+    benchmark.add_argument("--no-memory", action="store_true", help="do not measure load time and memory")
 
     add("config", "print the resolved configuration").add_argument("settings", **settings)
     return parser

@@ -134,9 +134,16 @@ def test_predict_gives_labels_and_scores(finished, capsys):
     assert len(answer(capsys, "predict", folder, *texts).splitlines()) == 2
 
 
+def test_a_run_ends_with_the_command_that_exports_its_student(runs, settings, capsys):
+    folder = runs / "rte" / "singlestage"
+    *_, where, after = answer(capsys, "run", *settings(runs, "singlestage")).splitlines()
+    assert where == f"run: {folder}"
+    assert after == f"next: `bitkd export {folder / 'single_binary'} OUT` writes the low-bit student itself"
+
+
 def test_compare_has_a_row_for_each_stage_of_each_run(finished, capsys, tmp_path):
     runs = [finished / "rte" / name for name in ("multistage", "singlestage")]
-    rows = json.loads(answer(capsys, "compare", *runs, "--out", tmp_path / "report", "--json"))["rows"]
+    rows = json.loads(answer(capsys, "compare", *runs, "--no-latency", "--out", tmp_path / "report", "--json"))["rows"]
     assert len(rows) == 12
     by_stage = {row["stage"]: row for row in rows}
     assert by_stage["general"]["score"] is None
@@ -147,7 +154,7 @@ def test_compare_has_a_row_for_each_stage_of_each_run(finished, capsys, tmp_path
     assert json.loads(answer(capsys, "compare", tmp_path / "report", "--json"))["rows"] == rows
     with open(tmp_path / "report" / "comparison.csv", newline="") as stream:
         assert len(list(csv.DictReader(stream))) == 12
-    assert "single_binary" in answer(capsys, "compare", *runs)
+    assert "single_binary" in answer(capsys, "compare", *runs, "--no-latency")
 
 
 def test_bad_input_exits_with_two_and_no_traceback(finished, settings, where, tiny_bert, capsys, tmp_path):

@@ -16,6 +16,7 @@ _MODULES = {
     "push": "push",
     "store": "store",
     "sweep": "sweep",
+    "benchmark": "benchmark",
 }
 
 

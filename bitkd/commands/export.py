@@ -131,6 +131,10 @@ def export_command(arguments: argparse.Namespace) -> int:
             ),
         )
         follow_umask(folder / "README.md")
+    if source.classifier and not source.spec.trained_head:
+        done.told.append(
+            f"{source.folder} records no trained head; `bitkd predict` and `bitkd evaluate` refuse such packed folders"
+        )
     if tokenizer is None:
         done.told.append(f"{source.folder} has no tokenizer: save one into {out} with tokenizer.save_pretrained")
     _show(arguments, out, parts, size, done)

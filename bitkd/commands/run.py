@@ -12,6 +12,7 @@ from bitkd.config.schema import BudgetSpec
 from bitkd.errors import InputError, StoppedError
 from bitkd.pipeline.plan import Plan
 from bitkd.processes.libraries import quieten
+from bitkd.quant.table import FP32
 from bitkd.report.console import Console
 from bitkd.tracking.agent import with_run_name
 
@@ -80,6 +81,7 @@ def _exit_code() -> Iterator[list[int]]:
 def _show_run(plan: Plan, arguments: argparse.Namespace) -> None:
     from bitkd.compare.load import load_run
     from bitkd.compare.rows import rows_of
+    from bitkd.report.looks import weight_bits_of
     from bitkd.report.terminal import render
 
     rows = rows_of(load_run(plan.folder.folder))
@@ -89,6 +91,9 @@ def _show_run(plan: Plan, arguments: argparse.Namespace) -> None:
         console = Console()
         console.print(render(rows))
         console.print(f"run: {plan.folder.folder}")
+        if weight_bits_of(rows[-1].precision) < FP32:
+            artifact = plan.folder.folder / rows[-1].stage
+            console.print(f"next: `bitkd export {artifact} OUT` writes the low-bit student itself")
 
 
 def _show_rows(plan: Plan, arguments: argparse.Namespace) -> None:

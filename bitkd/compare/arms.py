@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bitkd.compare.checks import check_predictions, check_same_stages, check_tasks, described
+from bitkd.compare.exported import Exported
 from bitkd.compare.runs import Run, Stage
 from bitkd.compare.scores import majority_score
 from bitkd.errors import InputError
@@ -146,6 +147,11 @@ class Arm:
     def num_stages(self) -> int:
         """Stages of the chain."""
         return sum(stage.in_chain for stage in self.first.stages)
+
+    @property
+    def exported(self) -> Exported | None:
+        """The final student of the first run that was measured, as `bitkd export` writes it."""
+        return next((run.exported for run in self.runs if run.exported is not None), None)
 
     @property
     def devices(self) -> list[str]:

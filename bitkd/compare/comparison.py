@@ -58,6 +58,12 @@ class Comparison:
         """The score of the teachers of all seeds, each counted once."""
         return mean_of_artifacts([run.teacher for run in self.runs if run.teacher], lambda stage: stage.score)
 
+    @property
+    def speed_shapes(self) -> list[tuple[int, int]]:
+        """Texts and tokens of the batches that exported students were timed with, the smallest first; empty without any."""
+        measured = [arm.exported for arm in self.arms if arm.exported]
+        return sorted({(speed.batch, speed.length) for exported in measured for speed in exported.speeds})
+
     def as_data(self) -> dict[str, Any]:
         """What the report's tables show, as plain data. Users' programs read these keys, so they stay if the code
         renames a value."""
@@ -143,6 +149,8 @@ def _arm_data(arm: Arm) -> dict[str, Any]:
         "paper_mib": final.paper_mib,
         "packed_mib": final.packed_mib,
         "disk_mib": final.disk_mib,
+        "teacher_mib": arm.first.teacher.disk_mib if arm.first.teacher else None,
+        "exported": asdict(arm.exported) if arm.exported else None,
         "cost": asdict(arm.chain),
         "cost_without_general": asdict(arm.without_general),
         "shared_cost": asdict(arm.shared),

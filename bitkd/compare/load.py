@@ -37,6 +37,17 @@ def read_runs(source: Path) -> list[Run]:
     return [load_run(source, to_compare=True)]
 
 
+def artifact_folders(source: Path) -> dict[str, Path]:
+    """Key of an artifact -> its folder, for the artifacts of a run folder; none for a comparison.json.
+
+    source: what `read_runs` has read.
+    """
+    source = source.expanduser()
+    if (source / RECORD_FILE).is_file() or not source.is_dir():
+        return {}
+    return {key: source / stage for stage, key in RunFolder.read(source).stages.items()}
+
+
 def load_run(folder: Path, to_compare: bool = False) -> Run:
     """The run in a folder. Raises InputError if it is not finished, or its records are missing or damaged.
 

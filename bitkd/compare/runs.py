@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from bitkd.compare.exported import Exported
 from bitkd.data.tasks import HOLDOUT
 from bitkd.errors import InputError
 from bitkd.stages.kinds import KINDS, Kind
@@ -171,6 +172,9 @@ class Run:
     stages: list[Stage]
     """In the order of the graph; the last one is the final student."""
 
+    exported: Exported | None = None
+    """The final student as `bitkd export` writes it; None if nobody measured it. Of an arm's runs, one is measured."""
+
     @property
     def final(self) -> Stage:
         return self.stages[-1]
@@ -221,7 +225,11 @@ class ComparisonRecord:
 
 def to_json(runs: list[Run]) -> str:
     """The text of a comparison.json: everything that its report is made from. A list of numbers takes one line."""
-    text = json.dumps(asdict(ComparisonRecord(FORMAT, runs)), indent=1, ensure_ascii=False)
+    data = asdict(ComparisonRecord(FORMAT, runs))
+    for run in data["runs"]:
+        if run["exported"] is None:
+            del run["exported"]
+    text = json.dumps(data, indent=1, ensure_ascii=False)
     return re.sub(r"\[\s*(-?\d[-+.\deE,\s]*?)\s*\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
 
@@ -283,7 +291,8 @@ def check_run(run: Run) -> None:
         raise ValueError(f"the budget of {run.name} is {run.budget.total}")
     if run.final.score is None or not math.isfinite(run.final.score):
         raise ValueError(f"the final score of {run.name} is {run.final.score}")
-    check_values({**vars(run), "stages": None, "budget": asdict(run.budget) if run.budget else None}, run.name)
+    plain = {name: asdict(found) for name in ("budget", "exported") if (found := vars(run)[name])}
+    check_values({**vars(run), "stages": None, **plain}, run.name)
     for stage in run.stages:
         recorded_kind(stage.kind, f"stage {stage.name} of {run.name}")
         check_values({**vars(stage), "predictions": list(stage.predictions or {})}, f"stage {stage.name} of {run.name}")

@@ -1,4 +1,4 @@
-"""The `forward` of an encoder whose layers run by the engine in one call."""
+"""The `forward` of an encoder whose layers run by the engine in one call, or on a GPU by `bitkd.engine.cuda`."""
 
 import logging
 import math
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bitkd.engine.build import library
+from bitkd.engine.cuda import GpuEncoder, Graphs, added_to_scores
 from bitkd.engine.families import FAMILIES, LINEARS, Family, find_obstacle, norms_of
 from bitkd.engine.native import EncoderShape, NativeEncoder
 from bitkd.quant.layout import Layers, find_layers
@@ -30,16 +31,18 @@ class EngineForward:
     """The `forward` of a bare encoder that `find_obstacle` allows.
 
     The engine computes a call on the CPU in FP32, in eval mode, without gradients, for a mask of shape (batch, length) or none.
-    The packed layers compute the others: those that ask for hidden states or attentions, that give another mask, a row without
-    tokens, or hidden states that are not finite, and calls in a forked process, where OpenMP does not work.
+    On a GPU, `GpuEncoder` does, also under autocast. The packed layers compute the others: those that ask for hidden states or
+    attentions, that give another mask, hidden states that are not finite, on the CPU also a row without tokens, and calls in
+    a forked process, where OpenMP does not work.
 
-    Threads may call it at the same time. It can be copied and pickled; the copy makes a native encoder of its own.
+    Threads may call it at the same time. It can be copied and pickled; the copy makes an encoder of its own.
     """
 
     def __init__(self, base: Any) -> None:
         self.base = base
         self.family = FAMILIES[type(base).__name__]
         self._native: tuple[NativeEncoder | None, Callable[[], bool]] | None = None
+        self._graphs: tuple[Graphs | None, Callable[[], bool]] | None = None
         self._guard = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -47,7 +50,7 @@ class EngineForward:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
-        self._native, self._guard = None, threading.Lock()
+        self._native, self._graphs, self._guard = None, None, threading.Lock()
 
     @property
     def __signature__(self) -> Signature:
@@ -55,11 +58,12 @@ class EngineForward:
         return whole.replace(parameters=list(whole.parameters.values())[1:])
 
     def __call__(self, *args: Any, **settings: Any) -> Any:
-        embedded = self._embed(args, settings)
-        if embedded is not None:
-            states = _encode(*embedded)
-            if states is not None:
-                return self._output(states, settings.get("return_dict"))
+        inputs = self._inputs(args, settings)
+        if inputs is not None:
+            given, mask, device = inputs
+            found = (self._on_gpu if device == "cuda" else self._on_cpu)(given, mask)
+            if found is not None:
+                return self._output(*found, settings.get("return_dict"))
         return type(self.base).forward(self.base, *args, **settings)
 
     def native(self) -> NativeEncoder | None:
@@ -82,10 +86,55 @@ class EngineForward:
         unchanged = _watch(layers, self.family)  # before the weights are read
         return _build(path, self.base, self.family, layers), unchanged
 
-    def _embed(
+    def _on_cpu(self, given: dict[str, Any], mask: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
+        """The last hidden states and the pooled ones; None if the engine does not compute them."""
+        native = self.native()
+        if native is None:
+            return None
+        hidden = self._embed(given)
+        if hidden.dtype != torch.float32 or hidden.device.type != "cpu" or hidden.requires_grad:
+            return None
+        states = _encode(native, hidden, mask)
+        return None if states is None else (states, self._pool(states))
+
+    def _on_gpu(self, given: dict[str, Any], mask: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
+        """The same on a GPU."""
+        with self._guard:
+            if self._graphs is None or not self._graphs[1]():
+                self._graphs = self._make_graphs()
+            graphs = self._graphs[0]
+        return None if graphs is None else graphs(given, mask)
+
+    def _make_graphs(self) -> tuple[Graphs | None, Callable[[], bool]]:
+        """What runs on the GPU, and a function that tells whether the weights are still those that it has."""
+        layers = find_layers(self.base)
+        if layers is None or find_obstacle(self.base) or layers.parts("query")[0].scale.device.type != "cuda":
+            return None, lambda: False
+        unchanged = _watch(layers, self.family)  # before the weights are read
+        activation = getattr(self.base.config, self.family.activation)
+        encoder = GpuEncoder(layers, norms_of(layers, self.family), activation)
+
+        def encode(given: dict[str, Tensor], mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            states = encoder(self._embed(given), None if mask is None else added_to_scores(mask))
+            return states, self._pool(states)
+
+        return Graphs(encode), unchanged
+
+    def _embed(self, given: dict[str, Any]) -> Tensor:
+        """The hidden states before the first layer."""
+        hidden: Tensor = self.base.embeddings(**{"input_ids": None} | given)  # DistilBERT's embeddings need it
+        if "embeddings_project" in self.base._modules:  # ELECTRA
+            hidden = self.base.embeddings_project(hidden)
+        return hidden
+
+    def _pool(self, states: Tensor) -> Tensor | None:
+        pooler = getattr(self.base, "pooler", None)
+        return None if pooler is None else pooler(states)
+
+    def _inputs(
         self, args: tuple[Any, ...], settings: dict[str, Any]
-    ) -> tuple[NativeEncoder, Tensor, Tensor | None] | None:
-        """The engine, the hidden states before the first layer, and the mask; None if the engine does not compute this call."""
+    ) -> tuple[dict[str, Any], Tensor | None, str] | None:
+        """What the embeddings read, the mask, and the kind of device; None if the engine does not compute this call."""
         base, names = self.base, self.family.arguments
         if base.training or len(args) > len(names) or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return None
@@ -98,28 +147,20 @@ class EngineForward:
         if base.config.output_hidden_states or base.config.output_attentions:
             return None
         mask = given.pop("attention_mask", None)
-        ids, states = given.setdefault("input_ids", None), given.get("inputs_embeds")
+        ids, states = given.get("input_ids"), given.get("inputs_embeds")
         tokens: Any = ids if states is None else states
         if (ids is None) == (states is None) or tokens.dim() != (2 if states is None else 3) or tokens.numel() == 0:
             return None
-        if tokens.device.type != "cpu" or (states is not None and not states.isfinite().all()):
+        device = tokens.device
+        if device.type not in ("cpu", "cuda") or (states is not None and not states.isfinite().all()):
             return None
-        if mask is not None and (mask.shape != tokens.shape[:2] or mask.device.type != "cpu"):
+        if mask is not None and (mask.shape != tokens.shape[:2] or mask.device != device):
             return None
-        native = self.native()
-        if native is None:
-            return None
-        hidden = base.embeddings(**given)
-        if "embeddings_project" in base._modules:  # ELECTRA
-            hidden = base.embeddings_project(hidden)
-        if hidden.dtype != torch.float32 or hidden.device.type != "cpu" or hidden.requires_grad:
-            return None
-        return native, hidden, mask
+        return {name: value for name, value in given.items() if value is not None}, mask, device.type
 
-    def _output(self, states: Tensor, return_dict: bool | None) -> Any:
-        pooler = getattr(self.base, "pooler", None)
-        pooled = {} if pooler is None else {"pooler_output": pooler(states)}
-        output = self.family.output(last_hidden_state=states, **pooled)
+    def _output(self, states: Tensor, pooled: Tensor | None, return_dict: bool | None) -> Any:
+        parts = {} if getattr(self.base, "pooler", None) is None else {"pooler_output": pooled}
+        output = self.family.output(last_hidden_state=states, **parts)
         as_dict = self.base.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
 

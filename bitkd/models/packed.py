@@ -1,15 +1,15 @@
 """Packed students: for inference, 1 or 2 bits a weight on disk as in memory.
 
 A packed folder is a Hugging Face checkpoint that needs bitkd: `from_pretrained` reads it where bitkd is imported, and
-`docs/artifacts.md` describes its files. A packed model gives the very logits of the simulated student that
-`unpack_student` makes of it.
+`docs/artifacts.md` describes its files. The layers of a packed model give the very logits of the simulated student that
+`unpack_student` makes of it; the engine (`bitkd.engine`) gives them up to rounding.
 """
 
 import copy
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -153,8 +153,8 @@ def load_packed(folder: Path | str) -> PreTrainedModel:
 
 @torch.no_grad()
 def unpack_student(model: PreTrainedModel) -> PreTrainedModel:
-    """The simulated student of a packed model, in eval mode, with the very logits: it can be trained and saved by
-    `save_student`, and packed again to the very bits.
+    """The simulated student of a packed model, in FP32 and eval mode, with the logits of its packed layers, bit for bit: it can
+    be trained and saved by `save_student`, and packed again to the very bits. Raises InputError if the model is not packed.
     """
     if not is_packed(model.config):
         raise InputError(f"{type(model).__name__} is not packed; pack_student gives a packed model")
@@ -170,24 +170,23 @@ def _unpacked(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The state dict of the simulated student of a packed model."""
     state = model.state_dict()
     for path, module in model.named_modules():
-        if not isinstance(module, PackedWeight | Int8Weight):
-            continue
-        halves = [("", "")]
         if isinstance(module, Int8Weight):
-            yield f"{path}.weight", module.dequantized()
+            weights = {"": module.dequantized()}
+        elif isinstance(module, PackedWeight):
+            parts = ["first.", "second."] if module.split else [""]
+            weights = {
+                part: unpack_codes(packed, module.packing, module.columns).float() * scale.reshape(-1, 1)
+                for part, (packed, scale) in zip(parts, module.halves(), strict=True)
+            }
         else:
-            if module.split:
-                halves = [("first.", ""), ("second.", "second_")]
-            for (packed, scale), (half, _) in zip(module.halves(), halves, strict=True):
-                codes = unpack_codes(packed, module.packing, module.columns)
-                yield f"{path}.{half}weight", codes.float() * scale.reshape(-1, 1)
-        bias = getattr(module, "bias", None)
-        if bias is not None:
-            yield from ((f"{path}.{half}bias", bias / len(halves)) for half, _ in halves)
-        for name in [name for name in state if name.startswith(f"{path}.")]:
-            own = name.removeprefix(f"{path}.")
-            if own == "bias" or own in dict(module.named_buffers(recurse=False)):
-                del state[name]
+            continue
+        for name, _ in module.named_buffers(recurse=False):
+            del state[f"{path}.{name}"]
+        bias = state.pop(f"{path}.bias", None)
+        for part, weight in weights.items():
+            yield f"{path}.{part}weight", weight
+            if bias is not None:
+                yield f"{path}.{part}bias", bias / len(weights)
     yield from state.items()
 
 
@@ -323,7 +322,7 @@ def _mark(model: PreTrainedModel) -> None:
     model.config.quantization_config = _quantization(model)
     model.hf_quantizer = SavedByBitkd(StudentQuantizationConfig(packed=True))  # type: ignore[assignment]
     vars(model).update(is_quantized=True, quantization_method=METHOD)  # transformers refuses .half() then
-    model.save_pretrained = MethodType(save_pretrained, model)  # type: ignore[method-assign]
+    model.save_pretrained = SavePretrained(model)  # type: ignore[method-assign, assignment]
 
 
 def _ready(model: M) -> M:
@@ -332,30 +331,44 @@ def _ready(model: M) -> M:
     return model.eval()
 
 
-def save_pretrained(
-    self: PreTrainedModel,
-    save_directory: Path | str,
-    is_main_process: bool = True,
-    state_dict: None = None,
-    push_to_hub: bool = False,
-    variant: None = None,
-    repo_id: str | None = None,
-    token: Any = None,
-    commit_message: str | None = None,
-    create_pr: bool = False,
-    **_: Any,
-) -> None:
+class SavePretrained:
     """`save_pretrained` of a packed model is `save_packed`: the file has the same bytes, and config.json its guards.
 
-    push_to_hub … create_pr: as in transformers. Other settings, such as a size of shards, mean nothing for one small file.
-    Raises InputError for other weights or another name of the file.
+    It holds its model weakly, so that a model is freed as soon as nothing else holds it.
     """
-    if state_dict is not None or variant is not None:
-        raise InputError("a packed model is saved as it is, as model.safetensors; leave out state_dict and variant")
-    if not is_main_process:
-        return
-    save_packed(self, save_directory)
-    if push_to_hub:
-        name = repo_id or Path(save_directory).name
-        push: Any = self.push_to_hub
-        push(name, token=token, commit_message=commit_message, create_pr=create_pr)
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = weakref.ref(model)
+
+    def __call__(
+        self,
+        save_directory: Path | str,
+        is_main_process: bool = True,
+        state_dict: None = None,
+        push_to_hub: bool = False,
+        variant: None = None,
+        repo_id: str | None = None,
+        token: Any = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+        **_: Any,
+    ) -> None:
+        """push_to_hub … create_pr: as in transformers. Other settings, such as a size of shards, mean nothing for one small file.
+
+        Raises InputError for other weights or another name of the file.
+        """
+        if state_dict is not None or variant is not None:
+            raise InputError("a packed model is saved as it is, as model.safetensors; leave out state_dict and variant")
+        model: Any = self._model()
+        if not is_main_process:
+            return
+        save_packed(model, save_directory)
+        if push_to_hub:
+            name = repo_id or Path(save_directory).name
+            model.push_to_hub(name, token=token, commit_message=commit_message, create_pr=create_pr)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SavePretrained":
+        return SavePretrained(memo.get(id(self._model()), self._model()))
+
+    def __reduce__(self) -> Any:
+        return SavePretrained, (self._model(),)

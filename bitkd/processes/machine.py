@@ -112,6 +112,37 @@ def _has_tpu() -> bool:
     return find_spec("torch_xla") is not None
 
 
+def describe_cpu() -> str:
+    """The processor's name and the instructions that low-bit products can use, such as "AMD EPYC 9R14 (avx2, avx512)"."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as stream:
+            fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in stream)}
+    except OSError:
+        return platform.processor() or platform.machine()
+    words = (fields.get("flags") or fields.get("Features") or "").split()
+    found = [shown for flag, shown in _INSTRUCTIONS.items() if flag in words]
+    name = fields.get("model name") or platform.machine()
+    return f"{name} ({', '.join(found) or 'no vector instructions that matter here'})"
+
+
+_INSTRUCTIONS = {
+    "avx2": "avx2",
+    "avx512f": "avx512",
+    "avx512_vnni": "vnni",
+    "avx512_vbmi": "vbmi",
+    "avx512_bf16": "bf16",
+    "amx_int8": "amx_int8",
+    "amx_bf16": "amx_bf16",
+    "asimddp": "dotprod",
+}
+"""Names in /proc/cpuinfo, and how they are shown."""
+
+
+def has_bf16(device: str) -> bool:
+    """Whether a processor has instructions for bf16; True where it cannot be found out.  device: cpu or cuda."""
+    return _gpu_has_bf16() if device == "cuda" else _cpu_has_bf16()
+
+
 def _cpu_has_bf16() -> bool:
     """Whether the processor has instructions for bf16; True where it cannot be found out."""
     try:

@@ -3,18 +3,26 @@
 from bitkd.compare.bootstrap import LEVEL, RESAMPLES
 from bitkd.compare.comparison import Comparison
 from bitkd.data.tasks import HOLDOUT
+from bitkd.quant.table import FP32
+from bitkd.report.looks import weight_bits_of
 
-CAPTIONS = {
+_CAPTIONS = {
     "size": "Score against the size of the final student: packed (solid) and on paper (hollow), joined by a line. Upright bars: "
     "± standard deviation, if there are several seeds.",
     "cost": "Score against the training cost of the whole chain; hollow: without General KD. Upright bars: ± standard "
     "deviation, if there are several seeds.",
+    "speed": "Score against the speed of the final student as exported, in multiples of its teacher's (the table says how it "
+    "was measured). Upright bars: ± standard deviation, if there are several seeds.",
     "curves": "Scores over the steps of the chain. A marker ends a stage: it is the dev score of the weights that the stage "
     "passes on (its best, or its last). Lines are the validations during a stage (thin: each seed), a small point if there "
     "was only one. Below: the stage that each arm is in.",
     "pipelines": "The pipelines, each stage with its metric and cost.",
 }
-"""The pictures of `bitkd.report.plots`, in the report's order."""
+
+
+def captions(comparison: Comparison) -> dict[str, str]:
+    """The pictures of `bitkd.report.plots` and what they show, in the report's order."""
+    return {name: text for name, text in _CAPTIONS.items() if name != "speed" or comparison.speed_shapes}
 
 
 def glossary(comparison: Comparison) -> list[tuple[str, str]]:
@@ -51,8 +59,14 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
         ),
         (
             "MiB packed",
-            "quantized matrices at their bits with FP32 scales, everything else in 16 bits; a model without quantized "
-            "matrices at 32 bits. “MiB of the file” is the weights' file of the run as it is, in FP32.",
+            "counted: quantized matrices at their bits with FP32 scales, everything else in 16 bits; a model without "
+            "quantized matrices at 32 bits.",
+        ),
+        (
+            "MiB of the training state",
+            "model.safetensors of the run's last artifact. It holds the FP32 weights that training continues from, so it is as "
+            "large as an FP32 model and says nothing about the student's size. `bitkd export ARTIFACT OUT` writes the student "
+            "itself.",
         ),
         (
             "encoder bits",
@@ -75,8 +89,38 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
             "how many stages the chain has, also those that do not train; how many settings the pipeline and the run set.",
         ),
     ]
+    found += _exported_terms(comparison)
     if any(HOLDOUT in run.final.dev for run in comparison.runs):
         found.append(("hold-out", "learning curves show the score on training rows that were kept out of training."))
+    return found
+
+
+def _exported_terms(comparison: Comparison) -> list[tuple[str, str]]:
+    """Terms of the table of exported students, as far as it has them."""
+    measured = [arm.exported for arm in comparison.arms if arm.exported]
+    found = []
+    if measured:
+        found.append(
+            (
+                "MiB counted, exported, teacher",
+                "“MiB counted” is MiB packed. “MiB exported” is measured: model.safetensors of the final student (of the first "
+                "seed) as `bitkd export --no-int8` writes it, all that is not quantized in fp16, header included. “MiB teacher” "
+                "is the teacher's FP32 file, and “times smaller” is its size divided by that of the exported student. A student "
+                "without low-bit weights is not packed: its own file is shown.",
+            )
+        )
+    if any(exported.speeds for exported in measured):
+        found.append(
+            (
+                "ms, teacher, faster",
+                "latency, measured: milliseconds for one batch, such as 8×128: 8 texts of 128 tokens, none of them padding; for "
+                "the exported student, loaded from its file, and for the teacher in FP32, as transformers runs it by default. "
+                "They take turns on one thread. What counts is the processor's time, so other programs on the machine change "
+                "little. Shown are medians; “faster” is how many times faster the student is: the median of the rounds' ratios, "
+                "below 1 if it is slower. The times are those of the processor that is named below the table; compare the times "
+                "of arms only if it is the same one.",
+            )
+        )
     return found
 
 
@@ -90,6 +134,7 @@ def notes(comparison: Comparison) -> list[str]:
             + (f" (mean of {teacher.count} teachers)" if teacher.count > 1 else "")
             + f"; always the most frequent label: {comparison.majority:.4f}."
         )
+    found += training_state(comparison)
     doubled = [arm.label for arm in comparison.arms if arm.first.final.word_tables > 1]
     if doubled:
         found.append(f"{', '.join(doubled)}: split students with two word-embedding tables, both counted in the sizes.")
@@ -97,6 +142,18 @@ def notes(comparison: Comparison) -> list[str]:
     if general:
         found.append(f"{', '.join(general)}: the cost includes General KD; the table of costs shows it without, too.")
     return found
+
+
+def training_state(comparison: Comparison) -> list[str]:
+    """A sentence about the large file of a low-bit student; none if there is no such student."""
+    finals = [arm.first.final for arm in comparison.arms if weight_bits_of(arm.first.final.precision) < FP32]
+    if not finals:
+        return []
+    largest = max(final.disk_mib for final in finals)
+    return [
+        f"The model.safetensors in a low-bit stage's artifact (here up to {largest:.4g} MiB) is its training state: the FP32 "
+        "weights that training continues from. `bitkd export ARTIFACT OUT` writes the low-bit student itself."
+    ]
 
 
 def versions(comparison: Comparison) -> list[str]:

@@ -8,10 +8,18 @@ from matplotlib.figure import Figure
 from bitkd.compare.arms import Arm
 from bitkd.compare.comparison import Comparison
 from bitkd.report.boxes import boxes
-from bitkd.report.glossary import CAPTIONS, glossary, notes, versions
+from bitkd.report.glossary import captions, glossary, notes, versions
 from bitkd.report.looks import in_order
 from bitkd.report.style import ARMS, VARIABLES, to_svg
-from bitkd.report.tables import cost_table, difference_table, headline, size_table, stage_table
+from bitkd.report.tables import (
+    cost_table,
+    difference_table,
+    exported_table,
+    headline,
+    measured_with,
+    size_table,
+    stage_table,
+)
 
 LONGEST_TITLE = 100
 
@@ -36,6 +44,7 @@ LIGHT = {variable: colour for colour, variable in VARIABLES.items()} | {"--warn"
 
 def render_page(comparison: Comparison, figures: dict[str, Figure]) -> str:
     """The whole page (page.html.j2).  figures: see bitkd.report.plots.draw."""
+    shown = captions(comparison)
     names = ", ".join(arm.label for arm in comparison.arms)
     arms = [_arm_content(arm) for arm in comparison.arms]
     environment = Environment(
@@ -50,10 +59,12 @@ def render_page(comparison: Comparison, figures: dict[str, Figure]) -> str:
         headline=headline(comparison),
         notes=notes(comparison),
         differences=difference_table(comparison),
-        pictures={name: to_svg(figures[name], name, CAPTIONS[name]) for name in ("size", "cost", "curves")},
-        captions=CAPTIONS,
+        pictures={name: to_svg(figures[name], name, shown[name]) for name in shown if name != "pipelines"},
+        captions=shown,
         legend=in_order(box.look for arm in arms for box in arm["boxes"]),
         arms=arms,
+        exported=exported_table(comparison),
+        measured_with=measured_with(comparison),
         sizes=size_table(comparison),
         costs=cost_table(comparison),
         definitions=glossary(comparison),

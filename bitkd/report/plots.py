@@ -10,6 +10,7 @@ from matplotlib.patches import FancyBboxPatch, Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from bitkd.compare.comparison import Comparison
+from bitkd.compare.exported import Exported
 from bitkd.report.boxes import Box, boxes
 from bitkd.report.curves import draw_curves, reference_lines
 from bitkd.report.looks import in_order
@@ -21,10 +22,11 @@ LOG_FROM = 15
 
 
 def draw(comparison: Comparison) -> dict[str, Figure]:
-    """The pictures by name: score against size, against cost, learning curves, pipelines."""
+    """The pictures by name: score against size, against cost, against speed if it was measured, learning curves, pipelines."""
     pictures: dict[str, Callable[[Comparison], Figure]] = {
         "size": draw_size,
         "cost": draw_cost,
+        **({"speed": draw_speed} if comparison.speed_shapes else {}),
         "curves": draw_curves,
         "pipelines": draw_pipelines,
     }
@@ -55,12 +57,13 @@ def _scale(axes: Axes, values: list[float], text: Callable[[float], str]) -> Non
 
 def _scatter(
     comparison: Comparison,
-    pairs: Sequence[tuple[float, float | None]],
+    pairs: Sequence[tuple[float | None, float | None]],
     solid: str,
     hollow: str,
     text: Callable[[float], str],
 ) -> tuple[Figure, Axes]:
-    """Final scores over `pairs` of x values for each arm: a solid marker, and a hollow one if there is a second."""
+    """Final scores over `pairs` of x values for each arm: a solid marker, and a hollow one if there is a second.
+    An arm without the first is left out."""
     figure = Figure(layout="constrained")
     axes = figure.add_subplot()
     handles = []
@@ -68,7 +71,7 @@ def _scatter(
         colour, marker, final = arm_colour(position), arm_marker(position), arm.final
         # If points coincide, those below stay visible.
         size = 7.5 + 3 * (1 - (position + 1) / len(comparison.arms))
-        if final.mean is None:
+        if final.mean is None or x is None:
             continue
         if second is not None and second != x:
             axes.plot([second, x], [final.mean] * 2, color=colour, linewidth=1, zorder=2)
@@ -114,6 +117,23 @@ def draw_cost(comparison: Comparison) -> Figure:
     hollow = "without General KD" if any(arm.has_general for arm in comparison.arms) else ""
     figure, axes = _scatter(comparison, pairs, "whole chain", hollow, si)
     axes.set_xlabel("training cost of the whole chain [FLOP],\nteacher's forward passes included")
+    return figure
+
+
+def draw_speed(comparison: Comparison) -> Figure:
+    """The final score against the exported student's speed in multiples of its teacher's; hollow: with the smallest batch."""
+    small, large = comparison.speed_shapes[0], comparison.speed_shapes[-1]
+
+    def times_faster(exported: Exported | None, shape: tuple[int, int]) -> float | None:
+        speed = exported.speed(shape) if exported else None
+        return speed.times_faster if speed else None
+
+    pairs = [(times_faster(arm.exported, large), times_faster(arm.exported, small)) for arm in comparison.arms]
+    names = [f"{batch}×{length}" for batch, length in (large, small)]
+    figure, axes = _scatter(
+        comparison, pairs, names[0], names[1] if small != large else "", lambda value: f"{value:.3g}"
+    )
+    axes.set_xlabel("times faster than the teacher, as exported\n(texts × tokens of a batch)")
     return figure
 
 

@@ -6,12 +6,15 @@ from functools import partial
 
 from bitkd.compare.arms import Arm, Cost, Mean, mean_of_artifacts
 from bitkd.compare.comparison import Comparison
+from bitkd.compare.exported import Exported
 from bitkd.compare.runs import Stage
 from bitkd.data.tasks import HOLDOUT
 from bitkd.names import escaped
 from bitkd.report.numbers import DASH, time_text
 
 PER_STEP = ("FLOP per step", "time per step")
+
+ONLY_A_RECORD = "not measured: only its record is at hand"
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def size_table(comparison: Comparison) -> TextTable:
         "bits",
         "MiB on paper",
         "MiB packed",
-        "MiB of the file",
+        "MiB of the training state",
         "parameters",
         "encoder bits",
         "word tables",
@@ -106,6 +109,46 @@ def size_table(comparison: Comparison) -> TextTable:
         sizes = [size_text(size) for size in (final.paper_mib, final.packed_mib, final.disk_mib)]
         rows.append([arm.label, final.precision, *sizes, si(final.parameters), si(final.encoder_bits), tables])
     return TextTable(header, rows)
+
+
+def exported_table(comparison: Comparison) -> TextTable:
+    """The final students as `bitkd export` writes them, beside their teachers. No rows if none was measured."""
+    if not any(arm.exported for arm in comparison.arms):
+        return TextTable(["arm"], [])
+    header = ["arm", "bits", "MiB counted", "MiB exported", "MiB teacher", "times smaller"]
+    for batch, length in comparison.speed_shapes:
+        header += [f"{name} {batch}×{length}" for name in ("ms", "teacher", "faster")]
+    rows = []
+    for arm in comparison.arms:
+        final, teacher, exported = arm.first.final, arm.first.teacher, arm.exported
+        file_mib = exported.file_mib if exported else None
+        row = [arm.label, final.precision, size_text(final.packed_mib), size_text(file_mib) if file_mib else DASH]
+        row.append(size_text(teacher.disk_mib) if teacher else DASH)
+        row.append(f"{teacher.disk_mib / file_mib:.3g}" if teacher and file_mib else DASH)
+        for shape in comparison.speed_shapes:
+            speed = exported.speed(shape) if exported else None
+            values = (speed.student_ms, speed.teacher_ms, speed.times_faster) if speed else (None, None, None)
+            row += [DASH if value is None else f"{value:.3g}" for value in values]
+        rows.append(row)
+    return TextTable(header, rows)
+
+
+def measured_with(comparison: Comparison) -> list[str]:
+    """Lines below the table of exported students: the machine, and why a cell is empty."""
+    labels: dict[str, list[str]] = {}
+    for arm in comparison.arms:
+        exported = arm.exported or Exported(None, [], "", missing=ONLY_A_RECORD)
+        timed = exported.machine and f"measured with {exported.machine}, the student run by {exported.runs_by}"
+        for text in (timed, exported.missing):
+            if text:
+                labels.setdefault(text, []).append(arm.label)
+    if set(labels) <= {ONLY_A_RECORD}:
+        return []
+    everywhere = [arm.label for arm in comparison.arms]
+    return [
+        f"{text[0].upper()}{text[1:]}." if names == everywhere else f"{', '.join(names)}: {text}."
+        for text, names in labels.items()
+    ]
 
 
 def cost_table(comparison: Comparison) -> TextTable:

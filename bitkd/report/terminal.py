@@ -13,14 +13,15 @@ OPTIONAL = ("MiB on paper", "parameters", "seconds", "steps", "seed", "MiB packe
 
 OPTIONAL_TEXT = (
     *("hyper-parameters", "stages", "training FLOP", "training time", "resampled", "MiB packed", "seeds in pairs"),
-    *("seeds", "budget", "bits", "student / teacher"),
+    *("seeds", "budget", "bits", "student / teacher", "MiB counted", "MiB teacher"),
 )
 """The same of a comparison's tables."""
 
 
 def render_text(table: TextTable) -> FittedTable:
     """A table of text."""
-    return FittedTable(table.header, table.rows, OPTIONAL_TEXT, ruled=True)
+    times_of_teacher = [name for name in table.header if name.startswith("teacher ") and "×" in name]
+    return FittedTable(table.header, table.rows, [*OPTIONAL_TEXT, *times_of_teacher], ruled=True)
 
 
 def render(rows: list[Row], labels: Sequence[str] = ()) -> FittedTable:

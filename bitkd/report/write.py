@@ -14,8 +14,17 @@ from bitkd.compare.runs import RECORD_FILE, Run, to_json
 from bitkd.errors import InputError
 from bitkd.files import write_file
 from bitkd.names import escaped
-from bitkd.report.glossary import CAPTIONS, glossary, notes, versions
-from bitkd.report.tables import cost_table, difference_table, headline, paragraph, size_table, stage_table
+from bitkd.report.glossary import captions, glossary, notes, versions
+from bitkd.report.tables import (
+    cost_table,
+    difference_table,
+    exported_table,
+    headline,
+    measured_with,
+    paragraph,
+    size_table,
+    stage_table,
+)
 
 
 def write_report(runs: list[Run], folder: Path) -> None:
@@ -69,9 +78,12 @@ def markdown(comparison: Comparison) -> str:
     parts = [f"# {escaped(comparison.first.task)}: {', '.join(escaped(arm.label) for arm in comparison.arms)}"]
     parts += [f"> **{escaped(text)}**" for text in comparison.warnings]
     parts += [headline(comparison).markdown(), *map(paragraph, notes(comparison))]
+    if (exported := exported_table(comparison)).rows:
+        parts += ["## Final students as exported, beside the teacher", exported.markdown()]
+        parts += map(paragraph, measured_with(comparison))
     if comparison.differences:
         parts += ["## Differences", difference_table(comparison).markdown()]
-    parts += ["## Pictures", *(f"![{caption}]({name}.png)" for name, caption in CAPTIONS.items())]
+    parts += ["## Pictures", *(f"![{caption}]({name}.png)" for name, caption in captions(comparison).items())]
     parts += ["## Sizes of the final students", size_table(comparison).markdown()]
     parts += ["## Training cost", cost_table(comparison).markdown()]
     for arm in comparison.arms:

@@ -65,6 +65,11 @@ def evaluated(capsys, folder, *settings):
     return json.loads(capsys.readouterr().out)["metrics"]
 
 
+def near(metrics):
+    """The loss depends a little on what computes the layers, the other metrics do not: each row counts 1/33."""
+    return pytest.approx(metrics, abs=1e-3)
+
+
 @pytest.mark.parametrize("stage", ["binary", "ternary", "split"])
 def test_every_byte_of_the_file_is_in_the_table_and_counted(stage, export, tmp_path, request):
     told = export(request.getfixturevalue(stage), tmp_path / "out")
@@ -85,7 +90,7 @@ def test_five_ternary_weights_fit_in_a_byte(ternary, export, tmp_path):
 
 def test_a_packed_folder_is_used_like_the_artifact(binary, rows, export, tmp_path, capsys):
     told = export(binary, tmp_path / "out", rows, "--no-int8")
-    assert evaluated(capsys, tmp_path / "out", rows) == pytest.approx(told["metrics"]["dev"])
+    assert evaluated(capsys, tmp_path / "out", rows) == near(told["metrics"]["dev"])
     assert told["metrics"]["dev"] == pytest.approx(evaluated(capsys, binary, rows), abs=1e-3)
     record = read_export(tmp_path / "out")
     assert (record.task, record.texts, record.trained_for.max_length, record.measured) == ("rte", 2, 32, True)
@@ -144,7 +149,7 @@ def test_wrong_input_is_refused_without_heavy_libraries(binary, finished, tiny_b
 
 def test_what_the_metric_is_measured_with_is_what_is_written(binary, rows, export, tmp_path, capsys):
     told = export(binary, tmp_path / "out", rows)
-    assert evaluated(capsys, tmp_path / "out", rows) == pytest.approx(told["metrics"]["dev"])
+    assert evaluated(capsys, tmp_path / "out", rows) == near(told["metrics"]["dev"])
 
 
 def test_an_unpacked_folder_is_a_plain_checkpoint(split, rows, export, tmp_path, capsys):
@@ -157,7 +162,7 @@ def test_an_unpacked_folder_is_a_plain_checkpoint(split, rows, export, tmp_path,
     assert not report["unexpected_keys"]
     assert 0 < told["logits"]["median"] <= told["logits"]["largest"] < 0.5
     assert told["logits"]["rows"] == 33
-    assert evaluated(capsys, tmp_path / "out", rows) == pytest.approx(told["metrics"]["dev"])
+    assert evaluated(capsys, tmp_path / "out", rows) == near(told["metrics"]["dev"])
 
 
 def test_an_fp32_student_can_only_be_unpacked(finished, binary, export, tmp_path):
@@ -192,7 +197,7 @@ def test_a_folder_of_no_run_gets_the_task_that_is_given(tiny_bert, tiny_tokenize
     told = export(tmp_path / "student", tmp_path / "out", "task=rte", rows)
     record = read_export(tmp_path / "out")
     assert (record.task, record.texts, record.trained_for.max_length) == ("rte", 2, 64)
-    assert evaluated(capsys, tmp_path / "out", rows) == pytest.approx(told["metrics"]["dev"])
+    assert evaluated(capsys, tmp_path / "out", rows) == near(told["metrics"]["dev"])
 
 
 def test_the_card_tells_what_is_known(split, rows, export, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from bitkd.compare.exported import Exported, Speed
 from bitkd.compare.runs import Predictions, Run, Stage
 from bitkd.compare.scores import score
 from bitkd.data.metrics import build_metrics, primary_score
@@ -130,6 +131,13 @@ def make_all(arms=tuple(ARMS), seeds=(1, 2)):
     return [make_one(arm, seed) for arm in arms for seed in seeds]
 
 
+def with_measurement(run, file_mib=3.25, times_faster=4.5):
+    """A run whose exported student was measured."""
+    shapes = [(1, 32, 2.5), (8, 128, 40.0)]
+    speeds = [Speed(batch, length, ms, ms * times_faster, times_faster) for batch, length, ms in shapes]
+    return replace(run, exported=Exported(file_mib, speeds, "a processor, one thread", "the engine"))
+
+
 def measure(task: TaskSpec, labels, predicted):
     """The primary score by bitkd's own metrics."""
     import torch
@@ -165,7 +173,7 @@ def write_run(run, folder):
     (folder / MANIFEST).write_text(json.dumps(manifest.as_data()))
     for stage in run.stages:
         place = folder.parent / "store" / stage.key
-        place.mkdir(parents=True)
+        place.mkdir(parents=True, exist_ok=True)  # runs share a teacher
         (folder / stage.name).symlink_to(place)
         (place / STAGE_FILE).write_text(json.dumps(stage_record(run, stage).as_data()))
         (place / METRICS_FILE).write_text(json.dumps(MetricsRecord(stage.score, stage.dev).as_data()))

@@ -64,13 +64,14 @@ def assert_alike(found, expected):
     assert torch.equal(found.argmax(1)[clear], expected.argmax(1)[clear])
 
 
-def many_rows(count=100):
+def many_rows(count=60):
     torch.manual_seed(3)
     return make_rows(torch.randint(1, 30, (count,)).tolist(), seed=4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(
+    ("family", "spec"), [*((family, "W1") for family in FAMILIES), *(("Bert", spec) for spec in SPECS)]
+)
 def test_the_engine_computes_what_the_packed_layers_do(family, spec, calls):
     packed, fast = attached(family, spec)
     rows = many_rows()
@@ -356,7 +357,7 @@ def test_the_engine_can_be_switched_off_and_required(engine, monkeypatch):
     assert not attach(packed)
     monkeypatch.setenv(build.MODE, "require")
     assert attach(packed)
-    assert "TABLE" in kernels_of(packed) or "VNNI" in kernels_of(packed)
+    assert kernels_of(packed).startswith("queries, keys, values: ")
     detach(packed)
     assert "forward" not in vars(packed.bert)
     assert kernels_of(packed) is None

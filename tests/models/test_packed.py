@@ -1,9 +1,11 @@
 """Packed students: the simulation's very logits, in every family; damaged folders are refused."""
 
 import copy
+import gc
 import json
 import pickle
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -97,8 +99,10 @@ def check_laws(model, rows, folder, **packing):
     return packed
 
 
-@pytest.mark.parametrize("name", VARIETIES)
-@pytest.mark.parametrize("ternary", [TWO_BITS, TRITS], ids=lambda packing: packing.name)
+@pytest.mark.parametrize(
+    ("name", "ternary"),
+    [*((name, TWO_BITS) for name in VARIETIES), ("W1A8, 2-bit words", TRITS), ("W2A8 per row", TRITS)],
+)
 def test_packing_unpacking_and_packing_again_changes_no_bit(name, ternary, tmp_path):
     model = VARIETIES[name]()
     rows = batch(length=11)
@@ -218,12 +222,34 @@ def test_a_packed_model_stays_in_fp32(tmp_path):
     assert torch.equal(model.to("cpu")(**batch()).logits, logits)
 
 
-def test_a_packed_model_that_was_pickled_is_saved_with_its_guards_or_not_at_all(tmp_path):
-    model = pickle.loads(pickle.dumps(pack_student(student())))
+def test_copies_of_a_packed_model_save_themselves(tmp_path):
+    model = pack_student(student())
+    copies = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    with torch.no_grad():
+        model.classifier.bias.fill_(1)
+    for copied in copies:
+        copied.save_pretrained(tmp_path)
+        assert torch.equal(load_packed(tmp_path)(**batch()).logits, copied(**batch()).logits)
+        assert not torch.equal(copied.classifier.bias, model.classifier.bias)
+
+
+def test_saving_a_packed_model_by_other_means_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"use bitkd\.save_packed"):
-        model.save_pretrained(tmp_path / "out")
-    save_packed(model, tmp_path / "out")
-    assert torch.equal(load_packed(tmp_path / "out")(**batch()).logits, model(**batch()).logits)
+        BertForSequenceClassification.save_pretrained(pack_student(student()), tmp_path)
+
+
+def test_a_packed_model_is_freed_as_soon_as_nothing_holds_it(tmp_path):
+    save_packed(student(), tmp_path)
+    gc.collect()
+    gc.disable()
+    try:
+        for make in (lambda: load_packed(tmp_path), lambda: pack_student(student())):
+            model = make()
+            held = weakref.ref(model)
+            del model
+            assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_a_packed_model_is_saved_as_it_is(tmp_path):

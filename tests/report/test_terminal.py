@@ -8,8 +8,9 @@ from bitkd.compare.comparison import Comparison
 from bitkd.compare.rows import rows_of
 from bitkd.report.console import Console
 from bitkd.report.fitted import FittedTable
-from bitkd.report.tables import difference_table, headline
+from bitkd.report.tables import difference_table, exported_table, headline
 from bitkd.report.terminal import render, render_text
+from tests.compare.synthetic import with_measurement
 
 WIDTHS = [40, 60, 80, 120]
 
@@ -41,12 +42,14 @@ def test_a_runs_table_shows_every_stage_and_score_in_any_width(runs_of, width):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_comparisons_tables_fit(runs_of, width):
     comparison = Comparison.of(runs_of())
-    for table in (headline(comparison), difference_table(comparison)):
+    measured = Comparison.of([with_measurement(run) for run in runs_of()])
+    # Each with a column that is never left out.
+    for table, told in ((headline(comparison), 1), (difference_table(comparison), 1), (exported_table(measured), 3)):
         text = printed(render_text(table), width)
         check_fits(text, width)
         for row in table.rows:
             assert row[0] in text.replace("\n", "")
-            assert row[1] in text
+            assert row[told] in text
     rows = printed(render([row for _, row in comparison.rows], [arm for arm, _ in comparison.rows]), width)
     check_fits(rows, width)
     assert all(f"{row.score:.4f}" in rows for _, row in comparison.rows if row.score is not None)
