@@ -19,6 +19,9 @@ from bitkd.models.artifact import is_artifact, load_student
 from bitkd.models.packed import is_packed, load_packed
 from bitkd.pretrained.load import load_pretrained, read_model_config
 
+FLOAT = 1
+"""onnx.TensorProto.FLOAT."""
+
 Batch = dict[str, Tensor]
 Call = Callable[[Batch], object]
 
@@ -220,7 +223,13 @@ def _onnx_int8(config: PretrainedConfig, threads: int, fused: bool) -> Call:
                 optimizer.optimize_model(
                     str(exported), "bert", num_heads=config.num_attention_heads, hidden_size=config.hidden_size
                 ).save_model_to_file(str(exported))
-            quantize_dynamic(str(exported), str(quantized), per_channel=True, weight_type=QuantType.QInt8)
+            quantize_dynamic(
+                str(exported),
+                str(quantized),
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                extra_options={"DefaultTensorType": FLOAT},  # fused nodes have no type that it could infer
+            )
         except Exception as error:  # exporter and quantizer raise many types for a model that they do not know
             lines = str(error).splitlines() or [type(error).__name__]
             raise AbsentError(f"this model cannot be exported or quantized: {lines[0]}") from error
