@@ -368,7 +368,8 @@ class SavePretrained:
             model.push_to_hub(name, token=token, commit_message=commit_message, create_pr=create_pr)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SavePretrained":
-        return SavePretrained(memo.get(id(self._model()), self._model()))
+        model: Any = self._model()
+        return SavePretrained(memo.get(id(model), model))
 
     def __reduce__(self) -> Any:
         return SavePretrained, (self._model(),)
