@@ -26,6 +26,9 @@ from bitkd.quant.swap import ATTENTION_QUANTIZER
 
 log = logging.getLogger(__name__)
 
+_EMBEDDED_TOKENS = 256
+"""Tokens whose embeddings are computed at once."""
+
 
 class EngineForward:
     """The `forward` of a bare encoder that `find_obstacle` allows.
@@ -91,7 +94,7 @@ class EngineForward:
         native = self.native()
         if native is None:
             return None
-        hidden = self._embed(given)
+        hidden = self._embed_in_parts(given)
         if hidden.dtype != torch.float32 or hidden.device.type != "cpu" or hidden.requires_grad:
             return None
         states = _encode(native, hidden, mask)
@@ -125,6 +128,23 @@ class EngineForward:
         hidden: Tensor = self.base.embeddings(**{"input_ids": None} | given)  # DistilBERT's embeddings need it
         if "embeddings_project" in self.base._modules:  # ELECTRA
             hidden = self.base.embeddings_project(hidden)
+        return hidden
+
+    def _embed_in_parts(self, given: dict[str, Any]) -> Tensor:
+        """The same, a few rows at a time: embeddings hold several copies of the hidden states."""
+        batch, length = next(given[name].shape[:2] for name in ("input_ids", "inputs_embeds") if name in given)
+        rows = max(1, _EMBEDDED_TOKENS // length)
+        if batch <= rows:
+            return self._embed(given)
+        parts = (
+            self._embed({name: x[i : i + rows] if x.shape[0] == batch else x for name, x in given.items()})
+            for i in range(0, batch, rows)
+        )
+        first = next(parts)
+        hidden = first.new_empty(batch, *first.shape[1:])
+        hidden[: len(first)] = first
+        for i, part in enumerate(parts, start=1):
+            hidden[i * rows : (i + 1) * rows] = part
         return hidden
 
     def _pool(self, states: Tensor) -> Tensor | None:
@@ -168,7 +188,7 @@ class EngineForward:
 def _encode(native: NativeEncoder, hidden: Tensor, mask: Tensor | None) -> Tensor | None:
     """The last hidden states, zeros for padding; None if a row has no tokens, or the states are not finite.
 
-    hidden: (batch, length, hidden size).  mask: (batch, length), not 0 = token; or None.
+    hidden: (batch, length, hidden size), overwritten.  mask: (batch, length), not 0 = token; or None.
     """
     batch, length, width = hidden.shape
     counts = [length] * batch if mask is None else mask.bool().sum(1).tolist()
@@ -177,7 +197,7 @@ def _encode(native: NativeEncoder, hidden: Tensor, mask: Tensor | None) -> Tenso
     offsets = [0, *accumulate(counts)]
     flat = hidden.reshape(-1, width)
     if mask is None or offsets[-1] == len(flat):
-        states = native.forward(flat.clone(memory_format=torch.contiguous_format), offsets)
+        states = native.forward(flat.contiguous(), offsets)
     else:
         places = mask.reshape(-1).nonzero().squeeze(1)
         tokens = native.forward(flat.index_select(0, places), offsets)
@@ -201,8 +221,8 @@ def _build(path: Path, base: Any, family: Family, layers: Layers) -> NativeEncod
         quantized_attention=getattr(attention, ATTENTION_QUANTIZER, None) is not None,
     )
     native = NativeEncoder(path, shape)
-    for name in LINEARS:
-        for i, linear in enumerate(layers.parts(name)):
+    for i, parts in enumerate(zip(*(layers.parts(name) for name in LINEARS))):  # by layers: each is laid out at once
+        for name, linear in zip(LINEARS, parts):
             native.set_linear(i, name, *_weight_of(linear), None if linear.bias is None else linear.bias.cpu())
     for i, norm in enumerate(norms):
         native.set_norm(i // 2, i % 2, norm.weight.cpu(), norm.bias.cpu())
