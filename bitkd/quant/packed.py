@@ -8,6 +8,7 @@ faster, so there the codes are multiplied in int8, and kept so after the first c
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Self
 
@@ -79,6 +80,27 @@ class PackedWeight(_InFP32):
             getattr(self, f"{half}scale").copy_(scale.reshape(-1))
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A weight's codes in int8, and the tensors that they were read from with their versions."""
+
+    terms: list[tuple[Tensor, Tensor]]
+    tensors: list[tuple[Tensor, int]]
+
+    def is_of(self, halves: list[tuple[Tensor, Tensor]]) -> bool:
+        """Whether these are the tensors, unchanged."""
+        present = [tensor for half in halves for tensor in half]
+        return all(
+            tensor is held and _version_of(tensor) == version
+            for tensor, (held, version) in zip(present, self.tensors, strict=True)
+        )
+
+
+def _version_of(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; tensors of inference mode do not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 class PackedLinear(PackedWeight):
     """The packed form of a QuantLinear, or of a SplitLinear in one layer. The bias stays FP32."""
 
@@ -98,7 +120,7 @@ class PackedLinear(PackedWeight):
         self.out_features = out_features
         self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
         self.input_quantizer = input_quantizer
-        self._kept: list[tuple[Tensor, Tensor]] | None = None
+        self._kept: _Kept | None = None
 
     @classmethod
     def from_quantized(cls, module: QuantLinear | SplitLinear, ternary: Packing = TWO_BITS, fill: bool = True) -> Self:
@@ -160,10 +182,15 @@ class PackedLinear(PackedWeight):
 
     def _multiply_integers(self, codes: Tensor) -> Tensor:
         """The products with the weight's terms, scaled and summed.  codes: (..., in_features), whole numbers."""
-        if self._kept is None:
-            self._kept = [(levels.contiguous(), scale) for levels, scale in self.terms(torch.int8)]
+        kept = self._kept  # another thread may replace it
+        if kept is None or not kept.is_of(self.halves()):
+            tensors = [
+                (tensor, _version_of(tensor)) for half in self.halves() for tensor in half
+            ]  # before they are read
+            terms = [(levels.contiguous(), scale) for levels, scale in self.terms(torch.int8)]
+            self._kept = kept = _Kept(terms, tensors)
         x = codes.reshape(-1, self.in_features).to(torch.int8)
-        y = _sum(torch._int_mm(x, levels.t()).float().mul_(scale) for levels, scale in self._kept)
+        y = _sum(torch._int_mm(x, levels.t()).float().mul_(scale) for levels, scale in kept.terms)
         return y.view(*codes.shape[:-1], self.out_features)
 
     def _forget(self) -> None:

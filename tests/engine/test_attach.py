@@ -22,6 +22,7 @@ from bitkd.models.packed import load_packed, pack_student, save_packed
 from bitkd.models.prepare import prepare
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
+from bitkd.quant.layout import LAYOUTS
 from bitkd.quant.packed import pack_layers
 from bitkd.quant.packing import TRITS
 from bitkd.quant.spec import QuantSpec
@@ -443,6 +444,17 @@ def test_other_models_are_left_as_they_are(what, monkeypatch, caplog):
     monkeypatch.setenv(build.MODE, "require")
     with pytest.raises(InputError, match=f"BITKD_ENGINE=require, but the engine does not run this model: .*{words}"):
         attach(model)
+
+
+@pytest.mark.parametrize(
+    "path", [*LAYOUTS[0].projections, "attention.output.dense", "intermediate.dense", "output.dense"]
+)
+def test_layers_of_different_shapes_are_left_to_the_packed_layers(path):
+    _, model = make_packed()
+    linear = model.bert.encoder.layer[1].get_submodule(path)
+    assert find_obstacle(model) is None
+    linear.out_features += 8
+    assert find_obstacle(model) == "its layers differ in shape"
 
 
 def test_inputs_in_full_precision_are_left_to_the_packed_layers():
