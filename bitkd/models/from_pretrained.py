@@ -40,8 +40,9 @@ class StudentQuantizer(SavedByBitkd):
         from bitkd.models.fit import fit_to_weights
         from bitkd.models.packed import fit_packed
         from bitkd.models.student import apply_spec
+        from bitkd.quant.int8 import Int8Weight
         from bitkd.quant.modules import SplitEmbedding, SplitLinear
-        from bitkd.quant.packed import Int8Weight, PackedWeight
+        from bitkd.quant.packed import PackedWeight
 
         use_score_attention(model)
         apply_spec(model)

@@ -30,7 +30,8 @@ from bitkd.models.prepare import check_recorded
 from bitkd.models.saving import SavedByBitkd, StudentQuantizationConfig
 from bitkd.models.student import build_blank
 from bitkd.pretrained.load import check_finite, load_pretrained, read_model_config
-from bitkd.quant.packed import Int8Weight, PackedWeight, pack_layers
+from bitkd.quant.int8 import Int8Weight
+from bitkd.quant.packed import PackedWeight, pack_layers
 from bitkd.quant.packing import BITS, PACKINGS, TWO_BITS, Packing, is_packed_by, unpack_codes
 from bitkd.store.artifacts import WEIGHTS_FILE
 

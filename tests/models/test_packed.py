@@ -31,8 +31,9 @@ from bitkd.models.prepare import prepare, split_ternary_
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
 from bitkd.pretrained.load import read_model_config
+from bitkd.quant.int8 import Int8Weight
 from bitkd.quant.layout import input_limits
-from bitkd.quant.packed import Int8Weight, PackedWeight
+from bitkd.quant.packed import PackedWeight
 from bitkd.quant.packing import TRITS, TWO_BITS
 from bitkd.quant.spec import QuantSpec
 from tests.models.conftest import batch, classifier
