@@ -61,9 +61,9 @@ class StudentQuantizer(SavedByBitkd):
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **settings: Any) -> Any:
-        from bitkd.models.packed import finish
+        from bitkd.models.packed import check_and_attach
 
-        return finish(model) if is_packed(model.config) else model
+        return check_and_attach(model) if is_packed(model.config) else model
 
 
 def register() -> None:

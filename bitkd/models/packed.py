@@ -218,7 +218,7 @@ def fit_packed(model: PreTrainedModel, weights: Path | str) -> None:
         raise InputError(f"{weights} does not fit its config.json: {error}") from error
 
 
-def finish(model: M) -> M:
+def check_and_attach(model: M) -> M:
     """A packed model whose values were just loaded, checked and made ready. Raises InputError if a value is none that packing
     gives.
     """
