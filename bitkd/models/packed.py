@@ -6,9 +6,10 @@ A packed folder is a Hugging Face checkpoint that needs bitkd: `from_pretrained`
 """
 
 import copy
-import weakref
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,7 +34,7 @@ from bitkd.pretrained.load import check_finite, load_pretrained, read_model_conf
 from bitkd.quant.int8 import Int8Weight
 from bitkd.quant.packed import PackedWeight, pack_layers
 from bitkd.quant.packing import BITS, PACKINGS, TWO_BITS, Packing, is_packed_by, unpack_codes
-from bitkd.store.artifacts import WEIGHTS_FILE
+from bitkd.store.artifacts import STAGE_FILE, WEIGHTS_FILE
 
 M = TypeVar("M", bound=PreTrainedModel)
 
@@ -73,10 +74,12 @@ def save_packed(
 
     model: a quantized student, which is left unchanged, or a packed one.
     ternary, int8: see `pack_student`; a packed model stays as it is packed.
-    The same weights give the same bytes. Raises InputError if the model cannot be packed.
+    The same weights give the same bytes. A packed folder is overwritten. Raises InputError if the model cannot be packed, or
+    if the folder holds other weights.
     """
-    packed = model if is_packed(model.config) else pack_student(model, ternary=ternary, int8=int8)
     folder = Path(folder)
+    _check_free(folder)
+    packed = model if is_packed(model.config) else pack_student(model, ternary=ternary, int8=int8)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / WEIGHTS_FILE
     save_file(_stored(packed), file, metadata={"format": "pt"})
@@ -89,6 +92,20 @@ def save_packed(
     guard(folder / "config.json")
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+
+
+def _check_free(folder: Path) -> None:
+    """Raise InputError if a folder holds weights that are not packed: what is packed cannot be trained any more."""
+    if (folder / STAGE_FILE).exists():
+        raise InputError(f"{folder} is an artifact of bitkd, which would lose its weights; name another folder")
+    if not (folder / WEIGHTS_FILE).exists():
+        return
+    try:
+        packed = packed_record(json.loads((folder / "config.json").read_bytes())) is not None
+    except (OSError, ValueError, AttributeError):
+        packed = False
+    if not packed:
+        raise InputError(f"{folder} has a {WEIGHTS_FILE} that is not packed, and would be lost; name another folder")
 
 
 @torch.no_grad()
@@ -323,7 +340,8 @@ def _mark(model: PreTrainedModel) -> None:
     model.config.quantization_config = _quantization(model)
     model.hf_quantizer = SavedByBitkd(StudentQuantizationConfig(packed=True))  # type: ignore[assignment]
     vars(model).update(is_quantized=True, quantization_method=METHOD)  # transformers refuses .half() then
-    model.save_pretrained = SavePretrained(model)  # type: ignore[method-assign, assignment]
+    if not issubclass(type(model), _SavedPacked):
+        model.__class__ = _packed_class(type(model))
 
 
 def _ready(model: M) -> M:
@@ -332,45 +350,56 @@ def _ready(model: M) -> M:
     return model.eval()
 
 
-class SavePretrained:
-    """`save_pretrained` of a packed model is `save_packed`: the file has the same bytes, and config.json its guards.
+_MEANINGLESS = {
+    "max_shard_size",
+    "safe_serialization",
+    "save_function",
+    "save_peft_format",
+    "save_original_format",
+    "distributed_checkpoint",
+}
+"""Settings of `save_pretrained` that mean nothing for one small file."""
 
-    It holds its model weakly, so that a model is freed as soon as nothing else holds it.
-    """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model = weakref.ref(model)
+class _SavedPacked:
+    """A packed model's own methods, before those of its stock class (see `_packed_class`)."""
 
-    def __call__(
-        self,
+    def save_pretrained(
+        self: Any,
         save_directory: Path | str,
         is_main_process: bool = True,
         state_dict: None = None,
         push_to_hub: bool = False,
         variant: None = None,
         repo_id: str | None = None,
-        token: Any = None,
-        commit_message: str | None = None,
-        create_pr: bool = False,
-        **_: Any,
+        **settings: Any,
     ) -> None:
-        """push_to_hub … create_pr: as in transformers. Other settings, such as a size of shards, mean nothing for one small file.
+        """`save_packed` of this model: the file has the same bytes, and config.json its guards.
 
+        settings: for `push_to_hub`, such as private, revision and token; those in `_MEANINGLESS` are ignored.
         Raises InputError for other weights or another name of the file.
         """
         if state_dict is not None or variant is not None:
             raise InputError("a packed model is saved as it is, as model.safetensors; leave out state_dict and variant")
-        model: Any = self._model()
         if not is_main_process:
             return
-        save_packed(model, save_directory)
+        save_packed(self, save_directory)
         if push_to_hub:
-            name = repo_id or Path(save_directory).name
-            model.push_to_hub(name, token=token, commit_message=commit_message, create_pr=create_pr)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "SavePretrained":
-        model: Any = self._model()
-        return SavePretrained(memo.get(id(model), model))
+            settings = {name: value for name, value in settings.items() if name not in _MEANINGLESS}
+            self.push_to_hub(repo_id or Path(save_directory).name, **settings)
 
     def __reduce__(self) -> Any:
-        return SavePretrained, (self._model(),)
+        return _new_packed, (type(self).__bases__[1],), vars(self)
+
+
+@cache
+def _packed_class(stock: type) -> type:
+    """A class of transformers whose models are saved packed. It has the name of the stock class."""
+    names = {name: getattr(stock, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(stock.__name__, (_SavedPacked, stock), names)
+
+
+def _new_packed(stock: type) -> Any:
+    """An empty model, for copies: pickle does not find its class by name."""
+    found: Any = _packed_class(stock)
+    return found.__new__(found)

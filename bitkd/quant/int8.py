@@ -57,7 +57,8 @@ class Int8Linear(Int8Weight):
     @classmethod
     def from_float(cls, module: nn.Linear, fill: bool = True) -> Self:
         """A Linear at 8 bits.  fill: with its weights; if not, zeros, to be loaded into."""
-        new = cls(module.in_features, module.out_features, module.bias is not None)
+        with module.weight.device:
+            new = cls(module.in_features, module.out_features, module.bias is not None)
         if fill:
             new._fill(module.weight)
             if new.bias is not None:
@@ -79,7 +80,8 @@ class Int8Embedding(Int8Weight):
     @classmethod
     def from_float(cls, module: nn.Embedding, fill: bool = True) -> Self:
         """A table at 8 bits.  fill: with its weights; if not, zeros, to be loaded into."""
-        new = cls(module.num_embeddings, module.embedding_dim, module.padding_idx)
+        with module.weight.device:
+            new = cls(module.num_embeddings, module.embedding_dim, module.padding_idx)
         if fill:
             new._fill(module.weight)
         return new.eval()

@@ -92,15 +92,16 @@ class PackedLinear(PackedWeight):
     def from_quantized(cls, module: QuantLinear | SplitLinear, ternary: Packing = TWO_BITS, fill: bool = True) -> Self:
         """The packed form of a layer.  fill: with its codes; if not, zeros, to be loaded into."""
         first = module.first if isinstance(module, SplitLinear) else module
-        new = cls(
-            module.in_features,
-            module.out_features,
-            first.bias is not None,
-            packing=packing_of(module.weight_bits, ternary),
-            per_row=module.per_row,
-            split=isinstance(module, SplitLinear),
-            input_quantizer=module.input_quantizer,
-        )
+        with first.weight.device:
+            new = cls(
+                module.in_features,
+                module.out_features,
+                first.bias is not None,
+                packing=packing_of(module.weight_bits, ternary),
+                per_row=module.per_row,
+                split=isinstance(module, SplitLinear),
+                input_quantizer=module.input_quantizer,
+            )
         if fill:
             halves = [module.first, module.second] if isinstance(module, SplitLinear) else [module]
             new._fill([half.weight for half in halves], first.weight_codes)
@@ -199,9 +200,10 @@ class PackedEmbedding(PackedWeight):
         """The packed form of a table.  fill: with its codes; if not, zeros, to be loaded into."""
         split = isinstance(module, SplitEmbedding)
         packing = packing_of(module.weight_bits, ternary)
-        new = cls(module.num_embeddings, module.embedding_dim, module.padding_idx, packing=packing, split=split)
+        halves: list[QuantEmbedding] = [module.first, module.second] if split else [module]
+        with halves[0].weight.device:
+            new = cls(module.num_embeddings, module.embedding_dim, module.padding_idx, packing=packing, split=split)
         if fill:
-            halves: list[QuantEmbedding] = [module.first, module.second] if split else [module]
             new._fill([half.weight for half in halves], halves[0].weight_codes)
         return new.eval()
 
