@@ -8,7 +8,7 @@ A packed folder is a Hugging Face checkpoint that needs bitkd: `from_pretrained`
 import copy
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from bitkd.models.fit import PACKED_PAIR, fit_to_names, is_classifier, own_names
 from bitkd.models.marks import METHOD, PACKED, packed_record
 from bitkd.models.marks import is_packed as is_packed
 from bitkd.models.model_types import guard
+from bitkd.models.packed_record import EXPORT_AGAIN, PackedRecord, check_config, config_digest, read_record
 from bitkd.models.prepare import check_recorded
 from bitkd.models.saving import SavedByBitkd, StudentQuantizationConfig
 from bitkd.models.student import build_blank
@@ -38,28 +39,8 @@ from bitkd.store.artifacts import STAGE_FILE, WEIGHTS_FILE
 
 M = TypeVar("M", bound=PreTrainedModel)
 
-FORMAT = 1
-"""Version of packed folders; folders of another version are refused."""
-
-_AGAIN = "export the student again"
 _STORED = {torch.uint8: "U8", torch.int8: "I8", torch.int64: "I64", torch.bool: "BOOL"}
 """How safetensors calls the types of what is no floating-point number."""
-
-
-@dataclass(frozen=True)
-class PackedRecord:
-    """How a folder is packed: the entry `packed` of `quantization_config` in its config.json."""
-
-    ternary: str
-    """Name of the packing of ternary weights (`bitkd.quant.packing.PACKINGS`)."""
-
-    int8: list[str]
-    """Names of the other modules whose weights have 8 bits."""
-
-    checksum: str
-    """SHA-256 of model.safetensors."""
-
-    format: int = FORMAT
 
 
 def save_packed(
@@ -87,7 +68,9 @@ def save_packed(
     config = copy.deepcopy(packed.config)
     config.architectures = [type(packed).__name__]
     config.dtype = "float32"
-    config.quantization_config = _quantization(packed, checksum(file))
+    config.quantization_config = _quantization(
+        packed, checksum(file), config_digest(json.loads(config.to_json_string()))
+    )
     config.save_pretrained(folder)
     guard(folder / "config.json")
     if tokenizer is not None:
@@ -133,7 +116,7 @@ def pack_student(model: M, *, ternary: Packing = TWO_BITS, int8: Sequence[str] =
         if tensor.is_floating_point() and name not in kept:
             half = tensor.half()
             if not half.isfinite().all():
-                raise InputError(f"{name} has values that are not finite in FP16, in which it is saved; {_AGAIN}")
+                raise InputError(f"{name} has values that are not finite in FP16, in which it is saved; {EXPORT_AGAIN}")
             tensor.copy_(half)
     _mark(packed)
     return _ready(packed)
@@ -233,6 +216,7 @@ def fit_packed(model: PreTrainedModel, weights: Path | str) -> None:
         _check_tensors(model, found)
     except (InputError, AttributeError) as error:
         raise InputError(f"{weights} does not fit its config.json: {error}") from error
+    check_config(Path(weights).parent / "config.json", record)
 
 
 def check_and_attach(model: M) -> M:
@@ -245,33 +229,12 @@ def check_and_attach(model: M) -> M:
         if isinstance(module, PackedWeight):
             for packed, scale in module.halves():
                 if not is_packed_by(packed, module.packing, module.columns) or (scale < 0).any():
-                    raise InputError(f"{where}: {name} has values that no packing gives; the file is damaged: {_AGAIN}")
+                    raise InputError(
+                        f"{where}: {name} has values that no packing gives; the file is damaged: {EXPORT_AGAIN}"
+                    )
     _mark(model)
     attach(model)
     return _ready(model)
-
-
-def read_record(model: PreTrainedModel, where: Path | str) -> PackedRecord:
-    """How a model is packed, by its configuration.  where: its file of weights, for messages.
-
-    Raises InputError if the record is incomplete or of another version.
-    """
-    content = packed_record(model.config)
-    place = f"{Path(where).parent / 'config.json'}: quantization_config.{PACKED}"
-    if not isinstance(content, dict):
-        raise InputError(f"{place} is {content!r}, not how the model is packed; {_AGAIN}")
-    if (found := content.get("format")) != FORMAT:
-        newer = "install a newer bitkd" if isinstance(found, int) and found > FORMAT else _AGAIN
-        raise InputError(f"{place} has format {found!r}, this version of bitkd reads {FORMAT}; {newer}")
-    kinds: dict[str, type] = {"ternary": str, "int8": list, "checksum": str}
-    for name, kind in kinds.items():
-        if not isinstance(content.get(name), kind):
-            raise InputError(f"{place}.{name} is {content.get(name)!r}, not a {kind.__name__}; {_AGAIN}")
-    if unknown := sorted(content.keys() - kinds.keys() - {"format"}):
-        raise InputError(f"{place} has the unknown entry {unknown[0]!r}; {_AGAIN}")
-    if content["ternary"] not in PACKINGS:
-        raise InputError(f"{place}.ternary is {content['ternary']!r}, not one of {', '.join(PACKINGS)}; {_AGAIN}")
-    return PackedRecord(**content)
 
 
 def _check_int8(names: Sequence[str], model: PreTrainedModel) -> None:
@@ -324,15 +287,13 @@ def _stored(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _quantization(model: nn.Module, file_checksum: str | None = None) -> dict[str, Any]:
-    """The `quantization_config` of a packed model, found in its modules."""
+def _quantization(model: nn.Module, of_weights: str = "", of_config: str = "") -> dict[str, Any]:
+    """The `quantization_config` of a packed model, found in its modules.  of_weights, of_config: digests of its files, if any."""
     packings = [module.packing.name for module in model.modules() if isinstance(module, PackedWeight)]
     ternary = next((name for name in packings if name != BITS.name), TWO_BITS.name)
     int8 = [name for name, module in model.named_modules() if isinstance(module, Int8Weight)]
-    record = asdict(PackedRecord(ternary, int8, file_checksum or ""))
-    if file_checksum is None:
-        del record["checksum"]
-    return {"quant_method": METHOD, PACKED: record}
+    record = asdict(PackedRecord(ternary, int8, of_weights, of_config))
+    return {"quant_method": METHOD, PACKED: {name: value for name, value in record.items() if value != ""}}
 
 
 def _mark(model: PreTrainedModel) -> None:
@@ -340,8 +301,9 @@ def _mark(model: PreTrainedModel) -> None:
     model.config.quantization_config = _quantization(model)
     model.hf_quantizer = SavedByBitkd(StudentQuantizationConfig(packed=True))  # type: ignore[assignment]
     vars(model).update(is_quantized=True, quantization_method=METHOD)  # transformers refuses .half() then
-    if not issubclass(type(model), _SavedPacked):
-        model.__class__ = _packed_class(type(model))
+    kind: Any = type(model)
+    if not issubclass(kind, _SavedPacked):
+        model.__class__ = _packed_class(kind)
 
 
 def _ready(model: M) -> M:

@@ -28,6 +28,7 @@ from bitkd.models.artifact import load_classifier, load_encoder, load_student, n
 from bitkd.models.encoder import read_spec, write_spec
 from bitkd.models.importance import estimate_importance
 from bitkd.models.packed import int8_parts, is_packed, load_packed, pack_student, save_packed, unpack_student
+from bitkd.models.packed_record import config_digest
 from bitkd.models.prepare import prepare, split_ternary_
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
@@ -155,6 +156,7 @@ def test_a_packed_file_holds_bits_scales_and_fp16(tmp_path):
             "ternary": "2 bits",
             "int8": ["bert.pooler.dense"],
             "checksum": checksum(tmp_path / "model.safetensors"),
+            "config": config_digest(config),
         },
     }
     with open(tmp_path / "model.safetensors", "rb") as file:
@@ -427,6 +429,17 @@ def tensors(change):
     return edit
 
 
+def section(**entries):
+    """Other entries of the section `quant` of a student's record."""
+
+    def edit(folder):
+        content = json.loads((folder / "config.json").read_text())["bitkd"]
+        config(bitkd=content | {"quant": content["quant"] | entries})(folder)
+
+    return edit
+
+
+CHANGED = r"config\.json was changed after it was written, in an entry that decides logits"
 QUERY = "bert.encoder.layer.0.attention.self.query"
 DAMAGE = {
     "cut short": (cut_short, "is cut short|is damaged: its SHA-256"),
@@ -446,6 +459,11 @@ DAMAGE = {
         r"classifier\.weight is F16 of shape \(3, 32\), not F16 of shape \(2, 32\)",
     ),
     "other size": (config(vocab_size=61), r"does not fit its config\.json: bert\.embeddings\.word"),
+    "more heads": (config(num_attention_heads=8), CHANGED),
+    "other function": (config(hidden_act="relu"), CHANGED),
+    "other epsilon": (config(layer_norm_eps=1e-3), CHANGED),
+    "new entry": (config(chunk_size_feed_forward=2), CHANGED),
+    "other activation bits": (section(activation_bits=32), CHANGED),
     "lacks": (tensors(lambda found: found.pop("classifier.bias")), r"it lacks classifier\.bias"),
     "extra": (tensors(lambda found: found.update(extra=torch.ones(1))), "it has extra, which the model has not"),
     "wrong type": (tensors(lambda found: found.update({f"{QUERY}.scale": torch.ones(1).half()})), "is F16 of shape"),
@@ -466,6 +484,19 @@ def test_a_damaged_folder_is_refused(name, packed_folder, tmp_path):
         load_packed(folder)
     with pytest.raises((InputError, OSError, ValueError)):
         AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+def test_a_config_that_transformers_writes_again_still_fits(packed_folder, tmp_path):
+    folder = tmp_path / "folder"
+    shutil.copytree(packed_folder, folder)
+    logits = load_packed(folder)(**batch()).logits
+    written = AutoConfig.from_pretrained(folder)
+    written.id2label = {0: "a", 1: "b", 2: "c"}
+    written.save_pretrained(folder)
+    config(transformers_version="6.0.0")(folder)
+    loaded = load_packed(folder)
+    assert loaded.config.id2label[1] == "b"
+    assert torch.equal(loaded(**batch()).logits, logits)
 
 
 def test_an_encoder_is_no_classifier(tmp_path):
