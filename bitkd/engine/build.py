@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch  # noqa: F401  # before the library, so that both use the OpenMP runtime that torch brings
 
+from bitkd.engine.cpu import read_cpu_flags
 from bitkd.errors import InputError, nearest
 from bitkd.files import checksum, digest, is_left_over, temporary_name, write_file
 from bitkd.quant.packed import multiplies_integers
@@ -116,11 +117,7 @@ def cpu_features() -> list[str]:
     """The names that Linux gives to the features of this x86 CPU; empty on other systems and CPUs."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return []
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if line.startswith("flags"):
-                return sorted(line.partition(":")[2].split())
-    return []
+    return sorted(read_cpu_flags())
 
 
 def _find(source: Path) -> Path:
