@@ -275,7 +275,7 @@ def _packed(
     from bitkd.models.packed import save_packed
 
     made = _pack(model, sets, arguments)
-    with writing(Path(arguments.out)):
+    with _saving(arguments):
         save_packed(made.model, folder, tokenizer)
     metrics = made.measured.values if made.measured else None
     return Exported(made.model, made.size, metrics, made.int8, made.told)
@@ -288,7 +288,7 @@ def _unpacked(
     from bitkd.models.size import measure
 
     stock = make_stock(model)
-    with writing(Path(arguments.out)):
+    with _saving(arguments):
         stock.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
@@ -322,7 +322,7 @@ def _onnx(
     from bitkd.models.onnx import load_onnx
 
     made = _pack(model, sets, arguments)
-    with writing(Path(arguments.out)):
+    with _saving(arguments):
         export_onnx(made.model, tokenizer, folder)
     done = Exported(None, made.size, int8=made.int8, told=made.told)
     if sets is not None and find_spec("onnxruntime"):
@@ -407,6 +407,18 @@ def _record(
         measured_on=task if done.metrics is not None else None,
         trained_for=trained_for,
     )
+
+
+@contextmanager
+def _saving(arguments: argparse.Namespace) -> Iterator[None]:
+    """Around what writes weights: safetensors has an error of its own for a full disk."""
+    from safetensors import SafetensorError
+
+    with writing(Path(arguments.out)):
+        try:
+            yield
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
 
 @contextmanager

@@ -32,8 +32,8 @@ LIBRARIES = {"packed": "bitkd", "unpacked": "transformers", "onnx": "onnx"}
 
 LOAD_NOTES = {
     "packed": "FOLDER is this folder, or its id on the hub. Without `import bitkd` transformers refuses to load it.",
-    "unpacked": "FOLDER is this folder, or its id on the hub. It needs no bitkd.",
-    "onnx": "FOLDER is this folder. It needs onnxruntime, and no bitkd.",
+    "unpacked": "FOLDER is this folder, or its id on the hub. No bitkd is needed.",
+    "onnx": "FOLDER is this folder. onnxruntime is needed, and no bitkd. Logits are in the order of `id2label` in config.json.",
 }
 """Form -> what follows the code that loads it; the first sentence is for folders that are not on the hub."""
 
@@ -237,11 +237,13 @@ def _load(facts: CardFacts) -> str:
     name = _CLASSES[facts.classifier]
     first = "import bitkd  # transformers then knows the packed weights\n" if facts.record.form == "packed" else ""
     result = "logits" if facts.classifier else "last_hidden_state"
+    labelled = facts.predicts and facts.record.trained_for and facts.record.trained_for.definition.get("labels")
+    label = "\nprint(model.config.id2label[logits.argmax().item()])" if labelled else ""
     return (
         f"import torch\n{first}from transformers import {name}, AutoTokenizer\n\n"
         f'model = {name}.from_pretrained("FOLDER")\ntokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
         f'inputs = tokenizer({_example(facts)}, truncation=True{_length(facts)}, return_tensors="pt")\n'
-        f"with torch.inference_mode():\n    {result} = model(**inputs).{result}"
+        f"with torch.inference_mode():\n    {result} = model(**inputs).{result}{label}"
     )
 
 
@@ -252,7 +254,8 @@ def _load_onnx(facts: CardFacts) -> str:
         "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
         'session = onnxruntime.InferenceSession(f"{folder}/model.onnx")\n'
         f'inputs = tokenizer({_example(facts)}, truncation=True{_length(facts)}, return_tensors="np")\n'
-        "feeds = {item.name: inputs[item.name].astype(np.int64) for item in session.get_inputs()}\n"
+        "kinds = np.zeros_like(inputs.input_ids)  # all of one sentence, where the tokenizer tells none apart\n"
+        "feeds = {item.name: inputs.get(item.name, kinds).astype(np.int64) for item in session.get_inputs()}\n"
         'logits = session.run(["logits"], feeds)[0]'
     )
 
@@ -304,8 +307,9 @@ def _sizes_note(facts: CardFacts) -> str:
     every = f"every parameter at {facts.bits} bit{'s' * (facts.bits != '1')} and nothing else"
     paper = f"{size.paper_mib:.3f} MiB ({size.parameters:,} parameters)"
     if facts.low_bit:
+        graph = "the graph, " if facts.record.form == "onnx" else ""
         return (
-            f"By the convention of papers, {every}, it has {paper}. A file also has scales, biases, norms, positions and the "
+            f"By the convention of papers, {every}, it has {paper}. A file also has {graph}scales, biases, norms, positions and the "
             "head, which have more bits. The tokenizer is not counted."
         )
     return (

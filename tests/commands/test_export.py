@@ -170,6 +170,39 @@ def test_an_unpacked_folder_is_a_plain_checkpoint(split, rows, export, tmp_path,
     assert evaluated(capsys, tmp_path / "out", rows) == near(told["metrics"]["dev"])
 
 
+def test_an_onnx_model_takes_8_bits_as_a_packed_folder_does(binary, rows, export, tmp_path, monkeypatch):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    small = export(binary, tmp_path / "small", rows, "--format", "onnx")
+    assert small["int8"] == ["bert.embeddings.position_embeddings", "bert.pooler.dense"]
+    assert small["logits"]["rows"] == 33
+    assert read_export(tmp_path / "small").metrics == small["metrics"]
+    monkeypatch.setattr("bitkd.commands.export.find_spec", lambda name: None)
+    large = export(binary, tmp_path / "large", rows, "--format", "onnx", "--no-int8")
+    assert small["bytes"] < large["bytes"]
+    assert large["metrics"] is None
+    assert "onnxruntime is not installed, so the ONNX model was not measured" in large["notes"][-1]
+    record = read_export(tmp_path / "large")
+    assert record.measured_on is None
+    assert "as the artifact that this is made of records them" in (tmp_path / "large" / "README.md").read_text()
+
+
+def test_an_onnx_model_is_measured_on_the_cpu(binary, rows, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnx")
+    asked = []
+
+    def opened(name, settings, *_, **__):
+        asked.extend(settings)
+        raise bitkd.InputError("enough")
+
+    monkeypatch.setattr("bitkd.commands.export.open_checkpoint", opened)
+    words = ["export", str(binary), str(tmp_path / "out"), rows, "--format", "onnx"]
+    assert main(words) == 2
+    assert load_config(asked, require=()).trainer.accelerator == "cpu"
+    assert main([*words, "trainer.accelerator=gpu"]) == 2
+    assert "runs ONNX models on the CPU" in capsys.readouterr().err
+
+
 def test_an_fp32_student_can_only_be_unpacked(finished, binary, export, tmp_path):
     folder = finished / "rte" / "singlestage" / "single"
     text = export(folder, tmp_path / "out", code=2)
