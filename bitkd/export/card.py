@@ -309,8 +309,8 @@ def _sizes_note(facts: CardFacts) -> str:
     if facts.low_bit:
         graph = "the graph, " if facts.record.form == "onnx" else ""
         return (
-            f"By the convention of papers, {every}, it has {paper}. A file also has {graph}scales, biases, norms, positions and the "
-            "head, which have more bits. The tokenizer is not counted."
+            f"By the convention of papers, {every}, it has {paper}. A file also has {graph}scales, biases, norms, positions and "
+            "the head, which have more bits. The tokenizer is not counted."
         )
     return (
         "Every number has 32 bits in this form, so the file is no smaller than that of any FP32 model of its shape. By the "
