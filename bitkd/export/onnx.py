@@ -60,11 +60,8 @@ def _write_config(model: PreTrainedModel, folder: Path, file_checksum: str) -> N
     config = copy.deepcopy(model.config)
     config.__dict__.pop("quantization_config", None)  # there are no weights that `from_pretrained` reads
     config.architectures = [type(model).__name__]
-    # RoBERTa and its like have more rows than tokens that they can read.
-    if positions := input_limits(model).positions:
-        config.max_position_embeddings = positions
     config.save_pretrained(folder)
     file = folder / "config.json"
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    content[RECORD] = {"format": FORMAT, "checksum": file_checksum}
+    content[RECORD] = {"format": FORMAT, "checksum": file_checksum, "positions": input_limits(model).positions}
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

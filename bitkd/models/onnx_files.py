@@ -12,7 +12,8 @@ from bitkd.pretrained.files import check_no_pointers, read_config_data
 MODEL_FILE = "model.onnx"
 
 RECORD = "bitkd_onnx"
-"""The entry of config.json that such a folder has: the version of the folder, and the SHA-256 of model.onnx."""
+"""The entry of config.json that such a folder has: the version of the folder, the SHA-256 of model.onnx, and how many tokens
+it can read (0 if there is no limit)."""
 
 FORMAT = 1
 """Version of such folders; those of another version are refused."""
@@ -20,7 +21,9 @@ FORMAT = 1
 LOGITS = "logits"
 """Name of the graph's output."""
 
-_AGAIN = "export the student again, or copy the folder again"
+EXPORT_AGAIN = "export the student again"
+
+_AGAIN = f"{EXPORT_AGAIN}, or copy the folder again"
 
 
 def is_onnx(folder: Path | str) -> bool:
@@ -38,7 +41,7 @@ def check_onnx_files(folder: Path | str) -> None:
     if not isinstance(record, dict) or not isinstance(record.get("checksum"), str):
         raise InputError(f"{where} does not tell the version and the checksum of {MODEL_FILE}; {_AGAIN}")
     if (found := record.get("format")) != FORMAT:
-        newer = "install a newer bitkd" if isinstance(found, int) and found > FORMAT else "export the student again"
+        newer = "install a newer bitkd" if isinstance(found, int) and found > FORMAT else EXPORT_AGAIN
         raise InputError(f"{where} has format {found!r}, this version of bitkd reads {FORMAT}; {newer}")
     file = folder / MODEL_FILE
     if not file.is_file():

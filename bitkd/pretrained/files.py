@@ -35,7 +35,7 @@ def check_checkpoint_files(folder: Path) -> None:
     say: absent, empty, a git-lfs pointer, cut short, of another format, an index without its shards.
     """
     read_config_data(folder)
-    file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    file = _weights(folder)
     if file is None:
         others = sorted({other.name for pattern in OTHER_WEIGHTS for other in folder.glob(pattern)})
         found = f"it has {', '.join(others[:5])}; " if others else ""
@@ -50,6 +50,19 @@ def check_checkpoint_files(folder: Path) -> None:
         absent = sorted(keys - set(_check_weights(folder / name) or keys))
         if absent:
             raise InputError(f"{folder / name} lacks {absent[0]}, which {file.name} says is in it; {AGAIN}")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of weights that transformers loads from a folder: one, or the shards of an index; empty if it has none."""
+    file = _weights(folder)
+    if file is None:
+        return []
+    return [file] if file.suffix != ".json" else [folder / name for name in _shards(file)]
+
+
+def _weights(folder: Path) -> Path | None:
+    """The file that transformers takes first."""
+    return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
 
 
 def read_config_data(folder: Path) -> dict[str, Any]:
