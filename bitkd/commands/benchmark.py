@@ -10,8 +10,8 @@ from bitkd.commands.checkpoints import check_folder
 from bitkd.commands.output import print_json
 from bitkd.data.hub import resolve_pretrained
 from bitkd.errors import InputError
-from bitkd.models.onnx_files import MODEL_FILE, check_onnx_files, is_onnx
-from bitkd.pretrained.files import check_checkpoint_files, read_config_data, weight_files
+from bitkd.models.onnx_files import check_onnx_files, is_onnx
+from bitkd.pretrained.files import ONNX_FILE, check_checkpoint_files, read_config_data, weight_files
 from bitkd.processes.libraries import quieten
 from bitkd.processes.machine import describe_cpu, find_machine
 
@@ -153,7 +153,7 @@ def _measure(folders: dict[str, Path], shapes: list[Shape], arguments: argparse.
 
 def _file_mib(folder: Path) -> float:
     """MiB of the weights that are loaded."""
-    files = [folder / MODEL_FILE] if is_onnx(folder) else weight_files(folder)
+    files = [folder / ONNX_FILE] if is_onnx(folder) else weight_files(folder)
     return sum(file.stat().st_size for file in files) / 2**20
 
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from bitkd.errors import InputError, shorten
 from bitkd.files import read_json
-from bitkd.models.onnx_files import MODEL_FILE, RECORD
-from bitkd.pretrained.files import check_no_pointers
+from bitkd.pretrained.files import ONNX_FILE, ONNX_RECORD, check_no_pointers
 from bitkd.store.exports import EXPORT_FILE
 
 PROBE_SECONDS = 8
@@ -49,7 +48,7 @@ def resolve_pretrained(name: str, setting: str = "model.pretrained=") -> Path:
     try:
         cached = download("*.safetensors", local=True)
         weights = any(cached.glob("*.safetensors")) or (cached / "pytorch_model.bin").is_file()
-        weights = (cached / MODEL_FILE).is_file() if _is_onnx(cached) else weights
+        weights = (cached / ONNX_FILE).is_file() if _is_onnx(cached) else weights
         if weights and has_tokenizer(cached):
             if not _may_lack_record(cached):
                 return cached
@@ -73,7 +72,7 @@ def resolve_pretrained(name: str, setting: str = "model.pretrained=") -> Path:
     try:
         found = download("*.safetensors")
         if _is_onnx(found):
-            found = download(MODEL_FILE)
+            found = download(ONNX_FILE)
         elif not any(found.glob("*.safetensors")):
             # Older models have no safetensors; transformers reads this file with weights_only.
             found = download("pytorch_model.bin")
@@ -87,12 +86,12 @@ def resolve_pretrained(name: str, setting: str = "model.pretrained=") -> Path:
 
 
 def _is_onnx(folder: Path) -> bool:
-    return RECORD in _config_of(folder)
+    return ONNX_RECORD in _config_of(folder)
 
 
 def _may_lack_record(folder: Path) -> bool:
     """Whether a cached student has no record of its task: transformers downloads only the files that it reads."""
-    return bool({"bitkd", RECORD} & _config_of(folder).keys()) and not (folder / EXPORT_FILE).is_file()
+    return bool({"bitkd", ONNX_RECORD} & _config_of(folder).keys()) and not (folder / EXPORT_FILE).is_file()
 
 
 def _config_of(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from transformers import PretrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from bitkd.errors import InputError
-from bitkd.models.onnx_files import EXPORT_AGAIN, LOGITS, MODEL_FILE, RECORD, check_onnx_files
+from bitkd.models.onnx_files import EXPORT_AGAIN, LOGITS, check_onnx_files
+from bitkd.pretrained.files import ONNX_FILE, ONNX_RECORD
 from bitkd.pretrained.load import read_model_config
 
 
@@ -82,14 +83,14 @@ def load_onnx(folder: Path | str) -> OnnxClassifier:
     """
     folder = Path(folder)
     check_onnx_files(folder)
-    config, file = read_model_config(folder), folder / MODEL_FILE
+    config, file = read_model_config(folder), folder / ONNX_FILE
     try:
         session = Session(file)
     except Exception as error:  # onnxruntime has a type of its own for every cause
         raise InputError(
             f"{file} cannot be loaded by onnxruntime: {(str(error).splitlines() or [''])[0][:300]}"
         ) from error
-    if positions := getattr(config, RECORD).get("positions"):
+    if positions := getattr(config, ONNX_RECORD).get("positions"):
         config.max_position_embeddings = positions
     labels = len(config.id2label or {})
     if session.outputs.get(LOGITS, ())[1:] != [labels]:

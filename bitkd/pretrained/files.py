@@ -16,6 +16,12 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 
 OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf")
 
+ONNX_FILE = "model.onnx"
+
+ONNX_RECORD = "bitkd_onnx"
+"""The entry of config.json that a folder with an ONNX student has: its version, the SHA-256 of model.onnx, and how many tokens
+it can read (0 if there is no limit)."""
+
 LARGEST = {
     ("num_hidden_layers", "n_layers", "num_attention_heads", "n_heads"): 10_000,
     ("hidden_size", "dim", "intermediate_size", "hidden_dim", "embedding_size"): 1_000_000,
