@@ -127,7 +127,7 @@ def _find(source: Path) -> Path:
         raise UnavailableError(f"the engine needs an x86-64 CPU under Linux with {' and '.join(missing)}")
     stem = digest([hashlib.sha256(source.read_bytes()).hexdigest(), FLAGS, features])
     folder = cache_folder()
-    compiler = _compiler()
+    compiler = find_compiler()
     if compiler is None:  # a library of any compiler will do
         with contextlib.suppress(OSError):
             for file in sorted(folder.glob(f"{stem}-*.so")):
@@ -250,7 +250,7 @@ def _compile(file: Path, source: Path, compiler: Sequence[str]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _compiler() -> list[str] | None:
+def find_compiler() -> list[str] | None:
     """The command of the C++ compiler: $CXX, else g++, else clang++; None if there is none.
 
     Raises UnavailableError if $CXX names no program.

@@ -130,7 +130,7 @@ _INSTRUCTIONS = {
     "avx2": "avx2",
     "avx512f": "avx512",
     "avx512_vnni": "vnni",
-    "avx512_vbmi": "vbmi",
+    "avx512vbmi": "vbmi",
     "avx512_bf16": "bf16",
     "amx_int8": "amx_int8",
     "amx_bf16": "amx_bf16",
