@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch  # noqa: F401  # before the library, so that both use the OpenMP runtime that torch brings
 
+from bitkd.engine.cpu import read_cpu_flags
 from bitkd.errors import InputError, nearest
 from bitkd.files import checksum, digest, is_left_over, temporary_name, write_file
 from bitkd.quant.packed import multiplies_integers
@@ -116,11 +117,7 @@ def cpu_features() -> list[str]:
     """The names that Linux gives to the features of this x86 CPU; empty on other systems and CPUs."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return []
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if line.startswith("flags"):
-                return sorted(line.partition(":")[2].split())
-    return []
+    return sorted(read_cpu_flags())
 
 
 def _find(source: Path) -> Path:
@@ -130,7 +127,7 @@ def _find(source: Path) -> Path:
         raise UnavailableError(f"the engine needs an x86-64 CPU under Linux with {' and '.join(missing)}")
     stem = digest([hashlib.sha256(source.read_bytes()).hexdigest(), FLAGS, features])
     folder = cache_folder()
-    compiler = _compiler()
+    compiler = find_compiler()
     if compiler is None:  # a library of any compiler will do
         with contextlib.suppress(OSError):
             for file in sorted(folder.glob(f"{stem}-*.so")):
@@ -253,7 +250,7 @@ def _compile(file: Path, source: Path, compiler: Sequence[str]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _compiler() -> list[str] | None:
+def find_compiler() -> list[str] | None:
     """The command of the C++ compiler: $CXX, else g++, else clang++; None if there is none.
 
     Raises UnavailableError if $CXX names no program.
