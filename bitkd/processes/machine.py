@@ -115,12 +115,10 @@ def _has_tpu() -> bool:
 
 def describe_cpu() -> str:
     """The processor's name and the instructions that low-bit products can use, such as "AMD EPYC 9R14 (avx2, avx512)"."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as stream:
-            fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in stream)}
-    except OSError:
+    fields = read_cpu_fields()
+    if not fields:
         return platform.processor() or platform.machine()
-    words = (fields.get("flags") or fields.get("Features") or "").split()
+    words = read_cpu_flags()
     found = [shown for flag, shown in _INSTRUCTIONS.items() if flag in words]
     name = fields.get("model name") or platform.machine()
     return f"{name} ({', '.join(found) or 'no vector instructions that matter here'})"

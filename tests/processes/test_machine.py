@@ -1,4 +1,3 @@
-import io
 import logging
 import subprocess
 import sys
@@ -8,6 +7,7 @@ import pytest
 from bitkd.cli import main
 from bitkd.config.load import load_config
 from bitkd.config.schema import TrainerSpec
+from bitkd.engine import cpu
 from bitkd.errors import InputError
 from bitkd.processes import machine
 from bitkd.processes.machine import Machine, check_machine, find_machine, note_emulation
@@ -133,7 +133,7 @@ def test_the_settings_of_a_cpu_need_no_torch(setting):
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_a_processor_is_described_by_the_instructions_of_low_bit_products(monkeypatch):
+def test_a_processor_is_described_by_the_instructions_of_low_bit_products(monkeypatch, tmp_path):
     flags = "fpu avx2 avx512f avx512bw avx_vnni avx512_bf16 avx512vbmi avx512_vbmi2 avx512_vnni amx_bf16 amx_int8"
     for text, described in (
         (
@@ -142,5 +142,6 @@ def test_a_processor_is_described_by_the_instructions_of_low_bit_products(monkey
         ),
         ("model name\t: Old CPU\nflags\t: fpu sse\n", "Old CPU (no vector instructions that matter here)"),
     ):
-        monkeypatch.setattr(machine, "open", lambda *_, text=text, **__: io.StringIO(text), raising=False)
+        (tmp_path / "cpuinfo").write_text(text)
+        monkeypatch.setattr(cpu, "INFO", tmp_path / "cpuinfo")
         assert machine.describe_cpu() == described
