@@ -6,10 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bitkd.commands.checkpoints import check_folder
 from bitkd.commands.output import print_json
 from bitkd.data.hub import resolve_pretrained
 from bitkd.errors import InputError
-from bitkd.pretrained.files import check_checkpoint_files, read_config_data
+from bitkd.models.onnx_files import check_onnx_files, is_onnx
+from bitkd.pretrained.files import ONNX_FILE, check_checkpoint_files, read_config_data, weight_files
 from bitkd.processes.libraries import quieten
 from bitkd.processes.machine import describe_cpu, find_machine
 
@@ -25,10 +27,17 @@ def benchmark_command(arguments: argparse.Namespace) -> int:
     if not arguments.seconds > 0:
         raise InputError(f"--seconds={arguments.seconds:g} is not above 0")
     folders = {name: _folder(name) for name in dict.fromkeys(arguments.folders)}
-    _check_positions(folders, shapes)
+    _check_lengths(
+        {name: read_config_data(folder).get("max_position_embeddings") for name, folder in folders.items()}, shapes
+    )
     if arguments.device == "cuda" and not (machine := find_machine()).gpus:
         raise InputError(f"--device=cuda: there is no GPU that PyTorch can use ({machine.reason}); use --device=cpu")
     quieten()
+    from bitkd.commands.contenders import stock_config
+    from bitkd.models.probe import read_limits
+
+    # RoBERTa and its like read fewer tokens than their configuration says.
+    _check_lengths({name: read_limits(stock_config(folder)).positions for name, folder in folders.items()}, shapes)
     found = _measure(folders, shapes, arguments)
     if arguments.json:
         print_json(found)
@@ -46,18 +55,19 @@ def _shape(text: str) -> Shape:
 
 def _folder(name: str) -> Path:
     folder = resolve_pretrained(name, setting="FOLDER ")
-    if any(folder.glob("*.onnx")) and not any(folder.glob("*.safetensors")):
-        read_config_data(folder)
+    check_folder(name, folder)
+    if is_onnx(folder):
+        check_onnx_files(folder)
     else:
         check_checkpoint_files(folder)
     return folder
 
 
-def _check_positions(folders: dict[str, Path], shapes: list[Shape]) -> None:
+def _check_lengths(limits: dict[str, Any], shapes: list[Shape]) -> None:
+    """Raise InputError if a model cannot read a shape.  limits: tokens that each can read; 0 or nothing if without a limit."""
     longest = max(length for _, length in shapes)
-    for name, folder in folders.items():
-        positions = read_config_data(folder).get("max_position_embeddings")
-        if isinstance(positions, int) and longest > positions:
+    for name, positions in limits.items():
+        if isinstance(positions, int) and 0 < positions < longest:
             raise InputError(f"--shapes: {name} reads {positions} tokens, not {longest}; leave the longer shapes out")
 
 
@@ -81,7 +91,9 @@ def _measure(folders: dict[str, Path], shapes: list[Shape], arguments: argparse.
     device, threads = arguments.device, arguments.threads
     torch.set_num_threads(threads)
     cpu_time = threads == 1 and device == "cpu"
-    first, config = str(next(iter(folders.values()))), stock_config(next(iter(folders.values())))
+    configs = [stock_config(folder) for folder in folders.values()]
+    first = str(next(iter(folders.values())))
+    vocabulary = min(config.vocab_size for config in configs)
     kinds = [kind for kind in STOCK if kind != "bf16_eager" or device == "cuda"]
     if device == "cpu" or not arguments.compiled:
         kinds.remove("bf16_compiled")
@@ -90,12 +102,12 @@ def _measure(folders: dict[str, Path], shapes: list[Shape], arguments: argparse.
     calls, absent = {}, {}
     for contender in contenders:
         try:
-            calls[contender] = open_contender(contender, device, threads)
+            calls[contender] = open_contender(contender, device)
         except AbsentError as error:
             absent[contender.name] = str(error)
     sections = []
     for rows, length in shapes:
-        batch = batch_for(config, rows, length, device)
+        batch = batch_for(rows, length, vocabulary, device)
         work = {contender.name: partial(call, batch) for contender, call in calls.items()}
         times = measure_latency(work, arguments.seconds, device=device, cpu_time=cpu_time)
         results = [
@@ -111,9 +123,23 @@ def _measure(folders: dict[str, Path], shapes: list[Shape], arguments: argparse.
         sections.append({"rows": rows, "length": length, "results": results})
     held = [contender for contender in calls if contender.kind in ("given", BASE)]
     del calls
-    footprints = (
-        [] if arguments.no_memory else [_footprint(measure_footprint, each, arguments, shapes) for each in held]
-    )
+    footprints = []
+    for contender in [] if arguments.no_memory else held:
+        try:
+            rows, length = max(shapes, key=lambda shape: shape[0] * shape[1])
+            footprint = measure_footprint(contender, device, threads, rows, length)
+        except AbsentError as error:
+            footprint = None
+            absent[f"load time and memory of {contender.name}"] = str(error)
+        given = contender.kind == "given"
+        footprints.append(
+            {
+                "name": contender.name,
+                "load_seconds": footprint.load_seconds if footprint and given else None,
+                "memory_mib": footprint.peak_mib if footprint else None,
+                "file_mib": _file_mib(folders[contender.name]) if given else None,
+            }
+        )
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     return {
         "machine": {"cpu": describe_cpu(), "gpu": gpu, "threads": threads, "torch": torch.__version__},
@@ -125,19 +151,10 @@ def _measure(folders: dict[str, Path], shapes: list[Shape], arguments: argparse.
     }
 
 
-def _footprint(measure: Any, contender: Any, arguments: argparse.Namespace, shapes: list[Shape]) -> dict[str, Any]:
-    rows, length = max(shapes, key=lambda shape: shape[0] * shape[1])
-    found = measure(contender, arguments.device, arguments.threads, rows, length)
-    given = contender.kind == "given"
-    weights = [
-        file for pattern in ("*.safetensors", "*.onnx", "*.bin") for file in Path(contender.folder).glob(pattern)
-    ]
-    return {
-        "name": contender.name,
-        "load_seconds": found.load_seconds if found and given else None,
-        "memory_mib": found.peak_mib if found else None,
-        "file_mib": sum(file.stat().st_size for file in weights) / 2**20 if given else None,
-    }
+def _file_mib(folder: Path) -> float:
+    """MiB of the weights that are loaded."""
+    files = [folder / ONNX_FILE] if is_onnx(folder) else weight_files(folder)
+    return sum(file.stat().st_size for file in files) / 2**20
 
 
 def _measured(threads: int, device: str, first: str | None) -> str:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
-from bitkd.errors import InputError
 from bitkd.models.artifact import is_artifact, load_student
+from bitkd.models.onnx import Session, load_onnx
+from bitkd.models.onnx_files import LOGITS, is_onnx
 from bitkd.models.packed import is_packed, load_packed
 from bitkd.pretrained.load import load_pretrained, read_model_config
 
@@ -70,38 +71,34 @@ def stock(kind: str, folder: str) -> Contender:
 
 def describe(contender: Contender) -> str:
     """What a given folder holds: packed, artifact (simulation), ONNX or plain."""
-    if onnx_file(contender.folder) is not None:
+    if is_onnx(contender.folder):
         return "ONNX"
     config = read_model_config(contender.folder)
     return "packed" if is_packed(config) else "artifact, simulated" if is_artifact(config) else "plain"
 
 
-def onnx_file(folder: Path | str) -> Path | None:
-    """The ONNX model in a folder that has no other weights."""
-    folder = Path(folder)
-    files = sorted(folder.glob("*.onnx"))
-    return files[0] if files and not any(folder.glob("*.safetensors")) else None
-
-
-def batch_for(config: PretrainedConfig, rows: int, length: int, device: str = "cpu") -> Batch:
-    """Random tokens without padding, (rows, length). Raises InputError if the model cannot read so many."""
-    positions = getattr(config, "max_position_embeddings", None) or length
-    if length > positions:
-        raise InputError(f"a shape has length {length}, but the model reads {positions} tokens; use a shorter one")
+def batch_for(rows: int, length: int, vocabulary: int, device: str = "cpu") -> Batch:
+    """Random tokens without padding, (rows, length).  vocabulary: tokens that every model knows."""
     generator = torch.Generator().manual_seed(0)
-    largest = min(config.vocab_size, LARGEST_TOKEN)
+    largest = min(vocabulary, LARGEST_TOKEN)
     ids = torch.randint(min(5, largest - 1), largest, (rows, length), generator=generator)
     return {
         name: value.to(device) for name, value in {"input_ids": ids, "attention_mask": torch.ones_like(ids)}.items()
     }
 
 
-def open_contender(contender: Contender, device: str, threads: int) -> Call:
-    """A function of a batch on `device` that runs the model once. Raises AbsentError if it cannot run here."""
+def open_contender(contender: Contender, device: str) -> Call:
+    """A function of a batch on `device` that runs the model once, in as many threads as torch has now.
+
+    Raises AbsentError if it cannot run here.
+    """
     if contender.kind == "given":
-        file = onnx_file(contender.folder)
-        return _session(file, device, threads) if file else _call(load_given(contender.folder).to(device))
-    return open_stock(contender.kind, stock_config(contender.folder), device, threads)
+        if not is_onnx(contender.folder):
+            return _call(load_given(contender.folder).to(device))
+        if device != "cpu":
+            raise AbsentError("ONNX folders run on CPUs only")
+        return _call(load_onnx(contender.folder))
+    return open_stock(contender.kind, stock_config(contender.folder), device)
 
 
 def load_given(folder: Path | str) -> Any:
@@ -123,12 +120,12 @@ def stock_config(folder: Path | str) -> PretrainedConfig:
     return config
 
 
-def open_stock(kind: str, config: PretrainedConfig, device: str, threads: int) -> Call:
+def open_stock(kind: str, config: PretrainedConfig, device: str) -> Call:
     """A stock classifier of random weights.  kind: a key of STOCK. Raises AbsentError if it cannot run here."""
     if kind in ("onnx_int8", "onnx_int8_fused"):
         if device != "cpu":
             raise AbsentError("it runs on CPUs only")
-        return _onnx_int8(config, threads, fused=kind == "onnx_int8_fused")
+        return _onnx_int8(config, fused=kind == "onnx_int8_fused")
     dtype = torch.float32
     if kind.startswith("bf16"):
         _check_bf16(device)
@@ -151,7 +148,14 @@ def open_stock(kind: str, config: PretrainedConfig, device: str, threads: int) -
 
 
 def _random(config: PretrainedConfig, attention: str) -> Any:
-    model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention, dtype=torch.float32)
+    try:
+        model = AutoModelForSequenceClassification.from_config(
+            config, attn_implementation=attention, dtype=torch.float32
+        )
+    except ValueError as error:
+        if attention == "sdpa" and "scaled_dot_product_attention" in str(error):
+            raise AbsentError(f"transformers has no SDPA for {config.model_type} models") from error
+        raise
     return model.eval()
 
 
@@ -166,26 +170,6 @@ def _check_bf16(device: str) -> None:
         raise AbsentError("this processor has no bf16 instructions; emulated, it would be many times slower")
 
 
-def _session(file: Path, device: str, threads: int) -> Call:
-    if device != "cpu":
-        raise AbsentError("ONNX folders run on CPUs only")
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise AbsentError("onnxruntime is not installed; install bitkd[onnx]") from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    names = [item.name for item in session.get_inputs()]
-
-    def run(batch: Batch) -> object:
-        zeros = torch.zeros_like(batch["input_ids"])
-        return session.run(None, {name: batch.get(name, zeros).numpy() for name in names})
-
-    return run
-
-
 class _Logits(torch.nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -196,7 +180,7 @@ class _Logits(torch.nn.Module):
         return logits
 
 
-def _onnx_int8(config: PretrainedConfig, threads: int, fused: bool) -> Call:
+def _onnx_int8(config: PretrainedConfig, fused: bool) -> Call:
     try:
         import onnxruntime  # noqa: F401
         from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -213,7 +197,7 @@ def _onnx_int8(config: PretrainedConfig, threads: int, fused: bool) -> Call:
                     (ids, ids),
                     str(exported),
                     input_names=["input_ids", "attention_mask"],
-                    output_names=["logits"],
+                    output_names=[LOGITS],
                     dynamic_axes={"input_ids": axes, "attention_mask": axes},
                     dynamo=False,
                 )
@@ -233,7 +217,7 @@ def _onnx_int8(config: PretrainedConfig, threads: int, fused: bool) -> Call:
         except Exception as error:  # exporter and quantizer raise many types for a model that they do not know
             lines = str(error).splitlines() or [type(error).__name__]
             raise AbsentError(f"this model cannot be exported or quantized: {lines[0]}") from error
-        return _session(quantized, "cpu", threads)
+        return Session(quantized)
 
 
 @contextmanager

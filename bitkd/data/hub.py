@@ -10,7 +10,7 @@ from typing import Any
 
 from bitkd.errors import InputError, shorten
 from bitkd.files import read_json
-from bitkd.pretrained.files import check_no_pointers
+from bitkd.pretrained.files import ONNX_FILE, ONNX_RECORD, check_no_pointers
 from bitkd.store.exports import EXPORT_FILE
 
 PROBE_SECONDS = 8
@@ -38,20 +38,27 @@ def resolve_pretrained(name: str, setting: str = "model.pretrained=") -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    def download(weights: str, local: bool) -> Path:
+    def download(weights: str, local: bool = False) -> Path:
         patterns = [*MODEL_FILES, weights]
         return Path(
             snapshot_download(name, allow_patterns=patterns, local_files_only=local, etag_timeout=PROBE_SECONDS)
         )
 
+    usable = None
     try:
         cached = download("*.safetensors", local=True)
         weights = any(cached.glob("*.safetensors")) or (cached / "pytorch_model.bin").is_file()
+        weights = (cached / ONNX_FILE).is_file() if _is_onnx(cached) else weights
         if weights and has_tokenizer(cached):
-            return cached
+            if not _may_lack_record(cached):
+                return cached
+            usable = cached
     except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
         pass  # not in the cache: ask the hub
-    if problem := hub_problem():
+    problem = hub_problem()
+    if problem and usable:
+        return usable
+    if problem:
         folders = f"a local folder with {setting}FOLDER" if setting.endswith("=") else "a local folder"
         near = (
             f" (the folder {folder.parent} has no {folder.name})"
@@ -63,15 +70,34 @@ def resolve_pretrained(name: str, setting: str = "model.pretrained=") -> Path:
             f"give {folders}, or try again with a connection"
         )
     try:
-        found = download("*.safetensors", local=False)
-        if not any(found.glob("*.safetensors")):
+        found = download("*.safetensors")
+        if _is_onnx(found):
+            found = download(ONNX_FILE)
+        elif not any(found.glob("*.safetensors")):
             # Older models have no safetensors; transformers reads this file with weights_only.
-            found = download("pytorch_model.bin", local=False)
+            found = download("pytorch_model.bin")
         return found
     except Exception as error:  # huggingface_hub raises many types for "not there", some from its HTTP library
+        if usable:
+            return usable
         raise InputError(
             f"{setting}{name} cannot be loaded from the hub: {_first_line(error)}; check the id"
         ) from error
+
+
+def _is_onnx(folder: Path) -> bool:
+    return ONNX_RECORD in _config_of(folder)
+
+
+def _may_lack_record(folder: Path) -> bool:
+    """Whether a cached student has no record of its task: transformers downloads only the files that it reads."""
+    return bool({"bitkd", ONNX_RECORD} & _config_of(folder).keys()) and not (folder / EXPORT_FILE).is_file()
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    """The content of config.json; empty if there is none, or a damaged one."""
+    content = read_json(folder / "config.json")
+    return content if isinstance(content, dict) else {}
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -92,7 +118,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
     if not any((folder / file).is_file() for file in files):
         raise InputError(f"{folder} has no tokenizer (none of {sorted(files)}); name a folder with tokenizer files")
-    embeddings, tokens = (read_json(folder / "config.json") or {}).get("vocab_size"), tokenizer_size(tokenizer)
+    embeddings, tokens = _config_of(folder).get("vocab_size"), tokenizer_size(tokenizer)
     if isinstance(embeddings, int) and tokens > embeddings:
         token = max(tokenizer.get_vocab().items(), key=lambda item: item[1])[0]
         raise InputError(

@@ -10,8 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bitkd.files import checksum, follow_umask
 from bitkd.models.marks import is_packed
-from bitkd.models.onnx_files import FORMAT, LOGITS, MODEL_FILE, RECORD, check_installed
+from bitkd.models.onnx_files import FORMAT, LOGITS, check_installed
 from bitkd.models.packed import pack_student
+from bitkd.pretrained.files import ONNX_FILE, ONNX_RECORD
 from bitkd.quant.layout import input_limits
 
 
@@ -30,7 +31,7 @@ def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
     content = _convert(packed)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / MODEL_FILE
+    file = folder / ONNX_FILE
     file.write_bytes(content)
     follow_umask(file)
     _write_config(packed, folder, checksum(file))
@@ -60,11 +61,8 @@ def _write_config(model: PreTrainedModel, folder: Path, file_checksum: str) -> N
     config = copy.deepcopy(model.config)
     config.__dict__.pop("quantization_config", None)  # there are no weights that `from_pretrained` reads
     config.architectures = [type(model).__name__]
-    # RoBERTa and its like have more rows than tokens that they can read.
-    if positions := input_limits(model).positions:
-        config.max_position_embeddings = positions
     config.save_pretrained(folder)
     file = folder / "config.json"
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    content[RECORD] = {"format": FORMAT, "checksum": file_checksum}
+    content[ONNX_RECORD] = {"format": FORMAT, "checksum": file_checksum, "positions": input_limits(model).positions}
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

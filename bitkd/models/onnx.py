@@ -10,12 +10,15 @@ from transformers import PretrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from bitkd.errors import InputError
-from bitkd.models.onnx_files import LOGITS, MODEL_FILE, check_onnx_files
+from bitkd.models.onnx_files import EXPORT_AGAIN, LOGITS, check_onnx_files
+from bitkd.pretrained.files import ONNX_FILE, ONNX_RECORD
 from bitkd.pretrained.load import read_model_config
 
 
 class OnnxClassifier(nn.Module):
-    """A classifier whose logits onnxruntime computes. It has what evaluation and prediction need of a PreTrainedModel.
+    """A classifier whose logits onnxruntime computes on the CPU. It has what evaluation and prediction need of a PreTrainedModel.
+
+    Inputs may be on any device; logits are on the device of the module.
 
     classifier: a Linear that hands the logits on, so that `bitkd.models.artifact.permute_labels` can change their order.
     """
@@ -44,7 +47,8 @@ class OnnxClassifier(nn.Module):
             "attention_mask": torch.ones_like(input_ids) if attention_mask is None else attention_mask,
             "token_type_ids": torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids,
         }
-        return SequenceClassifierOutput(logits=self.classifier(self.session(given)))
+        logits = self.session(given).to(self.classifier.weight.device)
+        return SequenceClassifierOutput(logits=self.classifier(logits))
 
 
 class Session:
@@ -71,24 +75,26 @@ class Session:
 
 
 def load_onnx(folder: Path | str) -> OnnxClassifier:
-    """The ONNX classifier in a folder of `bitkd.export.onnx.export_onnx`, in eval mode.
+    """The ONNX classifier in a folder of `bitkd.export.onnx.export_onnx`, in eval mode. The `max_position_embeddings` of its
+    configuration are the tokens that it can read.
 
     It runs in as many threads as torch has now.
     Raises InputError if the folder is damaged or does not fit its config.json, or if onnxruntime is not installed.
     """
     folder = Path(folder)
     check_onnx_files(folder)
-    config, file = read_model_config(folder), folder / MODEL_FILE
+    config, file = read_model_config(folder), folder / ONNX_FILE
     try:
         session = Session(file)
     except Exception as error:  # onnxruntime has a type of its own for every cause
         raise InputError(
             f"{file} cannot be loaded by onnxruntime: {(str(error).splitlines() or [''])[0][:300]}"
         ) from error
+    if positions := getattr(config, ONNX_RECORD).get("positions"):
+        config.max_position_embeddings = positions
     labels = len(config.id2label or {})
     if session.outputs.get(LOGITS, ())[1:] != [labels]:
         raise InputError(
-            f"{file} does not fit its config.json, which has {labels} labels: its outputs are {session.outputs}; export the "
-            "student again"
+            f"{file} does not fit its config.json, which has {labels} labels: its outputs are {session.outputs}; {EXPORT_AGAIN}"
         )
     return OnnxClassifier(session, config).eval()

@@ -7,12 +7,7 @@ from typing import Any
 
 from bitkd.errors import InputError
 from bitkd.files import checksum
-from bitkd.pretrained.files import check_no_pointers, read_config_data
-
-MODEL_FILE = "model.onnx"
-
-RECORD = "bitkd_onnx"
-"""The entry of config.json that such a folder has: the version of the folder, and the SHA-256 of model.onnx."""
+from bitkd.pretrained.files import ONNX_FILE, ONNX_RECORD, check_no_pointers, read_config_data
 
 FORMAT = 1
 """Version of such folders; those of another version are refused."""
@@ -20,12 +15,14 @@ FORMAT = 1
 LOGITS = "logits"
 """Name of the graph's output."""
 
-_AGAIN = "export the student again, or copy the folder again"
+EXPORT_AGAIN = "export the student again"
+
+_AGAIN = f"{EXPORT_AGAIN}, or copy the folder again"
 
 
 def is_onnx(folder: Path | str) -> bool:
     """Whether a folder holds an ONNX model of `bitkd export`. Raises InputError if it has no readable config.json."""
-    return RECORD in read_config_data(Path(folder))
+    return ONNX_RECORD in read_config_data(Path(folder))
 
 
 def check_onnx_files(folder: Path | str) -> None:
@@ -33,16 +30,16 @@ def check_onnx_files(folder: Path | str) -> None:
     installed.
     """
     folder = Path(folder)
-    record: Any = read_config_data(folder).get(RECORD)
-    where = f"{folder / 'config.json'}: {RECORD}"
+    record: Any = read_config_data(folder).get(ONNX_RECORD)
+    where = f"{folder / 'config.json'}: {ONNX_RECORD}"
     if not isinstance(record, dict) or not isinstance(record.get("checksum"), str):
-        raise InputError(f"{where} does not tell the version and the checksum of {MODEL_FILE}; {_AGAIN}")
+        raise InputError(f"{where} does not tell the version and the checksum of {ONNX_FILE}; {_AGAIN}")
     if (found := record.get("format")) != FORMAT:
-        newer = "install a newer bitkd" if isinstance(found, int) and found > FORMAT else "export the student again"
+        newer = "install a newer bitkd" if isinstance(found, int) and found > FORMAT else EXPORT_AGAIN
         raise InputError(f"{where} has format {found!r}, this version of bitkd reads {FORMAT}; {newer}")
-    file = folder / MODEL_FILE
+    file = folder / ONNX_FILE
     if not file.is_file():
-        raise InputError(f"{folder} has no {MODEL_FILE}; {_AGAIN}")
+        raise InputError(f"{folder} has no {ONNX_FILE}; {_AGAIN}")
     check_no_pointers([file])
     if (found := checksum(file)) != record["checksum"]:
         raise InputError(

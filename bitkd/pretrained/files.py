@@ -16,6 +16,12 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 
 OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf")
 
+ONNX_FILE = "model.onnx"
+
+ONNX_RECORD = "bitkd_onnx"
+"""The entry of config.json that a folder with an ONNX student has: its version, the SHA-256 of model.onnx, and how many tokens
+it can read (0 if there is no limit)."""
+
 LARGEST = {
     ("num_hidden_layers", "n_layers", "num_attention_heads", "n_heads"): 10_000,
     ("hidden_size", "dim", "intermediate_size", "hidden_dim", "embedding_size"): 1_000_000,
@@ -35,7 +41,7 @@ def check_checkpoint_files(folder: Path) -> None:
     say: absent, empty, a git-lfs pointer, cut short, of another format, an index without its shards.
     """
     read_config_data(folder)
-    file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    file = _weights(folder)
     if file is None:
         others = sorted({other.name for pattern in OTHER_WEIGHTS for other in folder.glob(pattern)})
         found = f"it has {', '.join(others[:5])}; " if others else ""
@@ -50,6 +56,19 @@ def check_checkpoint_files(folder: Path) -> None:
         absent = sorted(keys - set(_check_weights(folder / name) or keys))
         if absent:
             raise InputError(f"{folder / name} lacks {absent[0]}, which {file.name} says is in it; {AGAIN}")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of weights that transformers loads from a folder: one, or the shards of an index; empty if it has none."""
+    file = _weights(folder)
+    if file is None:
+        return []
+    return [file] if file.suffix != ".json" else [folder / name for name in _shards(file)]
+
+
+def _weights(folder: Path) -> Path | None:
+    """The file that transformers takes first."""
+    return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
 
 
 def read_config_data(folder: Path) -> dict[str, Any]:

@@ -8,7 +8,13 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from transformers import BertForSequenceClassification
+from transformers import (
+    BertForSequenceClassification,
+    MPNetConfig,
+    MPNetForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 import bitkd
 from bitkd.cli import main
@@ -17,7 +23,9 @@ from bitkd.commands.contenders import STOCK, AbsentError, Contender, batch_for, 
 from bitkd.commands.footprint import Footprint
 from bitkd.models.packed import save_packed
 from bitkd.processes import machine
+from tests.models.test_families import WORKING, config_of
 
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 QUICK = ("--shapes", "1x8,2x16", "--seconds", "0.01")
 
 
@@ -84,6 +92,61 @@ def test_the_table_names_machine_models_and_what_was_left_out(folders, capsys, m
     ]
 
 
+@pytest.mark.parametrize(
+    ("code", "errors", "reason"),
+    [
+        (1, "Traceback …\nInputError: it is damaged\n", "InputError: it is damaged"),
+        (-9, "", "its process ended with code -9"),
+    ],
+)
+def test_a_failed_process_leaves_its_reason(monkeypatch, code, errors, reason):
+    done = subprocess.CompletedProcess([], code, "", errors)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(AbsentError, match=f"^{reason}$"):
+        footprint.measure_footprint(Contender("it", "given", ""), "cpu", 1, 1, 8)
+
+
+def test_models_of_unlike_vocabularies_and_families_are_measured_together(folders, tmp_path, capsys, monkeypatch):
+    mpnet = MPNetConfig(**SMALL, vocab_size=12, max_position_embeddings=40)
+    MPNetForSequenceClassification(mpnet).save_pretrained(tmp_path / "mpnet")
+    (tmp_path / "mpnet" / "pytorch_model.bin").write_bytes(b"not loaded")
+
+    def measure_footprint(contender, *_):
+        raise AbsentError("no memory")
+
+    monkeypatch.setattr(footprint, "measure_footprint", measure_footprint)
+    names = [str(tmp_path / "mpnet"), str(folders / "plain")]
+    assert main(["benchmark", *names, "--shapes", "1x8", "--seconds", "0.01", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["absent"][STOCK["sdpa"]] == "transformers has no SDPA for mpnet models"
+    assert found["absent"][f"load time and memory of {names[0]}"] == "no memory"
+    weights = tmp_path / "mpnet" / "model.safetensors"
+    assert {each["name"]: each["file_mib"] for each in found["footprints"]}[names[0]] == weights.stat().st_size / 2**20
+
+
+def test_a_model_is_given_no_more_tokens_than_its_family_reads(tmp_path, refusal):
+    config = RobertaConfig(**SMALL, vocab_size=20, max_position_embeddings=42)
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    assert "reads 40 tokens, not 41" in refusal(tmp_path, "--shapes", "1x41")
+
+
+def test_an_onnx_folder_is_checked_and_measured(folders, tmp_path, capsys, refusal):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from bitkd.export.onnx import export_onnx
+
+    export_onnx(bitkd.load_student(folders / "artifact"), None, tmp_path)
+    assert main(["benchmark", str(tmp_path), *QUICK, "--no-memory", "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["models"].values()) == ["ONNX"]
+    (tmp_path / "model.onnx").write_bytes(b"something else")
+    assert "model.onnx is damaged" in refusal(tmp_path, *QUICK)
+
+
+@pytest.mark.parametrize("name", WORKING)
+def test_a_tiny_model_of_every_family_can_be_made(name):
+    footprint._use_tiny_model(config_of(name, WORKING[name]), "cpu")
+
+
 def test_a_footprint_is_printed_as_json(folders, capsys):
     request = {"contender": asdict(Contender("it", "given", str(folders / "packed"))), "device": "cpu", "threads": 1}
     assert footprint.main(json.dumps(request | {"rows": 2, "length": 8})) == 0
@@ -121,9 +184,9 @@ def test_a_stock_model_has_the_configuration_and_nothing_of_the_student(folders)
     plain = stock_config(folders / "plain")
     assert not hasattr(config, "bitkd")
     assert (config.hidden_size, config.num_hidden_layers, config.model_type) == (32, 4, "bert")
-    batch = batch_for(plain, 2, 8)
+    batch = batch_for(2, 8, plain.vocab_size)
     assert shapes_of(batch) == {"input_ids": (2, 8), "attention_mask": (2, 8)}
-    assert open_stock("sdpa", config, "cpu", 1)(batch).logits.shape == (2, 2)
+    assert open_stock("sdpa", config, "cpu")(batch).logits.shape == (2, 2)
 
 
 def shapes_of(batch):
@@ -132,7 +195,7 @@ def shapes_of(batch):
 
 def test_what_needs_a_gpu_says_so(folders):
     with pytest.raises(AbsentError, match=r"CUDA graphs need a GPU|no bf16"):
-        open_stock("bf16_compiled", stock_config(folders / "plain"), "cpu", 1)
+        open_stock("bf16_compiled", stock_config(folders / "plain"), "cpu")
 
 
 def test_int8_of_onnxruntime_runs_where_it_is_installed(folders):
@@ -140,5 +203,5 @@ def test_int8_of_onnxruntime_runs_where_it_is_installed(folders):
     config = stock_config(folders / "plain")
     for kind in ("onnx_int8", "onnx_int8_fused"):
         for rows, length in ((1, 8), (3, 16)):
-            (logits,) = open_stock(kind, config, "cpu", 1)(batch_for(config, rows, length))
+            logits = open_stock(kind, config, "cpu")(batch_for(rows, length, config.vocab_size))
             assert logits.shape == (rows, 2)

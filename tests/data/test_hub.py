@@ -1,3 +1,5 @@
+import json
+import shutil
 import socket
 import time
 
@@ -74,3 +76,65 @@ def test_a_connection_that_breaks_in_a_download_is_an_input_error(monkeypatch):
     monkeypatch.setattr(hub, "hub_problem", lambda: None)
     with pytest.raises(InputError, match="cannot be loaded from the hub: the read operation timed out; check the id"):
         hub.resolve_pretrained("someone/some-bert")
+
+
+@pytest.fixture
+def repository(monkeypatch, tmp_path, tiny_bert):
+    """Makes the cached and the remote files of one repository; returns the folder that is both, and the asked patterns."""
+    folder, remote, asked = tmp_path / "snapshot", tmp_path / "remote", []
+
+    def snapshot_download(name, local_files_only, allow_patterns, **_):
+        if local_files_only:
+            if not folder.is_dir():
+                raise LocalEntryNotFoundError("not in the cache")
+            return str(folder)
+        asked.append(allow_patterns)
+        folder.mkdir(exist_ok=True)
+        for file in remote.iterdir():
+            if any(file.match(pattern) for pattern in allow_patterns):
+                shutil.copy(file, folder)
+        return str(folder)
+
+    def make(config, *names, cached=()):
+        for place, files in ((remote, names), (folder, cached)):
+            if files:
+                place.mkdir()
+                (place / "config.json").write_text(json.dumps(config))
+                shutil.copy(tiny_bert / "tokenizer.json", place)
+            for file in files:
+                (place / file).write_text("{}")
+        return folder, asked
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(hub, "hub_problem", lambda: None)
+    return make
+
+
+def test_an_onnx_model_is_downloaded_and_then_found_in_the_cache(repository, monkeypatch):
+    folder, asked = repository({"bitkd_onnx": {}}, "model.onnx", "export.json")
+    assert resolve_pretrained("someone/graph") == folder
+    assert {"model.onnx", "export.json"} <= {file.name for file in folder.iterdir()}
+    del asked[:]
+    assert resolve_pretrained("someone/graph") == folder
+    assert not asked
+
+
+def test_graphs_of_other_models_are_not_downloaded(repository):
+    folder, _ = repository({}, "model.safetensors", "model.onnx")
+    assert resolve_pretrained("someone/plain") == folder
+    assert not (folder / "model.onnx").exists()
+
+
+def test_the_record_of_a_student_that_transformers_cached_is_asked_for(repository, monkeypatch):
+    folder, asked = repository({"bitkd": {}}, "model.safetensors", "export.json", cached=["model.safetensors"])
+    monkeypatch.setattr(hub, "hub_problem", lambda: "no connection")
+    assert resolve_pretrained("someone/student") == folder
+    assert not asked
+    monkeypatch.setattr(hub, "hub_problem", lambda: None)
+    assert resolve_pretrained("someone/student") == folder
+    assert (folder / "export.json").is_file()
+
+
+def test_a_cached_student_is_used_if_its_record_cannot_be_downloaded(repository):
+    folder, _ = repository({"bitkd": {}}, cached=["model.safetensors"])  # the download finds no repository
+    assert resolve_pretrained("someone/student") == folder

@@ -20,6 +20,8 @@ from bitkd.models.packed import int8_parts, pack_student
 from bitkd.models.prepare import prepare, split_ternary_
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
+from bitkd.pretrained.load import read_model_config
+from bitkd.quant.layout import input_limits
 from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
 from bitkd.quant.packed import PackedEmbedding, PackedLinear
 from bitkd.quant.packing import TRITS, TWO_BITS
@@ -232,6 +234,18 @@ def test_outputs_come_in_the_order_of_the_labels_by_name(tmp_path):
     assert torch.equal(logits(other, inputs), before[:, [2, 0, 1]])
     assert torch.equal(logits(graph, inputs), before)
     assert other.config.id2label[0] == "z"
+
+
+def test_logits_are_on_the_device_that_the_model_was_moved_to(tmp_path):
+    graph = exported(prepare(classifier(), W1A8), tmp_path)
+    assert logits(graph.to("meta"), rows(2, 9)).device.type == "meta"
+
+
+def test_the_configuration_keeps_its_rows_and_the_loaded_model_its_limit(tmp_path):
+    config = config_of("Roberta", WORKING["Roberta"])
+    graph = exported(prepare(classifier(config), W1A8), tmp_path)
+    assert input_limits(graph).positions == input_limits(classifier(config)).positions < config.max_position_embeddings
+    assert read_model_config(tmp_path).max_position_embeddings == config.max_position_embeddings
 
 
 def ernie():

@@ -1,3 +1,4 @@
+import io
 import logging
 import subprocess
 import sys
@@ -130,3 +131,16 @@ def test_the_settings_of_a_cpu_need_no_torch(setting):
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_processor_is_described_by_the_instructions_of_low_bit_products(monkeypatch):
+    flags = "fpu avx2 avx512f avx512bw avx_vnni avx512_bf16 avx512vbmi avx512_vbmi2 avx512_vnni amx_bf16 amx_int8"
+    for text, described in (
+        (
+            f"model name\t: Some CPU\nflags\t\t: {flags}\n",
+            "Some CPU (avx2, avx512, vnni, vbmi, bf16, amx_int8, amx_bf16)",
+        ),
+        ("model name\t: Old CPU\nflags\t: fpu sse\n", "Old CPU (no vector instructions that matter here)"),
+    ):
+        monkeypatch.setattr(machine, "open", lambda *_, text=text, **__: io.StringIO(text), raising=False)
+        assert machine.describe_cpu() == described
