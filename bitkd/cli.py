@@ -136,7 +136,8 @@ EXPORT_SETTINGS_HELP = """\
 settings, all optional:
   data.dir=FOLDER            the task's files. With them the dev metric is
                              measured, and positions and pooler of packed and
-                             onnx go to 8 bits if it moves by less than 0.1 point
+                             onnx go to 8 bits if it moves by less than 0.1
+                             point
   task=NAME                  the same with rows from the hub, or of another task
   data.max_length=128        tokens of a row that is measured; default: what the
                              artifact was trained with

@@ -7,7 +7,9 @@ from bitkd.store.exports import check_export, read_export, write_export
 from bitkd.store.records import ExportRecord, TaskRecord
 
 RECORD = ExportRecord(
-    1, "packed", "rte", 2, "single", "abc", "", {}, {"dev": {"loss": None}}, True, TaskRecord({}, 32, "hub")
+    *(1, "packed", "rte", 2, "single", "abc", "", {}, {"dev": {"loss": None}}),
+    measured_on=TaskRecord({}, 24, "files"),
+    trained_for=TaskRecord({}, 32, "hub"),
 )
 
 
@@ -23,7 +25,7 @@ def test_a_record_is_read_as_it_was_written(folder):
     record = check_export(folder)
     assert list(record.checksums) == ["model.safetensors"]
     assert record.metrics == RECORD.metrics
-    assert record.trained_for == RECORD.trained_for
+    assert (record.measured_on, record.trained_for) == (RECORD.measured_on, RECORD.trained_for)
 
 
 @pytest.mark.parametrize(
