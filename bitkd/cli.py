@@ -135,16 +135,20 @@ model card and a record of the task too. A table says where every byte goes.
 EXPORT_SETTINGS_HELP = """\
 settings, all optional:
   data.dir=FOLDER            the task's files. With them the dev metric is
-                             measured, and positions and pooler go to 8 bits if
-                             it moves by less than 0.1 point
+                             measured, and positions and pooler of packed and
+                             onnx go to 8 bits if it moves by less than 0.1 point
   task=NAME                  the same with rows from the hub, or of another task
-  data.eval_batch_size=64 trainer.accelerator=gpu
+  data.max_length=128        tokens of a row that is measured; default: what the
+                             artifact was trained with
+  data.eval_batch_size=64
+  trainer.accelerator=gpu    measure there (onnx: always on the CPU)
 """
 
 PUSH_HELP = """
 
 FOLDER is what `bitkd export` wrote; its checksums are verified first. Only the
-files that export wrote are uploaded. The token is that of `hf auth login`, or
+files that export wrote are uploaded. In the code of the uploaded model card,
+REPO stands in place of FOLDER. The token is that of `hf auth login`, or
 of HF_TOKEN.
 """
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bitkd.errors import InputError
+
 
 def write_file(file: Path, content: str | bytes) -> None:
     """Write a file so that readers see the old content or the new one, never a part of one."""
@@ -32,21 +34,32 @@ def write_json(file: Path, content: Any) -> None:
 def new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder`, which gets its name at the end; if the work fails, nothing is left.
 
-    folder: absent or empty. Raises OSError if it is not empty at the end, or cannot be written.
+    folder: absent or empty, and not `.`. Raises InputError if it is not empty at the end, or cannot be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for other in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
-        if is_left_over(other.name):
-            shutil.rmtree(other, ignore_errors=True)
     temporary = folder.with_name(temporary_name(f".{folder.name}"))
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for other in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
+            if is_left_over(other.name):
+                shutil.rmtree(other, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
     try:
         yield temporary
-        os.rename(temporary, folder)
+        with writing(folder):
+            os.rename(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Around what only writes a folder that a user named: an OSError there is an InputError about that folder."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror or error}); name another folder") from error
 
 
 def follow_umask(file: Path) -> None:

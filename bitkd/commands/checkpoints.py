@@ -63,7 +63,7 @@ def open_checkpoint(name: str, settings: list[str], labels: str | None, needs_ta
     folder = _find_folder(name)
     onnx = is_onnx(folder)
     if onnx:
-        settings = _on_cpu(settings, given)
+        settings = on_cpu(settings, given)
     record = _record_of(folder)
     trained_for = record.trained_for if record else None
     own_task = any(text.startswith("task=") for text in settings)
@@ -95,7 +95,7 @@ def open_checkpoint(name: str, settings: list[str], labels: str | None, needs_ta
 _TASK = f"give task= one of {', '.join(choices('task'))}, or a path to a YAML file"
 
 
-def _on_cpu(settings: list[str], given: Config) -> list[str]:
+def on_cpu(settings: list[str], given: Config) -> list[str]:
     """The settings with the processor that ONNX models run on. Raises InputError if another one is asked for."""
     trainer = given.trainer
     if trainer.accelerator not in ("auto", "cpu") or trainer.precision != "32-true":

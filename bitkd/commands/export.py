@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitkd import __version__
-from bitkd.commands.checkpoints import Checkpoint, check_folder, check_source, open_checkpoint
+from bitkd.commands.checkpoints import Checkpoint, check_folder, check_source, on_cpu, open_checkpoint
 from bitkd.commands.output import print_json
 from bitkd.config.load import load_config
 from bitkd.errors import InputError
 from bitkd.export.card import CardFacts, check_base_model, check_license, write_card
 from bitkd.export.history import History, quantized_stages, read_history
-from bitkd.files import follow_umask, new_folder
+from bitkd.files import follow_umask, new_folder, writing
 from bitkd.models.marks import packed_record
 from bitkd.models.onnx_files import check_installed, is_onnx
 from bitkd.models.spec import StudentSpec, check_spec_data
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 LIMIT = 0.001
 """Change of a score from which positions and pooler stay in fp16: 0.1 point (percent)."""
+
+UNTRAINED = "No trained head is recorded: the labels that it predicts mean nothing until its head is trained."
+"""What is told of a classifier whose head was not trained."""
 
 TERNARY = {"2": "2 bits", "1.6": "5 in a byte"}
 """--ternary-bits -> name of the packing."""
@@ -63,6 +66,11 @@ class Source:
         """Whether it has low-bit weights."""
         return min(self.spec.quant.weight_bits, self.spec.quant.resolved_embedding_bits) < 32
 
+    @property
+    def untrained_head(self) -> bool:
+        """Whether it is a classifier whose labels mean nothing yet."""
+        return self.classifier and not self.spec.trained_head
+
 
 @dataclass
 class Exported:
@@ -84,8 +92,8 @@ class Exported:
     notes: list[str] = field(default_factory=list)
     """For the model card."""
 
-    measured: dict[str, Any] = field(default_factory=dict)
-    """For --json."""
+    distance: dict[str, Any] | None = None
+    """How far its logits are from the student's, for --json."""
 
 
 def export_command(arguments: argparse.Namespace) -> int:
@@ -107,37 +115,37 @@ def export_command(arguments: argparse.Namespace) -> int:
         compile_ahead()  # so that whoever loads the folder on this machine need not wait
     with _written(out) as folder:
         done = FORMATS[arguments.format](model, tokenizer, folder, sets, arguments)
-        for file in folder.iterdir():
-            follow_umask(file)
+        if source.untrained_head:
+            done.told.append(UNTRAINED)
+            done.notes.append(UNTRAINED)
         record = _record(source, arguments.format, done, checkpoint, sets)
-        write_export(folder, record)
         parts = _parts(folder, done)
         size = sum(part.size for part in parts)
-        write_card(
-            folder,
-            CardFacts(
-                title=out.resolve().name,
-                record=record,
-                history=source.history,
-                counted=done.size,
-                file_size=size,
-                parts=parts,
-                classifier=source.classifier,
-                quantized=source.quantized,
-                split=source.spec.split,
-                notes=done.notes,
-                base_model=arguments.base_model,
-                license=arguments.license,
-            ),
+        facts = CardFacts(
+            title=out.name,
+            record=record,
+            history=source.history,
+            counted=done.size,
+            file_size=size,
+            parts=parts,
+            classifier=source.classifier,
+            trained_head=source.spec.trained_head,
+            quantized=source.quantized,
+            split=source.spec.split,
+            notes=done.notes,
+            base_model=arguments.base_model,
+            license=arguments.license,
         )
-        follow_umask(folder / "README.md")
-    if source.classifier and not source.spec.trained_head:
-        done.told.append(
-            f"{source.folder} records no trained head; `bitkd predict` and `bitkd evaluate` refuse such packed folders"
-        )
+        with writing(out):
+            write_export(folder, record)
+            write_card(folder, facts)
+            for file in folder.iterdir():
+                follow_umask(file)
     if tokenizer is None:
-        done.told.append(f"{source.folder} has no tokenizer: save one into {out} with tokenizer.save_pretrained")
-    _show(arguments, out, parts, size, done)
+        done.told.append(
+            f"{source.folder} has no tokenizer: save one into {arguments.out} with tokenizer.save_pretrained"
+        )
+    _show(arguments, parts, size, done)
     return 0
 
 
@@ -175,11 +183,14 @@ def _open(name: str, form: str) -> Source:
 
 
 def _check_out(name: str, artifact: Path) -> Path:
-    """Raises InputError if the folder exists and is not empty, or lies in the artifact."""
+    """Its absolute path. Raises InputError if it is the current directory, lies in the artifact, or exists and is not empty."""
     out = Path(name).expanduser()
+    if out.resolve() == Path.cwd():
+        raise InputError(f"{name} is the current directory, which export cannot replace; name a new folder in it")
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise InputError(f"{name} exists already and is not overwritten; name a new folder, or delete it")
-    if out.resolve().is_relative_to(artifact):
+    out = out.resolve()
+    if out.is_relative_to(artifact):
         raise InputError(f"{name} lies in the artifact, which is not changed; name a folder elsewhere")
     return out
 
@@ -189,8 +200,10 @@ def _check_options(arguments: argparse.Namespace, source: Source) -> None:
         check_installed("onnx")
     check_license(arguments.license)
     check_base_model(arguments.base_model)
-    if arguments.format != "packed" and (arguments.int8 is not None or arguments.ternary_bits):
-        raise InputError(f"--int8, --no-int8 and --ternary-bits are for --format packed, this is {arguments.format}")
+    if arguments.format == "unpacked" and (arguments.int8 is not None or arguments.ternary_bits):
+        raise InputError(
+            "--int8, --no-int8 and --ternary-bits are for --format packed and onnx; an unpacked folder has FP32 values"
+        )
     if arguments.ternary_bits and 2 not in (source.spec.quant.weight_bits, source.spec.quant.resolved_embedding_bits):
         raise InputError(f"--ternary-bits={arguments.ternary_bits}: {source.folder} has no ternary (2-bit) weights")
 
@@ -203,6 +216,8 @@ def _open_rows(arguments: argparse.Namespace, source: Source) -> Checkpoint | No
     if not named and (trained_for is None or trained_for.source != "demo" or not source.spec.trained_head):
         load_config(settings, require=())
         return None
+    if arguments.format == "onnx":
+        settings = on_cpu(settings, load_config(settings, require=()))  # where onnxruntime's results are
     checkpoint = open_checkpoint(str(source.folder), settings, None, needs_task=True)
     check_source(checkpoint)
     files = checkpoint.config.task.files
@@ -213,18 +228,28 @@ def _open_rows(arguments: argparse.Namespace, source: Source) -> Checkpoint | No
 # What is written
 
 
-def _packed(
-    model: "PreTrainedModel", tokenizer: Any, folder: Path, sets: "DevSets | None", arguments: argparse.Namespace
-) -> Exported:
-    from bitkd.models.packed import int8_parts, pack_student, save_packed
+@dataclass
+class _Packing:
+    """A student as it is packed, in memory."""
+
+    model: "PreTrainedModel"
+    size: SizeRecord
+    int8: list[str]
+    measured: "Measured | None"
+    told: list[str]
+
+
+def _pack(model: "PreTrainedModel", sets: "DevSets | None", arguments: argparse.Namespace) -> _Packing:
+    """The packed student, with positions and pooler at 8 bits if that is asked for, or if the metric allows it."""
+    from bitkd.models.packed import int8_parts, pack_student
     from bitkd.models.size import measure
     from bitkd.quant.packing import PACKINGS
 
     ternary = PACKINGS[TERNARY[arguments.ternary_bits or "2"]]
-    names = int8_parts(model)
-    int8, told, measured = names if arguments.int8 else [], [], None
-    if sets is not None:
-        measured = sets.measure(pack_student(model, ternary=ternary, int8=int8))
+    names, told = int8_parts(model), list[str]()
+    int8 = names if arguments.int8 else []
+    packed = pack_student(model, ternary=ternary, int8=int8)
+    measured = sets.measure(packed) if sets else None
     if names and arguments.int8 is None:
         parts = _describe(names)
         if sets is None or measured is None:
@@ -233,16 +258,27 @@ def _packed(
                 "with data.dir=FOLDER, or task=NAME, which loads them from the hub; --int8 takes 8 bits without measuring"
             )
         else:
-            after = sets.measure(pack_student(model, ternary=ternary, int8=names))
+            other = pack_student(model, ternary=ternary, int8=names)
+            after = sets.measure(other)
             changes = _changes(measured, after)
             if all(abs(after.scores[dev] - measured.scores[dev]) < LIMIT for dev in after.scores):
-                int8, measured = names, after
+                packed, int8, measured = other, names, after
                 told.append(f"{changes}: {parts} at 8 bits")
             else:
                 told.append(f"{changes}: {parts} stay in fp16, because the change is not below 0.1 point")
-    packed = pack_student(model, ternary=ternary, int8=int8)
-    save_packed(packed, folder, tokenizer)
-    return Exported(packed, measure(model, ternary, int8), measured.values if measured else None, int8, told)
+    return _Packing(packed, measure(model, ternary, int8), int8, measured, told)
+
+
+def _packed(
+    model: "PreTrainedModel", tokenizer: Any, folder: Path, sets: "DevSets | None", arguments: argparse.Namespace
+) -> Exported:
+    from bitkd.models.packed import save_packed
+
+    made = _pack(model, sets, arguments)
+    with _saving(arguments):
+        save_packed(made.model, folder, tokenizer)
+    metrics = made.measured.values if made.measured else None
+    return Exported(made.model, made.size, metrics, made.int8, made.told)
 
 
 def _unpacked(
@@ -252,11 +288,12 @@ def _unpacked(
     from bitkd.models.size import measure
 
     stock = make_stock(model)
-    stock.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    with _saving(arguments):
+        stock.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
     size = replace(measure(model), file_mib=measure(stock).file_mib)
-    done = Exported(stock, size, notes=["FOLDER is this folder, or its id on the hub. It needs no bitkd."])
+    done = Exported(stock, size)
     if getattr(stock.base_model, "pooler", done) is None and stock.base_model is stock:
         text = (
             "The encoder has no pooler, and transformers makes a random one: read last_hidden_state, not pooler_output."
@@ -270,9 +307,8 @@ def _unpacked(
     )
     if sets is not None:
         before, after = sets.measure(model), sets.measure(stock)
-        found = _distance(before, after)
-        text += f": {_distance_text(found)}"
-        done.metrics, done.measured = after.values, {"logits": found}
+        done.metrics, done.distance = after.values, _distance(before, after)
+        text += f": {_distance_text(done.distance)}"
         done.told.append(f"student → this form: {_changes(before, after)}")
     done.told.append(f"{text}.")
     done.notes.append(f"{text}.")
@@ -284,16 +320,22 @@ def _onnx(
 ) -> Exported:
     from bitkd.export.onnx import export_onnx
     from bitkd.models.onnx import load_onnx
-    from bitkd.models.size import measure
 
-    export_onnx(model, tokenizer, folder)
-    done = Exported(None, measure(model), notes=["FOLDER is this folder. It needs onnxruntime, and no bitkd."])
+    made = _pack(model, sets, arguments)
+    with _saving(arguments):
+        export_onnx(made.model, tokenizer, folder)
+    done = Exported(None, made.size, int8=made.int8, told=made.told)
     if sets is not None and find_spec("onnxruntime"):
         written: Any = load_onnx(folder)
         before, after = sets.measure(model), sets.measure(written)
-        found = _distance(before, after)
-        done.metrics, done.measured = after.values, {"logits": found}
-        done.told.append(f"student → this form: {_changes(before, after)}; its logits differ {_distance_text(found)}")
+        done.metrics, done.distance = after.values, _distance(before, after)
+        text = f"its logits differ {_distance_text(done.distance)}"
+        done.told.append(f"student → this form: {_changes(before, after)}; {text}")
+    elif sets is not None:
+        done.told.append(
+            "onnxruntime is not installed, so the ONNX model was not measured, and the model card has the metrics that the "
+            "artifact records, if it records any; pip install 'bitkd[onnx]', and export again"
+        )
     return done
 
 
@@ -345,14 +387,13 @@ def _record(
     stage = source.artifact.stage if source.artifact else None
     recorded = source.artifact.metrics.sets if source.artifact else {}
     trained_for = stage.trained_for if stage else None
-    if (
-        checkpoint
-        and sets
-        and (trained_for is None or trained_for.definition.get("name") != checkpoint.config.task.name)
-    ):
+    task = None
+    if checkpoint and sets:
         from bitkd.pipeline.stage_record import task_record
 
-        trained_for = replace(task_record(checkpoint.config), max_length=sets.max_length)
+        task = replace(task_record(checkpoint.config), max_length=sets.max_length)
+        if trained_for is None and (stage is None or stage.task == checkpoint.config.task.name):
+            trained_for = task  # nothing else is recorded
     return ExportRecord(
         format=EXPORT_FORMAT,
         form=form,
@@ -363,17 +404,26 @@ def _record(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         versions={"bitkd": __version__, **{name: version(name) for name in ("torch", "transformers")}},
         metrics=recorded if done.metrics is None else done.metrics,
-        measured=done.metrics is not None,
+        measured_on=task if done.metrics is not None else None,
         trained_for=trained_for,
     )
 
 
 @contextmanager
-def _written(out: Path) -> Iterator[Path]:
-    """A folder that becomes `out` at the end. Whatever interrupts the work, nothing of it is left.
+def _saving(arguments: argparse.Namespace) -> Iterator[None]:
+    """Around what writes weights: safetensors has an error of its own for a full disk."""
+    from safetensors import SafetensorError
 
-    Raises InputError if the folder cannot be written.
-    """
+    with writing(Path(arguments.out)):
+        try:
+            yield
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+@contextmanager
+def _written(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out` at the end. Whatever interrupts the work, nothing of it is left."""
 
     def leave(number: int, frame: Any) -> None:
         sys.exit(75)
@@ -383,8 +433,6 @@ def _written(out: Path) -> Iterator[Path]:
     try:
         with new_folder(out) as folder:
             yield folder
-    except OSError as error:
-        raise InputError(f"{out} cannot be written ({error.strerror or error}); name another folder") from error
     finally:
         if main:
             signal.signal(signal.SIGTERM, before)
@@ -402,12 +450,12 @@ def _parts(folder: Path, done: Exported) -> list[Any]:
     return [FilePart(file.name, file.stat().st_size, "") for file in sorted(folder.glob("*.onnx*"))]
 
 
-def _show(arguments: argparse.Namespace, out: Path, parts: list[Any], size: int, done: Exported) -> None:
+def _show(arguments: argparse.Namespace, parts: list[Any], size: int, done: Exported) -> None:
     counted = round(done.size.file_mib * MIB)
     if arguments.json:
         print_json(
             {
-                "folder": str(out),
+                "folder": arguments.out,
                 "format": arguments.format,
                 "bytes": size,
                 "parts": [{"part": part.name, "bytes": part.size, "types": part.types} for part in parts],
@@ -415,7 +463,7 @@ def _show(arguments: argparse.Namespace, out: Path, parts: list[Any], size: int,
                 "size": asdict(done.size),
                 "int8": done.int8,
                 "metrics": done.metrics,
-                **done.measured,
+                **({"logits": done.distance} if done.distance else {}),
                 "notes": done.told,
             }
         )
@@ -434,4 +482,4 @@ def _show(arguments: argparse.Namespace, out: Path, parts: list[Any], size: int,
         )
     for line in done.told:
         console.print(line)
-    console.print(f"{arguments.format}: {out}")
+    console.print(f"{arguments.format}: {arguments.out}")

@@ -66,17 +66,22 @@ def _check_repo(repo: str) -> None:
 
 
 def _upload(api: Any, folder: Path, names: list[str], arguments: argparse.Namespace) -> str:
-    """The address of the upload."""
+    """The address of the upload, one commit. Its card names the repository in the code; the folder's own card is not changed."""
+    from huggingface_hub import CommitOperationAdd
+
+    from bitkd.export.card import card_for_hub
+
     repo = str(api.create_repo(arguments.repo, private=arguments.private or None, exist_ok=True).repo_id)
     if arguments.private and not api.model_info(repo).private:
         raise InputError(f"{repo} exists and is public; make it private first, or leave --private out")
     if arguments.revision:
         api.create_branch(repo, branch=arguments.revision, exist_ok=True)
-    done = api.upload_folder(
+    card = card_for_hub((folder / CARD_FILE).read_text(encoding="utf-8"), repo, arguments.revision)
+    contents = {name: folder / name for name in names} | {CARD_FILE: card.encode()}
+    done = api.create_commit(
         repo_id=repo,
-        folder_path=folder,
+        operations=[CommitOperationAdd(name, content) for name, content in contents.items()],
         revision=arguments.revision,
-        allow_patterns=names,
         commit_message="Upload of an export of bitkd",
     )
     return str(done.commit_url)

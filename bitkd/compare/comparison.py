@@ -64,6 +64,25 @@ class Comparison:
         measured = [arm.exported for arm in self.arms if arm.exported]
         return sorted({(speed.batch, speed.length) for exported in measured for speed in exported.speeds})
 
+    @property
+    def times_faster(self) -> list[tuple[float | None, float | None]]:
+        """Each arm's speed in multiples of its teacher's, with the largest batch and with the smallest; None where there is
+        none.
+        """
+        shapes = self.speed_shapes[-1:] + self.speed_shapes[:1]
+        found = []
+        for arm in self.arms:
+            speeds = [arm.exported.speed(shape) if arm.exported else None for shape in shapes] or [None, None]
+            large, small = (speed.times_faster if speed else None for speed in speeds)
+            found.append((large, small))
+        return found
+
+    @property
+    def has_speed(self) -> bool:
+        """Whether an arm has a score and a speed beside its teacher."""
+        pairs = zip(self.arms, self.times_faster, strict=True)
+        return any(large is not None and arm.final.mean is not None for arm, (large, _) in pairs)
+
     def as_data(self) -> dict[str, Any]:
         """What the report's tables show, as plain data. Users' programs read these keys, so they stay if the code
         renames a value."""

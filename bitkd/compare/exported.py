@@ -2,7 +2,8 @@
 
 import platform
 from dataclasses import dataclass
-from pathlib import Path
+
+from bitkd.engine.cpu import read_cpu_fields
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,4 @@ class Exported:
 
 def processor_name() -> str:
     """Name of this machine's processor, such as AMD EPYC 7B13 64-Core Processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine() or "unknown processor"
+    return read_cpu_fields().get("model name") or platform.processor() or platform.machine() or "unknown processor"

@@ -33,6 +33,7 @@ COMPILERS = ("g++", "clang++")
 """Those that `bitkd.engine.build` looks for."""
 
 NO_LATENCY = "latency left out (--no-latency)"
+NO_TEACHER = "the teacher was not measured: its artifact is not at hand"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ def measure_students(
     tell: gets a line before work that takes seconds.
 
     Measurements are kept in the folder `cache` beside the artifacts' store, if there is one, for this machine and this
-    code. A student that cannot be loaded is no error: its measurement says why it is missing.
+    code. A student or a teacher that cannot be loaded is no error: the measurement says why it is missing. Without its
+    teacher, a student is timed alone.
     """
     subjects = [one for place, arm in enumerate(comparison.arms) if (one := _subject(place, arm, folders))]
     kept = {subject.arm: None if again else _read(subject.kept, latency) for subject in subjects}
@@ -75,7 +77,7 @@ def measure_students(
         tell(f"measuring {'file and latency' if latency else 'the file'} of {names}")
         results |= _measure(todo, latency)
     for subject in todo:
-        _keep(subject.kept, results[subject.arm])
+        results[subject.arm] = _keep(subject, results[subject.arm], latency)
     arms = list(comparison.arms)
     for subject in subjects:
         runs = [
@@ -129,15 +131,23 @@ def _measure_group(group: list[_Subject], latency: bool) -> dict[int, Exported]:
             results[subject.arm] = Exported(None, [], "", missing=_reason(error))
     if not latency or not models:
         return results
+    teacher, alone = None, ""
+    if group[0].teacher:
+        try:
+            teacher = load_teacher(group[0].teacher)
+        except Exception as error:
+            alone = f"the teacher was {_reason(error)}"
     try:
-        teacher = load_teacher(group[0].teacher) if group[0].teacher else None
         speeds = time_students({str(place): model for place, model in models.items()}, teacher)
         by = {place: runs_by(model) for place, model in models.items()}
     except Exception as error:
         return results | {place: replace(results[place], missing=_reason(error)) for place in models}
     machine = f"{processor_name()}, one thread"
-    timed = {place: Exported(results[place].file_mib, speeds[str(place)], machine, by[place]) for place in models}
-    return results | timed
+    for subject in group:
+        if (place := subject.arm) in models:
+            missing = NO_TEACHER if subject.run.teacher and not subject.teacher else alone
+            results[place] = Exported(results[place].file_mib, speeds[str(place)], machine, by[place], missing)
+    return results
 
 
 def _reason(error: Exception) -> str:
@@ -158,12 +168,18 @@ def _read(file: Path | None, latency: bool) -> Exported | None:
     return found if found and found.file_mib is not None and (found.speeds or not latency) else None
 
 
-def _keep(file: Path | None, found: Exported) -> None:
-    if file is None or found.file_mib is None:
-        return
-    with contextlib.suppress(OSError):  # a folder that cannot be written
-        file.parent.mkdir(exist_ok=True)
-        write_json(file, asdict(found))
+def _keep(subject: _Subject, found: Exported, latency: bool) -> Exported:
+    """Keep what was found. If that has no latency because none was asked for, it gets the one that was kept before."""
+    if subject.kept is None or found.file_mib is None:
+        return found
+    before = _read(subject.kept, latency=True)
+    if before and not latency:
+        found = replace(before, file_mib=found.file_mib)
+    if found.missing in ("", NO_LATENCY, NO_TEACHER):  # others are failures, which may pass
+        with contextlib.suppress(OSError):  # a folder that cannot be written
+            subject.kept.parent.mkdir(exist_ok=True)
+            write_json(subject.kept, asdict(found))
+    return found
 
 
 @cache

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch  # noqa: F401  # before the library, so that both use the OpenMP runtime that torch brings
 
+from bitkd.engine.cpu import read_cpu_flags
 from bitkd.errors import InputError, nearest
 from bitkd.files import checksum, digest, is_left_over, temporary_name, write_file
 from bitkd.quant.packed import multiplies_integers
@@ -107,7 +108,7 @@ def compile_ahead() -> Path | None:
 def cache_folder() -> Path:
     """The folder of compiled libraries; it may not exist yet."""
     if chosen := os.environ.get(CACHE):
-        return Path(chosen)
+        return Path(chosen).expanduser().resolve()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path("~/.cache").expanduser()) / "bitkd"
 
@@ -116,11 +117,7 @@ def cpu_features() -> list[str]:
     """The names that Linux gives to the features of this x86 CPU; empty on other systems and CPUs."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return []
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if line.startswith("flags"):
-                return sorted(line.partition(":")[2].split())
-    return []
+    return sorted(read_cpu_flags())
 
 
 def _find(source: Path) -> Path:
@@ -134,37 +131,60 @@ def _find(source: Path) -> Path:
     if compiler is None:  # a library of any compiler will do
         with contextlib.suppress(OSError):
             for file in sorted(folder.glob(f"{stem}-*.so")):
-                if _is_complete(file) and _loads(file):
+                if _is_complete(file) and _load_error(file) is None:
                     return file
         raise UnavailableError("there is no C++ compiler; install g++ or clang++, or name one with CXX=")
-    name = f"{stem}-{digest(_version(compiler))}.so"
+    file = folder / f"{stem}-{digest(_version(compiler))}.so"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return _in_cache(folder / name, source, compiler)
+        _in_cache(file, source, compiler)
+        reason = _load_error(file)
+        if reason is None:
+            return file
+        reason = f"libraries in {folder} cannot be loaded ({reason})"
     except OSError as error:
-        own = Path(tempfile.mkdtemp(prefix="bitkd-"))
-        atexit.register(shutil.rmtree, own, ignore_errors=True)
-        log.warning(
-            "%s is not writable (%s), so the engine is compiled for this process alone; name another folder with %s=",
-            folder,
-            error.strerror or error,
-            CACHE,
+        reason = f"{folder} is not writable ({error.strerror or error})"
+    log.warning(
+        "%s, so this process has a library of its own in a temporary folder; name another folder with %s=",
+        reason,
+        CACHE,
+    )
+    try:
+        return _outside_cache(file, source, compiler)
+    except OSError as error:
+        raise UnavailableError(
+            f"{reason}, nor is there a temporary folder that can be written; name a folder with {CACHE}="
+        ) from error
+
+
+def _outside_cache(file: Path, source: Path, compiler: Sequence[str]) -> Path:
+    """A library for this process: the `file` of the cache if it is there, else a new one.
+
+    Raises OSError if there is no folder for it, UnavailableError if it cannot be loaded there either.
+    """
+    own = Path(tempfile.mkdtemp(prefix="bitkd-")) / file.name
+    atexit.register(shutil.rmtree, own.parent, ignore_errors=True)
+    if _is_complete(file):
+        shutil.copyfile(file, own)
+    else:
+        _compile(own, source, compiler)
+    if error := _load_error(own):
+        raise UnavailableError(
+            f"the compiled library cannot be loaded ({error}); if programs may not be run from its folder, name another one "
+            f"with {CACHE}="
         )
-        _compile(own / name, source, compiler)
-        if not _loads(own / name):
-            raise UnavailableError(_unloadable(own / name)) from error
-        return own / name
+    return own
 
 
-def _in_cache(file: Path, source: Path, compiler: Sequence[str]) -> Path:
-    """The library `file` of the cache, compiled if it is not there, is damaged, or cannot be loaded.
+def _in_cache(file: Path, source: Path, compiler: Sequence[str]) -> None:
+    """Compile the library `file` of the cache if it is not there, is damaged, or cannot be loaded.
 
     Raises OSError if the folder cannot be written, UnavailableError if there is no way to a library.
     """
     broken = None
     if _is_complete(file):
-        if _loads(file):
-            return file
+        if _load_error(file) is None:
+            return
         broken = _stamp(file)
 
     def is_there() -> bool:
@@ -178,9 +198,6 @@ def _in_cache(file: Path, source: Path, compiler: Sequence[str]) -> Path:
             _compile(file, source, compiler)
     finally:
         lock.release()
-    if not _loads(file):
-        raise UnavailableError(_unloadable(file))
-    return file
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:
@@ -204,20 +221,13 @@ def _is_complete(file: Path) -> bool:
         return False
 
 
-def _loads(file: Path) -> bool:
-    try:
-        ctypes.CDLL(str(file))
-    except OSError:
-        return False
-    return True
-
-
-def _unloadable(file: Path) -> str:
+def _load_error(file: Path) -> str | None:
+    """Why a library cannot be loaded; None if it can."""
     try:
         ctypes.CDLL(str(file))
     except OSError as error:
-        return f"the compiled library cannot be loaded ({error})"
-    return "the compiled library could not be loaded"
+        return str(error)
+    return None
 
 
 def _compile(file: Path, source: Path, compiler: Sequence[str]) -> None:

@@ -31,11 +31,16 @@ _MASK_ALIGNMENT = 8
 """Rows of a mask begin at multiples of this; if not, torch copies the mask in every layer."""
 
 
-def find_kernels(device: torch.device) -> ModuleType:
-    """The fastest kernels that run on a device: Triton's, or torch's own."""
+def find_kernels(device: torch.device) -> ModuleType | None:
+    """The fastest kernels that run on a device: Triton's, or torch's own; None if it does not multiply int8 matrices."""
     from bitkd.engine import torch_kernels
 
-    if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+    if device.type != "cuda" or torch.version.hip:
+        return torch_kernels
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (7, 5):
+        return None
+    if capability < (8, 0):
         return torch_kernels
     try:
         from bitkd.engine import triton_kernels
@@ -145,8 +150,11 @@ def _attend(layer: _Layer, qkv: Tensor, mask: Tensor | None) -> Tensor:
     return out.transpose(1, 2).reshape(-1, layer.heads * layer.head_size)
 
 
-Encode = Callable[[dict[str, Tensor], Tensor | None], tuple[Tensor, Tensor | None]]
-"""A function of what the embeddings read and of a mask, (batch, length) or None: the last hidden states and the pooled ones."""
+Result = tuple[Tensor, Tensor | None]
+"""The last hidden states and the pooled ones."""
+
+Encode = Callable[[dict[str, Tensor], Tensor | None], Result | None]
+"""A function of what the embeddings read and of a mask, (batch, length) or None. It gives None if a gradient is needed."""
 
 
 class _Graph:
@@ -164,9 +172,11 @@ class _Graph:
         self._graph = torch.cuda.CUDAGraph()
         # Another thread, such as a loader's, may use the GPU meanwhile.
         with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-            self._states, self._pooled = encode(named, self._inputs[-1])
+            result = encode(named, self._inputs[-1])
+        assert result is not None  # gradients are off
+        self._states, self._pooled = result
 
-    def __call__(self, given: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, given: dict[str, Tensor], mask: Tensor) -> Result:
         for own, tensor in zip(self._inputs, (*given.values(), mask), strict=True):
             own.copy_(tensor)
         self._graph.replay()
@@ -185,12 +195,12 @@ class Graphs:
         self._usable = True
         self._pool: Any = None
 
-    def __call__(self, given: dict[str, Tensor], mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, given: dict[str, Tensor], mask: Tensor | None) -> Result | None:
         """What the function returns.  given: tensors by name, on one GPU.  mask: (batch, length) or None."""
         with torch.cuda.device(next(iter(given.values())).device):
             return self._run(given, mask)
 
-    def _run(self, given: dict[str, Tensor], mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _run(self, given: dict[str, Tensor], mask: Tensor | None) -> Result | None:
         ids = given.get("input_ids")
         alike = ids is not None and all(tensor.shape == ids.shape for tensor in given.values())
         if ids is None or not alike or torch.is_grad_enabled() or not _on_default_stream(ids.device):

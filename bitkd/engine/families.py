@@ -84,11 +84,24 @@ def find_obstacle(model: PreTrainedModel) -> str | None:
     if not all(q is None or all(map(_is_known, q.children())) for q in quantizers):
         return f"its attention is quantized otherwise than to {INPUT_BITS} bits per token"
     norms = norms_of(layers, family)
-    shapes = {(linear.in_features, linear.out_features) for linear in layers.parts("query")}
-    if len(shapes) > 1 or len({q is None for q in quantizers}) > 1 or len({norm.eps for norm in norms}) > 1:
-        return "its layers differ in shape"
     if any(type(norm) is not nn.LayerNorm or norm.weight is None or norm.bias is None for norm in norms):
         return "its layers have other norms than LayerNorm"
+    query, up = layers.parts("query")[0], layers.parts("up")[0]
+    hidden, width, neurons = query.in_features, query.out_features, up.out_features
+    sizes = [(hidden, width)] * 3 + [(width, hidden), (hidden, neurons), (neurons, hidden)]
+    fit = all(
+        {(linear.in_features, linear.out_features) for linear in layers.parts(name)} == {size}
+        for name, size in zip(LINEARS, sizes, strict=True)
+    )
+    head_sizes = {attention.attention_head_size for attention in layers.parts("attention")}
+    alike = [head_sizes, {q is None for q in quantizers}, {(norm.eps, *norm.weight.shape) for norm in norms}]
+    if (
+        not fit
+        or any(len(values) > 1 for values in alike)
+        or width % head_sizes.pop()
+        or norms[0].weight.numel() != hidden
+    ):
+        return "its layers differ in shape"
     return None
 
 

@@ -4,7 +4,8 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from functools import cache
 from inspect import Signature, signature
 from itertools import accumulate
@@ -13,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bitkd.engine.build import library
-from bitkd.engine.cuda import GpuEncoder, Graphs, added_to_scores
+from bitkd.engine.cuda import GpuEncoder, Graphs, added_to_scores, find_kernels
 from bitkd.engine.families import FAMILIES, LINEARS, Family, find_obstacle, norms_of
 from bitkd.engine.native import EncoderShape, NativeEncoder
 from bitkd.quant.layout import Layers, find_layers
@@ -30,30 +31,41 @@ _EMBEDDED_TOKENS = 256
 """Tokens whose embeddings are computed at once."""
 
 
+_version_of = attrgetter("_version")
+
+
 class EngineForward:
     """The `forward` of a bare encoder that `find_obstacle` allows.
 
     The engine computes a call on the CPU in FP32, in eval mode, without gradients, for a mask of shape (batch, length) or none.
     On a GPU, `GpuEncoder` does, also under autocast. The packed layers compute the others: those that ask for hidden states or
-    attentions, that give another mask, hidden states that are not finite, on the CPU also a row without tokens, and calls in
-    a forked process, where OpenMP does not work.
+    attentions, that give another mask, hidden states that are not finite, on the CPU also a row without tokens, layers on
+    several devices, and calls in a forked process, where OpenMP does not work.
 
-    Threads may call it at the same time. It can be copied and pickled; the copy makes an encoder of its own.
+    Threads may call it at the same time. It can be copied and pickled; the copy makes an encoder of its own. It holds the
+    bare encoder weakly, so that a model and what the engine made of it are freed as soon as nothing else holds the model.
     """
 
     def __init__(self, base: Any) -> None:
-        self.base = base
+        self._base = weakref.ref(base)
         self.family = FAMILIES[type(base).__name__]
         self._native: tuple[NativeEncoder | None, Callable[[], bool]] | None = None
-        self._graphs: tuple[Graphs | None, Callable[[], bool]] | None = None
+        self._graphs: tuple[Graphs | None, Callable[[], bool], torch.device] | None = None
         self._guard = threading.Lock()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"base": self.base, "family": self.family}
+    @property
+    def base(self) -> Any:
+        """The bare encoder."""
+        base = self._base()
+        if base is None:
+            raise ReferenceError("the model of this `forward` is gone; keep the model, not its `forward` alone")
+        return base
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        self._native, self._graphs, self._guard = None, None, threading.Lock()
+    def __deepcopy__(self, memo: dict[int, Any]) -> "EngineForward":
+        return EngineForward(memo.get(id(self.base), self.base))
+
+    def __reduce__(self) -> Any:
+        return EngineForward, (self.base,)
 
     @property
     def __signature__(self) -> Signature:
@@ -61,6 +73,8 @@ class EngineForward:
         return whole.replace(parameters=list(whole.parameters.values())[1:])
 
     def __call__(self, *args: Any, **settings: Any) -> Any:
+        if _forked:
+            _adapt_to_fork()
         inputs = self._inputs(args, settings)
         if inputs is not None:
             given, mask, device = inputs
@@ -72,7 +86,6 @@ class EngineForward:
     def native(self) -> NativeEncoder | None:
         """The engine with this model's present weights; None where the machine has none."""
         if _forked:
-            _tell_fork()
             return None
         with self._guard:
             if self._native is None or not self._native[1]():
@@ -86,7 +99,8 @@ class EngineForward:
             return None, lambda: True
         layers = find_layers(self.base)
         assert layers is not None
-        unchanged = _watch(layers, self.family)  # before the weights are read
+        linears = [linear for name in LINEARS for linear in layers.parts(name)]
+        unchanged = _watch(self.base, layers, linears + norms_of(layers, self.family))  # before the weights are read
         return _build(path, self.base, self.family, layers), unchanged
 
     def _on_cpu(self, given: dict[str, Any], mask: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
@@ -98,46 +112,50 @@ class EngineForward:
         if hidden.dtype != torch.float32 or hidden.device.type != "cpu" or hidden.requires_grad:
             return None
         states = _encode(native, hidden, mask)
-        return None if states is None else (states, self._pool(states))
+        return None if states is None else (states, _pool(self.base, states))
 
     def _on_gpu(self, given: dict[str, Any], mask: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
         """The same on a GPU."""
+        device = next(iter(given.values())).device
         with self._guard:
-            if self._graphs is None or not self._graphs[1]():
-                self._graphs = self._make_graphs()
+            if self._graphs is None or self._graphs[2] != device or not self._graphs[1]():
+                self._graphs = *self._make_graphs(device), device
             graphs = self._graphs[0]
-        return None if graphs is None else graphs(given, mask)
+        if graphs is None:
+            _refuse_replica(self.base, device)
+            return None
+        return graphs(given, mask)
 
-    def _make_graphs(self) -> tuple[Graphs | None, Callable[[], bool]]:
-        """What runs on the GPU, and a function that tells whether the weights are still those that it has."""
-        layers = find_layers(self.base)
-        if layers is None or find_obstacle(self.base) or layers.parts("query")[0].scale.device.type != "cuda":
+    def _make_graphs(self, device: torch.device) -> tuple[Graphs | None, Callable[[], bool]]:
+        """What runs on a device, and a function that tells whether the weights are still those that it has."""
+        base = self.base
+        layers = find_layers(base)
+        if layers is None or find_obstacle(base) or find_kernels(device) is None:
             return None, lambda: False
-        unchanged = _watch(layers, self.family)  # before the weights are read
-        activation = getattr(self.base.config, self.family.activation)
-        encoder = GpuEncoder(layers, norms_of(layers, self.family), activation)
+        # Graphs hold the addresses of every weight, also of those outside the layers.
+        unchanged = _watch(base, layers, base.modules())  # before the weights are read
+        if {tensor.device for layer in layers.modules for tensor in layer.state_dict().values()} != {device}:
+            return None, unchanged
+        encoder = GpuEncoder(layers, norms_of(layers, self.family), getattr(base.config, self.family.activation))
+        held = self._base  # a function that holds `self` would be a circle
 
-        def encode(given: dict[str, Tensor], mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            states = encoder(self._embed(given), None if mask is None else added_to_scores(mask))
-            return states, self._pool(states)
+        def encode(given: dict[str, Tensor], mask: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
+            hidden = _embed(held(), given)
+            if hidden.requires_grad:
+                return None
+            states = encoder(hidden, None if mask is None else added_to_scores(mask))
+            return states, _pool(held(), states)
 
         return Graphs(encode), unchanged
-
-    def _embed(self, given: dict[str, Any]) -> Tensor:
-        """The hidden states before the first layer."""
-        hidden: Tensor = self.base.embeddings(**{"input_ids": None} | given)  # DistilBERT's embeddings need it
-        if "embeddings_project" in self.base._modules:  # ELECTRA
-            hidden = self.base.embeddings_project(hidden)
-        return hidden
 
     def _embed_in_parts(self, given: dict[str, Any]) -> Tensor:
         """The same, a few rows at a time: embeddings hold several copies of the hidden states."""
         batch, length = next(given[name].shape[:2] for name in ("input_ids", "inputs_embeds") if name in given)
         rows = max(1, _EMBEDDED_TOKENS // length)
         if batch <= rows:
-            return self._embed(given)
+            return _embed(self.base, given)
         parts = (
-            self._embed({name: x[i : i + rows] if x.shape[0] == batch else x for name, x in given.items()})
+            _embed(self.base, {name: x[i : i + rows] if x.shape[0] == batch else x for name, x in given.items()})
             for i in range(0, batch, rows)
         )
         first = next(parts)
@@ -146,10 +164,6 @@ class EngineForward:
         for i, part in enumerate(parts, start=1):
             hidden[i * rows : (i + 1) * rows] = part
         return hidden
-
-    def _pool(self, states: Tensor) -> Tensor | None:
-        pooler = getattr(self.base, "pooler", None)
-        return None if pooler is None else pooler(states)
 
     def _inputs(
         self, args: tuple[Any, ...], settings: dict[str, Any]
@@ -183,6 +197,29 @@ class EngineForward:
         output = self.family.output(last_hidden_state=states, **parts)
         as_dict = self.base.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
+
+
+def _embed(base: Any, given: dict[str, Any]) -> Tensor:
+    """The hidden states before the first layer."""
+    hidden: Tensor = base.embeddings(**{"input_ids": None} | given)  # DistilBERT's embeddings need it
+    if "embeddings_project" in base._modules:  # ELECTRA
+        hidden = base.embeddings_project(hidden)
+    return hidden
+
+
+def _pool(base: Any, states: Tensor) -> Tensor | None:
+    pooler = getattr(base, "pooler", None)
+    return None if pooler is None else pooler(states)
+
+
+def _refuse_replica(base: Any, device: torch.device) -> None:
+    """Raise RuntimeError if the embeddings are on another GPU than the inputs, and nothing moves the inputs."""
+    own = next(tensor.device for tensor in base.embeddings.state_dict().values())
+    if own != device and own.type == device.type and not hasattr(base.embeddings, "_hf_hook"):
+        raise RuntimeError(
+            f"the inputs are on {device}, the packed model on {own}: move the inputs; nn.DataParallel cannot run packed "
+            "models: use a process for each GPU, or a copy of the model on each"
+        )
 
 
 def _encode(native: NativeEncoder, hidden: Tensor, mask: Tensor | None) -> Tensor | None:
@@ -241,24 +278,46 @@ def _weight_of(linear: PackedLinear) -> tuple[list[tuple[Tensor, Tensor]], int]:
     return halves, 1 if linear.packing == BITS else 2
 
 
-def _watch(layers: Layers, family: Family) -> Callable[[], bool]:
-    """A function that tells whether the layers and their weights are still what they are now."""
-    norms = norms_of(layers, family)
-    modules = [linear for name in LINEARS for linear in layers.parts(name)] + norms
-    tensors = [tensor for module in modules for tensor in module.state_dict(keep_vars=True).values()]
-    counted = [tensor for tensor in tensors if not tensor.is_inference()]  # others have no version
-    versions = attrgetter("_version")
-    version = sum(map(versions, counted))
-    # What moves, converts or replaces layers does so with all of them, so one of them shows it.
-    parent, _, name = layers.layout.down.rpartition(".")
-    holder, linear = layers.modules[-1].get_submodule(parent), modules[-len(norms) - 1]
-    memory = norms[-1].weight.detach()  # kept, lest its address be used again
+def _watch(base: Any, layers: Layers, modules: Iterable[nn.Module]) -> Callable[[], bool]:
+    """A function that tells whether the layers, these modules of an encoder and their tensors are still what they are now."""
+    wanted = set(map(id, modules))
+    found: dict[tuple[int, str], tuple[dict[str, Any], str, Any]] = {}  # where to look, the name, and what is there
+
+    def hold(holder: dict[str, Any], name: str) -> None:
+        found[id(holder), name] = holder, name, holder[name]
+
+    moved = []  # a move replaces buffers, but only the memory of parameters
+    for path, module in base.named_modules(remove_duplicate=False):
+        if id(module) not in wanted:
+            continue
+        parent = base
+        for name in filter(None, path.split(".")):
+            hold(parent._modules, name)
+            parent = parent._modules[name]
+        for own in (module._parameters, module._buffers):
+            for name in own:
+                hold(own, name)
+        if not module._buffers:
+            moved += [tensor for tensor in module._parameters.values() if tensor is not None][:1]
+    layer_list = base.get_submodule(layers.layout.layers)
+    hold(vars(layer_list), "_modules")  # another one after a layer was deleted
+    held, count = list(found.values()), len(layers.modules)
+    # Tensors of inference mode have no version.
+    counted = [tensor for *_, tensor in held if isinstance(tensor, Tensor) and not tensor.is_inference()]
+    version = sum(map(_version_of, counted))
+    memory = [tensor.detach() for tensor in moved]  # kept, lest their addresses be used again
 
     def unchanged() -> bool:
+        try:
+            for holder, name, value in held:
+                if holder[name] is not value:
+                    return False
+        except KeyError:
+            return False
         return (
-            getattr(holder, name) is linear
-            and norms[-1].weight.data_ptr() == memory.data_ptr()
-            and sum(map(versions, counted)) == version
+            len(layer_list._modules) == count
+            and sum(map(_version_of, counted)) == version
+            and list(map(Tensor.data_ptr, moved)) == list(map(Tensor.data_ptr, memory))
         )
 
     return unchanged
@@ -273,9 +332,12 @@ def _note_fork() -> None:
 
 
 @cache
-def _tell_fork() -> None:
+def _adapt_to_fork() -> None:
+    """Let torch use one thread: in a forked process it would wait for OpenMP's threads, which stayed in the parent."""
+    torch.set_num_threads(1)
     log.warning(
-        "packed models run by torch here: the engine does not work in a forked process; start it by spawn instead"
+        "packed models run by torch here, in one thread: neither the engine nor torch's threads work in a forked process; "
+        "start it by spawn instead"
     )
 
 

@@ -1,5 +1,6 @@
 """The model card of an exported folder: README.md, with the metadata that the Hugging Face hub reads."""
 
+import json
 import re
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -14,7 +15,7 @@ from bitkd.export.history import History
 from bitkd.names import escaped
 from bitkd.store.artifacts import Artifact
 from bitkd.store.exports import CARD_FILE
-from bitkd.store.records import MIB, ExportRecord, SizeRecord
+from bitkd.store.records import MIB, ExportRecord, SizeRecord, TaskRecord
 
 if TYPE_CHECKING:
     from bitkd.export.sizes import FilePart  # which imports torch
@@ -28,6 +29,13 @@ METRIC_TYPES = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spea
 """The task's metrics -> their names on the hub, where these differ."""
 
 LIBRARIES = {"packed": "bitkd", "unpacked": "transformers", "onnx": "onnx"}
+
+LOAD_NOTES = {
+    "packed": "FOLDER is this folder, or its id on the hub. Without `import bitkd` transformers refuses to load it.",
+    "unpacked": "FOLDER is this folder, or its id on the hub. No bitkd is needed.",
+    "onnx": "FOLDER is this folder. onnxruntime is needed, and no bitkd. Logits are in the order of `id2label` in config.json.",
+}
+"""Form -> what follows the code that loads it; the first sentence is for folders that are not on the hub."""
 
 _CLASSES = {True: "AutoModelForSequenceClassification", False: "AutoModel"}
 
@@ -47,6 +55,9 @@ class CardFacts:
 
     parts: "list[FilePart]"
     classifier: bool
+    trained_head: bool = True
+    """Whether a classifier's labels mean something."""
+
     notes: list[str] = field(default_factory=list)
     """What else a reader must know of this form, as sentences."""
 
@@ -57,6 +68,26 @@ class CardFacts:
 
     split: bool = False
     """Whether its matrices are pairs of 1-bit ones."""
+
+    @property
+    def low_bit(self) -> bool:
+        """Whether the written weights are low-bit ones: those of an unpacked folder are FP32 numbers."""
+        return self.quantized and self.record.form != "unpacked"
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it is a classifier that was trained."""
+        return self.classifier and self.trained_head
+
+    @property
+    def measured_on(self) -> TaskRecord | None:
+        """The task of the metrics."""
+        return self.record.measured_on or self.record.trained_for
+
+    @property
+    def bits(self) -> str:
+        """Bits of the student's weights."""
+        return self.counted.precision.partition("A")[0].removeprefix("W")
 
 
 def check_license(name: str | None) -> None:
@@ -83,50 +114,54 @@ def write_card(folder: Path, facts: CardFacts) -> None:
 
 
 def _metadata(facts: CardFacts) -> ModelCardData:
-    record = facts.record
-    definition = record.trained_for.definition if record.trained_for else {}
-    hub = definition.get("hub") or {}
-    from_hub = record.trained_for is not None and record.trained_for.source == "hub"
+    record, trained = facts.record, facts.record.trained_for
+    from_hub = trained is not None and trained.source == "hub" and record.stage and facts.predicts
     relation: dict[str, Any] = (
-        {"base_model_relation": "quantized" if facts.quantized else "finetune"} if facts.base_model else {}
+        {"base_model_relation": "quantized" if facts.low_bit else "finetune"} if facts.base_model else {}
     )
-    bits = facts.counted.precision.partition("A")[0].removeprefix("W")
     return ModelCardData(
         base_model=facts.base_model,
         license=facts.license,
         library_name=LIBRARIES[record.form],
-        pipeline_tag="text-classification" if facts.classifier else "feature-extraction",
-        tags=["bitkd", "knowledge-distillation", *(["quantized", f"{bits}-bit"] if facts.quantized else [])],
-        datasets=[hub["path"]] if from_hub else None,
-        metrics=sorted({_metric_type(name) for values in record.metrics.values() for name in values if name != "loss"})
-        or None,
+        pipeline_tag="text-classification" if facts.predicts else "feature-extraction",
+        tags=["bitkd", "knowledge-distillation", *(["quantized", f"{facts.bits}-bit"] if facts.low_bit else [])],
+        datasets=[trained.definition["hub"]["path"]] if trained and from_hub else None,
+        metrics=sorted({_metric_type(name) for _, name, _ in _values(facts) if name != "loss"}) or None,
         model_name=facts.title,
-        eval_results=[
-            EvalResult(
-                task_type="text-classification",
-                dataset_type=hub["path"] if from_hub else record.task,
-                dataset_name=record.task,
-                dataset_config=hub.get("name") if from_hub else None,
-                dataset_split=(hub.get("dev") or {}).get(dev, dev) if from_hub else dev,
-                metric_type=_metric_type(name),
-                metric_name=name,
-                metric_value=value,
-            )
-            for dev, name, value in _values(record)
-            if value is not None and name != "loss"
-        ]
-        or None,
+        eval_results=_eval_results(facts) or None,
         **relation,
     )
+
+
+def _eval_results(facts: CardFacts) -> list[EvalResult]:
+    task = facts.measured_on
+    if task is None:
+        return []
+    name = str(task.definition["name"])
+    hub = task.definition.get("hub") or {} if task.source == "hub" else {}
+    return [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type=hub.get("path") or name,
+            dataset_name=name,
+            dataset_config=hub.get("name"),
+            dataset_split=(hub.get("dev") or {}).get(dev, dev),
+            metric_type=_metric_type(metric),
+            metric_name=metric,
+            metric_value=value,
+        )
+        for dev, metric, value in _values(facts)
+        if value is not None and metric != "loss"
+    ]
 
 
 def _metric_type(name: str) -> str:
     return METRIC_TYPES.get(name, name)
 
 
-def _values(record: ExportRecord) -> list[tuple[str, str, float | None]]:
-    """(dev set, metric, value) of the sets that are nobody's training rows."""
-    sets = {dev: values for dev, values in record.metrics.items() if dev != HOLDOUT}
+def _values(facts: CardFacts) -> list[tuple[str, str, float | None]]:
+    """(dev set, metric, value) of the sets that are nobody's training rows; none of a head that was not trained."""
+    sets = {dev: values for dev, values in facts.record.metrics.items() if dev != HOLDOUT} if facts.predicts else {}
     return [(dev, name, values[name]) for dev, values in sets.items() for name in sorted(values, key=_loss_last)]
 
 
@@ -135,19 +170,15 @@ def _loss_last(name: str) -> tuple[bool, str]:
 
 
 def _texts(facts: CardFacts) -> dict[str, Any]:
-    record = facts.record
-    values = [[dev, name, "undefined" if value is None else f"{value:.4f}"] for dev, name, value in _values(record)]
-    measured = (
-        "measured on this folder's own weights" if record.measured else "those of the artifact that this is made of"
-    )
+    values = [[dev, name, "undefined" if value is None else f"{value:.4f}"] for dev, name, value in _values(facts)]
     return {
         "title": escaped(facts.title),
         "summary": _summary(facts),
         "language": "python",
         "load": _load(facts),
-        "load_note": " ".join(facts.notes) or _load_note(facts),
+        "load_note": " ".join([LOAD_NOTES[facts.record.form], *facts.notes]),
         "metrics": _table(["dev set", "metric", "value"], values) if values else "",
-        "metrics_note": f"On the dev sets of the task {escaped(record.task)}, {measured}. {_seeds(facts.history)}",
+        "metrics_note": _metrics_note(facts),
         "sizes": _table(["part", "bytes", "MiB"], _size_rows(facts)),
         "sizes_note": _sizes_note(facts),
         "made": _made(facts),
@@ -157,44 +188,103 @@ def _texts(facts: CardFacts) -> dict[str, Any]:
 
 
 def _summary(facts: CardFacts) -> str:
-    record, what = facts.record, "classifier" if facts.classifier else "encoder"
-    quantized = (
-        f"a BERT-like {what} with {_widths(facts.counted, facts.split)}"
-        if facts.quantized
-        else f"a BERT-like {what} in FP32"
-    )
-    task = f", trained for the task {escaped(record.task)}" if record.task and facts.classifier else ""
-    labels = (record.trained_for.definition.get("labels") if record.trained_for else None) or []
+    trained = facts.record.trained_for
+    definition = trained.definition if trained and facts.predicts else {}
+    what = "classifier" if facts.predicts else "encoder with an untrained head" if facts.classifier else "encoder"
+    task = f"{_task(facts)} {escaped(str(definition['name']))}" if definition else ""
+    labels = definition.get("labels") or []
     named = f" Labels: {', '.join(escaped(str(name)) for name in labels)}." if labels else ""
-    return f"This is {quantized}{task}. It was made with bitkd by knowledge distillation.{named}"
-
-
-def _widths(size: SizeRecord, split: bool) -> str:
-    weights, _, inputs = size.precision.removeprefix("W").partition("A")
-    pairs = ", each matrix the sum of two" if split else ""
     return (
-        f"{weights}-bit weights in its layers{pairs}, and {inputs}-bit inputs of its matrix products ({size.precision})"
+        f"This is a BERT-like {what} {_widths(facts)}{task}. It was made with bitkd by knowledge distillation.{named}"
     )
+
+
+def _task(facts: CardFacts) -> str:
+    """Without a stage, nothing but the settings of the export says what the student was trained for."""
+    return ", trained for the task" if facts.record.stage else ", exported for the task"
+
+
+def _widths(facts: CardFacts) -> str:
+    if not facts.quantized:
+        return "in FP32"
+    precision = facts.counted.precision
+    if facts.record.form == "unpacked":
+        return f"in FP32, with the values of a {facts.bits}-bit student ({precision})"
+    pairs = ", each matrix the sum of two" if facts.split else ""
+    inputs = precision.partition("A")[2]
+    return f"with {facts.bits}-bit weights in its layers{pairs}, and {inputs}-bit inputs of its matrix products ({precision})"
+
+
+def _metrics_note(facts: CardFacts) -> str:
+    task, trained = facts.measured_on, facts.record.trained_for
+    measured = (
+        "measured with this folder's own weights"
+        if facts.record.measured_on
+        else "as the artifact that this is made of records them"
+    )
+    if task is None:
+        return f"On the dev sets of its task, {measured}. {_seeds(facts.history)}".rstrip()
+    name = escaped(str(task.definition["name"]))
+    notes = [f"On the dev sets of the task {name}, with texts of at most {task.max_length} tokens, {measured}."]
+    if trained is not None and trained.definition["name"] != task.definition["name"]:
+        notes.append("It was not trained for this task.")
+    return " ".join([*notes, _seeds(facts.history)]).rstrip()
 
 
 def _load(facts: CardFacts) -> str:
-    name = _CLASSES[facts.classifier]
     if facts.record.form == "onnx":
-        return (
-            "import onnxruntime\nfrom transformers import AutoTokenizer\n\n"
-            'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\nsession = onnxruntime.InferenceSession("FOLDER/model.onnx")'
-        )
+        return _load_onnx(facts)
+    name = _CLASSES[facts.classifier]
     first = "import bitkd  # transformers then knows the packed weights\n" if facts.record.form == "packed" else ""
+    result = "logits" if facts.classifier else "last_hidden_state"
+    labelled = facts.predicts and facts.record.trained_for and facts.record.trained_for.definition.get("labels")
+    label = "\nprint(model.config.id2label[logits.argmax().item()])" if labelled else ""
     return (
-        f"{first}from transformers import {name}, AutoTokenizer\n\n"
-        f'model = {name}.from_pretrained("FOLDER")\ntokenizer = AutoTokenizer.from_pretrained("FOLDER")'
+        f"import torch\n{first}from transformers import {name}, AutoTokenizer\n\n"
+        f'model = {name}.from_pretrained("FOLDER")\ntokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
+        f'inputs = tokenizer({_example(facts)}, truncation=True{_length(facts)}, return_tensors="pt")\n'
+        f"with torch.inference_mode():\n    {result} = model(**inputs).{result}{label}"
     )
 
 
-def _load_note(facts: CardFacts) -> str:
-    if facts.record.form == "packed":
-        return "FOLDER is this folder, or its id on the hub. Without `import bitkd` transformers refuses to load it."
-    return "FOLDER is this folder, or its id on the hub."
+def _load_onnx(facts: CardFacts) -> str:
+    return (
+        "import numpy as np\nimport onnxruntime\nfrom transformers import AutoTokenizer\n\n"
+        'folder = "FOLDER"\n'
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        'session = onnxruntime.InferenceSession(f"{folder}/model.onnx")\n'
+        f'inputs = tokenizer({_example(facts)}, truncation=True{_length(facts)}, return_tensors="np")\n'
+        "kinds = np.zeros_like(inputs.input_ids)  # all of one sentence, where the tokenizer tells none apart\n"
+        "feeds = {item.name: inputs.get(item.name, kinds).astype(np.int64) for item in session.get_inputs()}\n"
+        'logits = session.run(["logits"], feeds)[0]'
+    )
+
+
+def _example(facts: CardFacts) -> str:
+    return '"a text", "another text"' if facts.record.texts == 2 else '"a text"'
+
+
+def _length(facts: CardFacts) -> str:
+    trained = facts.record.trained_for
+    return f", max_length={trained.max_length}" if trained else ""
+
+
+def card_for_hub(card: str, repo: str, revision: str | None = None) -> str:
+    """A card with a repository of the hub in place of FOLDER in the code that `write_card` wrote. What was edited stays as it is.
+
+    repo: its id.  revision: a branch other than the main one.
+    """
+    where = json.dumps(repo) + (f", revision={json.dumps(revision)}" if revision else "")
+    runtime, download = "import onnxruntime\n", "from huggingface_hub import snapshot_download\n"
+    changes = {
+        'from_pretrained("FOLDER")': f"from_pretrained({where})",
+        'folder = "FOLDER"\n': f"folder = snapshot_download({where})\n",
+        f"{runtime}from transformers": f"{runtime}{download}from transformers",
+        **{f"{note.partition('. ')[0]}. ": "" for note in LOAD_NOTES.values()},
+    }
+    for old, new in changes.items():
+        card = card.replace(old, new)
+    return card
 
 
 def _seeds(history: History) -> str:
@@ -212,10 +302,19 @@ def _size_rows(facts: CardFacts) -> list[list[str]]:
 
 def _sizes_note(facts: CardFacts) -> str:
     size = facts.counted
+    if not facts.quantized:
+        return f"It has {size.parameters:,} parameters in FP32. The tokenizer is not counted."
+    every = f"every parameter at {facts.bits} bit{'s' * (facts.bits != '1')} and nothing else"
+    paper = f"{size.paper_mib:.3f} MiB ({size.parameters:,} parameters)"
+    if facts.low_bit:
+        graph = "the graph, " if facts.record.form == "onnx" else ""
+        return (
+            f"By the convention of papers, {every}, it has {paper}. A file also has {graph}scales, biases, norms, positions and "
+            "the head, which have more bits. The tokenizer is not counted."
+        )
     return (
-        f"By the convention of papers, every parameter at the weights' bits and nothing else, it has {size.paper_mib:.3f} MiB "
-        f"({size.parameters:,} parameters). A file also has scales, biases, norms, positions and the head, which are not 1-bit. "
-        "The tokenizer is not counted."
+        "Every number has 32 bits in this form, so the file is no smaller than that of any FP32 model of its shape. By the "
+        f"convention of papers, {every}, the student whose values these are has {paper}. The tokenizer is not counted."
     )
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from bitkd.errors import InputError
 from bitkd.quant.inputs import AttentionQuantizer, InputQuantizer, PerToken
+from bitkd.quant.int8 import Int8Embedding, Int8Linear
 from bitkd.quant.modules import QuantLinear
-from bitkd.quant.packed import Int8Embedding, Int8Linear, PackedEmbedding, PackedLinear
+from bitkd.quant.packed import PackedEmbedding, PackedLinear
 from bitkd.quant.packing import PACKINGS, Packing, pack_codes, unpack_codes
 from bitkd.quant.table import FP32
 

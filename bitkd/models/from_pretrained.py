@@ -40,8 +40,9 @@ class StudentQuantizer(SavedByBitkd):
         from bitkd.models.fit import fit_to_weights
         from bitkd.models.packed import fit_packed
         from bitkd.models.student import apply_spec
+        from bitkd.quant.int8 import Int8Weight
         from bitkd.quant.modules import SplitEmbedding, SplitLinear
-        from bitkd.quant.packed import Int8Weight, PackedWeight
+        from bitkd.quant.packed import PackedWeight
 
         use_score_attention(model)
         apply_spec(model)
@@ -60,9 +61,9 @@ class StudentQuantizer(SavedByBitkd):
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **settings: Any) -> Any:
-        from bitkd.models.packed import finish
+        from bitkd.models.packed import check_and_attach
 
-        return finish(model) if is_packed(model.config) else model
+        return check_and_attach(model) if is_packed(model.config) else model
 
 
 def register() -> None:

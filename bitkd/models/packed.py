@@ -6,9 +6,10 @@ A packed folder is a Hugging Face checkpoint that needs bitkd: `from_pretrained`
 """
 
 import copy
-import weakref
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,38 +27,20 @@ from bitkd.models.fit import PACKED_PAIR, fit_to_names, is_classifier, own_names
 from bitkd.models.marks import METHOD, PACKED, packed_record
 from bitkd.models.marks import is_packed as is_packed
 from bitkd.models.model_types import guard
+from bitkd.models.packed_record import EXPORT_AGAIN, PackedRecord, check_config, config_digest, read_record
 from bitkd.models.prepare import check_recorded
 from bitkd.models.saving import SavedByBitkd, StudentQuantizationConfig
 from bitkd.models.student import build_blank
 from bitkd.pretrained.load import check_finite, load_pretrained, read_model_config
-from bitkd.quant.packed import Int8Weight, PackedWeight, pack_layers
+from bitkd.quant.int8 import Int8Weight
+from bitkd.quant.packed import PackedWeight, pack_layers
 from bitkd.quant.packing import BITS, PACKINGS, TWO_BITS, Packing, is_packed_by, unpack_codes
-from bitkd.store.artifacts import WEIGHTS_FILE
+from bitkd.store.artifacts import STAGE_FILE, WEIGHTS_FILE
 
 M = TypeVar("M", bound=PreTrainedModel)
 
-FORMAT = 1
-"""Version of packed folders; folders of another version are refused."""
-
-_AGAIN = "export the student again"
 _STORED = {torch.uint8: "U8", torch.int8: "I8", torch.int64: "I64", torch.bool: "BOOL"}
 """How safetensors calls the types of what is no floating-point number."""
-
-
-@dataclass(frozen=True)
-class PackedRecord:
-    """How a folder is packed: the entry `packed` of `quantization_config` in its config.json."""
-
-    ternary: str
-    """Name of the packing of ternary weights (`bitkd.quant.packing.PACKINGS`)."""
-
-    int8: list[str]
-    """Names of the other modules whose weights have 8 bits."""
-
-    checksum: str
-    """SHA-256 of model.safetensors."""
-
-    format: int = FORMAT
 
 
 def save_packed(
@@ -72,10 +55,12 @@ def save_packed(
 
     model: a quantized student, which is left unchanged, or a packed one.
     ternary, int8: see `pack_student`; a packed model stays as it is packed.
-    The same weights give the same bytes. Raises InputError if the model cannot be packed.
+    The same weights give the same bytes. A packed folder is overwritten. Raises InputError if the model cannot be packed, or
+    if the folder holds other weights.
     """
-    packed = model if is_packed(model.config) else pack_student(model, ternary=ternary, int8=int8)
     folder = Path(folder)
+    _check_free(folder)
+    packed = model if is_packed(model.config) else pack_student(model, ternary=ternary, int8=int8)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / WEIGHTS_FILE
     save_file(_stored(packed), file, metadata={"format": "pt"})
@@ -83,11 +68,27 @@ def save_packed(
     config = copy.deepcopy(packed.config)
     config.architectures = [type(packed).__name__]
     config.dtype = "float32"
-    config.quantization_config = _quantization(packed, checksum(file))
+    config.quantization_config = _quantization(
+        packed, checksum(file), config_digest(json.loads(config.to_json_string()))
+    )
     config.save_pretrained(folder)
     guard(folder / "config.json")
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+
+
+def _check_free(folder: Path) -> None:
+    """Raise InputError if a folder holds weights that are not packed: what is packed cannot be trained any more."""
+    if (folder / STAGE_FILE).exists():
+        raise InputError(f"{folder} is an artifact of bitkd, which would lose its weights; name another folder")
+    if not (folder / WEIGHTS_FILE).exists():
+        return
+    try:
+        packed = packed_record(json.loads((folder / "config.json").read_bytes())) is not None
+    except (OSError, ValueError, AttributeError):
+        packed = False
+    if not packed:
+        raise InputError(f"{folder} has a {WEIGHTS_FILE} that is not packed, and would be lost; name another folder")
 
 
 @torch.no_grad()
@@ -115,7 +116,7 @@ def pack_student(model: M, *, ternary: Packing = TWO_BITS, int8: Sequence[str] =
         if tensor.is_floating_point() and name not in kept:
             half = tensor.half()
             if not half.isfinite().all():
-                raise InputError(f"{name} has values that are not finite in FP16, in which it is saved; {_AGAIN}")
+                raise InputError(f"{name} has values that are not finite in FP16, in which it is saved; {EXPORT_AGAIN}")
             tensor.copy_(half)
     _mark(packed)
     return _ready(packed)
@@ -215,9 +216,10 @@ def fit_packed(model: PreTrainedModel, weights: Path | str) -> None:
         _check_tensors(model, found)
     except (InputError, AttributeError) as error:
         raise InputError(f"{weights} does not fit its config.json: {error}") from error
+    check_config(Path(weights).parent / "config.json", record)
 
 
-def finish(model: M) -> M:
+def check_and_attach(model: M) -> M:
     """A packed model whose values were just loaded, checked and made ready. Raises InputError if a value is none that packing
     gives.
     """
@@ -227,33 +229,12 @@ def finish(model: M) -> M:
         if isinstance(module, PackedWeight):
             for packed, scale in module.halves():
                 if not is_packed_by(packed, module.packing, module.columns) or (scale < 0).any():
-                    raise InputError(f"{where}: {name} has values that no packing gives; the file is damaged: {_AGAIN}")
+                    raise InputError(
+                        f"{where}: {name} has values that no packing gives; the file is damaged: {EXPORT_AGAIN}"
+                    )
     _mark(model)
     attach(model)
     return _ready(model)
-
-
-def read_record(model: PreTrainedModel, where: Path | str) -> PackedRecord:
-    """How a model is packed, by its configuration.  where: its file of weights, for messages.
-
-    Raises InputError if the record is incomplete or of another version.
-    """
-    content = packed_record(model.config)
-    place = f"{Path(where).parent / 'config.json'}: quantization_config.{PACKED}"
-    if not isinstance(content, dict):
-        raise InputError(f"{place} is {content!r}, not how the model is packed; {_AGAIN}")
-    if (found := content.get("format")) != FORMAT:
-        newer = "install a newer bitkd" if isinstance(found, int) and found > FORMAT else _AGAIN
-        raise InputError(f"{place} has format {found!r}, this version of bitkd reads {FORMAT}; {newer}")
-    kinds: dict[str, type] = {"ternary": str, "int8": list, "checksum": str}
-    for name, kind in kinds.items():
-        if not isinstance(content.get(name), kind):
-            raise InputError(f"{place}.{name} is {content.get(name)!r}, not a {kind.__name__}; {_AGAIN}")
-    if unknown := sorted(content.keys() - kinds.keys() - {"format"}):
-        raise InputError(f"{place} has the unknown entry {unknown[0]!r}; {_AGAIN}")
-    if content["ternary"] not in PACKINGS:
-        raise InputError(f"{place}.ternary is {content['ternary']!r}, not one of {', '.join(PACKINGS)}; {_AGAIN}")
-    return PackedRecord(**content)
 
 
 def _check_int8(names: Sequence[str], model: PreTrainedModel) -> None:
@@ -306,15 +287,13 @@ def _stored(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _quantization(model: nn.Module, file_checksum: str | None = None) -> dict[str, Any]:
-    """The `quantization_config` of a packed model, found in its modules."""
+def _quantization(model: nn.Module, of_weights: str = "", of_config: str = "") -> dict[str, Any]:
+    """The `quantization_config` of a packed model, found in its modules.  of_weights, of_config: digests of its files, if any."""
     packings = [module.packing.name for module in model.modules() if isinstance(module, PackedWeight)]
     ternary = next((name for name in packings if name != BITS.name), TWO_BITS.name)
     int8 = [name for name, module in model.named_modules() if isinstance(module, Int8Weight)]
-    record = asdict(PackedRecord(ternary, int8, file_checksum or ""))
-    if file_checksum is None:
-        del record["checksum"]
-    return {"quant_method": METHOD, PACKED: record}
+    record = asdict(PackedRecord(ternary, int8, of_weights, of_config))
+    return {"quant_method": METHOD, PACKED: {name: value for name, value in record.items() if value != ""}}
 
 
 def _mark(model: PreTrainedModel) -> None:
@@ -322,7 +301,9 @@ def _mark(model: PreTrainedModel) -> None:
     model.config.quantization_config = _quantization(model)
     model.hf_quantizer = SavedByBitkd(StudentQuantizationConfig(packed=True))  # type: ignore[assignment]
     vars(model).update(is_quantized=True, quantization_method=METHOD)  # transformers refuses .half() then
-    model.save_pretrained = SavePretrained(model)  # type: ignore[method-assign, assignment]
+    kind: Any = type(model)
+    if not issubclass(kind, _SavedPacked):
+        model.__class__ = _packed_class(kind)
 
 
 def _ready(model: M) -> M:
@@ -331,45 +312,56 @@ def _ready(model: M) -> M:
     return model.eval()
 
 
-class SavePretrained:
-    """`save_pretrained` of a packed model is `save_packed`: the file has the same bytes, and config.json its guards.
+_MEANINGLESS = {
+    "max_shard_size",
+    "safe_serialization",
+    "save_function",
+    "save_peft_format",
+    "save_original_format",
+    "distributed_checkpoint",
+}
+"""Settings of `save_pretrained` that mean nothing for one small file."""
 
-    It holds its model weakly, so that a model is freed as soon as nothing else holds it.
-    """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model = weakref.ref(model)
+class _SavedPacked:
+    """A packed model's own methods, before those of its stock class (see `_packed_class`)."""
 
-    def __call__(
-        self,
+    def save_pretrained(
+        self: Any,
         save_directory: Path | str,
         is_main_process: bool = True,
         state_dict: None = None,
         push_to_hub: bool = False,
         variant: None = None,
         repo_id: str | None = None,
-        token: Any = None,
-        commit_message: str | None = None,
-        create_pr: bool = False,
-        **_: Any,
+        **settings: Any,
     ) -> None:
-        """push_to_hub … create_pr: as in transformers. Other settings, such as a size of shards, mean nothing for one small file.
+        """`save_packed` of this model: the file has the same bytes, and config.json its guards.
 
+        settings: for `push_to_hub`, such as private, revision and token; those in `_MEANINGLESS` are ignored.
         Raises InputError for other weights or another name of the file.
         """
         if state_dict is not None or variant is not None:
             raise InputError("a packed model is saved as it is, as model.safetensors; leave out state_dict and variant")
-        model: Any = self._model()
         if not is_main_process:
             return
-        save_packed(model, save_directory)
+        save_packed(self, save_directory)
         if push_to_hub:
-            name = repo_id or Path(save_directory).name
-            model.push_to_hub(name, token=token, commit_message=commit_message, create_pr=create_pr)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "SavePretrained":
-        model: Any = self._model()
-        return SavePretrained(memo.get(id(model), model))
+            settings = {name: value for name, value in settings.items() if name not in _MEANINGLESS}
+            self.push_to_hub(repo_id or Path(save_directory).name, **settings)
 
     def __reduce__(self) -> Any:
-        return SavePretrained, (self._model(),)
+        return _new_packed, (type(self).__bases__[1],), vars(self)
+
+
+@cache
+def _packed_class(stock: type) -> type:
+    """A class of transformers whose models are saved packed. It has the name of the stock class."""
+    names = {name: getattr(stock, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(stock.__name__, (_SavedPacked, stock), names)
+
+
+def _new_packed(stock: type) -> Any:
+    """An empty model, for copies: pickle does not find its class by name."""
+    found: Any = _packed_class(stock)
+    return found.__new__(found)

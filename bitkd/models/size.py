@@ -7,8 +7,9 @@ from transformers import PreTrainedModel
 
 from bitkd.models.encoder import encoder_layers, read_spec
 from bitkd.models.packed import is_packed, unpack_student
+from bitkd.quant.int8 import Int8Weight
 from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitLinear
-from bitkd.quant.packed import Int8Weight, PackedWeight
+from bitkd.quant.packed import PackedWeight
 from bitkd.quant.packing import BITS, TRITS, TWO_BITS, Packing
 from bitkd.quant.table import FP32
 from bitkd.store.records import MIB, SizeRecord

@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass
 
 from bitkd.config.schema import Config, TrainerSpec
+from bitkd.engine.cpu import read_cpu_fields, read_cpu_flags
 from bitkd.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -145,12 +146,9 @@ def has_bf16(device: str) -> bool:
 
 def _cpu_has_bf16() -> bool:
     """Whether the processor has instructions for bf16; True where it cannot be found out."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as stream:
-            words = set(stream.read().split())
-    except OSError:
+    if not read_cpu_fields():
         return platform.system() != "Windows"
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+    return bool(read_cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def _gpu_has_bf16() -> bool:

@@ -7,8 +7,9 @@ from typing import Any
 from torch import nn
 
 from bitkd.errors import InputError
+from bitkd.quant.int8 import Int8Embedding
 from bitkd.quant.modules import SplitLinear
-from bitkd.quant.packed import Int8Embedding, PackedLinear
+from bitkd.quant.packed import PackedLinear
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ faster, so there the codes are multiplied in int8, and kept so after the first c
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from bitkd.errors import InputError
 from bitkd.quant.inputs import InputQuantizer
+from bitkd.quant.int8 import InFP32, Int8Embedding, Int8Linear
 from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
 from bitkd.quant.packing import BITS, TWO_BITS, Packing, pack_codes, unpack_codes
 from bitkd.quant.product import sum_terms
@@ -33,20 +35,7 @@ def packing_of(bits: int, ternary: Packing = TWO_BITS) -> Packing:
     return packings[bits]
 
 
-class _InFP32(nn.Module):
-    """A module whose scales stay FP32 when the model that holds it is asked for another type."""
-
-    scale: Tensor
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        if (found := fn(self.scale[:0]).dtype) != torch.float32:
-            raise InputError(
-                f"a packed model computes in FP32, its weights cannot become {found}; leave out half() and the like"
-            )
-        return super()._apply(fn, recurse)
-
-
-class PackedWeight(_InFP32):
+class PackedWeight(InFP32):
     """Buffers of a weight of `rows` x `columns` codes, or of the two halves of a pair.
 
     packed: uint8 (rows, bytes), see `bitkd.quant.packing`.  scale: FP32, (rows,) or (1,) for all rows.
@@ -79,6 +68,27 @@ class PackedWeight(_InFP32):
             getattr(self, f"{half}scale").copy_(scale.reshape(-1))
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A weight's codes in int8, and the tensors that they were read from with their versions."""
+
+    terms: list[tuple[Tensor, Tensor]]
+    tensors: list[tuple[Tensor, int]]
+
+    def is_of(self, halves: list[tuple[Tensor, Tensor]]) -> bool:
+        """Whether these are the tensors, unchanged."""
+        present = [tensor for half in halves for tensor in half]
+        return all(
+            tensor is held and _version_of(tensor) == version
+            for tensor, (held, version) in zip(present, self.tensors, strict=True)
+        )
+
+
+def _version_of(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; tensors of inference mode do not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 class PackedLinear(PackedWeight):
     """The packed form of a QuantLinear, or of a SplitLinear in one layer. The bias stays FP32."""
 
@@ -98,21 +108,22 @@ class PackedLinear(PackedWeight):
         self.out_features = out_features
         self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
         self.input_quantizer = input_quantizer
-        self._kept: list[tuple[Tensor, Tensor]] | None = None
+        self._kept: _Kept | None = None
 
     @classmethod
     def from_quantized(cls, module: QuantLinear | SplitLinear, ternary: Packing = TWO_BITS, fill: bool = True) -> Self:
         """The packed form of a layer.  fill: with its codes; if not, zeros, to be loaded into."""
         first = module.first if isinstance(module, SplitLinear) else module
-        new = cls(
-            module.in_features,
-            module.out_features,
-            first.bias is not None,
-            packing=packing_of(module.weight_bits, ternary),
-            per_row=module.per_row,
-            split=isinstance(module, SplitLinear),
-            input_quantizer=module.input_quantizer,
-        )
+        with first.weight.device:
+            new = cls(
+                module.in_features,
+                module.out_features,
+                first.bias is not None,
+                packing=packing_of(module.weight_bits, ternary),
+                per_row=module.per_row,
+                split=isinstance(module, SplitLinear),
+                input_quantizer=module.input_quantizer,
+            )
         if fill:
             halves = [module.first, module.second] if isinstance(module, SplitLinear) else [module]
             new._fill([half.weight for half in halves], first.weight_codes)
@@ -160,10 +171,15 @@ class PackedLinear(PackedWeight):
 
     def _multiply_integers(self, codes: Tensor) -> Tensor:
         """The products with the weight's terms, scaled and summed.  codes: (..., in_features), whole numbers."""
-        if self._kept is None:
-            self._kept = [(levels.contiguous(), scale) for levels, scale in self.terms(torch.int8)]
+        kept = self._kept  # another thread may replace it
+        if kept is None or not kept.is_of(self.halves()):
+            tensors = [
+                (tensor, _version_of(tensor)) for half in self.halves() for tensor in half
+            ]  # before they are read
+            terms = [(levels.contiguous(), scale) for levels, scale in self.terms(torch.int8)]
+            self._kept = kept = _Kept(terms, tensors)
         x = codes.reshape(-1, self.in_features).to(torch.int8)
-        y = _sum(torch._int_mm(x, levels.t()).float().mul_(scale) for levels, scale in self._kept)
+        y = _sum(torch._int_mm(x, levels.t()).float().mul_(scale) for levels, scale in kept.terms)
         return y.view(*codes.shape[:-1], self.out_features)
 
     def _forget(self) -> None:
@@ -211,9 +227,10 @@ class PackedEmbedding(PackedWeight):
         """The packed form of a table.  fill: with its codes; if not, zeros, to be loaded into."""
         split = isinstance(module, SplitEmbedding)
         packing = packing_of(module.weight_bits, ternary)
-        new = cls(module.num_embeddings, module.embedding_dim, module.padding_idx, packing=packing, split=split)
+        halves: list[QuantEmbedding] = [module.first, module.second] if split else [module]
+        with halves[0].weight.device:
+            new = cls(module.num_embeddings, module.embedding_dim, module.padding_idx, packing=packing, split=split)
         if fill:
-            halves: list[QuantEmbedding] = [module.first, module.second] if split else [module]
             new._fill([half.weight for half in halves], halves[0].weight_codes)
         return new.eval()
 
@@ -227,75 +244,6 @@ class PackedEmbedding(PackedWeight):
             for packed, scale in self.halves()
         )
         return total.view(*input.shape, self.embedding_dim)
-
-
-class Int8Weight(_InFP32):
-    """A weight at 8 bits, one scale per row, for parts that no student quantizes: `codes` int8, `scale` FP32 (rows,)."""
-
-    codes: Tensor
-
-    def _hold(self, rows: int, columns: int) -> None:
-        self.register_buffer("codes", torch.zeros(rows, columns, dtype=torch.int8))
-        self.register_buffer("scale", torch.zeros(rows))
-
-    def _fill(self, weight: Tensor) -> None:
-        scale = _short(weight.detach().abs().amax(-1).clamp_min(1e-30) / 127)
-        self.scale.copy_(scale)
-        self.codes.copy_((weight.detach() / scale[:, None]).round())
-
-    def dequantized(self) -> Tensor:
-        """FP32, (rows, columns)."""
-        return self.codes.float().mul_(self.scale[:, None])
-
-
-def _short(scale: Tensor) -> Tensor:
-    """Scales with 17 significant bits: codes * scale, and what is divided by scale again, is then exact in FP32."""
-    return (scale.view(torch.int32) & ~0x7F).view(torch.float32)
-
-
-class Int8Linear(Int8Weight):
-    """An nn.Linear with its weight at 8 bits; its input stays FP32."""
-
-    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
-        super().__init__()
-        self.in_features, self.out_features = in_features, out_features
-        self._hold(out_features, in_features)
-        self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
-
-    @classmethod
-    def from_float(cls, module: nn.Linear, fill: bool = True) -> Self:
-        """A Linear at 8 bits.  fill: with its weights; if not, zeros, to be loaded into."""
-        new = cls(module.in_features, module.out_features, module.bias is not None)
-        if fill:
-            new._fill(module.weight)
-            if new.bias is not None:
-                new.bias.copy_(module.bias.detach())
-        return new.eval()
-
-    def forward(self, input: Tensor) -> Tensor:
-        return nn.functional.linear(input, self.dequantized(), self.bias)
-
-
-class Int8Embedding(Int8Weight):
-    """An nn.Embedding at 8 bits."""
-
-    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None) -> None:
-        super().__init__()
-        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
-        self._hold(num_embeddings, embedding_dim)
-
-    @classmethod
-    def from_float(cls, module: nn.Embedding, fill: bool = True) -> Self:
-        """A table at 8 bits.  fill: with its weights; if not, zeros, to be loaded into."""
-        new = cls(module.num_embeddings, module.embedding_dim, module.padding_idx)
-        if fill:
-            new._fill(module.weight)
-        return new.eval()
-
-    def forward(self, input: Tensor) -> Tensor:
-        rows = input.reshape(-1)
-        values = self.codes.index_select(0, rows).float().mul_(self.scale.index_select(0, rows)[:, None])
-        return values.view(*input.shape, self.embedding_dim)
 
 
 def pack_layers(

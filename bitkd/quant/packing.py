@@ -67,7 +67,7 @@ def pack_codes(codes: Tensor, packing: Packing) -> Tensor:
             f"codes from {codes.min():g} to {codes.max():g} cannot be packed as {packing.name}: it has {allowed}"
         )
     filled = torch.nn.functional.pad(digits, (0, -codes.shape[1] % packing.per_byte))
-    places = torch.tensor([packing.base**i for i in range(packing.per_byte)], dtype=torch.int16)
+    places = torch.tensor([packing.base**i for i in range(packing.per_byte)], dtype=torch.int16, device=codes.device)
     return (filled.unflatten(1, (-1, packing.per_byte)) * places).sum(-1, dtype=torch.int16).to(torch.uint8)
 
 

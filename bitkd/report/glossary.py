@@ -22,7 +22,7 @@ _CAPTIONS = {
 
 def captions(comparison: Comparison) -> dict[str, str]:
     """The pictures of `bitkd.report.plots` and what they show, in the report's order."""
-    return {name: text for name, text in _CAPTIONS.items() if name != "speed" or comparison.speed_shapes}
+    return {name: text for name, text in _CAPTIONS.items() if name != "speed" or comparison.has_speed}
 
 
 def glossary(comparison: Comparison) -> list[tuple[str, str]]:

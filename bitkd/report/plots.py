@@ -10,7 +10,6 @@ from matplotlib.patches import FancyBboxPatch, Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from bitkd.compare.comparison import Comparison
-from bitkd.compare.exported import Exported
 from bitkd.report.boxes import Box, boxes
 from bitkd.report.curves import draw_curves, reference_lines
 from bitkd.report.looks import in_order
@@ -26,7 +25,7 @@ def draw(comparison: Comparison) -> dict[str, Figure]:
     pictures: dict[str, Callable[[Comparison], Figure]] = {
         "size": draw_size,
         "cost": draw_cost,
-        **({"speed": draw_speed} if comparison.speed_shapes else {}),
+        **({"speed": draw_speed} if comparison.has_speed else {}),
         "curves": draw_curves,
         "pipelines": draw_pipelines,
     }
@@ -123,15 +122,9 @@ def draw_cost(comparison: Comparison) -> Figure:
 def draw_speed(comparison: Comparison) -> Figure:
     """The final score against the exported student's speed in multiples of its teacher's; hollow: with the smallest batch."""
     small, large = comparison.speed_shapes[0], comparison.speed_shapes[-1]
-
-    def times_faster(exported: Exported | None, shape: tuple[int, int]) -> float | None:
-        speed = exported.speed(shape) if exported else None
-        return speed.times_faster if speed else None
-
-    pairs = [(times_faster(arm.exported, large), times_faster(arm.exported, small)) for arm in comparison.arms]
     names = [f"{batch}×{length}" for batch, length in (large, small)]
     figure, axes = _scatter(
-        comparison, pairs, names[0], names[1] if small != large else "", lambda value: f"{value:.3g}"
+        comparison, comparison.times_faster, names[0], names[1] if small != large else "", lambda value: f"{value:.3g}"
     )
     axes.set_xlabel("times faster than the teacher, as exported\n(texts × tokens of a batch)")
     return figure

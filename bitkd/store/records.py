@@ -189,8 +189,10 @@ class ExportRecord:
     metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
     """Dev set -> metric -> value, measured with the exported files, or as the artifact recorded them."""
 
-    measured: bool = False
-    """Whether `metrics` were measured with the exported files."""
+    measured_on: TaskRecord | None = None
+    """The task, length and rows that `metrics` were measured with; None if they are the artifact's. The student may have been
+    trained for another task.
+    """
 
     trained_for: TaskRecord | None = None
     checksums: dict[str, str] = field(default_factory=dict)
@@ -198,7 +200,8 @@ class ExportRecord:
 
     def as_data(self) -> dict[str, Any]:
         """The content of the JSON file."""
-        return {name: value for name, value in asdict(self).items() if name != "trained_for" or value is not None}
+        optional = ("measured_on", "trained_for")
+        return {name: value for name, value in asdict(self).items() if name not in optional or value is not None}
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,12 @@ def test_a_packed_folder_is_used_like_the_artifact(binary, rows, export, tmp_pat
     assert evaluated(capsys, tmp_path / "out", rows) == near(told["metrics"]["dev"])
     assert told["metrics"]["dev"] == pytest.approx(evaluated(capsys, binary, rows), abs=1e-3)
     record = read_export(tmp_path / "out")
-    assert (record.task, record.texts, record.trained_for.max_length, record.measured) == ("rte", 2, 32, True)
+    assert (record.task, record.texts, record.trained_for.max_length, record.measured_on.source) == (
+        "rte",
+        2,
+        32,
+        "files",
+    )
     answers = []
     for folder in (binary, tmp_path / "out"):
         assert main(["predict", str(folder), "--text", "a dog", "--text-pair", "the cat", CPU, "--json"]) == 0
@@ -165,6 +170,39 @@ def test_an_unpacked_folder_is_a_plain_checkpoint(split, rows, export, tmp_path,
     assert evaluated(capsys, tmp_path / "out", rows) == near(told["metrics"]["dev"])
 
 
+def test_an_onnx_model_takes_8_bits_as_a_packed_folder_does(binary, rows, export, tmp_path, monkeypatch):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    small = export(binary, tmp_path / "small", rows, "--format", "onnx")
+    assert small["int8"] == ["bert.embeddings.position_embeddings", "bert.pooler.dense"]
+    assert small["logits"]["rows"] == 33
+    assert read_export(tmp_path / "small").metrics == small["metrics"]
+    monkeypatch.setattr("bitkd.commands.export.find_spec", lambda name: None)
+    large = export(binary, tmp_path / "large", rows, "--format", "onnx", "--no-int8")
+    assert small["bytes"] < large["bytes"]
+    assert large["metrics"] is None
+    assert "onnxruntime is not installed, so the ONNX model was not measured" in large["notes"][-1]
+    record = read_export(tmp_path / "large")
+    assert record.measured_on is None
+    assert "as the artifact that this is made of records them" in (tmp_path / "large" / "README.md").read_text()
+
+
+def test_an_onnx_model_is_measured_on_the_cpu(binary, rows, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnx")
+    asked = []
+
+    def opened(name, settings, *_, **__):
+        asked.extend(settings)
+        raise bitkd.InputError("enough")
+
+    monkeypatch.setattr("bitkd.commands.export.open_checkpoint", opened)
+    words = ["export", str(binary), str(tmp_path / "out"), rows, "--format", "onnx"]
+    assert main(words) == 2
+    assert load_config(asked, require=()).trainer.accelerator == "cpu"
+    assert main([*words, "trainer.accelerator=gpu"]) == 2
+    assert "runs ONNX models on the CPU" in capsys.readouterr().err
+
+
 def test_an_fp32_student_can_only_be_unpacked(finished, binary, export, tmp_path):
     folder = finished / "rte" / "singlestage" / "single"
     text = export(folder, tmp_path / "out", code=2)
@@ -216,6 +254,36 @@ def test_the_card_tells_what_is_known(split, rows, export, tmp_path):
     assert "of a run with seed 42" in text
 
 
+def test_metrics_of_another_task_are_not_what_it_was_trained_for(binary, tiny_task, export, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text(
+        "task:\n  name: other\n  text: [sentence1, sentence2]\n  labels: [entailment, not_entailment]\n"
+        "  files: {folder: RTE, dev: {dev: dev.tsv}}\n"
+    )
+    told = export(binary, tmp_path / "out", f"task={other}", f"data.dir={tiny_task}", "data.max_length=24", "--no-int8")
+    record = read_export(tmp_path / "out")
+    assert (record.task, record.trained_for.definition["name"], record.trained_for.max_length) == ("rte", "rte", 32)
+    assert (record.measured_on.definition["name"], record.measured_on.max_length) == ("other", 24)
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    [result] = card.data.eval_results
+    assert (result.dataset_name, result.metric_value) == ("other", told["metrics"]["dev"]["accuracy"])
+    assert "trained for the task rte" in card.text
+    assert "On the dev sets of the task other, with texts of at most 24 tokens" in card.text
+    assert "It was not trained for this task." in card.text
+
+
+def test_an_untrained_head_is_told_in_the_card(tiny_bert, tiny_tokenizer, export, tmp_path):
+    model = bitkd.new_classifier(tiny_bert, ["no", "yes"])
+    bitkd.save_student(prepare(model, QuantSpec(weight_bits=1)).eval(), tmp_path / "student", tiny_tokenizer)
+    told = export(tmp_path / "student", tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.pipeline_tag == "feature-extraction"
+    assert any("No trained head is recorded" in note for note in told["notes"])
+    assert "No trained head is recorded" in card.text
+    assert "classifier with" not in card.text
+    assert "trained for" not in card.text
+
+
 def test_a_card_may_be_edited_and_nothing_else(binary, rows, export, tmp_path, capsys):
     out = tmp_path / "out"
     export(binary, out, "--no-int8")
@@ -240,7 +308,7 @@ def test_an_export_of_an_export_is_refused(binary, export, tmp_path):
     ("options", "message"),
     [
         (["--ternary-bits=1.6"], "has no ternary"),
-        (["--format=unpacked", "--int8"], "are for --format packed"),
+        (["--format=unpacked", "--int8"], "are for --format packed and onnx"),
         (["--license=All rights reserved"], "is no license identifier"),
         (["--base-model=a b"], "is no id of a model"),
         (["data.dir=/nowhere"], "/nowhere"),
@@ -264,16 +332,32 @@ def test_only_artifacts_are_exported(finished, tiny_bert, binary, export, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_is_overwritten(binary, export, tmp_path):
+def test_nothing_is_overwritten(binary, export, tmp_path, monkeypatch):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("mine")
     (tmp_path / "file").write_text("mine")
     (tmp_path / "empty").mkdir()
     for name in ("full", "file"):
         assert "exists already and is not overwritten" in export(binary, tmp_path / name, code=2)
+    monkeypatch.chdir(tmp_path / "empty")
+    for name in (".", "../empty"):
+        assert f"{name} is the current directory" in export(binary, name, code=2)
     assert "lies in the artifact" in export(binary, binary / "out", code=2)
-    export(binary, tmp_path / "empty")
+    monkeypatch.chdir(tmp_path)
+    export(binary, "full/../empty")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "full"]
+
+
+def test_only_errors_of_writing_are_about_the_folder(binary, rows, export, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bitkd.models.packed.save_packed", fail)
+    assert f"{tmp_path / 'out'} cannot be written (No space left on device)" in export(binary, tmp_path / "out", code=2)
+    monkeypatch.setattr("bitkd.commands.inference.DevSets.measure", fail)
+    with pytest.raises(OSError, match="No space left"):
+        export(binary, tmp_path / "out", rows)
+    assert list(tmp_path.iterdir()) == []
 
 
 def stopped(*_):

@@ -30,8 +30,8 @@ class Hub:
     def create_branch(self, repo_id, **settings):
         self.calls.append(("create_branch", repo_id, settings))
 
-    def upload_folder(self, **settings):
-        self.calls.append(("upload_folder", settings.pop("repo_id"), settings))
+    def create_commit(self, **settings):
+        self.calls.append(("create_commit", settings.pop("repo_id"), settings))
         return SimpleNamespace(commit_url="https://hub/commit/1")
 
 
@@ -68,13 +68,23 @@ def test_only_the_files_of_the_export_are_uploaded(folder, hub, capsys):
     assert capsys.readouterr().out == "5 files: https://hub/commit/1\n"
     (created, repo, settings), (uploaded, _, upload) = hub.calls
     assert (created, repo, settings) == ("create_repo", "me/model", {"private": None, "exist_ok": True})
-    assert (uploaded, upload["allow_patterns"], upload["revision"]) == ("upload_folder", OWN, None)
+    contents = {item.path_in_repo: item.path_or_fileobj for item in upload["operations"]}
+    assert (uploaded, list(contents), upload["revision"]) == ("create_commit", OWN, None)
+    assert contents["model.safetensors"] == str(folder / "model.safetensors")
+
+
+def test_the_code_of_the_uploaded_card_names_the_repository(folder, hub):
+    (folder / "README.md").write_text('mine\nmodel = AutoModel.from_pretrained("FOLDER")\n')
+    assert main(["push", str(folder), "model"]) == 0
+    [card] = [item.path_or_fileobj for item in hub.calls[-1][2]["operations"] if item.path_in_repo == "README.md"]
+    assert card.decode() == 'mine\nmodel = AutoModel.from_pretrained("me/model")\n'
+    assert "FOLDER" in (folder / "README.md").read_text()
 
 
 def test_a_branch_and_a_private_repository(folder, hub, capsys):
     assert main(["push", str(folder), "model", "--private", "--revision", "v1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"repo": "model", "url": "https://hub/commit/1", "files": OWN}
-    assert [call[0] for call in hub.calls] == ["create_repo", "create_branch", "upload_folder"]
+    assert [call[0] for call in hub.calls] == ["create_repo", "create_branch", "create_commit"]
     assert hub.calls[0][2]["private"] is True
     assert (hub.calls[1][2]["branch"], hub.calls[2][2]["revision"]) == ("v1", "v1")
 

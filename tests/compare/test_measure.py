@@ -128,6 +128,46 @@ def test_what_cannot_be_measured_says_why(bench, places, monkeypatch):
     assert first.missing == "not measured: IndexError: list index out of range"
 
 
+def test_measuring_the_file_again_keeps_the_latency(bench, places):
+    full = measured(places).arms[0].exported
+    assert measured(places, latency=False, again=True).arms[0].exported == full
+    assert len(bench.exported) == 4
+    assert measured(places).arms[0].exported == full
+    assert len(bench.timed) == 1
+
+
+def test_a_failure_to_measure_again_keeps_what_was_measured(bench, places, monkeypatch):
+    full = measured(places).arms[0].exported
+    with monkeypatch.context() as broken:
+        broken.setattr(loaded, "time_students", lambda students, teacher: [][0])
+        assert measured(places, again=True).arms[0].exported.speeds == []
+    assert measured(places).arms[0].exported == full
+
+
+def test_a_student_is_timed_also_without_its_teacher(bench, places, monkeypatch):
+    def refuse(artifact):
+        raise InputError("it is damaged")
+
+    monkeypatch.setattr(loaded, "load_teacher", refuse)
+    found = measured(places).arms[0].exported
+    assert found.speeds
+    assert found.missing == "the teacher was not measured: it is damaged"
+    assert bench.timed == [(["0", "1"], None)]
+    measured(places)
+    assert len(bench.timed) == 2  # it may be repaired meanwhile
+
+
+def test_a_teacher_that_is_not_at_hand_is_said_to_be_missing(bench, places):
+    comparison = Comparison.of(read_runs(places[0]))
+    teacher = comparison.runs[0].teacher.key
+    folders = {key: folder for key, folder in artifact_folders(places[0]).items() if key != teacher}
+    for _ in range(2):
+        found = measure_students(comparison, folders).arms[0].exported
+        assert found.speeds
+        assert found.missing == measure.NO_TEACHER
+    assert bench.timed == [(["0"], None)]
+
+
 @pytest.mark.parametrize("link", ["cache", "cache/exported"])
 def test_nothing_is_kept_where_a_link_leads(bench, places, tmp_path, link):
     elsewhere = tmp_path / "elsewhere"

@@ -1,11 +1,13 @@
 """A packed model with the engine: the same model, faster, and the packed layers where the engine does not compute a call."""
 
 import copy
+import gc
 import inspect
 import logging
 import multiprocessing
 import pickle
 import threading
+import weakref
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from bitkd.models.packed import load_packed, pack_student, save_packed
 from bitkd.models.prepare import prepare
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
+from bitkd.quant.layout import LAYOUTS
 from bitkd.quant.packed import pack_layers
 from bitkd.quant.packing import TRITS
 from bitkd.quant.spec import QuantSpec
@@ -279,6 +282,85 @@ def test_weights_that_change_reach_the_engine(how, calls):
     assert len(calls) == (1 if how == "unpacked" else 2)
 
 
+def cut(encoder):
+    encoder.layer = encoder.layer[:1]
+
+
+def delete(encoder):
+    del encoder.layer[1]
+
+
+def swap(encoder):
+    first, second, _ = encoder.layer
+    encoder.layer[0], encoder.layer[1] = second, first
+
+
+def double(encoder):
+    encoder.layer.append(encoder.layer[0])
+
+
+def scale_up(encoder):
+    linear = encoder.layer[0].intermediate.dense
+    linear.scale = linear.scale * 3
+
+
+def lose_bias(encoder):
+    encoder.layer[0].attention.self.value.bias = None
+
+
+def replace_norm(encoder):
+    encoder.layer[1].output.LayerNorm = torch.nn.LayerNorm(32, 1e-12).requires_grad_(False)
+
+
+def move_norm(encoder):
+    norm = encoder.layer[1].attention.output.LayerNorm
+    norm.weight.data = norm.weight.data * 2
+
+
+def replace_attention(encoder):
+    encoder.layer[0].attention = copy.deepcopy(encoder.layer[2].attention)
+
+
+CHANGES = [cut, delete, swap, double, scale_up, lose_bias, replace_norm, move_norm, replace_attention]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_layers_and_tensors_that_are_replaced_reach_the_engine(change, calls):
+    packed, fast = attached()
+    rows = many_rows(20)
+    before = logits_of(fast, rows)
+    for model in (packed, fast):
+        change(model.bert.encoder)
+    after = logits_of(fast, rows)
+    assert not torch.equal(after, before)
+    assert_alike(after, logits_of(packed, rows))
+    assert torch.equal(logits_of(fast, rows), after)
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("owner", ["bert", "head"])
+def test_a_deleted_model_is_freed_at_once(owner, calls):
+    _, fast = attached()
+    rows = make_rows()
+    logits_of(fast, rows)
+    kept = weakref.ref(fast.base_model), weakref.ref(fast.bert.forward._native[0])
+    forward = fast.bert.forward
+    fast = fast.bert if owner == "bert" else fast
+    assert kept[0]() is not None
+    with torch.inference_mode():
+        fast(**rows)
+    gc.disable()
+    try:
+        del fast
+        assert kept[0]() is None
+        with pytest.raises(ReferenceError, match="keep the model"):
+            forward(**rows)
+        del forward
+        assert kept[1]() is None
+    finally:
+        gc.enable()
+
+
 def test_threads_may_call_one_model(calls):
     _, fast = attached()
     batches = [make_rows((5 + i, 20, 3), seed=i) for i in range(8)]
@@ -299,6 +381,26 @@ def test_threads_may_call_one_model(calls):
 
 def _logits_and_calls(model, rows, queue):
     queue.put(logits_of(model, rows).tolist())
+
+
+def test_a_forked_process_computes_large_products(engine):
+    """OpenMP's threads stay in the parent; torch waited for them without end."""
+    packed, fast = attached(hidden_size=256, intermediate_size=1024)
+    rows = make_rows((40, 40, 40, 40))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        expected = logits_of(packed, rows)  # starts the threads
+        context = multiprocessing.get_context("fork")
+        queue = context.SimpleQueue()
+        child = context.Process(target=_logits_and_calls, args=(fast, rows, queue))
+        child.start()
+        child.join(20)
+        child.kill()
+        assert child.exitcode == 0
+        torch.testing.assert_close(torch.tensor(queue.get()), expected, rtol=0, atol=CLOSE)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_forked_process_uses_the_packed_layers(engine):
@@ -342,6 +444,17 @@ def test_other_models_are_left_as_they_are(what, monkeypatch, caplog):
     monkeypatch.setenv(build.MODE, "require")
     with pytest.raises(InputError, match=f"BITKD_ENGINE=require, but the engine does not run this model: .*{words}"):
         attach(model)
+
+
+@pytest.mark.parametrize(
+    "path", [*LAYOUTS[0].projections, "attention.output.dense", "intermediate.dense", "output.dense"]
+)
+def test_layers_of_different_shapes_are_left_to_the_packed_layers(path):
+    _, model = make_packed()
+    linear = model.bert.encoder.layer[1].get_submodule(path)
+    assert find_obstacle(model) is None
+    linear.out_features += 8
+    assert find_obstacle(model) == "its layers differ in shape"
 
 
 def test_inputs_in_full_precision_are_left_to_the_packed_layers():

@@ -113,7 +113,7 @@ def damage(file, how):
 @pytest.mark.parametrize("how", ["half", "flipped", "no checksum", "cannot be loaded"])
 def test_a_damaged_library_is_compiled_again(how, cache, source, runs, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(build, "_loads", lambda file: True)  # this process would know it from then on
+        patch.setattr(build, "_load_error", lambda file: None)  # this process would know it from then on
         damage(build.library(source), how)
     assert answer(find(source, monkeypatch)) == 42
     assert runs.read_text() == "run\n" * 2
@@ -125,6 +125,30 @@ def test_a_library_that_never_loads_is_compiled_once_more_only(cache, source, tm
     assert find(source, monkeypatch) is None
     assert runs.read_text() == "run\n" * 2
     assert "the compiled library cannot be loaded" in caplog.text
+    assert f"name another one with {build.CACHE}=" in caplog.text
+
+
+def test_a_cache_whose_libraries_cannot_be_loaded_is_replaced_for_the_process(cache, source, runs, monkeypatch, caplog):
+    load_error = build._load_error
+    monkeypatch.setattr(
+        build, "_load_error", lambda file: "not permitted" if cache in file.parents else load_error(file)
+    )
+    found = build.library(source)
+    assert answer(found) == 42
+    assert cache not in found.parents
+    assert runs.read_text() == "run\n"
+    assert f"{cache} cannot be loaded (not permitted), so this process has a library of its own" in caplog.text
+    assert f"name another folder with {build.CACHE}=" in caplog.text
+    shutil.rmtree(found.parent)
+
+
+def test_without_any_folder_that_can_be_written_there_is_no_engine(source, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(build.CACHE, str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(build, "_results", {})
+    monkeypatch.setattr(build.tempfile, "tempdir", str(tmp_path / "file"))
+    assert build.library(source) is None
+    assert "nor is there a temporary folder that can be written" in caplog.text
 
 
 def test_a_compiler_that_fails_is_quoted_and_not_asked_again(cache, source, tmp_path, monkeypatch, caplog):
@@ -168,7 +192,7 @@ def test_a_cache_that_cannot_be_written_is_replaced_for_the_process(source, tmp_
     found = build.library(source)
     assert answer(found) == 42
     assert tmp_path not in found.parents
-    assert f"is compiled for this process alone; name another folder with {build.CACHE}=" in caplog.text
+    assert f"a library of its own in a temporary folder; name another folder with {build.CACHE}=" in caplog.text
     shutil.rmtree(found.parent)
 
 
@@ -200,3 +224,8 @@ def test_the_cache_folder_follows_the_usual_variables(monkeypatch):
     assert build.cache_folder() == Path("/caches/bitkd")
     monkeypatch.setenv(build.CACHE, "/own")
     assert build.cache_folder() == Path("/own")
+    monkeypatch.setenv(build.CACHE, "~/../other/cache")
+    assert build.cache_folder() == Path("/home/other/cache")
+    monkeypatch.chdir("/tmp")
+    monkeypatch.setenv(build.CACHE, "cache")
+    assert build.cache_folder() == Path("/tmp/cache").resolve()

@@ -1,14 +1,17 @@
 """Packed students by the kernels of a GPU. Without one, torch's kernels are tested on the CPU: the arithmetic is the same."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
 
-from bitkd.engine import cuda, torch_kernels
+from bitkd.engine import cuda, forward, torch_kernels
 from bitkd.engine.attach import attach
 from bitkd.engine.cuda import GpuEncoder, added_to_scores
 from bitkd.engine.families import FAMILIES, norms_of
+from bitkd.engine.forward import EngineForward, _refuse_replica
 from bitkd.quant.inputs import make_input_quantizer
 from bitkd.quant.layout import layers_of
 from bitkd.quant.packed import PackedLinear
@@ -18,6 +21,9 @@ from tests.engine.conftest import ODD, SPECS, make_packed, make_rows
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 KERNELS = [("cpu", "torch"), *(pytest.param("cuda", name, marks=needs_gpu) for name in ("torch", "triton"))]
+FLIPPED = 0.1
+"""How far 8-bit codes that are rounded otherwise move hidden states and logits of these models."""
+
 every_kernel = pytest.mark.parametrize(("device", "name"), KERNELS)
 
 
@@ -120,7 +126,7 @@ def gpu_encoder(model):
 def test_an_encoder_gives_what_its_packed_layers_give(device, name, settings, monkeypatch):
     monkeypatch.setattr(cuda, "find_kernels", lambda _: kernels_of(name))
     model = packed(**settings)
-    rows = make_rows()
+    rows = make_rows((17, 9, 1, 12) * 8)
     rows["attention_mask"][1, 2] = 0  # a hole
     layers = model.base_model.encoder if hasattr(model.base_model, "encoder") else model.base_model.transformer
     hidden = torch.randn(*rows["input_ids"].shape, layers_of(model).parts("query")[0].in_features)
@@ -129,9 +135,90 @@ def test_an_encoder_gives_what_its_packed_layers_give(device, name, settings, mo
     run = gpu_encoder(model.to(device))
     found = [run(hidden.to(device), None if each is None else each.to(device)).cpu() for each in (mask, None)]
     for one, other in zip(found, expected):
-        # A code that a last bit flips changes a few numbers by a little.
-        assert (one - other).abs().median() < 2e-6
-        torch.testing.assert_close(one, other, rtol=0, atol=2e-2)
+        # A code that a last bit flips changes its row by a little.
+        difference = (one - other).abs()
+        assert difference.median() <= 2e-6
+        assert (difference > 1e-3).float().mean() <= 0.15  # 5 of 32 rows
+        assert difference.max() <= FLIPPED
+
+
+@pytest.fixture
+def as_on_gpu(monkeypatch):
+    """Calls on the CPU take the way of a GPU, without graphs."""
+    monkeypatch.setattr(EngineForward, "_on_cpu", EngineForward._on_gpu)
+    monkeypatch.setattr(forward, "Graphs", lambda encode: encode)
+    monkeypatch.setattr(cuda, "find_kernels", lambda device: torch_kernels)
+
+
+def encoder_of(model):
+    """What the model made for its device."""
+    return model.base_model.forward._graphs[0]
+
+
+@pytest.mark.parametrize("what", ["inputs_embeds", "LayerNorm"])
+def test_gradients_are_refused_as_by_the_packed_layers(what, as_on_gpu):
+    model, rows = packed(), make_rows()
+    assert attach(model)
+    model(**rows)
+    assert encoder_of(model) is not None
+    if what == "LayerNorm":
+        model.bert.embeddings.LayerNorm.requires_grad_(True)
+    else:
+        states = model.get_input_embeddings()(rows.pop("input_ids")).requires_grad_()
+        rows["inputs_embeds"] = states
+    with pytest.raises(RuntimeError, match="for inference only"):
+        model(**rows)
+    with torch.no_grad():
+        assert model(**rows).logits.isfinite().all()
+
+
+def test_what_a_model_made_for_a_gpu_goes_with_it(as_on_gpu):
+    model = packed()
+    assert attach(model)
+    model(**make_rows())
+    kept = weakref.ref(model.base_model), weakref.ref(encoder_of(model))
+    gc.disable()
+    try:
+        del model
+        assert [each() for each in kept] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_embeddings_that_are_replaced_have_new_graphs(as_on_gpu):
+    model, rows = packed(), make_rows()
+    assert attach(model)
+    model(**rows)
+    first = encoder_of(model)
+    model(**rows)
+    assert encoder_of(model) is first
+    model.bert.pooler = copy.deepcopy(model.bert.pooler)
+    model(**rows)
+    assert encoder_of(model) is not first
+
+
+def test_layers_on_several_devices_are_left_to_the_packed_layers(as_on_gpu):
+    model = packed()
+    assert attach(model)
+    model.bert.encoder.layer[2].to("meta")
+    graphs, _ = model.bert.forward._make_graphs(torch.device("cpu"))
+    assert graphs is None
+
+
+def test_inputs_on_another_gpu_than_the_model_are_refused():
+    model = packed()
+    with pytest.raises(RuntimeError, match=r"the inputs are on cpu:1, the packed model on cpu: .*DataParallel"):
+        _refuse_replica(model.base_model, torch.device("cpu:1"))
+    _refuse_replica(model.base_model, torch.device("cpu"))
+    model.base_model.embeddings._hf_hook = "what moves the inputs"
+    _refuse_replica(model.base_model, torch.device("cpu:1"))
+
+
+@pytest.mark.parametrize(("capability", "found"), [((7, 0), None), ((7, 5), torch_kernels)])
+def test_old_gpus_that_do_not_multiply_integers_use_the_packed_layers(capability, found, monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert cuda.find_kernels(torch.device("cuda")) is found
 
 
 def on_gpu(model):
@@ -183,9 +270,9 @@ def test_logits_are_those_of_the_cpu_but_for_flipped_codes(settings):
     for _ in range(3):
         found = logits_of(model, rows)
         assert (found - expected).abs().median() < 1e-4
-        torch.testing.assert_close(found, expected, rtol=0, atol=5e-2)
+        torch.testing.assert_close(found, expected, rtol=0, atol=FLIPPED)
         top = expected.topk(2).values
-        clear = top[:, 0] - top[:, 1] > 0.1
+        clear = top[:, 0] - top[:, 1] > 2 * FLIPPED
         assert torch.equal(found.argmax(1)[clear], expected.argmax(1)[clear])
 
 
@@ -196,7 +283,7 @@ def test_padding_changes_nothing():
         alone = {name: tensor[row : row + 1, :length] for name, tensor in together.items()}
         for _ in range(3):
             padded = logits_of(model, together)[row]
-            torch.testing.assert_close(logits_of(model, alone)[0], padded, rtol=0, atol=5e-2)
+            torch.testing.assert_close(logits_of(model, alone)[0], padded, rtol=0, atol=FLIPPED)
 
 
 @needs_gpu
@@ -211,7 +298,7 @@ def test_a_model_that_was_moved_or_changed_has_new_graphs():
     other = packed(spec="W1")
     other.load_state_dict({name: t.roll(1, 0) for name, t in other.state_dict().items()})
     model.load_state_dict(other.state_dict())
-    torch.testing.assert_close(logits_of(model, rows), other(**rows).logits, rtol=0, atol=5e-2)
+    torch.testing.assert_close(logits_of(model, rows), other(**rows).logits, rtol=0, atol=FLIPPED)
 
 
 @needs_gpu
@@ -220,7 +307,7 @@ def test_a_model_goes_back_to_the_cpu():
     expected = model(**rows).logits
     model = on_gpu(model)
     logits_of(model, rows)
-    torch.testing.assert_close(model.cpu()(**rows).logits, expected, rtol=0, atol=5e-2)
+    torch.testing.assert_close(model.cpu()(**rows).logits, expected, rtol=0, atol=FLIPPED)
 
 
 @needs_gpu
@@ -259,4 +346,4 @@ def test_bf16_between_the_products_under_autocast():
 def test_the_packed_layers_run_on_a_gpu_too():
     model, rows = packed(), make_rows()
     expected = model(**rows).logits
-    torch.testing.assert_close(logits_of(model.cuda(), rows), expected, rtol=0, atol=5e-2)
+    torch.testing.assert_close(logits_of(model.cuda(), rows), expected, rtol=0, atol=FLIPPED)

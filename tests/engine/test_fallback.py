@@ -50,6 +50,25 @@ def test_kept_codes_follow_the_weights(integers):
     assert torch.equal(layer(x), packed.bert.encoder.layer[1].output.dense(x))
 
 
+@pytest.mark.parametrize("spec", ["W1", "split, unequal"])
+def test_kept_codes_follow_buffers_that_change(spec, integers):
+    _, packed = make_packed(spec=spec)
+    layer = packed.bert.encoder.layer[0].output.dense
+    x = torch.randn(5, layer.in_features)
+    before = layer(x)
+    prefix = "second_" if layer.split else ""
+    scale, codes = getattr(layer, f"{prefix}scale"), getattr(layer, f"{prefix}packed")
+    scale.mul_(2)
+    in_place = layer(x)
+    assert not torch.equal(in_place, before)
+    setattr(layer, f"{prefix}scale", scale / 2)
+    assert torch.equal(layer(x), before)
+    setattr(layer, f"{prefix}packed", codes.bitwise_not())
+    assert not torch.equal(layer(x), before)
+    getattr(layer, f"{prefix}packed").bitwise_not_()
+    assert torch.equal(layer(x), before)
+
+
 def test_kept_codes_are_neither_saved_nor_copied(integers):
     _, packed = make_packed()
     rows = make_rows()

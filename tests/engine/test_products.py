@@ -100,14 +100,53 @@ def test_a_fresh_pair_is_multiplied_as_the_ternary_weight_that_it_was(engine):
         assert torch.equal(native.linear(0, name, x), others[name](x))
 
 
-def test_weights_that_are_missing_or_of_another_shape_are_refused(engine):
-    generator = torch.Generator().manual_seed(0)
-    native = NativeEncoder(engine, EncoderShape(1, 32, 4, 8, 64, 1e-12))
-    linear = make_linear(32, 32, 1, False, True, generator)
-    native.set_linear(0, "query", linear.halves(), 1, None)
+WRONG = {
+    "another shape": lambda w: w | {"name": "up"},
+    "another layer": lambda w: w | {"layer": 1},
+    "too few bytes": lambda w: w | {"halves": [(w["halves"][0][0][:, :3], w["halves"][0][1])]},
+    "another type": lambda w: w | {"halves": [(w["halves"][0][0].int(), w["halves"][0][1])]},
+    "scales for some rows": lambda w: w | {"halves": [(w["halves"][0][0], torch.ones(7))]},
+    "scales in FP64": lambda w: w | {"halves": [(w["halves"][0][0], torch.ones(32).double())]},
+    "a short second half": lambda w: w | {"halves": [w["halves"][0], (w["halves"][0][0][:8], torch.ones(32))]},
+    "other scales in the second half": lambda w: w | {"halves": [w["halves"][0], (w["halves"][0][0], torch.ones(1))]},
+    "a short bias": lambda w: w | {"bias": torch.zeros(31)},
+    "a bias of whole numbers": lambda w: w | {"bias": torch.zeros(32, dtype=torch.long)},
+    "on another device": lambda w: w | {"bias": torch.zeros(32, device="meta")},
+}
+
+
+def small_encoder(engine):
+    """An encoder without weights, and those of one Linear that fit."""
+    linear = make_linear(32, 32, 1, False, True, torch.Generator().manual_seed(0))
+    weights = {"layer": 0, "name": "query", "halves": linear.halves(), "bits": 1, "bias": None}
+    return NativeEncoder(engine, EncoderShape(1, 32, 4, 8, 64, 1e-12)), weights
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_weights_of_another_shape_or_type_are_refused(engine, wrong):
+    native, weights = small_encoder(engine)
+    with pytest.raises(ValueError, match=r"not fit|different scales"):
+        native.set_linear(**WRONG[wrong](weights))
+
+
+def test_weights_that_are_missing_or_too_many_are_refused(engine):
+    native, weights = small_encoder(engine)
+    native.set_linear(**weights)
     with pytest.raises(ValueError, match="some are missing"):
         native.finish()
-    with pytest.raises(ValueError, match="do not fit"):
-        native.set_linear(0, "up", linear.halves(), 1, None)
-    with pytest.raises(ValueError, match="do not fit"):
-        native.set_linear(1, "query", linear.halves(), 1, None)
+    for bits, count in ((3, 1), (2, 2), (1, 3)):
+        with pytest.raises(ValueError, match=f"{count} halves of {bits} bits"):
+            native.set_linear(**weights | {"halves": weights["halves"] * count, "bits": bits})
+    with pytest.raises(ValueError, match="a norm of layer 0"):
+        native.set_norm(0, 0, torch.ones(32), torch.zeros(31))
+
+
+def test_inputs_of_another_shape_or_type_are_refused(engine):
+    native, _ = small_encoder(engine)
+    for hidden in (torch.zeros(4, 31), torch.zeros(3, 32), torch.zeros(4, 32).double()):
+        with pytest.raises(ValueError, match="the hidden states"):
+            native.forward(hidden, [0, 4])
+    with pytest.raises(ValueError, match="not contiguous"):
+        native.forward(torch.zeros(32, 4).t(), [0, 4])
+    with pytest.raises(ValueError, match="the input of down"):
+        native.linear(0, "down", torch.zeros(4, 32))

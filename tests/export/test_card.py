@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from bitkd.errors import InputError
-from bitkd.export.card import CardFacts, check_base_model, check_license, write_card
+from bitkd.export.card import CardFacts, card_for_hub, check_base_model, check_license, write_card
 from bitkd.export.history import History
 from bitkd.export.sizes import FilePart
 from bitkd.store.records import ExportRecord, SizeRecord, TaskRecord
@@ -18,7 +18,9 @@ def facts(form="packed", source="files", **changes):
     hub = {"path": "nyu-mll/glue", "name": "rte", "dev": {"dev": "validation"}}
     definition = {"name": HOSTILE, "labels": [HOSTILE, "no"], "hub": hub}
     metrics = {"dev": {"loss": 0.5, "accuracy": 0.75, "matthews": None}, "holdout": {"accuracy": 1.0}}
-    record = ExportRecord(1, form, HOSTILE, 2, "", "", "", {}, metrics, trained_for=TaskRecord(definition, 32, source))
+    record = ExportRecord(
+        1, form, HOSTILE, 2, "single_binary", "", "", {}, metrics, trained_for=TaskRecord(definition, 32, source)
+    )
     given = {
         "title": HOSTILE,
         "record": record,
@@ -82,3 +84,30 @@ def test_licenses_and_models_are_identifiers():
     for check, wrong in ((check_license, "MIT or so"), (check_license, ""), (check_base_model, "../model")):
         with pytest.raises(InputError, match="use one"):
             check(wrong)
+
+
+@pytest.mark.parametrize("form", ["packed", "unpacked", "onnx"])
+def test_on_the_hub_the_code_names_the_repository(form, tmp_path):
+    write_card(tmp_path, facts(form))
+    card = (tmp_path / "README.md").read_text()
+    found = card_for_hub(card, "me/model", "v1")
+    assert "FOLDER" in card
+    assert "FOLDER" not in found
+    assert '("me/model", revision="v1")' in found
+    code = found.partition("```python")[2].partition("```")[0]
+    compile(code, "card", "exec")
+    assert card_for_hub("mine: FOLDER\n", "me/model") == "mine: FOLDER\n"
+
+
+def test_fp32_values_are_not_called_low_bit_weights(tmp_path):
+    write_card(tmp_path, facts("unpacked", base_model="a/b"))
+    card = ModelCard.load(tmp_path / "README.md")
+    assert not {"quantized", "1-bit"} & set(card.data.tags)
+    assert card.data.base_model_relation == "finetune"
+    assert "in FP32, with the values of a 1-bit student (W1A8)" in card.text
+    assert "Every number has 32 bits in this form" in card.text
+    write_card(tmp_path, facts("packed", base_model="a/b", notes=["More."]))
+    card = ModelCard.load(tmp_path / "README.md")
+    assert {"quantized", "1-bit"} < set(card.data.tags)
+    assert card.data.base_model_relation == "quantized"
+    assert "refuses to load it. More." in card.text

@@ -3,6 +3,7 @@
 import copy
 import gc
 import json
+import logging
 import pickle
 import shutil
 import weakref
@@ -27,12 +28,14 @@ from bitkd.models.artifact import load_classifier, load_encoder, load_student, n
 from bitkd.models.encoder import read_spec, write_spec
 from bitkd.models.importance import estimate_importance
 from bitkd.models.packed import int8_parts, is_packed, load_packed, pack_student, save_packed, unpack_student
+from bitkd.models.packed_record import config_digest
 from bitkd.models.prepare import prepare, split_ternary_
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
 from bitkd.pretrained.load import read_model_config
+from bitkd.quant.int8 import Int8Weight
 from bitkd.quant.layout import input_limits
-from bitkd.quant.packed import Int8Weight, PackedWeight
+from bitkd.quant.packed import PackedWeight
 from bitkd.quant.packing import TRITS, TWO_BITS
 from bitkd.quant.spec import QuantSpec
 from tests.models.conftest import batch, classifier
@@ -153,6 +156,7 @@ def test_a_packed_file_holds_bits_scales_and_fp16(tmp_path):
             "ternary": "2 bits",
             "int8": ["bert.pooler.dense"],
             "checksum": checksum(tmp_path / "model.safetensors"),
+            "config": config_digest(config),
         },
     }
     with open(tmp_path / "model.safetensors", "rb") as file:
@@ -188,13 +192,18 @@ def test_from_pretrained_reads_a_packed_folder_and_save_pretrained_writes_the_sa
 def test_push_to_hub_uploads_what_save_packed_writes(tmp_path, monkeypatch):
     model = pack_student(student())
     save_packed(model, tmp_path / "one")
-    uploaded = {}
+    uploaded, created, committed = {}, [], []
 
     class Hub:
-        def create_repo(self, repo_id, **_):
+        def create_repo(self, repo_id, **settings):
+            created.append(settings)
             return type("Url", (), {"repo_id": repo_id})
 
-        def create_commit(self, repo_id, operations, **_):
+        def create_branch(self, **_):
+            pass
+
+        def create_commit(self, repo_id, operations, **settings):
+            committed.append(settings)
             for operation in operations:
                 with operation.as_file() as file:
                     uploaded[operation.path_in_repo] = file.read()
@@ -211,6 +220,12 @@ def test_push_to_hub_uploads_what_save_packed_writes(tmp_path, monkeypatch):
         assert uploaded.keys() == {"README.md", "config.json", "model.safetensors"}
         for name in ("config.json", "model.safetensors"):
             assert uploaded[name] == (tmp_path / "one" / name).read_bytes()
+    settings = {"private": True, "revision": "next", "token": "t", "create_pr": True, "commit_message": "new"}
+    model.save_pretrained(tmp_path / "it", push_to_hub=True, repo_id="me/it", max_shard_size="5GB", **settings)
+    found = created[-1] | committed[-1]
+    assert {name: found[name] for name in settings} == settings
+    with pytest.raises(TypeError, match="privat"):
+        model.save_pretrained(tmp_path / "it", push_to_hub=True, privat=True)
 
 
 def test_a_packed_model_stays_in_fp32(tmp_path):
@@ -224,13 +239,53 @@ def test_a_packed_model_stays_in_fp32(tmp_path):
 
 def test_copies_of_a_packed_model_save_themselves(tmp_path):
     model = pack_student(student())
-    copies = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
-    with torch.no_grad():
-        model.classifier.bias.fill_(1)
-    for copied in copies:
+    shallow = copy.copy(model)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), copy.deepcopy(shallow)):
+        with torch.no_grad():
+            copied.classifier.bias.fill_(1)
         copied.save_pretrained(tmp_path)
         assert torch.equal(load_packed(tmp_path)(**batch()).logits, copied(**batch()).logits)
         assert not torch.equal(copied.classifier.bias, model.classifier.bias)
+
+
+def test_a_shallow_copy_saves_itself_also_when_its_model_is_gone(tmp_path):
+    model = pack_student(student())
+    copied = copy.copy(model)
+    copied.config = copy.deepcopy(model.config)
+    copied.config.id2label = {0: "a", 1: "b", 2: "c"}
+    copied.save_pretrained(tmp_path / "one")
+    del model
+    gc.collect()
+    copied.save_pretrained(tmp_path / "two")
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        assert load_packed(folder).config.id2label == {0: "a", 1: "b", 2: "c"}
+
+
+@pytest.mark.parametrize("kind", ["an artifact", "a student", "a plain model"])
+def test_what_can_be_trained_is_not_overwritten_by_a_packed_model(kind, tmp_path):
+    if kind == "a plain model":
+        classifier().save_pretrained(tmp_path)
+    else:
+        save_student(student(), tmp_path)
+    if kind == "an artifact":
+        (tmp_path / "stage.json").write_text("{}")
+    before = checksum(tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="name another folder"):
+        save_packed(student(), tmp_path)
+    with pytest.raises(InputError, match="name another folder"):
+        pack_student(student()).save_pretrained(tmp_path)
+    assert checksum(tmp_path / "model.safetensors") == before
+
+
+def test_packing_does_not_depend_on_the_default_device():
+    model = student()
+    expected = pack_student(model, int8=int8_parts(model)).state_dict()
+    torch.set_default_device("meta")
+    try:
+        found = pack_student(model, int8=int8_parts(model)).state_dict()
+    finally:
+        torch.set_default_device(None)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
 def test_saving_a_packed_model_by_other_means_is_refused(tmp_path):
@@ -374,6 +429,17 @@ def tensors(change):
     return edit
 
 
+def section(**entries):
+    """Other entries of the section `quant` of a student's record."""
+
+    def edit(folder):
+        content = json.loads((folder / "config.json").read_text())["bitkd"]
+        config(bitkd=content | {"quant": content["quant"] | entries})(folder)
+
+    return edit
+
+
+CHANGED = r"config\.json was changed after it was written, in an entry that decides logits"
 QUERY = "bert.encoder.layer.0.attention.self.query"
 DAMAGE = {
     "cut short": (cut_short, "is cut short|is damaged: its SHA-256"),
@@ -393,6 +459,11 @@ DAMAGE = {
         r"classifier\.weight is F16 of shape \(3, 32\), not F16 of shape \(2, 32\)",
     ),
     "other size": (config(vocab_size=61), r"does not fit its config\.json: bert\.embeddings\.word"),
+    "more heads": (config(num_attention_heads=8), CHANGED),
+    "other function": (config(hidden_act="relu"), CHANGED),
+    "other epsilon": (config(layer_norm_eps=1e-3), CHANGED),
+    "new entry": (config(chunk_size_feed_forward=2), CHANGED),
+    "other activation bits": (section(activation_bits=32), CHANGED),
     "lacks": (tensors(lambda found: found.pop("classifier.bias")), r"it lacks classifier\.bias"),
     "extra": (tensors(lambda found: found.update(extra=torch.ones(1))), "it has extra, which the model has not"),
     "wrong type": (tensors(lambda found: found.update({f"{QUERY}.scale": torch.ones(1).half()})), "is F16 of shape"),
@@ -415,6 +486,19 @@ def test_a_damaged_folder_is_refused(name, packed_folder, tmp_path):
         AutoModelForSequenceClassification.from_pretrained(folder)
 
 
+def test_a_config_that_transformers_writes_again_still_fits(packed_folder, tmp_path):
+    folder = tmp_path / "folder"
+    shutil.copytree(packed_folder, folder)
+    logits = load_packed(folder)(**batch()).logits
+    written = AutoConfig.from_pretrained(folder)
+    written.id2label = {0: "a", 1: "b", 2: "c"}
+    written.save_pretrained(folder)
+    config(transformers_version="6.0.0")(folder)
+    loaded = load_packed(folder)
+    assert loaded.config.id2label[1] == "b"
+    assert torch.equal(loaded(**batch()).logits, logits)
+
+
 def test_an_encoder_is_no_classifier(tmp_path):
     save_packed(student().bert, tmp_path)
     with pytest.raises(InputError, match=r"it lacks classifier"):
@@ -428,3 +512,16 @@ def test_an_artifact_of_the_stock_model_type_still_loads(tmp_path):
     config(model_type="bert")(tmp_path)
     assert torch.equal(load_student(tmp_path)(**batch()).logits, logits)
     assert torch.equal(BertForSequenceClassification.from_pretrained(tmp_path)(**batch()).logits, logits)
+
+
+def test_only_the_warning_about_a_students_model_type_is_dropped(caplog):
+    log = logging.getLogger("transformers.configuration_utils")
+    kept = ["cannot read /models/bitkd-students/config.json", "a model of type `other` for a bitkd-bert"]
+    with caplog.at_level("WARNING", log.name):
+        log.addHandler(caplog.handler)  # transformers' loggers do not pass records on
+        try:
+            for message in (*kept, "You are using a model of type `bitkd-bert` to instantiate a model of type `bert`."):
+                log.warning(message)
+        finally:
+            log.removeHandler(caplog.handler)
+    assert list(dict.fromkeys(record.getMessage() for record in caplog.records)) == kept

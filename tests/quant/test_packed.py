@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from bitkd.errors import InputError
+from bitkd.quant.int8 import Int8Embedding, Int8Linear
 from bitkd.quant.modules import QuantEmbedding, QuantLinear
-from bitkd.quant.packed import Int8Embedding, Int8Linear, PackedEmbedding, PackedLinear, pack_layers, packing_of
+from bitkd.quant.packed import PackedEmbedding, PackedLinear, pack_layers, packing_of
 from bitkd.quant.packing import BITS, TRITS, TWO_BITS
 from bitkd.quant.splitting import split_layers
 

@@ -104,3 +104,14 @@ def test_records_without_measurements_have_no_picture_of_them(run_of):
     assert "speed" not in captions(comparison)
     assert "speed" not in markdown(comparison)
     assert '"exported"' not in to_json(comparison.runs)
+
+
+def test_without_a_speed_beside_a_teacher_there_is_no_picture_of_it(measured, tmp_path):
+    runs = []
+    for run in measured:
+        alone = [replace(speed, teacher_ms=None, times_faster=None) for speed in run.exported.speeds]
+        runs.append(replace(run, exported=replace(run.exported, speeds=alone, missing="no teacher")))
+    write_report(runs, tmp_path)
+    assert not (tmp_path / "speed.png").exists()
+    assert "speed.png" not in (tmp_path / "report.md").read_text()
+    assert "No teacher." in (tmp_path / "report.md").read_text()
