@@ -47,7 +47,7 @@ sweep: setup
 	$(BIN)/bitkd sweep $(FILE) run.dir=$(RUNS) $(ARGS)
 
 bench: setup
-	$(BIN)/python experiments/bench/$(SUITE).py
+	$(BIN)/python experiments/bench/$(SUITE).py $(ARGS)
 
 results: setup
 	$(BIN)/python experiments/results.py

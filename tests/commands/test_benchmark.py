@@ -71,6 +71,7 @@ def test_models_of_every_kind_are_measured_beside_stock_ones(folders, capsys, mo
 
 
 def test_the_table_names_machine_models_and_what_was_left_out(folders, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(machine, "_cpu_has_bf16", lambda: False)
     taken = []
     monkeypatch.setattr(footprint, "measure_footprint", lambda *request: taken.append(request) or Footprint(0.25, 12.3))
