@@ -280,7 +280,9 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.epilog = None
     benchmark.add_argument("folders", nargs="+", metavar="FOLDER", help="a model: a folder or hub id")
     benchmark.add_argument(
-        "--shapes", default="1x32,8x128,32x128", metavar="ROWSxTOKENS,…", help="of a batch (default: 1x32,8x128,32x128)"
+        "--shapes",
+        metavar="ROWSxTOKENS,…",
+        help="of a batch (default: 1x32,8x128,32x128, shorter where a model reads less)",
     )
     benchmark.add_argument("--threads", type=int, default=1, metavar="N", help="of the processor (default: 1)")
     benchmark.add_argument(

@@ -18,18 +18,21 @@ from bitkd.processes.machine import describe_cpu, find_machine
 Shape = tuple[int, int]
 """Rows of a batch, and tokens of a row."""
 
+DEFAULT_SHAPES = "1x32,8x128,32x128"
+"""Shortened for models that read fewer tokens."""
+
 
 def benchmark_command(arguments: argparse.Namespace) -> int:
     """Print latency, throughput, memory and load time of models; returns the exit code."""
-    shapes = [_shape(text) for text in arguments.shapes.split(",")]
+    shapes = [_shape(text) for text in (arguments.shapes or DEFAULT_SHAPES).split(",")]
     if arguments.threads < 1:
         raise InputError(f"--threads={arguments.threads} is not at least 1")
     if not arguments.seconds > 0:
         raise InputError(f"--seconds={arguments.seconds:g} is not above 0")
     folders = {name: _folder(name) for name in dict.fromkeys(arguments.folders)}
-    _check_lengths(
-        {name: read_config_data(folder).get("max_position_embeddings") for name, folder in folders.items()}, shapes
-    )
+    limits = {name: read_config_data(folder).get("max_position_embeddings") for name, folder in folders.items()}
+    if arguments.shapes:  # given ones are checked before torch is imported
+        _check_lengths(limits, shapes)
     if arguments.device == "cuda" and not (machine := find_machine()).gpus:
         raise InputError(f"--device=cuda: there is no GPU that PyTorch can use ({machine.reason}); use --device=cpu")
     quieten()
@@ -37,7 +40,11 @@ def benchmark_command(arguments: argparse.Namespace) -> int:
     from bitkd.models.probe import read_limits
 
     # RoBERTa and its like read fewer tokens than their configuration says.
-    _check_lengths({name: read_limits(stock_config(folder)).positions for name, folder in folders.items()}, shapes)
+    limits = {name: read_limits(stock_config(folder)).positions for name, folder in folders.items()}
+    if arguments.shapes:
+        _check_lengths(limits, shapes)
+    else:
+        shapes = _shortened(shapes, limits)
     found = _measure(folders, shapes, arguments)
     if arguments.json:
         print_json(found)
@@ -68,7 +75,16 @@ def _check_lengths(limits: dict[str, Any], shapes: list[Shape]) -> None:
     longest = max(length for _, length in shapes)
     for name, positions in limits.items():
         if isinstance(positions, int) and 0 < positions < longest:
-            raise InputError(f"--shapes: {name} reads {positions} tokens, not {longest}; leave the longer shapes out")
+            raise InputError(
+                f"--shapes: {name} reads {positions} tokens, not {longest}; leave the longer shapes out, or give shorter "
+                f"ones, such as 8x{positions}"
+            )
+
+
+def _shortened(shapes: list[Shape], limits: dict[str, Any]) -> list[Shape]:
+    """The shapes with rows that every model can read, each once."""
+    longest = min((limit for limit in limits.values() if isinstance(limit, int) and limit > 0), default=None)
+    return list(dict.fromkeys((rows, min(length, longest or length)) for rows, length in shapes))
 
 
 def _measure(folders: dict[str, Path], shapes: list[Shape], arguments: argparse.Namespace) -> dict[str, Any]:

@@ -144,7 +144,8 @@ def load_packed(folder: Path | str) -> PreTrainedModel:
     config = read_model_config(folder)
     if not is_packed(config):
         raise InputError(
-            f"{folder} holds no packed model; use load_student or load_classifier, or pack it by `bitkd export`"
+            f"{folder} holds no packed model; name a folder that `bitkd export` or save_packed wrote, use load_student for "
+            "an artifact, or load_predictor, which takes ONNX folders and plain checkpoints too"
         )
     classifier = is_classifier((config.architectures or [""])[0])
     model, _, _ = load_pretrained(AutoModelForSequenceClassification if classifier else AutoModel, folder)

@@ -70,6 +70,12 @@ def test_models_of_every_kind_are_measured_beside_stock_ones(folders, capsys, mo
             assert each["rows_per_second"] == pytest.approx(part["rows"] / each["milliseconds"] * 1e3)
 
 
+def test_default_shapes_are_shortened_to_what_a_model_reads(folders, capsys):
+    assert main(["benchmark", str(folders / "packed"), "--seconds", "0.01", "--no-memory", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(part["rows"], part["length"]) for part in found["shapes"]] == [(1, 32), (8, 64), (32, 64)]
+
+
 def test_the_table_names_machine_models_and_what_was_left_out(folders, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(machine, "_cpu_has_bf16", lambda: False)
