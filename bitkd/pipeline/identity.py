@@ -9,7 +9,7 @@ from bitkd.sources.sources import Sources
 from bitkd.stages.spec import TERMS
 from bitkd.store.artifacts import read_artifact
 
-FORMAT = 5
+FORMAT = 6
 """Version of what artifacts hold; a change makes every older one stale."""
 
 
