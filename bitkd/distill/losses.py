@@ -32,7 +32,7 @@ class _SquaredError(torch.autograd.Function):
         return torch.linalg.vector_norm(difference, dim=-1).square().flatten(1).sum(dim=1)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         (difference,) = ctx.saved_tensors
         found = difference * (2 * gradient).reshape(-1, *[1] * (difference.dim() - 1))
@@ -45,7 +45,7 @@ class _SquaredError(torch.autograd.Function):
 
 
 def _squared_error(student: Tensor, teacher: Tensor, unread: Tensor | None = None) -> Tensor:
-    error: Tensor = _SquaredError.apply(student, teacher, unread)  # type: ignore[no-untyped-call]
+    error: Tensor = _SquaredError.apply(student, teacher, unread)
     return error
 
 

@@ -71,7 +71,8 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn():
     probabilities = teacher(**model_inputs(batch(), teacher)).logits.softmax(-1)
     entropy = -(probabilities * probabilities.log()).sum(-1).mean()
     torch.testing.assert_close(terms["logits"], entropy)
-    assert terms["hidden"] == terms["attention"] == 0
+    # Not zero: the student keeps its scores for its gradient, the teacher attends without them.
+    assert max(terms["hidden"], terms["attention"]) < 1e-10
 
 
 def test_the_objective_is_the_sum_over_layers_of_like_with_like():
