@@ -38,6 +38,7 @@ def group_mean_heads(teacher_scores: Tensor, heads: int) -> Tensor:
         )
     return teacher_scores.float().unflatten(1, (heads, found // heads)).mean(dim=2)
 
+
 class HeadSelection(nn.Module):
     """The teacher's heads that each student layer is compared with. It moves with the module that holds it.
 
