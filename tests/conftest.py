@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import contextmanager
 from functools import partial
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as bitkd.cli does
@@ -12,6 +13,8 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from bitkd.config.load import load_config
@@ -31,6 +34,42 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """The longest tests first, so that two workers end together."""
     items.sort(key=lambda item: item.path.name != "test_processes.py")
+
+
+class _NoHostReads(TorchDispatchMode):
+    """Fails where code asks for a tensor's value, or makes a tensor out of Python numbers: on a GPU, the program would
+    wait there until all work before is done."""
+
+    READS = ("_local_scalar_dense", "equal", "lift_fresh", "masked_select", "nonzero", "repeat_interleave")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        by_mask = name == "index" and any(x is not None and x.dtype == torch.bool for x in args[1])
+        assert name not in self.READS, f"aten.{name} waits for the device"
+        assert not by_mask, "indexing by truth values waits for the device"
+        return function(*args, **(kwargs or {}))
+
+
+class _NoLists(TorchFunctionMode):
+    """The same for what reads the memory of a CPU's tensor without an operation."""
+
+    READS = (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        assert function not in self.READS, f"{function.__name__} waits for the device"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def no_host_reads():
+    """Makes a context in which nothing may wait for a device; it works on a CPU."""
+
+    @contextmanager
+    def forbid():
+        with _NoLists(), _NoHostReads():
+            yield
+
+    return forbid
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Which teacher layer each student layer learns from, and how to compare different numbers of heads."""
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from bitkd.errors import InputError
 
@@ -36,3 +37,30 @@ def group_mean_heads(teacher_scores: Tensor, heads: int) -> Tensor:
             f"{found}, or compare relations instead"
         )
     return teacher_scores.float().unflatten(1, (heads, found // heads)).mean(dim=2)
+
+
+class HeadSelection(nn.Module):
+    """The teacher's heads that each student layer is compared with. It moves with the module that holds it.
+
+    heads: heads[i][h] is the teacher head of head h of student layer i.
+    """
+
+    def __init__(self, heads: list[list[int]]) -> None:
+        super().__init__()
+        self.runs = [range(kept[0], kept[0] + len(kept)) if _is_run(kept) else None for kept in heads]
+        for i, kept in enumerate(heads):
+            if self.runs[i] is None:
+                # On the device once: a list would be copied there in each step.
+                self.register_buffer(f"layer_{i}", torch.tensor(kept), persistent=False)
+
+    def forward(self, scores: Tensor, layer: int) -> Tensor:
+        """The scores that student layer `layer` is compared with, (batch, its heads, query, key); a view if they are
+        consecutive.  scores: (batch, teacher heads, query, key)."""
+        run = self.runs[layer]
+        if run is None:
+            return scores.index_select(1, self.get_buffer(f"layer_{layer}"))
+        return scores if len(run) == scores.shape[1] else scores[:, run.start : run.stop]
+
+
+def _is_run(numbers: list[int]) -> bool:
+    return numbers == list(range(numbers[0], numbers[0] + len(numbers)))

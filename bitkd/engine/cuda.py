@@ -143,7 +143,7 @@ def _attend(layer: _Layer, qkv: Tensor, mask: Tensor | None) -> Tensor:
     if quantizer is None:
         out = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
     else:  # in the order of `bitkd.models.attention`
-        scores = torch.matmul(quantizer.query(query), quantizer.key(key).transpose(2, 3)) * scaling
+        scores = torch.matmul(quantizer.query(query) * scaling, quantizer.key(key).transpose(2, 3))
         scores = scores if mask is None else scores + mask
         probabilities = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
         out = torch.matmul(quantizer.probabilities(probabilities), quantizer.value(value))

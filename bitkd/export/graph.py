@@ -174,7 +174,7 @@ class Graph:
             query = self.quantized(quantizer.query, query)
             key = self.quantized(quantizer.key, key)
             value = self.quantized(quantizer.value, value)
-        scores = self.scaled(self.op("MatMul", query, self.op("Transpose", key, perm=[0, 1, 3, 2])), scaling)
+        scores = self.op("MatMul", self.scaled(query, scaling), self.op("Transpose", key, perm=[0, 1, 3, 2]))
         if bias is not None:
             scores = self.op("Add", scores, bias)
         probabilities = self.op("Softmax", self.op("Add", scores, mask), axis=-1)

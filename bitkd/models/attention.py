@@ -1,18 +1,18 @@
-"""An attention function for encoders that also returns the pre-softmax scores.
+"""An attention function for encoders that also returns the pre-softmax scores, where a call asks for them.
 
 `output_attentions=True` of a stock model returns probabilities *after* softmax, while the distillation losses compare
 the scores before it (TinyBERT, arXiv:1909.10351). Because the function is registered, the stock modelling files need no
 fork.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import eager_mask
+from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
 from bitkd.errors import InputError
 from bitkd.quant.inputs import AttentionQuantizer
@@ -26,6 +26,13 @@ load, or call `use_score_attention` afterwards."""
 KEPT_HEADS = "kept_heads"
 """Attribute of a narrowed attention module: which heads of the full model it has, for biases that all layers share."""
 
+SELECTED = "selected"
+"""As a model's `output_attentions`: scores of the layers that `use_score_attention(model, layers)` selected. `attentions`
+keeps its length; that of another layer is an empty tensor."""
+
+_IS_SELECTED = "scores_selected"
+"""Attribute of an attention module. It is no number of a layer, so that equal layers are compiled once."""
+
 
 def attention_with_scores(
     module: nn.Module,
@@ -37,16 +44,20 @@ def attention_with_scores(
     scaling: float | None = None,
     position_bias: Tensor | None = None,
     sliding_window: int | None = None,
+    output_attentions: bool | str | None = None,
     **_: object,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Scaled dot-product attention that returns `(output, scores)`.
 
     query, key, value: (batch, heads, length, head size).  output: (batch, length, heads, head size).
     scores: (batch, heads, query, key), scaled but neither masked nor normalized: the losses take the mask. They are zero
     where a window hides the key from the query.
 
+    attention_mask: added to the scores, (batch, 1, 1 or query, key).
     position_bias: (1 or batch, heads, query, key), added to the scores (MPNet).
     sliding_window: distance from which on `attention_mask` hides a key; None hides none (ModernBERT's local layers).
+    output_attentions: whether the scores are returned; None asks the configuration. Scores that nobody asks for are None,
+    and those of a layer that is not among the SELECTED are empty.
 
     If `module` has an AttentionQuantizer (see `bitkd.quant.swap`), queries, keys, values and probabilities are
     quantized as well.
@@ -54,19 +65,90 @@ def attention_with_scores(
     quantizer: AttentionQuantizer | None = getattr(module, ATTENTION_QUANTIZER, None)
     if quantizer is not None:
         query, key, value = quantizer.query(query), quantizer.key(key), quantizer.value(value)
-    scores = torch.matmul(query, key.transpose(2, 3)) * (scaling or query.size(-1) ** -0.5)
-    if position_bias is not None:
-        scores = scores + position_bias
-    masked = scores if attention_mask is None else scores + attention_mask
-    probabilities = nn.functional.softmax(masked, dim=-1, dtype=torch.float32)
-    probabilities = nn.functional.dropout(probabilities, p=dropout, training=module.training).to(value.dtype)
-    if quantizer is not None:
-        probabilities = quantizer.probabilities(probabilities)
-    if sliding_window is not None and sliding_window < scores.size(-1):
+    asked = _asked(module, output_attentions)
+    wanted = asked is not False and (asked != SELECTED or getattr(module, _IS_SELECTED, True))
+    dropout = dropout if module.training else 0.0
+    scaling = scaling or query.size(-1) ** -0.5
+    attends = quantizer is None and _can_use_sdpa(query, dropout, wanted)
+    scores: Tensor | None = None
+    if wanted or not attends:
+        # Queries are fewer numbers than scores.
+        scores = torch.matmul(query * scaling, key.transpose(2, 3))
+        if position_bias is not None:
+            scores = scores + position_bias
+    if attends:
+        mask = _sum(position_bias, attention_mask)
+        if mask is not None and mask.dtype != query.dtype:
+            mask = mask.clamp_min(torch.finfo(query.dtype).min).to(query.dtype)
+        output = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    else:
+        masked = _sum(scores, attention_mask)
+        assert masked is not None
+        probabilities = nn.functional.softmax(masked, dim=-1, dtype=torch.float32)
+        probabilities = nn.functional.dropout(probabilities, p=dropout).to(value.dtype)
+        if quantizer is not None:
+            probabilities = quantizer.probabilities(probabilities)
+        output = torch.matmul(probabilities, value)
+    if not wanted:
+        scores = query.new_empty(0) if asked == SELECTED else None
+    elif scores is not None and sliding_window is not None and sliding_window < scores.size(-1):
         # Nothing in the model reads these scores, so a student has no reason to copy the teacher's.
         position = torch.arange(scores.size(-1), device=scores.device)
         scores = scores.masked_fill((position[:, None] - position).abs() >= sliding_window, 0.0)
-    return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), scores
+    return output.transpose(1, 2).contiguous(), scores
+
+
+def _asked(module: nn.Module, output_attentions: bool | str | None) -> bool | str:
+    """Which scores a call asks for: True, False or SELECTED."""
+    if output_attentions is None:
+        # Without a configuration, nobody knows.
+        output_attentions = getattr(getattr(module, "config", None), "output_attentions", True)
+    return output_attentions if output_attentions == SELECTED else bool(output_attentions)
+
+
+def _can_use_sdpa(query: Tensor, dropout: float, wanted: bool) -> bool:
+    """Whether PyTorch's fused attention computes the output.
+
+    With gradients it does so only where it pays: its backward computes the scores again, with dropout it is not fused on
+    a CPU, and on CUDA its sums come in any order, while two runs must give the same bytes.
+    """
+    return not (torch.is_grad_enabled() and (wanted or dropout > 0 or query.is_cuda))
+
+
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return other if one is None else one if other is None else one + other
+
+
+def additive_mask(
+    mask_function: Callable[..., Any] = bidirectional_mask_function,
+    attention_mask: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    allow_is_bidirectional_skip: bool = False,
+    **settings: Any,
+) -> Tensor | None:
+    """What `attention_with_scores` adds to the scores, (batch, 1, 1 or query, key): 0 where a query sees a key, else the
+    lowest number of the type. None if there is no padding mask and every query sees every key.
+
+    mask_function: transformers' function of positions.  attention_mask: (batch, key), True = token.
+    settings: sizes and what else transformers' mask functions take.
+    Unlike transformers' own masks it never asks whether there is any padding: on a GPU, the answer would wait until all
+    work is done.
+    """
+    everywhere = mask_function is bidirectional_mask_function
+    visible: Tensor | None
+    if everywhere and attention_mask is not None:
+        visible = attention_mask[:, None, None, :]
+    elif everywhere and allow_is_bidirectional_skip:
+        return None
+    else:
+        settings |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        visible = sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **settings)
+    assert visible is not None
+    kind = visible.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    added = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return added.masked_fill_(~visible.bool(), torch.finfo(dtype).min)
 
 
 def _mpnet_self_attention(
@@ -74,7 +156,7 @@ def _mpnet_self_attention(
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
     position_bias: Tensor | None = None,
-    output_attentions: bool = False,
+    output_attentions: bool | str = False,
     **_: object,
 ) -> tuple[Tensor, ...]:
     """MPNetSelfAttention.forward by `attention_with_scores`: the stock one calls no registered function."""
@@ -84,17 +166,24 @@ def _mpnet_self_attention(
     if position_bias is not None and heads is not None:
         position_bias = position_bias[:, heads]
     output, scores = attention_with_scores(
-        self, query, key, value, attention_mask, self.dropout.p, position_bias=position_bias
+        self,
+        query,
+        key,
+        value,
+        attention_mask,
+        self.dropout.p,
+        position_bias=position_bias,
+        output_attentions=output_attentions,
     )
     output = self.o(output.flatten(2))
-    return (output, scores) if output_attentions else (output,)
+    return (output,) if scores is None else (output, scores)
 
 
 def _deberta_self_attention(
     self: Any,
     hidden_states: Tensor,
     attention_mask: Tensor,
-    output_attentions: bool = False,
+    output_attentions: bool | str = False,
     query_states: Tensor | None = None,
     relative_pos: Tensor | None = None,
     rel_embeddings: Tensor | None = None,
@@ -113,8 +202,10 @@ def _deberta_self_attention(
     mask = torch.zeros_like(attention_mask, dtype=query.dtype)
     mask = mask.masked_fill(~attention_mask.bool(), torch.finfo(query.dtype).min)
     scaling = (parts * query.size(-1)) ** -0.5
-    output, scores = attention_with_scores(self, query, key, value, mask, self.dropout.p, scaling, bias)
-    return output.flatten(2), scores if output_attentions else None
+    output, scores = attention_with_scores(
+        self, query, key, value, mask, self.dropout.p, scaling, bias, output_attentions=output_attentions
+    )
+    return output.flatten(2), scores
 
 
 OWN_FORWARDS: dict[str, Callable[..., Any]] = {
@@ -124,11 +215,13 @@ OWN_FORWARDS: dict[str, Callable[..., Any]] = {
 """By class: the `forward` of attention modules that call no registered attention function."""
 
 
-def use_score_attention(model: PreTrainedModel) -> None:
+def use_score_attention(model: PreTrainedModel, layers: Collection[int] | None = None) -> None:
     """Make `model` compute its attention by `attention_with_scores`, so that `output_attentions=True` gives scores.
 
-    Needed for a model that was loaded by `from_pretrained` without `attn_implementation`; calling it again does nothing.
-    Raises InputError if the model's attention is its own and cannot be replaced.
+    layers: whose scores `output_attentions=SELECTED` gives; None leaves the selection as it is, at first all layers.
+
+    Needed for a model that was loaded by `from_pretrained` without `attn_implementation`; calling it again changes only
+    the selection. Raises InputError if the model's attention is its own and cannot be replaced.
     """
     check_score_attention(model)
     own = _own_attention(model)
@@ -136,6 +229,9 @@ def use_score_attention(model: PreTrainedModel) -> None:
         module.forward = MethodType(OWN_FORWARDS[type(module).__name__], module)
     if not own:
         model.set_attn_implementation(ATTENTION)
+    if layers is not None:
+        for i, module in enumerate(layers_of(model).parts("attention")):
+            setattr(module, _IS_SELECTED, i in layers)
 
 
 def check_score_attention(model: PreTrainedModel) -> None:
@@ -163,4 +259,4 @@ def _own_attention(model: PreTrainedModel) -> list[Any]:
 
 AttentionInterface.register(ATTENTION, attention_with_scores)
 # Without a mask function of the same name, transformers would pass None in place of the padding mask.
-AttentionMaskInterface.register(ATTENTION, eager_mask)
+AttentionMaskInterface.register(ATTENTION, additive_mask)

@@ -56,7 +56,8 @@ def sum_terms(halves: list[tuple[Tensor, Tensor]], exact: bool) -> list[tuple[Te
         ratio = half_diff / mean_scale.clamp_min(1e-30)
         ratio = (ratio[:, None] if ratio.shape == first.shape[:1] else ratio).to(diff_codes.dtype)
         return [(sum_codes + diff_codes * ratio, mean_scale)]
-    if not half_diff.any():  # freshly split
+    # A compiled graph cannot look at values; there the second product of a freshly split pair adds zeros.
+    if not torch.compiler.is_compiling() and not half_diff.any():  # freshly split
         return [(sum_codes, mean_scale)]
     return [(sum_codes, mean_scale), (diff_codes, half_diff)]
 

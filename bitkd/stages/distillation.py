@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from bitkd.distill.layer_map import HeadSelection
 from bitkd.errors import InputError
-from bitkd.models.attention import use_score_attention
+from bitkd.models.attention import SELECTED, can_use_score_attention, use_score_attention
 from bitkd.models.encoder import encoder_layers, read_spec
 from bitkd.models.inputs import model_inputs
 from bitkd.models.prepare import prepare
@@ -45,8 +46,8 @@ class DistillationModule(StudentModule):
             name: resolve(TERMS[name].function, f"loss term {name}") for name in self.weights
         }
         self._reads_layers = any(TERMS[name].reads_layers for name in self.weights)
-        if self._reads_layers:
-            for model in (student, teacher):
+        for model in (student, teacher):
+            if self._reads_layers or can_use_score_attention(model):
                 use_score_attention(model)
         # A plain list hides the teacher from nn.Module: no checkpoint, optimizer or DDP wrapper sees it.
         self._teacher = [teacher.eval().requires_grad_(False)]
@@ -56,6 +57,8 @@ class DistillationModule(StudentModule):
         self.project = self._projection(student, teacher)
         self.teacher_heads = read_spec(teacher).heads
         self.recorders = self._record_projections(student, teacher)
+        self.select_heads = HeadSelection(self.map.heads or [])
+        self._scores = self._select_scores()
         if not kind.trains_head(self.loss):
             self._freeze_head()
 
@@ -80,6 +83,16 @@ class DistillationModule(StudentModule):
         relations = self.map.heads is None and self.loss.unmatched_heads == "relation" and ATTENTION in self.weights
         return [ProjectionRecorder(student), ProjectionRecorder(teacher)] if relations else []
 
+    def _select_scores(self) -> tuple[bool, bool | str]:
+        """Which attention scores the terms read, as `output_attentions` of the student and of the teacher."""
+        read = {TERMS[name].reads_scores for name in self.weights if TERMS[name].reads_layers}
+        if "all" in read:
+            return True, True
+        if "mapped" not in read or self.recorders:
+            return False, False
+        use_score_attention(self.teacher, self.map.attention)
+        return True, SELECTED
+
     def _freeze_head(self) -> None:
         """Parameters that no term reads would make DDP fail, and weight decay would shrink them."""
         bare = self.student.base_model
@@ -101,13 +114,15 @@ class DistillationModule(StudentModule):
         batch: input_ids, attention_mask and what else the models read, each (batch, length); labels (batch,) for a
         regression that aims at them.
         """
-        layers = self._reads_layers
+        # The models and the terms read the mask as truth values.
+        batch = batch | {"attention_mask": batch["attention_mask"].bool()}
+        layers, (scores, teacher_scores) = self._reads_layers, self._scores
         with torch.no_grad():
             target = self.teacher(
-                **model_inputs(batch, self.teacher), output_hidden_states=layers, output_attentions=layers
+                **model_inputs(batch, self.teacher), output_hidden_states=layers, output_attentions=teacher_scores
             )
         output = self.student(
-            **model_inputs(batch, self.student), output_hidden_states=layers, output_attentions=layers
+            **model_inputs(batch, self.student), output_hidden_states=layers, output_attentions=scores
         )
         terms = {name: term(self, output, target, batch) for name, term in self._terms.items()}
         for name, value in terms.items():

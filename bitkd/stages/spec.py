@@ -26,6 +26,10 @@ class Term:
     reads_layers: bool = False
     """Whether it reads hidden states or attention scores: the models then return them."""
 
+    reads_scores: Literal["all", "mapped", "none"] = "all"
+    """Of a term that reads layers, which attention scores: `all`, `mapped`: those that the module's `map` compares, or
+    `none`. Others are not computed."""
+
     reads_last_layer: bool = True
     """Whether it reads what the last layer puts out. If no term of a stage does, that layer's parameters get no gradient,
     and DDP has to look for them."""
@@ -48,8 +52,10 @@ LOGITS, HIDDEN, ATTENTION = "logits", "hidden", "attention"
 
 TERMS: dict[str, Term] = {
     LOGITS: Term("bitkd.stages.terms:logits_term", reads_head=True),
-    HIDDEN: Term("bitkd.stages.terms:hidden_term", reads_layers=True),
-    ATTENTION: Term("bitkd.stages.terms:attention_term", reads_layers=True, reads_last_layer=False),
+    HIDDEN: Term("bitkd.stages.terms:hidden_term", reads_layers=True, reads_scores="none"),
+    ATTENTION: Term(
+        "bitkd.stages.terms:attention_term", reads_layers=True, reads_scores="mapped", reads_last_layer=False
+    ),
 }
 """The loss terms by name. Those that are not a field of LossSpec get their weight from `loss.extra`."""
 

@@ -45,7 +45,7 @@ def attention_term(module: "DistillationModule", student: Any, teacher: Any, bat
         if module.map.heads is None:
             source = group_mean_heads(scores, student.attentions[i].shape[1])
         else:
-            source = scores[:, module.map.heads[i]]
+            source = module.select_heads(scores, i)
         losses.append(attention_score_mse(student.attentions[i], source, mask, module.loss.include_padding))
     return torch.stack(losses).sum()
 

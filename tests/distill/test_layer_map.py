@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bitkd.distill.layer_map import group_mean_heads, hidden_map, uniform_map
+from bitkd.distill.layer_map import HeadSelection, group_mean_heads, hidden_map, uniform_map
 from bitkd.errors import InputError
 
 
@@ -31,3 +31,13 @@ def test_group_mean() -> None:
     assert group_mean_heads(scores, 6).equal(scores)
     with pytest.raises(InputError, match="6 teacher heads do not form 4 equal groups"):
         group_mean_heads(scores, 4)
+
+
+@pytest.mark.parametrize(("heads", "copies"), [([0, 1, 2, 3], False), ([1, 2], False), ([2, 0], True), ([3], False)])
+def test_selected_heads_are_copied_only_where_they_are_not_consecutive(heads: list[int], copies: bool) -> None:
+    scores = torch.arange(8.0).reshape(2, 4, 1, 1).expand(2, 4, 3, 3)
+    selection = HeadSelection([[0], heads])
+    found = selection(scores, 1)
+    assert torch.equal(found, scores[:, heads])
+    assert (found.untyped_storage().data_ptr() != scores.untyped_storage().data_ptr()) == copies
+    assert not selection.state_dict()

@@ -144,3 +144,45 @@ def test_an_example_of_padding_only_is_zero(loss: Callable[..., Tensor], shape: 
     assert value.item() == 0
     assert student.grad is not None
     assert student.grad.isfinite().all()
+
+
+def by_the_formula(student: Tensor, teacher: Tensor, mask: Tensor, include_padding: bool) -> Tensor:
+    """Squared errors of scores or of hidden states as the papers write them, on copies."""
+    scores = student.dim() == 4
+    keys = mask[:, None, None, :] if scores else mask[:, :, None]
+    real = keys & mask[:, None, :, None] if scores else keys
+    if include_padding:
+        real = keys if scores else torch.ones_like(keys)
+    error = torch.where(real, student.float() - teacher.float(), 0.0).square()
+    if include_padding:
+        return error.mean()
+    positions = (mask.sum(1).square() if scores else mask.sum(1)) * student.shape[1 if scores else 2]
+    return (error.flatten(1).sum(1) / positions).mean()
+
+
+@pytest.mark.parametrize("include_padding", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("loss", "shape"), CASES[:2])
+def test_squared_errors_are_those_of_the_formula(
+    loss: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype, include_padding: bool
+) -> None:
+    results = []
+    for function in (loss, by_the_formula):
+        student = normal(*shape, seed=1).to(dtype).requires_grad_()
+        teacher = normal(*shape, seed=2).to(dtype).requires_grad_()
+        value = 3 * function(student, teacher, MASK, include_padding)
+        results.append((value, *torch.autograd.grad(value, (student, teacher))))
+    for found, expected in zip(*results, strict=True):
+        assert found.dtype == expected.dtype
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by torch's own tracer
+@pytest.mark.parametrize(("loss", "shape"), CASES[:2])
+def test_squared_errors_are_compiled_as_one_graph(loss: Callable[..., Tensor], shape: tuple[int, ...]) -> None:
+    student, teacher = normal(*shape, seed=1).requires_grad_(), normal(*shape, seed=2)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    values = [function(student, teacher, MASK) for function in (loss, compiled)]
+    gradients = [torch.autograd.grad(value, student)[0] for value in values]
+    assert torch.equal(*values)
+    assert torch.equal(*gradients)

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from bitkd.errors import InputError
-from bitkd.models.attention import can_use_score_attention, use_score_attention
+from bitkd.models.attention import SELECTED, additive_mask, can_use_score_attention, use_score_attention
 from bitkd.models.prepare import prepare
 from bitkd.quant.spec import QuantSpec
 
@@ -53,6 +53,33 @@ def test_a_model_made_without_bitkd_gives_scores_once_asked(model):
             torch.testing.assert_close(masked.softmax(-1), expected)
             assert not torch.allclose(scores.sum(-1), torch.ones(()), atol=0.1)
     torch.testing.assert_close(model(IDS, attention_mask=MASK)[0], before)
+
+
+@pytest.mark.parametrize("asked", [True, SELECTED])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_scores_are_given_where_they_are_asked_for_and_change_nothing_else(asked, gradients):
+    model = BertModel(BertConfig(**SHAPE)).eval()
+    use_score_attention(model, layers=[1])
+    with torch.set_grad_enabled(gradients):
+        plain = model(IDS, attention_mask=MASK)
+        output = model(IDS, attention_mask=MASK, output_attentions=asked)
+    assert plain.attentions is None
+    torch.testing.assert_close(output[0], plain[0])
+    shapes = [tuple(scores.shape) for scores in output.attentions]
+    assert shapes == [(2, 2, 6, 6) if asked is True else (0,), (2, 2, 6, 6)]
+    model.set_attn_implementation("eager")
+    model.config.output_attentions = True
+    use_score_attention(model)
+    assert all(scores.numel() for scores in model(IDS, attention_mask=MASK).attentions)
+
+
+def test_a_mask_has_the_type_of_the_scores_and_one_row_for_all_queries():
+    for enabled, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            mask = additive_mask(attention_mask=MASK.bool())
+        assert mask.dtype == dtype
+        assert torch.equal(mask, torch.where(MASK.bool(), 0.0, torch.finfo(dtype).min).to(dtype)[:, None, None])
+    assert additive_mask(allow_is_bidirectional_skip=True) is None
 
 
 def test_an_encoder_with_attention_of_its_own_is_refused():

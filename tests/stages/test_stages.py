@@ -1,10 +1,11 @@
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bitkd.distill.losses import attention_score_mse, hidden_mse, soft_cross_entropy
 from bitkd.errors import InputError
-from bitkd.models.attention import ATTENTION
+from bitkd.models.attention import ATTENTION, attention_with_scores
 from bitkd.models.encoder import encoder_layers
 from bitkd.models.importance import Importance
 from bitkd.models.inputs import model_inputs
@@ -20,7 +21,7 @@ from bitkd.stages.intermediate import IntermediateDistillation
 from bitkd.stages.kinds import KINDS
 from bitkd.stages.prediction import PredictionDistillation
 from bitkd.stages.single_stage import SingleStageDistillation
-from bitkd.stages.spec import LossSpec, OptimSpec
+from bitkd.stages.spec import TERMS, LossSpec, OptimSpec, Term
 
 STAGES = [GeneralDistillation, IntermediateDistillation, PredictionDistillation, SingleStageDistillation]
 
@@ -71,7 +72,8 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn():
     probabilities = teacher(**model_inputs(batch(), teacher)).logits.softmax(-1)
     entropy = -(probabilities * probabilities.log()).sum(-1).mean()
     torch.testing.assert_close(terms["logits"], entropy)
-    assert terms["hidden"] == terms["attention"] == 0
+    # Not zero: the student keeps its scores for its gradient, the teacher attends without them.
+    assert max(terms["hidden"], terms["attention"]) < 1e-10
 
 
 def test_the_objective_is_the_sum_over_layers_of_like_with_like():
@@ -106,6 +108,105 @@ def test_every_parameter_that_is_trained_gets_a_gradient(kind):
     for name, parameter in module.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
     assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+ALL_QUANTIZED = QuantSpec(weight_bits=2, activation_bits=8, attention_activations=True)
+KEPT = [[0, 1], [1, 2], [0, 3], [3, 1]]
+
+
+def with_heads(teacher, kept=KEPT):
+    """A student of half width with these heads of each layer: consecutive ones, and others."""
+    heads = torch.zeros(4, 4)
+    for layer, found in enumerate(kept):
+        heads[layer, found] = 1
+    return build_student(teacher, ShapeSpec(width=0.5, dropout=0.1), Importance(heads, torch.rand(4, 64)))
+
+
+@pytest.mark.parametrize("kind", STAGES)
+@pytest.mark.parametrize("quant", [QuantSpec(), ALL_QUANTIZED])
+def test_a_step_waits_for_no_device(kind, quant, no_host_reads):
+    teacher = classifier()
+    module = kind(prepare(with_heads(teacher), quant), teacher)
+    module.student.train()
+    rows = batch()
+    with no_host_reads():
+        torch.stack(list(module.loss_terms(rows).values())).sum().backward()
+
+
+def test_what_waits_for_a_device_is_found(no_host_reads):
+    x = torch.ones(3)
+    for read in (lambda: bool(x.all()), lambda: x[[0, 2]], lambda: x[x > 0], lambda: torch.tensor(0.0), x.tolist):
+        with pytest.raises(AssertionError, match="waits for the device"), no_host_reads():
+            read()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", STAGES)
+@pytest.mark.parametrize("quant", [QuantSpec(), QuantSpec(weight_bits=1, activation_bits=8), ALL_QUANTIZED])
+def test_a_step_waits_for_no_gpu(kind, quant):
+    teacher = classifier()
+    module = kind(prepare(with_heads(teacher), quant), teacher).cuda()
+    module.student.train()
+    teacher.cuda()
+    rows = {name: tensor.cuda() for name, tensor in batch().items()}
+    try:
+        for mode in ("default", "error"):  # the first step makes what later steps find
+            with torch.autocast("cuda", torch.bfloat16):
+                torch.cuda.set_sync_debug_mode(mode)
+                torch.stack(list(module.loss_terms(rows).values())).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def scores_of_each_call(module, monkeypatch):
+    """What a step's attention gives as scores, layer by layer, teacher first: a shape, or None."""
+    shapes = []
+
+    def attend(*args, **kwargs):
+        output, scores = attention_with_scores(*args, **kwargs)
+        shapes.append(None if scores is None else tuple(scores.shape))
+        return output, scores
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, ATTENTION, attend)
+    module.loss_terms(batch())
+    return shapes
+
+
+def test_scores_are_computed_where_a_term_reads_them(monkeypatch):
+    teacher = classifier()
+    student = build_student(teacher, ShapeSpec(layers=[1, 3]))
+    all_heads = (4, 4, 7, 7)
+    for kind, loss, expected in (
+        (PredictionDistillation, LossSpec(), [None] * 6),
+        (IntermediateDistillation, LossSpec(attention=0.0), [None] * 6),
+        (SingleStageDistillation, LossSpec(), [(0,), all_heads, (0,), all_heads, all_heads, all_heads]),
+    ):
+        with monkeypatch.context() as patch:
+            assert scores_of_each_call(kind(student, teacher, loss), patch) == expected
+    # A term of somebody else may read any of them.
+    monkeypatch.setitem(TERMS, "all_scores", Term(f"{__name__}:all_scores", reads_layers=True))
+    module = PredictionDistillation(student, teacher, LossSpec(extra={"all_scores": 1.0}))
+    assert scores_of_each_call(module, monkeypatch) == [all_heads] * 6
+
+
+def all_scores(module, student, teacher, batch):
+    return torch.stack([scores.mean() for scores in (*student.attentions, *teacher.attentions)]).sum()
+
+
+@pytest.mark.parametrize("unread", ["student", "teacher"])
+def test_scores_that_nobody_reads_change_no_gradient(unread):
+    gradients = []
+    for skipped in (False, True):
+        teacher = classifier()
+        student = build_student(teacher, ShapeSpec(layers=[1, 3], dropout=0.0))
+        kind = PredictionDistillation if unread == "student" else SingleStageDistillation
+        module = kind(prepare(student, QuantSpec(weight_bits=1)), teacher)
+        if not skipped:
+            module._scores = True, True
+        torch.manual_seed(0)
+        torch.stack(list(module.loss_terms(batch()).values())).sum().backward()
+        gradients.append({name: x.grad for name, x in student.named_parameters() if x.grad is not None})
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-6)
 
 
 def test_a_narrower_hidden_size_learns_a_projection():
