@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch import nn
 from typing_extensions import override
 
 from bitkd.errors import InputError
@@ -68,35 +69,70 @@ def should_compile(setting: str, device: torch.device | str, total_steps: int) -
     return setting == "true"
 
 
+def compile_layers(module: StudentModule) -> "CompiledLayers":
+    """The encoder layers of a module's student and teacher, compiled; nothing runs yet.
+
+    None are compiled where projections are recorded (`loss.unmatched_heads=relation`): the hooks of each layer differ.
+    """
+    models = [module.student]
+    if isinstance(module, DistillationModule):
+        models = [] if module.recorders else [*models, module.teacher]
+    return CompiledLayers([layer for model in models for layer in encoder_layers(model)])
+
+
+class CompiledLayers:
+    """Layers with a compiled `forward` beside their own. Names of parameters do not change.
+
+    `forward` and not the whole call: transformers collects hidden states by hooks of a layer, which cannot be compiled.
+    """
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        self._compiled = [(layer, torch.compile(layer.forward, dynamic=True, backend=BACKEND)) for layer in layers]
+
+    def use(self, compiled: bool) -> None:
+        """Run the layers compiled, or as they were."""
+        for layer, forward in self._compiled:
+            if compiled:
+                layer.forward = forward
+            else:
+                layer.__dict__.pop("forward", None)
+
+
 class Compilation(pl.Callback):
-    """Compiles the layers of student and teacher for the training steps of a fit. Validation stays as it is: it has few
-    batches, and layers in evaluation mode would be other graphs.
+    """Compiles the layers of student and teacher for the training steps of a fit. Validation runs without: it has few
+    batches, and layers in evaluation mode would be more graphs to compile.
 
     It compiles at the first batch. A callback that runs the module under a dispatch mode (TrainingFlops) comes before it.
     """
 
     def __init__(self) -> None:
-        self._layers: list[Any] = []
+        self._layers: CompiledLayers | None = None
+
+    def use(self, compiled: bool) -> None:
+        """Run the layers compiled, or as they were."""
+        if self._layers is not None:
+            self._layers.use(compiled)
 
     @override
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if not self._layers:
+        if self._layers is None:
+            assert isinstance(pl_module, StudentModule)
             self._layers = compile_layers(pl_module)
+            self.use(True)
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for layer in self._layers:
-            _swap(layer)
+        self.use(False)
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.on_validation_start(trainer, pl_module)
+        self.use(True)
 
 
 @contextlib.contextmanager
-def compilation(module: StudentModule, cache: Path) -> Iterator[Compilation]:
+def compilation(cache: Path) -> Iterator[Compilation]:
     """The callback of a fit whose steps are compiled. Afterwards the module is as if it had never been compiled.
 
     cache: folder of compiled graphs, unless the variable TORCHINDUCTOR_CACHE_DIR names another one.
@@ -124,9 +160,7 @@ def compilation(module: StudentModule, cache: Path) -> Iterator[Compilation]:
         ):
             yield callback
     finally:
-        for layer in callback._layers:
-            uncompile(layer)
-        if callback._layers:
-            torch._dynamo.reset()
+        callback.use(False)
+        torch._dynamo.reset()  # the next stage's layers have graphs of their own
         if own:
             os.environ.pop(_CACHE_VARIABLE, None)

@@ -12,6 +12,7 @@ from bitkd.errors import InputError
 from bitkd.models.attention import SELECTED, can_use_score_attention, use_score_attention
 from bitkd.models.encoder import encoder_layers, read_spec
 from bitkd.models.inputs import model_inputs
+from bitkd.models.layer_reader import LayerReader
 from bitkd.models.prepare import prepare
 from bitkd.models.projections import ProjectionRecorder
 from bitkd.models.student import add_head
@@ -59,6 +60,7 @@ class DistillationModule(StudentModule):
         self.recorders = self._record_projections(student, teacher)
         self.select_heads = HeadSelection(self.map.heads or [])
         self._scores = self._select_scores()
+        self._readers = LayerReader(student), LayerReader(teacher)
         if not kind.trains_head(self.loss):
             self._freeze_head()
 
@@ -117,13 +119,10 @@ class DistillationModule(StudentModule):
         # The models and the terms read the mask as truth values.
         batch = batch | {"attention_mask": batch["attention_mask"].bool()}
         layers, (scores, teacher_scores) = self._reads_layers, self._scores
+        of_student, of_teacher = self._readers
         with torch.no_grad():
-            target = self.teacher(
-                **model_inputs(batch, self.teacher), output_hidden_states=layers, output_attentions=teacher_scores
-            )
-        output = self.student(
-            **model_inputs(batch, self.student), output_hidden_states=layers, output_attentions=scores
-        )
+            target = of_teacher.run(layers, teacher_scores, **model_inputs(batch, self.teacher))
+        output = of_student.run(layers, scores, **model_inputs(batch, self.student))
         terms = {name: term(self, output, target, batch) for name, term in self._terms.items()}
         for name, value in terms.items():
             if value.dim():
