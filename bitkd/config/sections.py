@@ -86,6 +86,11 @@ class TrainerSpec:
     accumulate_grad_batches: int = 1
     """Batches whose gradients are added up before a step; the effective batch stays `batch_size`."""
 
+    compile: Literal["auto", "true", "false"] = "auto"
+    """Compile the encoder layers of student and teacher by torch.compile for the training steps. `auto`: on a CUDA device, in
+    stages with enough steps to win back the time it takes. `true`: in every stage that trains, on a CPU too, where it does
+    not pay; it needs a C++ compiler there, and Triton on CUDA."""
+
     log_every_n_steps: int = 10
     """Steps between two rows of the training log."""
 
