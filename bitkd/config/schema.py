@@ -216,9 +216,7 @@ def cache_root(config: Config) -> Path:
     Raises InputError if a link leads it elsewhere.
     """
     folder = store_root(config).parent / "cache"
-    if link := next(
-        (place for place in (folder, *(folder / name for name in ("facts", "demo", "compiled"))) if place.is_symlink()),
-        None,
-    ):
+    places = (folder, *(folder / name for name in ("facts", "demo", "compiled")))
+    if link := next((place for place in places if place.is_symlink()), None):
         raise InputError(f"{link} is a link, so that bitkd would write elsewhere; delete it, or set another run.store=")
     return folder

@@ -152,7 +152,7 @@ def compilation(cache: Path) -> Iterator[Compilation]:
             # A float that is no symbol, such as a dropout rate, saves a second tracing.
             torch._dynamo.config.patch(optimize_ddp=False, specialize_float=True),
             # A batch of 32 rows and 32 tokens must not make a graph for equal sizes only.
-            symbols.patch(use_duck_shape=False),
+            symbols.patch(use_duck_shape=False),  # type: ignore[attr-defined]
             # Without these two, every process would compile again: quantized products are autograd functions that leave
             # autocast.
             torch._functorch.config.patch(autograd_cache_allow_custom_autograd_functions=True),
