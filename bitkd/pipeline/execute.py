@@ -60,7 +60,8 @@ def execute(context: StageContext) -> None:
         callbacks_of_fit: list[pl.Callback] = [*callbacks, flops, seconds]
         with ExitStack() as stack:
             if _compiles(context):  # after `flops`, which runs the module under a dispatch mode
-                callbacks_of_fit.append(stack.enter_context(compilation(cache_root(context.config) / CACHE)))
+                cache = None if group.device == "cpu" else cache_root(context.config) / CACHE
+                callbacks_of_fit.append(stack.enter_context(compilation(cache)))
             trainer = _trainer(context, [*callbacks_of_fit, *_resumption(context, best)], loggers)
             stack.enter_context(progress.shown())
             trainer.fit(module, datamodule=data, ckpt_path=_last_checkpoint(context), weights_only=True)

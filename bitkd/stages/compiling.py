@@ -6,6 +6,7 @@ their number. Batches of any length use the same graph, because sizes are symbol
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,20 +133,23 @@ class Compilation(pl.Callback):
 
 
 @contextlib.contextmanager
-def compilation(cache: Path) -> Iterator[Compilation]:
+def compilation(cache: Path | None) -> Iterator[Compilation]:
     """The callback of a fit whose steps are compiled. Afterwards the module is as if it had never been compiled.
 
-    cache: folder of compiled graphs, unless the variable TORCHINDUCTOR_CACHE_DIR names another one.
+    cache: folder of compiled graphs, unless the variable TORCHINDUCTOR_CACHE_DIR names another one; None keeps none. On a
+    CPU keep none: a process that is killed while it compiles leaves half a library, which the next one would load.
     """
     import torch._dynamo
     import torch._functorch.config
     import torch._inductor.config
     import torch.fx.experimental._config as symbols
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    callback = Compilation()
-    own = _CACHE_VARIABLE not in os.environ
-    if own:
-        os.environ[_CACHE_VARIABLE] = str(cache)
+    callback, before = Compilation(), os.environ.get(_CACHE_VARIABLE)
+    stack = contextlib.ExitStack()
+    # PyTorch writes its own choice into the variable, so that it looks like the user's.
+    if before in (None, default_cache_dir()):
+        os.environ[_CACHE_VARIABLE] = str(cache or stack.enter_context(tempfile.TemporaryDirectory()))
     try:
         with (
             # DDP's own splitting of graphs is for a whole model: a layer's gradients are sent when its backward ends.
@@ -162,5 +166,7 @@ def compilation(cache: Path) -> Iterator[Compilation]:
     finally:
         callback.use(False)
         torch._dynamo.reset()  # the next stage's layers have graphs of their own
-        if own:
-            os.environ.pop(_CACHE_VARIABLE, None)
+        os.environ.pop(_CACHE_VARIABLE, None)
+        if before is not None:
+            os.environ[_CACHE_VARIABLE] = before
+        stack.close()

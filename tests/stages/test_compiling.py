@@ -57,7 +57,7 @@ def steps(module, folder):
 @pytest.mark.parametrize(
     ("device", "backend"),
     [
-        ("cpu", "aot_eager"),
+        ("cpu", "eager"),
         pytest.param(
             "cuda",
             "inductor",
