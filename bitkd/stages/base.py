@@ -19,6 +19,7 @@ from bitkd.models.prepare import prepare
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
 from bitkd.quant.inputs import InputQuantizer
+from bitkd.quant.reuse import hold_codes, release_codes
 from bitkd.quant.spec import QuantSpec
 from bitkd.stages.spec import SCORE, OptimSpec
 
@@ -136,6 +137,20 @@ class StudentModule(pl.LightningModule):
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
         """Row numbers (batch,) and logits (batch, outputs)."""
         return batch["index"].cpu(), self.student(**model_inputs(batch, self.student)).logits.float().cpu()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.trainer.accumulate_grad_batches > 1:  # weights stay the same until the optimizer's step
+            hold_codes(self.student)
+
+    def optimizer_step(self, *args: Any, **settings: Any) -> None:
+        super().optimizer_step(*args, **settings)
+        release_codes(self.student)
+
+    def on_validation_start(self) -> None:
+        hold_codes(self.student)
+
+    def on_validation_end(self) -> None:
+        release_codes(self.student)
 
     def on_validation_epoch_end(self) -> None:
         # A fit may validate the first dev sets only.
