@@ -33,7 +33,9 @@ def _fetch_ahead(batches: Iterator[Any], ahead: int, pin: bool) -> Iterator[Any]
     iteration which nobody begins does not move anything.
     """
     # A task of the pool never waits for its consumer, so the interpreter's end waits for `ahead` batches at most.
-    pool = ThreadPoolExecutor(1, "bitkd-batches", *((torch.cuda.set_device, (torch.cuda.current_device(),)) if pin else ()))
+    pool = ThreadPoolExecutor(
+        1, "bitkd-batches", *((torch.cuda.set_device, (torch.cuda.current_device(),)) if pin else ())
+    )
     try:
         waiting: deque[Future[Any]] = deque(pool.submit(next, batches, _END) for _ in range(ahead))
         while (batch := waiting.popleft().result()) is not _END:

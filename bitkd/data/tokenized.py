@@ -104,7 +104,9 @@ class Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
         return len(self.rows)
 
     def __getitem__(self, numbers: Sequence[int]) -> dict[str, Tensor]:
-        rows = np.asarray(numbers) if self._order is None else self._order[numbers]
+        rows = np.asarray(numbers)
+        if self._order is not None:
+            rows = self._order[rows]
         columns = self._columns
         batch = self.padding.pad({name: columns[name].lists(rows) for name in self.padding.names if name in columns})
         if "label" in columns:
