@@ -38,6 +38,11 @@ class DataSpec:
     max_length: int = 128
     """Tokens of a row; longer ones are truncated, counted and reported."""
 
+    pad_to_max_length: bool = False
+    """Pad every training batch of the task's rows to `max_length`, as the published scripts do; it is slower, and there to
+    compare with. False: to the longest row of a batch, and rows of like length come together. The sequences of a corpus
+    are packed and nearly of full length, so this does not change their batches."""
+
     eval_batch_size: int = 64
     """Rows of one validation batch in each process."""
 

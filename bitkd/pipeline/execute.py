@@ -126,6 +126,7 @@ def _data_module(context: StageContext) -> pl.LightningDataModule:
         seed=stage.seed,
         eval_batch_size=data.eval_batch_size,
         num_workers=data.num_workers,
+        padded_length=data.max_length if data.pad_to_max_length and not stage.kind.on_corpus else None,
     )
     if stage.kind.on_corpus:
         return sources.corpus_module(loader)

@@ -67,7 +67,7 @@ def _example(sources: Sources) -> dict[str, Any]:
 def _mean_powers(stage: PlannedStage, sources: Sources) -> tuple[float, float, float]:
     """Means of 1, length and length squared over the padded rows of a stage's first pass."""
     config = sources.config
-    if stage.kind.on_corpus and config.data.streaming:
+    if config.data.streaming if stage.kind.on_corpus else config.data.pad_to_max_length:
         return 1.0, float(config.data.max_length), float(config.data.max_length**2)
     rows = sources.corpus_rows if stage.kind.on_corpus else sources.task_rows
     facts = sources.corpus if stage.kind.on_corpus else sources.task
