@@ -91,6 +91,7 @@ def execute(context: StageContext) -> None:
         selected_step=steps,
         trained_for=task_record(context.config) if kind.keeps_head else None,
         workload=workload_of(stage, context.plan.by_name, context.sources) if stage.trains else None,
+        seconds_before=kept.seconds if kept else 0.0,
         memory_mib=memory and round(memory, 1),
     )
     score = _dev_score(context.config.task, module.dev_names, values) if kind.keeps_head else None

@@ -33,9 +33,6 @@ from bitkd.store.artifacts import read_artifact
 BATCH_ROWS = 64
 """Rows of a batch. Fixed, because the rounding of logits follows the batch, and the logits decide the result."""
 
-STOP_BATCHES = 10
-"""Batches of each process between two votes on whether to stop."""
-
 
 @dataclass(frozen=True)
 class KeptLogits:
@@ -95,9 +92,7 @@ def _identity(context: StageContext) -> str:
     )
 
 
-def _compute(
-    context: StageContext, teacher: Any, trainer: pl.Trainer, data: Any, shape: tuple[int, int]
-) -> KeptLogits:
+def _compute(context: StageContext, teacher: Any, trainer: pl.Trainer, data: Any, shape: tuple[int, int]) -> KeptLogits:
     began, device = time.monotonic(), trainer.strategy.root_device
     teacher.to(device)
     found, sums = [], [0, 0, 0]
@@ -123,14 +118,13 @@ def _compute(
 def _batches(context: StageContext, data: Any) -> Iterator[dict[str, Tensor]]:
     """This rank's batches, of rows of similar length. The batches are the same for any number of processes.
 
-    All ranks vote from time to time on whether to stop; raises StoppedError on all of them.
+    All ranks vote before each on whether to stop; raises StoppedError on all of them.
     """
     group, rows = context.group, data.train
     batches = EvalBatchSampler(lengths_of(rows), BATCH_ROWS).batches
     loader = iter(data.loader_of(_rows_of_rank(rows, batches, group.rank, group.world_size)))
     for number in range(0, len(batches), group.world_size):
-        if number // group.world_size % STOP_BATCHES == 0:
-            context.stopping.check(group.any(context.stopping.requested))
+        context.stopping.check(group.any(context.stopping.requested))
         if number + group.rank < len(batches):
             yield next(loader)
 
@@ -144,9 +138,11 @@ def _rows_of_rank(rows: Dataset, batches: list[list[int]], rank: int, world_size
 
 def _read(file: Path, shape: tuple[int, int]) -> KeptLogits | None:
     """What a file holds; None if there is none, or it is damaged or of another shape."""
+    if not file.is_file():
+        return None
     try:
         with safe_open(file, framework="pt") as content:
-            facts, logits = content.metadata() or {}, content.get_tensor("logits")
+            facts, logits = content.metadata() or {}, content.get_tensor("logits").clone()
         kept = KeptLogits(logits, [int(total) for total in json.loads(facts["rows"])], float(facts["seconds"]))
         whole = tuple(logits.shape) == shape and logits.dtype == torch.float32 and len(kept.rows) == 3
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
