@@ -101,7 +101,7 @@ def test_rows_are_held_out_or_augmented_and_still_have_their_own_logits(argument
 
     def compare(self, batch):
         found = ask(self, batch)
-        if self.training:
+        if len(batch["index"]) > 1:  # one row: the FLOPs of a made-up one are counted
             assert not self.runs_teacher
             expected = self.teacher(**kept_logits.model_inputs(batch, self.teacher)).logits
             seen.append(float((found.logits - expected).abs().max()))
@@ -112,7 +112,7 @@ def test_rows_are_held_out_or_augmented_and_still_have_their_own_logits(argument
     augmented = ["task.augmentation.enabled=true", "task.augmentation.variants=1", "data.selection=holdout"]
     run(load_config(arguments("rows", *augmented, "trainer.keep_teacher_logits=always")), console)
     run(load_config(arguments("held_out", "data.selection=holdout")), console)
-    assert len(seen) > 2 * 24
+    assert len(seen) == 2 * 24
     assert max(seen) < 1e-5
 
 
