@@ -96,6 +96,11 @@ class TrainerSpec:
     the teacher (Stage-II KD). They are kept in `cache` for other stages and runs. `auto`: in stages that see more rows than
     there are. `never`, as published: run the teacher in every step."""
 
+    compile: Literal["auto", "true", "false"] = "auto"
+    """Compile the encoder layers of student and teacher by torch.compile for the training steps. `auto`: on a CUDA device, in
+    stages with enough steps to win back the time it takes. `true`: in every stage that trains, on a CPU too, where it does
+    not pay; it needs a C++ compiler there, and Triton on CUDA."""
+
     log_every_n_steps: int = 10
     """Steps between two rows of the training log."""
 

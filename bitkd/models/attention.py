@@ -30,6 +30,12 @@ SELECTED = "selected"
 """As a model's `output_attentions`: scores of the layers that `use_score_attention(model, layers)` selected. `attentions`
 keeps its length; that of another layer is an empty tensor."""
 
+KEEPS = "keeps_scores"
+"""Attribute of an attention module while LayerReader runs it: its `output_attentions`."""
+
+KEPT = "kept_scores"
+"""Attribute of an attention module that KEEPS: its scores."""
+
 _IS_SELECTED = "scores_selected"
 """Attribute of an attention module. It is no number of a layer, so that equal layers are compiled once."""
 
@@ -65,7 +71,8 @@ def attention_with_scores(
     quantizer: AttentionQuantizer | None = getattr(module, ATTENTION_QUANTIZER, None)
     if quantizer is not None:
         query, key, value = quantizer.query(query), quantizer.key(key), quantizer.value(value)
-    asked = _asked(module, output_attentions)
+    keeps: bool | str = getattr(module, KEEPS, False)
+    asked = keeps or _asked(module, output_attentions)
     wanted = asked is not False and (asked != SELECTED or getattr(module, _IS_SELECTED, True))
     dropout = dropout if module.training else 0.0
     scaling = scaling or query.size(-1) ** -0.5
@@ -97,7 +104,11 @@ def attention_with_scores(
         # Nothing in the model reads these scores, so a student has no reason to copy the teacher's.
         position = torch.arange(scores.size(-1), device=scores.device)
         scores = scores.masked_fill((position[:, None] - position).abs() >= sliding_window, 0.0)
-    return output.transpose(1, 2).contiguous(), scores
+    output = output.transpose(1, 2).contiguous()
+    if keeps:
+        setattr(module, KEPT, scores)
+        return output, None
+    return output, scores
 
 
 def _asked(module: nn.Module, output_attentions: bool | str | None) -> bool | str:

@@ -1,6 +1,7 @@
 """Runs one stage with Lightning: fits or validates, resumes a stopped fit, chooses a checkpoint, writes the artifact."""
 
 import math
+from contextlib import ExitStack
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -16,6 +17,7 @@ from bitkd.callbacks.random_states import RandomStates
 from bitkd.callbacks.seconds import TrainingSeconds
 from bitkd.callbacks.stop import StopRequest, ValidateLastStep
 from bitkd.callbacks.throughput import Throughput
+from bitkd.config.schema import cache_root
 from bitkd.data.batches import LoaderSpec
 from bitkd.data.metrics import primary_score
 from bitkd.data.tasks import HOLDOUT, TaskSpec
@@ -31,6 +33,7 @@ from bitkd.processes.group import make_trainer
 from bitkd.processes.memory import peak_mib, reset_peak
 from bitkd.processes.signals import Stopping
 from bitkd.stages.base import StudentModule
+from bitkd.stages.compiling import CACHE, compilation, compiler_problem, should_compile
 from bitkd.stages.distillation import DistillationModule
 from bitkd.stages.flops import row_flops
 from bitkd.stages.spec import SCORE, TERMS
@@ -60,8 +63,12 @@ def execute(context: StageContext) -> None:
     callbacks: list[pl.Callback] = [KeepSignals(context.stopping), progress]
     steps = None
     if stage.trains:
-        trainer = _trainer(context, [*callbacks, flops, seconds, *_resumption(context, best)], loggers)
-        with progress.shown():
+        callbacks_of_fit: list[pl.Callback] = [*callbacks, flops, seconds]
+        with ExitStack() as stack:
+            if _compiles(context):  # after `flops`, which runs the module under a dispatch mode
+                callbacks_of_fit.append(stack.enter_context(compilation(cache_root(context.config) / CACHE)))
+            trainer = _trainer(context, [*callbacks_of_fit, *_resumption(context, best)], loggers)
+            stack.enter_context(progress.shown())
             trainer.fit(module, datamodule=data, ckpt_path=_last_checkpoint(context), weights_only=True)
         steps = best.step if selected == "best" else trainer.global_step
         if selected == "best" and best.score is not None:
@@ -134,6 +141,17 @@ class KeepSignals(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.stopping.install()
+
+
+def _compiles(context: StageContext) -> bool:
+    """Whether the fit's steps are compiled, the same on all ranks."""
+    setting, group = context.config.trainer.compile, context.group
+    if not should_compile(setting, group.device, context.stage.total_steps):
+        return False
+    problem = compiler_problem(group.device)
+    if problem:
+        context.say(f"note: the steps are not compiled, because {problem}")
+    return not group.any(problem is not None)
 
 
 def _data_module(context: StageContext) -> pl.LightningDataModule:

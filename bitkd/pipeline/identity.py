@@ -59,6 +59,8 @@ def identity_of(stage: PlannedStage, sources: Sources) -> dict[str, Any]:
             "seed": stage.seed,
             "world_size": config.trainer.devices * config.trainer.num_nodes,
             "accumulate": config.trainer.accumulate_grad_batches,
+            # The setting and not what `auto` decides: devices are in no fingerprint either.
+            "compile": config.trainer.compile,
         }
     if kind.distils:
         identity["loss"] = _loss_identity(stage)

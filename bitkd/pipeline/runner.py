@@ -25,6 +25,7 @@ from bitkd.processes.group import Group
 from bitkd.processes.machine import note_emulation
 from bitkd.processes.signals import Stopping
 from bitkd.report.numbers import time_text
+from bitkd.stages.compiling import check_compiler
 from bitkd.stages.spec import TERMS, resolve
 from bitkd.store.lock import Lock
 from bitkd.store.records import BudgetRecord, RunManifest
@@ -67,6 +68,7 @@ def run(config: Config, console: Console, observer: Observer | None = None, prog
     _check_code(plan)
     plan.store.prepare()
     group, stopping = Group(plan.config.trainer), Stopping()
+    check_compiler(plan.config.trainer.compile, group.device)
     observer = observer or Observer()
     observer.run_started(stopping)
     if group.is_global_zero:

@@ -13,6 +13,7 @@ from bitkd.errors import InputError
 from bitkd.models.attention import SELECTED, can_use_score_attention, use_score_attention
 from bitkd.models.encoder import encoder_layers, read_spec
 from bitkd.models.inputs import model_inputs
+from bitkd.models.layer_reader import LayerReader
 from bitkd.models.prepare import prepare
 from bitkd.models.projections import ProjectionRecorder
 from bitkd.models.student import add_head
@@ -60,6 +61,7 @@ class DistillationModule(StudentModule):
         self.recorders = self._record_projections(student, teacher)
         self.select_heads = HeadSelection(self.map.heads or [])
         self._scores = self._select_scores()
+        self._readers = LayerReader(student), LayerReader(teacher)
         if not kind.trains_head(self.loss):
             self._freeze_head()
         regression = getattr(student.config, "num_labels", None) == 1
@@ -145,9 +147,7 @@ class DistillationModule(StudentModule):
         batch = batch | {"attention_mask": batch["attention_mask"].bool()}
         layers, (scores, _) = self._reads_layers, self._scores
         target = self._ask_teacher(batch)
-        output = self.student(
-            **model_inputs(batch, self.student), output_hidden_states=layers, output_attentions=scores
-        )
+        output = self._readers[0].run(layers, scores, **model_inputs(batch, self.student))
         terms = {name: term(self, output, target, batch) for name, term in self._terms.items()}
         for name, value in terms.items():
             if value.dim():
@@ -159,9 +159,7 @@ class DistillationModule(StudentModule):
         if self.runs_teacher:
             layers, (_, scores) = self._reads_layers, self._scores
             with torch.no_grad():
-                return self.teacher(
-                    **model_inputs(batch, self.teacher), output_hidden_states=layers, output_attentions=scores
-                )
+                return self._readers[1].run(layers, scores, **model_inputs(batch, self.teacher))
         if self._kept_logits is None:
             return None
         return SequenceClassifierOutput(logits=self._kept_logits[batch["index"]])
