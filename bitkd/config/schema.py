@@ -211,7 +211,7 @@ def store_root(config: Config) -> Path:
 
 
 def cache_root(config: Config) -> Path:
-    """Folder of facts about files, tokenized rows, teachers' logits, compiled graphs and the demo, which runs with one store share.
+    """Folder of facts about files, tokenized rows, teachers' logits, compiled graphs and the demo. Runs with one store share it.
 
     Raises InputError if a link leads it elsewhere.
     """
