@@ -18,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bitkd.callbacks.random_states import gather
 from bitkd.config.schema import PRETRAINED, cache_root
 from bitkd.data.batches import LoaderSpec
 from bitkd.data.sampler import EvalBatchSampler
@@ -52,7 +51,7 @@ class KeptLogits:
 def teacher_logits(context: StageContext, module: DistillationModule, trainer: pl.Trainer) -> KeptLogits:
     """The logits of a stage's teacher on its training rows: read from `cache`, else computed by all ranks and kept there.
 
-    trainer: gives device and precision.  Raises StoppedError if the run is asked to stop meanwhile; nothing is kept then.
+    trainer: gives the precision.  Raises StoppedError if the run is asked to stop meanwhile; nothing is kept then.
     """
     config, group = context.config, context.group
     loader = LoaderSpec(eval_batch_size=BATCH_ROWS, num_workers=config.data.num_workers)
@@ -93,7 +92,7 @@ def _identity(context: StageContext) -> str:
 
 
 def _compute(context: StageContext, teacher: Any, trainer: pl.Trainer, data: Any, shape: tuple[int, int]) -> KeptLogits:
-    began, device = time.monotonic(), trainer.strategy.root_device
+    began, device = time.monotonic(), torch.device(context.group.device)
     teacher.to(device)
     found, sums = [], [0, 0, 0]
     with torch.inference_mode():
@@ -109,7 +108,11 @@ def _compute(context: StageContext, teacher: Any, trainer: pl.Trainer, data: Any
         torch.cat([logits for _, logits in found]).cpu(),
     )
     kept, totals = torch.full(shape, torch.nan), [0, 0, 0]
-    for (index, logits), part in gather(trainer, (own, sums)):
+    parts: list[Any] = [(own, sums)]
+    if context.group.world_size > 1:  # the trainer has not joined the group yet
+        parts = [None] * context.group.world_size
+        torch.distributed.all_gather_object(parts, (own, sums))
+    for (index, logits), part in parts:
         kept[index] = logits
         totals = [total + more for total, more in zip(totals, part)]
     return KeptLogits(kept, totals, round(time.monotonic() - began, 2))
