@@ -12,9 +12,10 @@ from bitkd.models.prepare import prepare
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
 from bitkd.quant.spec import QuantSpec
-from bitkd.stages.base import NonFiniteLossError, StudentModule
+from bitkd.stages.base import StudentModule
 from bitkd.stages.distillation import DistillationModule
 from bitkd.stages.finetune import FineTune
+from bitkd.stages.finite import NonFiniteLossError
 from bitkd.stages.general import GeneralDistillation
 from bitkd.stages.intermediate import IntermediateDistillation
 from bitkd.stages.kinds import KINDS
