@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from bitkd.callbacks.random_states import gather
-from bitkd.callbacks.step_end import StepEnd, any_rank
+from bitkd.callbacks.step_end import StepEnd, Vote
 from bitkd.errors import InputError
 
 KEPT = 2
 """How many resume checkpoints are kept: the newest, and one more in case the newest is damaged."""
+
+UNREAD_BATCHES = 500
+"""Batches whose position in a stream stays on the device; to read one waits for the device."""
 
 
 class BestCheckpoint(Checkpoint):
@@ -132,6 +135,8 @@ class ResumeCheckpoint(StepEnd):
         self._saved_at = time.monotonic()
         self._saved_step = -1
         self._positions: dict[int, list[int]] = {}
+        self._unread: list[Tensor] = []
+        self._vote = Vote()
 
     def save(self, trainer: pl.Trainer) -> None:
         """Save now, unless this step is saved already."""
@@ -155,6 +160,7 @@ class ResumeCheckpoint(StepEnd):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        self._read_positions()
         checkpoint["stream_positions"] = gather(trainer, self._positions)
 
     @override
@@ -175,14 +181,21 @@ class ResumeCheckpoint(StepEnd):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if isinstance(batch, dict) and "position" in batch:  # only in batches of a stream: how far a reader has come
-            reader, *place = batch["position"].tolist()
-            self._positions[reader] = place
+            self._unread.append(batch["position"])
+            if len(self._unread) >= UNREAD_BATCHES:
+                self._read_positions()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def _read_positions(self) -> None:
+        if self._unread:
+            for reader, *place in torch.stack(self._unread).tolist():
+                self._positions[reader] = place
+            self._unread.clear()
 
     @override
     def after_step(self, trainer: pl.Trainer, validated: bool) -> None:
         late = time.monotonic() - self._saved_at >= 60 * self.every_minutes
-        due = any_rank(trainer, late, validated)
+        due = self._vote.ask(trainer, late, validated)
         if due or (self.every_steps and trainer.global_step % self.every_steps == 0):
             self.save(trainer)
 

@@ -133,6 +133,11 @@ class StudentModule(pl.LightningModule):
         step, every = self.trainer.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return bool(every) and (step % every == 0 or step == self.trainer.max_steps)
 
+    @property
+    def latest_loss(self) -> float | None:
+        """The newest training loss that is known on the host: on a device, one of the last steps'."""
+        return self.finite.latest
+
     def check_losses(self) -> None:
         """Raise NonFiniteLossError if any loss so far was NaN or infinite. Call it before trained weights are kept."""
         self.finite.finish()
@@ -145,13 +150,6 @@ class StudentModule(pl.LightningModule):
 
     def on_train_end(self) -> None:
         self.check_losses()
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Moves all but the position in a stream, which only callbacks on the host read."""
-        if not isinstance(batch, dict) or "position" not in batch:
-            return super().transfer_batch_to_device(batch, device, dataloader_idx)
-        moved = {name: value for name, value in batch.items() if name != "position"}
-        return super().transfer_batch_to_device(moved, device, dataloader_idx) | {"position": batch["position"]}
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
         """Returns the logits, (batch, outputs); None without metrics."""
