@@ -13,18 +13,21 @@ from tests.stages.test_stages import classifier
 NAN = torch.nan
 
 
-def add(check, losses):
+def add(check, losses, finish=False):
     for batch, loss in enumerate(losses):
         check.add(torch.tensor(loss), ["hidden", "logits"], batch, batch // 2, torch.arange(batch, batch + 10))
+    if finish:
+        check.finish()
 
 
 @pytest.mark.parametrize("delay", [None, 0, 1, 3, 100])
 def test_the_first_bad_batch_is_named_however_late_it_is_found(delay):
     check = FiniteCheck(delay)
     good, bad = [1.0, 2.0], [1.0, NAN]
-    with pytest.raises(NonFiniteLossError, match=r"term logits .* batch 2 \(step 1, rows \[2, 3, 4, 5, 6, 7, 8, 9\]…\)"):
-        add(check, [good, good, bad, [NAN, NAN], bad, good])
-        check.finish()
+    with pytest.raises(
+        NonFiniteLossError, match=r"term logits .* batch 2 \(step 1, rows \[2, 3, 4, 5, 6, 7, 8, 9\]…\)"
+    ):
+        add(check, [good, good, bad, [NAN, NAN], bad, good], finish=True)
     check.finish()  # told once
 
 
@@ -34,7 +37,7 @@ def test_a_delayed_loss_is_looked_at_after_that_many_batches():
     assert check.latest is None
     add(check, [[3.0, 4.0]])
     assert check.latest == 3.0
-    with pytest.raises(NonFiniteLossError, match="term hidden .* batch 1"):
+    with pytest.raises(NonFiniteLossError, match=r"term hidden .* batch 1"):
         add(check, [[0.0, 0.0]])
 
 
@@ -66,7 +69,9 @@ class Rows(pl.LightningDataModule):
         self.start = batch
 
     def train_dataloader(self):
-        rows = [{"input_ids": torch.full((2, 4), step + 5), "index": torch.tensor([step])} for step in range(self.steps)]
+        rows = [
+            {"input_ids": torch.full((2, 4), step + 5), "index": torch.tensor([step])} for step in range(self.steps)
+        ]
         return DataLoader(rows[self.start :], batch_size=None)
 
     def val_dataloader(self):

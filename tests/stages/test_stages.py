@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
@@ -204,3 +206,10 @@ def test_a_stage_without_a_term_is_refused():
     with pytest.raises(InputError, match="only validates"):
         StudentModule(classifier()).loss_terms(batch())
     assert issubclass(GeneralDistillation, DistillationModule)
+
+
+@pytest.mark.parametrize(("scaler", "fused"), [(None, True), (object(), False)])
+def test_the_optimizer_is_fused_unless_gradients_are_scaled(scaler, fused):
+    module = FineTune(classifier(layers=1), total_steps=10)
+    module._trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler))
+    assert module.configure_optimizers()["optimizer"].defaults["fused"] is fused
