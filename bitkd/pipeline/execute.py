@@ -24,7 +24,7 @@ from bitkd.data.tasks import HOLDOUT, TaskSpec
 from bitkd.models.artifact import save_student
 from bitkd.models.importance import Importance, estimate_importance
 from bitkd.models.size import measure
-from bitkd.pipeline.build import build_module, finish_student, load_weights, selection
+from bitkd.pipeline.build import build_module, finish_student, selection
 from bitkd.pipeline.context import StageContext
 from bitkd.pipeline.estimate import workload_of
 from bitkd.pipeline.stage_record import stage_record, task_record
@@ -72,7 +72,7 @@ def execute(context: StageContext) -> None:
             trainer.fit(module, datamodule=data, ckpt_path=_last_checkpoint(context), weights_only=True)
         steps = best.step if selected == "best" else trainer.global_step
         if selected == "best" and best.score is not None:
-            load_weights(module, best.file)
+            best.load_into(module)
     # The metrics of the artifact are measured on the weights that it holds, not taken from the log of the training.
     predictions = Predictions(module.dev_names)
     checker = make_trainer(

@@ -135,6 +135,7 @@ class DistillationModule(StudentModule):
             self._kept_logits = self._kept_logits.to(self.device)
 
     def on_validation_start(self) -> None:
+        super().on_validation_start()
         self.teacher.to(self.device)
 
     def loss_terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

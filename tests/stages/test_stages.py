@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
@@ -13,9 +15,10 @@ from bitkd.models.prepare import prepare
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
 from bitkd.quant.spec import QuantSpec
-from bitkd.stages.base import NonFiniteLossError, StudentModule
+from bitkd.stages.base import StudentModule
 from bitkd.stages.distillation import DistillationModule
 from bitkd.stages.finetune import FineTune
+from bitkd.stages.finite import NonFiniteLossError
 from bitkd.stages.general import GeneralDistillation
 from bitkd.stages.intermediate import IntermediateDistillation
 from bitkd.stages.kinds import KINDS
@@ -304,3 +307,10 @@ def test_a_stage_without_a_term_is_refused():
     with pytest.raises(InputError, match="only validates"):
         StudentModule(classifier()).loss_terms(batch())
     assert issubclass(GeneralDistillation, DistillationModule)
+
+
+@pytest.mark.parametrize(("scaler", "fused"), [(None, True), (object(), False)])
+def test_the_optimizer_is_fused_unless_gradients_are_scaled(scaler, fused):
+    module = FineTune(classifier(layers=1), total_steps=10)
+    module._trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler))
+    assert module.configure_optimizers()["optimizer"].defaults["fused"] is fused
