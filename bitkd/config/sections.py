@@ -86,6 +86,11 @@ class TrainerSpec:
     accumulate_grad_batches: int = 1
     """Batches whose gradients are added up before a step; the effective batch stays `batch_size`."""
 
+    keep_teacher_logits: Literal["auto", "always", "never"] = "auto"
+    """Compute the teacher's logits of all training rows once, before the first step, in the stages that read nothing else of
+    the teacher (Stage-II KD). They are kept in `cache` for other stages and runs. `auto`: in stages that see more rows than
+    there are. `never`, as published: run the teacher in every step."""
+
     log_every_n_steps: int = 10
     """Steps between two rows of the training log."""
 

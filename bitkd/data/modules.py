@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from datasets import Dataset
+from datasets.fingerprint import Hasher
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -169,7 +171,14 @@ class TaskDataModule(RowsDataModule):
     @cached_property
     def train(self) -> Dataset:
         """The rows to train on. Raises InputError if the folder of augmented ones holds none."""
-        return load_shards(Path(self.augmented)) if self.augmented else self.rows.train
+        return _numbered(load_shards(Path(self.augmented))) if self.augmented else self.rows.train
+
+
+def _numbered(rows: Dataset) -> Dataset:
+    """Augmented rows with their own numbers as `index`, in place of those of the rows that they come from."""
+    numbers = np.arange(len(rows))
+    fingerprint = Hasher.hash([rows._fingerprint, "numbered"])
+    return rows.remove_columns("index").add_column("index", numbers, new_fingerprint=fingerprint)
 
 
 class CorpusDataModule(RowsDataModule):

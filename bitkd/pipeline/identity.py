@@ -59,6 +59,8 @@ def identity_of(stage: PlannedStage, sources: Sources) -> dict[str, Any]:
         }
     if kind.distils:
         identity["loss"] = _loss_identity(stage)
+        if kind.can_keep_logits(spec.loss, config.task.labels is None):
+            identity["keep_teacher_logits"] = config.trainer.keep_teacher_logits
     return identity
 
 

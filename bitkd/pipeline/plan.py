@@ -71,10 +71,10 @@ class Plan:
 
     def _counted(self, stage: PlannedStage) -> PlannedStage:
         folder = self.augmented_rows(stage)
-        if stage.steps_known or folder is None or not self.store.finished(folder.name):
+        if stage.rows is not None or folder is None or not self.store.finished(folder.name):
             return stage
         record = read_artifact(folder).stage.augmented
-        return stage if record is None else stage.with_steps(max(1, record.rows // stage.train.batch_size))
+        return stage if record is None else _with_augmented(stage, record.rows)
 
     def state(self, stage: PlannedStage) -> str:
         """`done`, `partial`, `stale` or `todo`, see `state_of`."""
@@ -215,12 +215,17 @@ def _with_steps(stage: PlannedStage, sources: Sources, budget: int | None) -> Pl
     if stage.augmented is not None:
         record = read_artifact(stage.augmented).stage.augmented
         assert record is not None  # checked by `Sources.given_rows`
-        return stage.with_steps(max(1, record.rows // train.batch_size))
+        return _with_augmented(stage, record.rows)
     rows = sources.corpus if stage.kind.on_corpus else sources.task
     if stage.kind.on_corpus and config.data.streaming:
         assert train.max_steps  # checked by `check_graph`
         return stage.with_steps(max(1, train.max_steps // 10))  # no epochs: validate after each tenth of the stage
-    return stage.with_steps(rows.steps_per_epoch(train.batch_size))
+    return stage.with_steps(rows.steps_per_epoch(train.batch_size), rows.rows["train"])
+
+
+def _with_augmented(stage: PlannedStage, rows: int) -> PlannedStage:
+    """A stage with its steps counted on this number of augmented rows."""
+    return stage.with_steps(max(1, rows // stage.train.batch_size), rows)
 
 
 def _check_rows(stage: PlannedStage, sources: Sources) -> None:

@@ -240,7 +240,7 @@ def test_chaos_in_short(tmp_path, tiny_bert, tiny_task):
     """`make chaos` with two kills and few steps: rank 1 is killed, then asked to stop; rank 0 follows each time."""
     script = Path(__file__).parents[2] / "experiments" / "chaos" / "chaos.py"
     settings = make_settings(
-        tiny_bert, tiny_task, tmp_path / "unused", "singlestage", "checkpoint.every_steps=1", "train.max_steps=40"
+        tiny_bert, tiny_task, tmp_path / "unused", "singlestage", "checkpoint.every_steps=1", "train.max_steps=14"
     )
     words = [word for word in settings if not word.startswith(("pipeline=", "run.dir="))]
     options = ["--out", str(tmp_path / "chaos"), "--kills", "2", "--seed", "154", "--pipelines", "singlestage"]
