@@ -41,6 +41,7 @@ import bitkd
 from bitkd.engine.build import cpu_features
 from bitkd.models.attention import ATTENTION
 from bitkd.models.importance import estimate_importance
+from bitkd.models.inputs import model_inputs
 from bitkd.models.prepare import prepare, split_ternary_
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
@@ -192,7 +193,11 @@ class StageLoop:
             split_ternary_(student)
         module_class: Any = kind_of(arm.kind).module_class
         self.module = module_class(student, setting.model(ATTENTION), total_steps=1000).to(setting.device)
-        self.module.student.train()
+        self.module.train()
+        if self.module.can_keep_logits:  # as `bitkd run` does
+            with torch.no_grad(), setting.autocast():
+                target = self.module.teacher(**model_inputs(self.batch, self.module.teacher))
+            self.module.keep_logits(target.logits.float())
         self.optimizer = self.module.configure_optimizers()["optimizer"]
         self.terms = torch.compile(self.module.loss_terms) if compiled else self.module.loss_terms
 
