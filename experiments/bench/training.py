@@ -51,6 +51,7 @@ from bitkd.processes.machine import describe_cpu
 from bitkd.processes.memory import peak_mib, reset_peak
 from bitkd.quant.spec import QuantSpec
 from bitkd.stages.kinds import kind_of
+from bitkd.stages.spec import OptimSpec
 
 SHAPES = {
     "BERT-base": {},
@@ -62,6 +63,7 @@ BATCHES = {"cpu": [("MiniLM-L6", 32, 128)], "cuda": [("BERT-base", 32, 128), ("M
 FP32, BF16 = "FP32", "bf16"
 LABELS = {0: "not_equivalent", 1: "equivalent"}
 LR, CLIP = 5e-5, 1.0
+OPTIM = OptimSpec(lr=LR, warmup_ratio=0.0, schedule="constant")
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ class StageLoop:
         if arm.split:
             split_ternary_(student)
         module_class: Any = kind_of(arm.kind).module_class
-        self.module = module_class(student, setting.model(ATTENTION), total_steps=1000).to(setting.device)
+        self.module = module_class(student, setting.model(ATTENTION), optim=OPTIM, total_steps=1000).to(setting.device)
         self.module.train()
         if self.module.can_keep_logits:  # as `bitkd run` does
             with torch.no_grad(), setting.autocast():
