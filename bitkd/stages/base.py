@@ -143,9 +143,6 @@ class StudentModule(pl.LightningModule):
         """Raise NonFiniteLossError if any loss so far was NaN or infinite. Call it before trained weights are kept."""
         self.finite.finish()
 
-    def on_validation_start(self) -> None:
-        self.check_losses()
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_losses()
 
@@ -183,6 +180,7 @@ class StudentModule(pl.LightningModule):
         release_codes(self.student)
 
     def on_validation_start(self) -> None:
+        self.check_losses()
         hold_codes(self.student)
 
     def on_validation_end(self) -> None:
@@ -227,7 +225,7 @@ class StudentModule(pl.LightningModule):
         optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": self.optim.weight_decay}, {"params": plain, "weight_decay": 0.0}],
             lr=self.optim.lr,
-            fused=self._allows_fused([*decayed, *plain]),
+            fused=self._allows_fused([*decayed, *plain]) or None,  # None: as few passes as the device has kernels for
         )
         names = {"linear": "linear", "constant": "constant_with_warmup"}
         steps = int(self.trainer.estimated_stepping_batches) if self.total_steps is None else self.total_steps
