@@ -93,6 +93,7 @@ class DistillationModule(StudentModule):
         self.teacher.to(self.device)
 
     def on_validation_start(self) -> None:
+        super().on_validation_start()
         self.teacher.to(self.device)
 
     def loss_terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
