@@ -50,6 +50,7 @@ from bitkd.processes.libraries import quieten
 from bitkd.processes.machine import describe_cpu
 from bitkd.processes.memory import peak_mib, reset_peak
 from bitkd.quant.spec import QuantSpec
+from bitkd.stages.compiling import compilation, compile_layers
 from bitkd.stages.kinds import kind_of
 from bitkd.stages.spec import OptimSpec
 
@@ -59,6 +60,9 @@ SHAPES = {
 }
 BATCHES = {"cpu": [("MiniLM-L6", 32, 128)], "cuda": [("BERT-base", 32, 128), ("MiniLM-L6", 32, 64)]}
 """Device -> model, rows and tokens of a batch; the targets are those of the first."""
+
+CACHE = Path("build/bench/compiled")
+"""Compiled graphs of earlier calls."""
 
 FP32, BF16 = "FP32", "bf16"
 LABELS = {0: "not_equivalent", 1: "equivalent"}
@@ -201,11 +205,12 @@ class StageLoop:
                 target = self.module.teacher(**model_inputs(self.batch, self.module.teacher))
             self.module.keep_logits(target.logits.float())
         self.optimizer = self.module.configure_optimizers()["optimizer"]
-        self.terms = torch.compile(self.module.loss_terms) if compiled else self.module.loss_terms
+        if compiled:
+            compile_layers(self.module).use(True)
 
     def loss(self) -> torch.Tensor:
         with self.setting.autocast():
-            terms = self.terms(self.batch)
+            terms = self.module.loss_terms(self.batch)
         return torch.stack([term.float() for term in terms.values()]).sum()
 
     def step(self) -> None:
@@ -255,7 +260,8 @@ def steps(chosen: list[Setting], options: argparse.Namespace, compiled: bool = F
         names = [name for name in ("plain", *ARMS) if not compiled or name != "fp32"]
         for name in names[0 if compiled else 1 :]:
             loops[f"{name} compiled" if compiled else name] = make_loop(setting, name, compiled).step
-        seconds = take_turns(setting, loops, options.repeats)
+        with compilation(CACHE) if compiled else contextlib.nullcontext():
+            seconds = take_turns(setting, loops, options.repeats)
         show(setting, seconds)
         for name, times in seconds.items():
             if name == "plain":
@@ -382,12 +388,12 @@ def fit(chosen: list[Setting], options: argparse.Namespace) -> Iterator[Result]:
         rows = [setting.length] * (count * setting.rows)
         with tempfile.TemporaryDirectory() as folder:
             write_model_and_rows(Path(folder), setting, rows)
-            step = make_loop(setting, "w1a8").step
-            turns = functools.partial(take_turns, setting, {"module": step}, options.repeats)
-            alone = turns()["module"]
+            compiled = setting.device == "cuda"
+            step = make_loop(setting, "w1a8", compiled).step
+            with compilation(CACHE) if compiled else contextlib.nullcontext():
+                alone = take_turns(setting, {"module": step}, 2 * options.repeats)["module"]
             clock = StepClock(setting.now, count // 5, count - 1)
-            run_fit(Path(folder), setting, count, clock)
-            alone += turns()["module"]
+            run_fit(Path(folder), setting, count, clock, compiled)
         inside, outside = clock.step_seconds, statistics.median(alone)
         if setting.device == "cuda":
             print(f"    {setting}: in the fit {inside * 1e3:.1f} ms, module alone {outside * 1e3:.1f} ms", flush=True)
@@ -406,7 +412,7 @@ def mrpc(chosen: list[Setting], options: argparse.Namespace) -> Iterator[Result]
             setting = replace(setting, length=128)
             write_model_and_rows(Path(folder), setting, lengths)
             for seed in (1, 2):  # what the first compiles, the second finds on the disk
-                seconds = run_fit(Path(folder), setting, count, StepClock(setting.now, 50, count - 1), seed)
+                seconds = run_fit(Path(folder), setting, count, StepClock(setting.now, 50, count - 1), seed=seed)
                 print(f"    {setting}, MRPC, run {seed}: {seconds / count * 1e3:.1f} ms a step", flush=True)
         title = f"{setting.shape} {setting.precision}, W1A8 stage on MRPC's lengths, warm"
         yield title, seconds / count * 1e3, "ms a step", ("<=", 15)
@@ -431,8 +437,13 @@ def write_model_and_rows(folder: Path, setting: Setting, lengths: list[int]) -> 
         (folder / "glue" / "MRPC" / f"{name}.tsv").write_text("\n".join(lines) + "\n")
 
 
-def run_fit(folder: Path, setting: Setting, count: int, clock: StepClock, seed: int = 1) -> float:
-    """Seconds that the record of a 1-bit stage of `count` steps tells; `clock` is one more callback of its Trainer."""
+def run_fit(
+    folder: Path, setting: Setting, count: int, clock: StepClock, compiled: bool = False, seed: int = 1
+) -> float:
+    """Seconds that the record of a 1-bit stage of `count` steps tells; `clock` is one more callback of its Trainer.
+
+    compiled: also where there are too few steps for `trainer.compile=auto`.
+    """
     checkpoint = folder / "model"
     settings = [
         "task=mrpc",
@@ -445,6 +456,7 @@ def run_fit(folder: Path, setting: Setting, count: int, clock: StepClock, seed: 
         "stages.single.max_steps=1",
         f"trainer.accelerator={'gpu' if setting.device == 'cuda' else 'cpu'}",
         f"trainer.precision={'bf16-mixed' if setting.precision == BF16 else '32-true'}",
+        f"trainer.compile={'true' if compiled else 'auto'}",
         f"run.dir={folder / 'runs'}",
         f"seed={seed}",
     ]
