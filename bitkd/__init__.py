@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from bitkd.quant.functional import ternarize as ternarize
     from bitkd.quant.spec import QuantSpec as QuantSpec
     from bitkd.quant.splitting import split_ternary as split_ternary
-    from bitkd.stages.base import NonFiniteLossError as NonFiniteLossError
     from bitkd.stages.finetune import FineTune as FineTune
+    from bitkd.stages.finite import NonFiniteLossError as NonFiniteLossError
     from bitkd.stages.general import GeneralDistillation as GeneralDistillation
     from bitkd.stages.intermediate import IntermediateDistillation as IntermediateDistillation
     from bitkd.stages.prediction import PredictionDistillation as PredictionDistillation
@@ -71,7 +71,7 @@ _PUBLIC = {
     "IntermediateDistillation": "bitkd.stages.intermediate",
     "LoaderSpec": "bitkd.data.batches",
     "LossSpec": "bitkd.stages.spec",
-    "NonFiniteLossError": "bitkd.stages.base",
+    "NonFiniteLossError": "bitkd.stages.finite",
     "OptimSpec": "bitkd.stages.spec",
     "PredictionDistillation": "bitkd.stages.prediction",
     "Predictor": "bitkd.commands.inference",

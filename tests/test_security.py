@@ -15,6 +15,7 @@ import torch
 import yaml
 from datasets import Dataset, Features, Image
 
+from bitkd.callbacks.checkpoints import BestCheckpoint
 from bitkd.cli import main
 from bitkd.compare.comparison import Comparison
 from bitkd.compare.load import load_run, read_runs
@@ -27,7 +28,6 @@ from bitkd.errors import InputError
 from bitkd.files import is_alive
 from bitkd.models.artifact import load_classifier, load_student
 from bitkd.names import escaped
-from bitkd.pipeline.build import load_weights
 from bitkd.pipeline.plan import make_plan
 from bitkd.pretrained.load import read_model_config
 from bitkd.report.mermaid import draw_graph
@@ -408,10 +408,12 @@ def test_pickled_weights_run_no_code(tiny_bert, tmp_path, save):
     model = edited(tiny_bert, tmp_path)
     (model / "model.safetensors").unlink()
     save({"bert.x": Bomb(tmp_path / "ran")}, model / "pytorch_model.bin")
+    best = BestCheckpoint(tmp_path, "dev/score")
+    save({"state_dict": Bomb(tmp_path / "ran")}, best.file)
     with pytest.raises(Exception, match=r"(?i)weights|pickle"):
         load_classifier(model)
     with pytest.raises(Exception, match=r"(?i)weights only"):
-        load_weights(torch.nn.Linear(1, 1), model / "pytorch_model.bin")
+        best.load_into(torch.nn.Linear(1, 1))
     assert not (tmp_path / "ran").exists()
 
 

@@ -2,24 +2,33 @@
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor, nn
 from typing_extensions import override
 
 from bitkd.callbacks.random_states import gather
-from bitkd.callbacks.step_end import StepEnd, any_rank
+from bitkd.callbacks.step_end import StepEnd, Vote
 from bitkd.errors import InputError
 
 KEPT = 2
 """How many resume checkpoints are kept: the newest, and one more in case the newest is damaged."""
 
+UNREAD_BATCHES = 500
+"""Batches whose position in a stream stays on the device; to read one waits for the device."""
+
 
 class BestCheckpoint(Checkpoint):
-    """Keeps the module's weights of the best validation so far in `folder/best-N.ckpt`, N being the step.
+    """Keeps the module's weights of the best validation so far in host memory, which takes one copy of the module.
+
+    They are written, to `folder/best-N.ckpt` with N the step, when a checkpoint to resume from is saved: a killed fit
+    goes on from there and repeats later validations. After the fit, `load_into` puts them into the module, on any rank.
 
     monitor: name of the logged metric that decides; larger is better.
     curve: (step, score) of every validation.
@@ -36,17 +45,37 @@ class BestCheckpoint(Checkpoint):
         self.step = 0
         self.curve: list[list[float]] = []
         self._referenced: list[int] = []
+        self._weights: dict[str, Tensor] = {}  # empty: they are only in the file
+        self._written = True
+        self._copied: Any = None  # CUDA event
 
     @property
     def file(self) -> Path:
-        """Where the best weights are."""
+        """Where the best weights are, once a checkpoint has been saved."""
         return self.folder / f"best-{self.step:09d}.ckpt"
+
+    def load_into(self, module: nn.Module) -> None:
+        """Put the best weights into the module."""
+        if self._weights:
+            self._wait()
+            module.load_state_dict(self._weights)
+        else:
+            module.load_state_dict(torch.load(self.file, map_location="cpu", weights_only=True)["state_dict"])
 
     @override
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._referenced = [*self._referenced, self.step][-KEPT - 1 :]
+        if not trainer.is_global_zero or self._written:
+            return
+        self._wait()
+        with _replaced(self.file) as temporary:
+            torch.save({"state_dict": self._weights}, temporary)
+        self._written = True
+        needed = {self.folder / f"best-{step:09d}.ckpt" for step in self._referenced}
+        for old in {*self.folder.glob("best-*.ckpt")} - needed:
+            old.unlink()
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -56,6 +85,7 @@ class BestCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.score, self.step, self.curve = state_dict["score"], state_dict["step"], state_dict["curve"]
         self._referenced = [*state_dict["named"], self.step]
+        self._weights, self._written = {}, True
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -65,11 +95,26 @@ class BestCheckpoint(Checkpoint):
         self.curve = [*self.curve, [trainer.global_step, score]]
         if self.score is None or score > self.score:
             self.score, self.step = score, trainer.global_step
-            save_checkpoint(trainer, self.file, weights_only=True)
-            if trainer.is_global_zero:
-                needed = {self.folder / f"best-{step:09d}.ckpt" for step in (*self._referenced, self.step)}
-                for old in {*self.folder.glob("best-*.ckpt")} - needed:
-                    old.unlink()
+            self._copy(trainer.strategy.lightning_module_state_dict())
+
+    def _copy(self, weights: dict[str, Tensor]) -> None:
+        if weights.keys() != self._weights.keys():
+            self._weights = {
+                name: torch.empty(weight.shape, dtype=weight.dtype, pin_memory=weight.is_cuda)
+                for name, weight in weights.items()
+            }
+        with torch.no_grad():
+            for name, weight in weights.items():
+                self._weights[name].copy_(weight, non_blocking=True)
+        self._written = False
+        if any(weight.is_cuda for weight in weights.values()):
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def _wait(self) -> None:
+        """Until the copy is complete."""
+        if self._copied is not None:
+            self._copied.synchronize()
 
 
 class ResumeCheckpoint(StepEnd):
@@ -90,6 +135,8 @@ class ResumeCheckpoint(StepEnd):
         self._saved_at = time.monotonic()
         self._saved_step = -1
         self._positions: dict[int, list[int]] = {}
+        self._unread: list[Tensor] = []
+        self._vote = Vote()
 
     def save(self, trainer: pl.Trainer) -> None:
         """Save now, unless this step is saved already."""
@@ -113,6 +160,7 @@ class ResumeCheckpoint(StepEnd):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        self._read_positions()
         checkpoint["stream_positions"] = gather(trainer, self._positions)
 
     @override
@@ -133,14 +181,21 @@ class ResumeCheckpoint(StepEnd):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if isinstance(batch, dict) and "position" in batch:  # only in batches of a stream: how far a reader has come
-            reader, *place = batch["position"].tolist()
-            self._positions[reader] = place
+            self._unread.append(batch["position"])
+            if len(self._unread) >= UNREAD_BATCHES:
+                self._read_positions()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def _read_positions(self) -> None:
+        if self._unread:
+            for reader, *place in torch.stack(self._unread).tolist():
+                self._positions[reader] = place
+            self._unread.clear()
 
     @override
     def after_step(self, trainer: pl.Trainer, validated: bool) -> None:
         late = time.monotonic() - self._saved_at >= 60 * self.every_minutes
-        due = any_rank(trainer, late, validated)
+        due = self._vote.ask(trainer, late, validated)
         if due or (self.every_steps and trainer.global_step % self.every_steps == 0):
             self.save(trainer)
 
@@ -149,12 +204,25 @@ def _data_of(trainer: pl.Trainer) -> Any:
     return trainer.datamodule  # type: ignore[attr-defined]
 
 
-def save_checkpoint(trainer: pl.Trainer, file: Path, weights_only: bool = False) -> None:
-    """Write a Lightning checkpoint under a temporary name, then rename it to `file`: `file` is never half written."""
+def save_checkpoint(trainer: pl.Trainer, file: Path) -> None:
+    """Write a Lightning checkpoint. A module with `check_losses()` is asked first whether its losses were finite."""
+    check = getattr(trainer.lightning_module, "check_losses", None)
+    if check is not None:  # before other ranks are waited for: if one fails here, none can save
+        check()
+    with _replaced(file, trainer.is_global_zero) as temporary:
+        trainer.save_checkpoint(temporary)
+
+
+@contextmanager
+def _replaced(file: Path, writes: bool = True) -> Iterator[Path]:
+    """A temporary name for the block to write to; renamed to `file` after it, so that `file` is never half written.
+
+    writes: whether this process writes; the block may only take part in what rank zero writes.
+    """
     temporary = file.with_suffix(".tmp")
     try:
-        trainer.save_checkpoint(temporary, weights_only=weights_only)
-        if trainer.is_global_zero:
+        yield temporary
+        if writes:
             with open(temporary, "rb") as stream:
                 os.fsync(stream.fileno())
             os.replace(temporary, file)

@@ -1,6 +1,6 @@
 """What a fit costs in floating-point operations, the teacher's forward passes included."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,11 +17,18 @@ class TrainingFlops(pl.Callback):
 
     count: takes the module and a batch, and returns the RowFlops of the student's forward and backward, and of the
         teacher's forwards (bitkd.stages.flops.row_flops).
+    teacher_rows: sums over rows of 1, padded length and its square, if the teacher has run once over these rows before
+        the fit, in place of its forward in every step.
     examples, student, teacher: after the fit, rows trained on, and the FLOPs of student and teacher.
     """
 
-    def __init__(self, count: Callable[[Any, dict[str, Tensor]], tuple[RowFlops, RowFlops]]) -> None:
+    def __init__(
+        self,
+        count: Callable[[Any, dict[str, Tensor]], tuple[RowFlops, RowFlops]],
+        teacher_rows: Sequence[int] | None = None,
+    ) -> None:
         self._count = count
+        self._teacher_rows = teacher_rows
         self.student = self.teacher = self.examples = 0
         self._curves: tuple[RowFlops, RowFlops] | None = None
         self._rows = [0, 0, 0]  # of this rank: sums over rows of 1, length, length squared
@@ -63,7 +70,8 @@ class TrainingFlops(pl.Callback):
         if self._curves is None:  # no batch was trained on
             return
         self.examples = sums[0]
-        self.student, self.teacher = (sum(c * s for c, s in zip(curve, sums)) for curve in self._curves)
+        rows = sums, sums if self._teacher_rows is None else self._teacher_rows
+        self.student, self.teacher = (sum(c * s for c, s in zip(*pair)) for pair in zip(self._curves, rows))
 
     def _over_all_ranks(self, trainer: pl.Trainer) -> list[int]:
         if trainer.world_size == 1:

@@ -19,9 +19,6 @@ from typing_extensions import override
 LINE_SECONDS = 60.0
 """Without a terminal, a line is printed this often."""
 
-READ_SECONDS = 0.5
-"""The loss is read at most this often, because that waits for the device."""
-
 GAP = 2
 """Columns between two parts of the line."""
 
@@ -31,6 +28,8 @@ NARROWEST, WIDEST = 8, 40
 
 class Progress(pl.Callback):
     """Shows the step, the training loss, the last dev score and the time that is left, on rank zero.
+
+    The loss is the module's `latest_loss`, a number or None; to read a logged one would wait for the device.
 
     console: its `print` gets the lines; for a live display it is rich's Console.
     name: of the stage, such as "stage 2 of 8: stage1".
@@ -51,7 +50,7 @@ class Progress(pl.Callback):
         self._training = False
         self._resumed_at = 0
         self._timed_from: tuple[int, float] | None = None
-        self._printed_at = self._read_at = time.monotonic()
+        self._printed_at = time.monotonic()
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -122,8 +121,7 @@ class Progress(pl.Callback):
             self._timed_from = (self.step, now)
         if not trainer.is_global_zero:
             return
-        if self.loss is None or now - self._read_at >= READ_SECONDS:
-            self._read_at, self.loss = now, _metric(trainer, "train/loss")
+        self.loss = getattr(pl_module, "latest_loss", None)
         if not self._live and now - self._printed_at >= LINE_SECONDS:
             self._printed_at = now
             self.console.print(", ".join(next(self._choices())))
@@ -152,13 +150,9 @@ class Progress(pl.Callback):
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._validated = None
-        score = _metric(trainer, "dev/score")
+        found = trainer.callback_metrics.get("dev/score")
+        score = None if found is None else float(found)
         self.score = -score if score is not None and self.score_name is None else score
-
-
-def _metric(trainer: pl.Trainer, name: str) -> float | None:
-    found = trainer.callback_metrics.get(name)
-    return None if found is None else float(found)
 
 
 def _text(value: float) -> str:

@@ -8,10 +8,13 @@ from typing_extensions import override
 
 
 class TrainingSeconds(pl.Callback):
-    """Counts the seconds of a fit, validation included; a checkpoint holds them, and a resumed fit adds to them."""
+    """Counts the seconds of a fit, validation included; a checkpoint holds them, and a resumed fit adds to them.
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
+    before: seconds of work that the fit needs once, before its first step.
+    """
+
+    def __init__(self, before: float = 0.0) -> None:
+        self.seconds = before
         self._counted_at = time.monotonic()
 
     @override

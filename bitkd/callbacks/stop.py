@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 from typing_extensions import override
 
-from bitkd.callbacks.step_end import StepEnd, any_rank
+from bitkd.callbacks.step_end import StepEnd, Vote
 from bitkd.errors import StoppedError
 
 
@@ -20,10 +20,11 @@ class StopRequest(StepEnd):
     def __init__(self, requested: Callable[[], bool], save: Callable[[pl.Trainer], None]) -> None:
         self.requested = requested
         self.save = save
+        self._vote = Vote()
 
     @override
     def after_step(self, trainer: pl.Trainer, validated: bool) -> None:
-        if any_rank(trainer, self.requested(), validated):
+        if self._vote.ask(trainer, self.requested(), validated):
             self.save(trainer)
             raise StoppedError("asked to stop; the step was finished and saved")
 

@@ -211,12 +211,12 @@ def store_root(config: Config) -> Path:
 
 
 def cache_root(config: Config) -> Path:
-    """Folder of facts about files, tokenized rows, compiled graphs and the demo, which runs with one store share.
+    """Folder of facts about files, tokenized rows, teachers' logits, compiled graphs and the demo. Runs with one store share it.
 
     Raises InputError if a link leads it elsewhere.
     """
     folder = store_root(config).parent / "cache"
-    places = (folder, *(folder / name for name in ("facts", "demo", "compiled")))
+    places = (folder, *(folder / name for name in ("facts", "demo", "logits", "compiled")))
     if link := next((place for place in places if place.is_symlink()), None):
         raise InputError(f"{link} is a link, so that bitkd would write elsewhere; delete it, or set another run.store=")
     return folder

@@ -38,6 +38,11 @@ class DataSpec:
     max_length: int = 128
     """Tokens of a row; longer ones are truncated, counted and reported."""
 
+    pad_to_max_length: bool = False
+    """Pad every training batch of the task's rows to `max_length`, as the published scripts do; it is slower, and there to
+    compare with. False: to the longest row of a batch, and rows of like length come together. The sequences of a corpus
+    are packed and nearly of full length, so this does not change their batches."""
+
     eval_batch_size: int = 64
     """Rows of one validation batch in each process."""
 
@@ -85,6 +90,11 @@ class TrainerSpec:
 
     accumulate_grad_batches: int = 1
     """Batches whose gradients are added up before a step; the effective batch stays `batch_size`."""
+
+    keep_teacher_logits: Literal["auto", "always", "never"] = "auto"
+    """Compute the teacher's logits of all training rows once, before the first step, in the stages that read nothing else of
+    the teacher (Stage-II KD). They are kept in `cache` for other stages and runs. `auto`: in stages that see more rows than
+    there are. `never`, as published: run the teacher in every step."""
 
     compile: Literal["auto", "true", "false"] = "auto"
     """Compile the encoder layers of student and teacher by torch.compile for the training steps. `auto`: on a CUDA device, in

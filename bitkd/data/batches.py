@@ -32,6 +32,13 @@ class LoaderSpec:
     num_workers: int = 0
     """Loader processes of each process; 0 loads in the process itself."""
 
+    ahead: int | None = None
+    """Batches that a thread prepares ahead, if there are no loader processes. None: 2 where the trainer's device is a GPU,
+    which computes meanwhile, else 0."""
+
+    padded_length: int | None = None
+    """Tokens that every training batch is padded to. None: those of its longest row, rounded up to a multiple of 8."""
+
 
 def effective_batch_size(rows: int, batch_size: int, parts: int) -> int:
     """Rows of an optimizer step: `batch_size`, or all rows if there are fewer, in `parts` equal parts.

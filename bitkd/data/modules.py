@@ -5,22 +5,25 @@ divided among the processes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from datasets import Dataset
+from datasets.fingerprint import Hasher
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from bitkd.data.augment.augmenter import load_shards
 from bitkd.data.batches import LoaderSpec
 from bitkd.data.corpus_rows import CorpusRows
+from bitkd.data.loader import Loader
 from bitkd.data.sampler import EvalBatchSampler, TrainBatchSampler
 from bitkd.data.task_rows import TaskRows
-from bitkd.data.tokenized import collate, lengths_of
+from bitkd.data.tokenized import Batches, Padding, lengths_of
 
 
 class DevRows(Protocol):
@@ -50,7 +53,7 @@ class TrainRows(DevRows, Protocol):
 
 
 class TokenizedDataModule(pl.LightningDataModule):
-    """The base of all data modules: validation, and where training begins. For the content of a batch see `collate`.
+    """The base of all data modules: validation, and where training begins. For the content of a batch see `Batches`.
 
     `Trainer.fit` validates on the rows' `fit_dev_names`, `Trainer.validate` on all dev sets.
     """
@@ -75,13 +78,13 @@ class TokenizedDataModule(pl.LightningDataModule):
         """
         self._start = batch
 
-    def val_dataloader(self) -> list[DataLoader[Any]]:
+    def val_dataloader(self) -> list[Loader]:
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"
         names = self.rows.fit_dev_names if fitting else self.rows.dev_names
         size, place = self.loader.eval_batch_size, self._place
         return [self._load(rows, EvalBatchSampler(lengths_of(rows), size, *place)) for rows in map(self._dev, names)]
 
-    def loader_of(self, rows: Dataset) -> DataLoader[Any]:
+    def loader_of(self, rows: Dataset) -> Loader:
         """All of `rows` in batches, each once, longest first: for `Trainer.predict`."""
         return self._load(rows, EvalBatchSampler(lengths_of(rows), self.loader.eval_batch_size))
 
@@ -98,17 +101,21 @@ class TokenizedDataModule(pl.LightningDataModule):
         start, self._start = self._start, 0
         return start
 
-    def _load(self, rows: Dataset, batches: Sampler[list[int]]) -> DataLoader[Any]:
-        return DataLoader(rows, batch_sampler=batches, **self._options)
+    def _load(self, rows: Dataset, batches: Sampler[list[int]], length: int | None = None) -> Loader:
+        """length: tokens that every batch is padded to; None: those of its longest row."""
+        padded = Batches(rows, Padding.of(self.rows.tokenizer, length))
+        return Loader(padded, sampler=batches, batch_size=None, **self._options)
 
     @property
     def _options(self) -> dict[str, Any]:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        ahead = self.loader.ahead
         return {
-            "collate_fn": partial(collate, self.rows.tokenizer),
             "num_workers": self.loader.num_workers,
             # Without a generator, making an iterator would change the global random state.
             "generator": torch.Generator().manual_seed(self.loader.seed),
-            "pin_memory": torch.cuda.is_available(),
+            "pin_memory": on_gpu,
+            "ahead": (2 if on_gpu else 0) if ahead is None else ahead,
         }
 
 
@@ -129,7 +136,7 @@ class RowsDataModule(TokenizedDataModule):
         """The rows to train on."""
         return self.rows.train
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> Loader:
         spec = self.loader
         sampler = TrainBatchSampler(
             lengths_of(self.train),
@@ -140,7 +147,7 @@ class RowsDataModule(TokenizedDataModule):
             accumulate=spec.accumulate,
             start=self._take_start(),
         )
-        return self._load(self.train, sampler)
+        return self._load(self.train, sampler, spec.padded_length)
 
     def importance_batches(self, rows: int) -> Iterator[dict[str, Tensor]]:
         """Batches of about `rows` training rows, chosen by the seed: for `estimate_importance`."""
@@ -169,7 +176,14 @@ class TaskDataModule(RowsDataModule):
     @cached_property
     def train(self) -> Dataset:
         """The rows to train on. Raises InputError if the folder of augmented ones holds none."""
-        return load_shards(Path(self.augmented)) if self.augmented else self.rows.train
+        return _numbered(load_shards(Path(self.augmented))) if self.augmented else self.rows.train
+
+
+def _numbered(rows: Dataset) -> Dataset:
+    """Augmented rows with their own numbers as `index`, in place of those of the rows that they come from."""
+    numbers = np.arange(len(rows))
+    fingerprint = Hasher.hash([rows._fingerprint, "numbered"])
+    return rows.remove_columns("index").add_column("index", numbers, new_fingerprint=fingerprint)
 
 
 class CorpusDataModule(RowsDataModule):

@@ -3,18 +3,20 @@
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from bitkd.data.batches import LoaderSpec, effective_batch_size
 from bitkd.data.corpus_rows import StreamRows, is_held_out
 from bitkd.data.documents import Documents
+from bitkd.data.loader import Loader
 from bitkd.data.modules import TokenizedDataModule
 from bitkd.data.packing import Packer
-from bitkd.data.tokenized import collate
+from bitkd.data.tokenized import Padding, collate
 from bitkd.errors import InputError
 
 STREAM_BLOCK = 64
@@ -54,7 +56,7 @@ class StreamDataModule(TokenizedDataModule):
         super().resume(batch, positions)
         self._positions = {reader: Position(*place) for reader, place in positions.items()}
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> Loader:
         spec, (rank, world) = self.loader, self._place
         if spec.total_batches is None and world > 1:
             raise InputError(
@@ -66,14 +68,15 @@ class StreamDataModule(TokenizedDataModule):
         )
         parts = world * spec.accumulate
         size = effective_batch_size(spec.batch_size, spec.batch_size, parts) // parts
-        return StreamLoader(stream, spec.total_batches, batch_size=size, **self._options)
+        join = partial(collate, Padding.of(self.rows.tokenizer))
+        return StreamLoader(stream, spec.total_batches, batch_size=size, collate_fn=join, **self._options)
 
     def importance_batches(self, rows: int) -> Iterator[dict[str, Tensor]]:
         """Batches of about `rows` sequences, chosen by the seed: for `estimate_importance`."""
-        size = self.loader.batch_size
+        size, padding = self.loader.batch_size, Padding.of(self.rows.tokenizer)
         sequences = iter(Stream(self.rows.documents, self.rows.packer, self.loader.seed))
         for _ in range(max(1, rows // size)):
-            yield collate(self.rows.tokenizer, list(itertools.islice(sequences, size)))
+            yield collate(padding, list(itertools.islice(sequences, size)))
 
 
 class Stream(IterableDataset[dict[str, Any]]):
@@ -138,7 +141,7 @@ class Stream(IterableDataset[dict[str, Any]]):
                 return
 
 
-class StreamLoader(DataLoader[Any]):
+class StreamLoader(Loader):
     """`total` batches of a stream; with None, one pass. Each further iteration begins a new pass."""
 
     def __init__(self, stream: Stream, total: int | None, **options: Any) -> None:

@@ -41,6 +41,7 @@ Selection = Literal["dev", "holdout"]
 
 CandidateSource = Literal["auto", "masked_lm", "vectors"]
 CandidatePrecision = Literal["32-true", "bf16-mixed"]
+AugmentPrecision = Literal["auto", "32-true", "bf16-mixed"]
 
 
 @dataclass
@@ -135,8 +136,9 @@ class AugmentSpec:
     stop_words: list[str] | None = None
     """Words that are never replaced; null takes English function words."""
 
-    precision: CandidatePrecision = "32-true"
-    """Precision of the masked language model: 32-true, or bf16-mixed."""
+    precision: AugmentPrecision = "auto"
+    """Precision of the masked language model: `auto` is bf16-mixed on a CPU or CUDA device that has bf16 instructions, else
+    32-true. Candidates of nearly equal rank may change places between the two, so the fingerprint holds which it is."""
 
     seed: int = 0
     """Seed of the choices. It is not the run's seed, so that augmentation is not repeated for every run seed."""

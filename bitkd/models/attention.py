@@ -86,7 +86,9 @@ def attention_with_scores(
     if attends:
         mask = _sum(position_bias, attention_mask)
         if mask is not None and mask.dtype != query.dtype:
-            mask = mask.clamp_min(torch.finfo(query.dtype).min).to(query.dtype)
+            # Not -inf in any of the types: a query without a key to see would give NaN.
+            types = mask.dtype, query.dtype, _type_under_autocast(query.device, query.dtype)
+            mask = mask.clamp_min(max(torch.finfo(dtype).min for dtype in types)).to(query.dtype)
         output = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
     else:
         masked = _sum(scores, attention_mask)
@@ -130,6 +132,10 @@ def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     return other if one is None else one if other is None else one + other
 
 
+def _type_under_autocast(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else dtype
+
+
 def additive_mask(
     mask_function: Callable[..., Any] = bidirectional_mask_function,
     attention_mask: Tensor | None = None,
@@ -155,9 +161,7 @@ def additive_mask(
         settings |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
         visible = sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **settings)
     assert visible is not None
-    kind = visible.device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
+    dtype = _type_under_autocast(visible.device, dtype)
     added = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return added.masked_fill_(~visible.bool(), torch.finfo(dtype).min)
 

@@ -12,6 +12,7 @@ from bitkd.data.hub import load_tokenizer
 from bitkd.errors import StoppedError
 from bitkd.pipeline.context import StageContext
 from bitkd.pipeline.stage_record import stage_record
+from bitkd.processes.machine import augmentation_precision
 from bitkd.store.records import AugmentedRecord, MetricsRecord
 
 POLL_SECONDS = 0.5
@@ -58,8 +59,9 @@ def augment(context: StageContext) -> None:
 def _make_augmenter(context: StageContext) -> Augmenter:
     spec, sources = context.config.task.augmentation, context.sources
     model = sources.augmentation_model
+    precision = augmentation_precision(context.config)
     candidates = make_candidates(
-        model, load_tokenizer(model), spec.source, spec.candidates, spec.vectors, spec.precision, context.group.device
+        model, load_tokenizer(model), spec.source, spec.candidates, spec.vectors, precision, context.group.device
     )
     rows = sources.task_rows.train_texts()
     return Augmenter(rows, sources.tokenizer, candidates, spec, context.config.data.max_length)

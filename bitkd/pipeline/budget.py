@@ -2,16 +2,46 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from bitkd.config.schema import BUDGET_UNITS, BudgetSpec, Config, settings_of
 from bitkd.errors import InputError, nearest
 from bitkd.stages.kinds import kind_of
 
 
-def budget_steps(config: Config, step_flops: Mapping[str, float]) -> dict[str, int]:
+@dataclass(frozen=True)
+class StageFlops:
+    """FLOPs of a stage whose steps are not known yet."""
+
+    step: float
+    """Of one optimizer step, the teacher's forward included."""
+
+    kept_step: float | None = None
+    """Of one optimizer step on kept logits of the teacher; None if the stage cannot keep them."""
+
+    kept_pass: float = 0.0
+    """Of the teacher's forward over all training rows, before the first step on kept logits."""
+
+    kept_from: int = 0
+    """Steps from which on the logits are kept."""
+
+    def steps_for(self, total: float) -> int:
+        """Optimizer steps that cost at most `total`."""
+        steps = int(total / self.step + 1e-9)
+        if self.kept_step is None or steps < self.kept_from:
+            return steps
+        return int((total - self.kept_pass) / self.kept_step + 1e-9)
+
+    @property
+    def least(self) -> float:
+        """What one step costs."""
+        return self.step if self.kept_step is None or self.kept_from > 1 else self.kept_pass + self.kept_step
+
+
+def budget_steps(config: Config, flops: Mapping[str, StageFlops]) -> dict[str, int]:
     """Optimizer steps of every stage that has a share of the run's budget; none if no budget is set.
 
-    step_flops: FLOPs of one optimizer step of each stage; only used for a budget in FLOPs.
+    flops: of each stage; only used for a budget in FLOPs.
     Steps add up to the total exactly; examples and FLOPs are rounded down to whole steps of each stage.
     """
     budget = config.budget
@@ -22,10 +52,10 @@ def budget_steps(config: Config, step_flops: Mapping[str, float]) -> dict[str, i
     if unit == "steps":
         steps = _apportion(int(total), shares)
     else:
-        cost = step_flops if unit == "flops" else {name: batch_size(config, name) for name in shares}
-        steps = {name: int(share * total / cost[name] + 1e-9) for name, share in shares.items()}
+        cost = flops if unit == "flops" else {name: StageFlops(batch_size(config, name)) for name in shares}
+        steps = {name: cost[name].steps_for(share * total) for name, share in shares.items()}
     if short := [name for name, count in steps.items() if count < 1]:
-        each = {name: 1.0 if unit == "steps" else cost[name] for name in shares}
+        each = {name: 1.0 if unit == "steps" else cost[name].least for name in shares}
         least = max(each[name] / share for name, share in shares.items())
         raise InputError(
             f"budget.{unit}={total:g} leaves less than one step for {', '.join(short)}; use at least {math.ceil(least)}, or "

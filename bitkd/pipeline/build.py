@@ -2,10 +2,8 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from bitkd.config.schema import PRETRAINED
@@ -71,8 +69,3 @@ def selection(stage: PlannedStage, student: PreTrainedModel) -> str:
         return stage.spec.select
     scored = read_spec(student).trained_head or stage.kind.trains_head(stage.spec.loss)
     return "best" if stage.kind.keeps_head and scored else "last"
-
-
-def load_weights(module: StudentModule, file: Path) -> None:
-    """Put the weights of a Lightning checkpoint into `module`."""
-    module.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"])

@@ -37,6 +37,7 @@ def workload_of(stage: PlannedStage, stages: Mapping[str, PlannedStage], sources
     stages: all of the run, by name.
     """
     config, loss = sources.config, stage.spec.loss
+    regression, setting = config.task.labels is None, config.trainer.keep_teacher_logits
     rows = sources.corpus if stage.kind.on_corpus else sources.task
 
     def shape(name: str) -> Any:
@@ -56,7 +57,7 @@ def workload_of(stage: PlannedStage, stages: Mapping[str, PlannedStage], sources
             stage.kind.name,
             [shape(name) for role, name in sorted(stage.upstream.items()) if role != "data"],
             _changes(stage),
-            [stage.kind.active_terms(loss), loss.unmatched_heads],
+            [stage.kind.active_terms(loss), loss.unmatched_heads, stage.keeps_logits(setting, regression)],
             [rows.hash, "data" in stage.upstream or stage.augmented is not None, config.data.max_length],
             [stage.train.batch_size, micro_batches(config.trainer), config.trainer.precision],
             [config.trainer.accelerator, config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy],
@@ -85,8 +86,11 @@ def estimate_of(
     record = _measured(stage.kind.name, workload_of(stage, stages, sources), store)
     if record is None:
         return None
-    steps = stage.total_steps - (store.saved_step(stage.key) or 0)
-    return Estimate(max(0, steps) * record.seconds / record.steps, record.memory_mib, record.device)
+    saved = store.saved_step(stage.key)
+    steps = max(0, stage.total_steps - (saved or 0))
+    each = (record.seconds - record.seconds_before) / record.steps
+    seconds = steps * each + (record.seconds_before if saved is None else 0.0)
+    return Estimate(seconds, record.memory_mib, record.device)
 
 
 def _measured(kind: str, workload: str, store: Store) -> StageRecord | None:

@@ -24,14 +24,17 @@ from bitkd.data.tasks import HOLDOUT, TaskSpec
 from bitkd.models.artifact import save_student
 from bitkd.models.importance import Importance, estimate_importance
 from bitkd.models.size import measure
-from bitkd.pipeline.build import build_module, finish_student, load_weights, selection
+from bitkd.pipeline.build import build_module, finish_student, selection
 from bitkd.pipeline.context import StageContext
 from bitkd.pipeline.estimate import workload_of
 from bitkd.pipeline.stage_record import stage_record, task_record
+from bitkd.pipeline.teacher_logits import KeptLogits, teacher_logits
 from bitkd.processes.group import make_trainer
 from bitkd.processes.memory import peak_mib, reset_peak
 from bitkd.processes.signals import Stopping
+from bitkd.stages.base import StudentModule
 from bitkd.stages.compiling import CACHE, compilation, compiler_problem, should_compile
+from bitkd.stages.distillation import DistillationModule
 from bitkd.stages.flops import row_flops
 from bitkd.stages.spec import SCORE, TERMS
 from bitkd.store.records import FlopsRecord, MetricsRecord
@@ -51,7 +54,10 @@ def execute(context: StageContext) -> None:
     data = _data_module(context)
     selected = selection(stage, module.student) if stage.trains else None
     loggers = _loggers(context)
-    best, flops, seconds = BestCheckpoint(context.work, SCORE), TrainingFlops(row_flops), TrainingSeconds()
+    kept = _keep_logits(context, module)
+    best = BestCheckpoint(context.work, SCORE)
+    flops = TrainingFlops(row_flops, kept.rows if kept else None)
+    seconds = TrainingSeconds(kept.seconds if kept else 0.0)
     score_name = context.config.task.metric if kind.keeps_head else None
     progress = Progress(context.console, context.place, score_name, context.progress_bar and group.is_global_zero)
     callbacks: list[pl.Callback] = [KeepSignals(context.stopping), progress]
@@ -67,7 +73,7 @@ def execute(context: StageContext) -> None:
             trainer.fit(module, datamodule=data, ckpt_path=_last_checkpoint(context), weights_only=True)
         steps = best.step if selected == "best" else trainer.global_step
         if selected == "best" and best.score is not None:
-            load_weights(module, best.file)
+            best.load_into(module)
     # The metrics of the artifact are measured on the weights that it holds, not taken from the log of the training.
     predictions = Predictions(module.dev_names)
     checker = make_trainer(
@@ -93,6 +99,7 @@ def execute(context: StageContext) -> None:
         selected_step=steps,
         trained_for=task_record(context.config) if kind.keeps_head else None,
         workload=workload_of(stage, context.plan.by_name, context.sources) if stage.trains else None,
+        seconds_before=kept.seconds if kept else 0.0,
         memory_mib=memory and round(memory, 1),
     )
     score = _dev_score(context.config.task, module.dev_names, values) if kind.keeps_head else None
@@ -109,6 +116,19 @@ def execute(context: StageContext) -> None:
             logger.log_metrics({f"final/{name}": value for name, value in values.items()}, step=stage.total_steps)
             logger.finalize("success")
     group.barrier()
+
+
+def _keep_logits(context: StageContext, module: StudentModule) -> KeptLogits | None:
+    """Give a stage that reads nothing else of its teacher the teacher's logits of all rows; None if it runs the teacher."""
+    trainer, regression = context.config.trainer, context.config.task.labels is None
+    if not isinstance(module, DistillationModule) or not module.can_keep_logits:
+        return None
+    if not context.stage.keeps_logits(trainer.keep_teacher_logits, regression):
+        return None
+    # The rows are read in the precision and on the device of the fit.
+    kept = teacher_logits(context, module, make_trainer(trainer, logger=False, enable_checkpointing=False))
+    module.keep_logits(kept.logits)
+    return kept
 
 
 class KeepSignals(pl.Callback):
@@ -145,6 +165,7 @@ def _data_module(context: StageContext) -> pl.LightningDataModule:
         seed=stage.seed,
         eval_batch_size=data.eval_batch_size,
         num_workers=data.num_workers,
+        padded_length=data.max_length if data.pad_to_max_length and not stage.kind.on_corpus else None,
     )
     if stage.kind.on_corpus:
         return sources.corpus_module(loader)

@@ -23,13 +23,13 @@ from bitkd.sources.sources import Sources
 from bitkd.stages.flops import row_flops
 
 
-def step_flops(stages: Sequence[PlannedStage], sources: Sources) -> dict[str, float]:
-    """FLOPs of an optimizer step of each stage that trains, over all processes, the teacher's forwards included.
+def count_flops(stages: Sequence[PlannedStage], sources: Sources) -> dict[str, tuple[float, float]]:
+    """FLOPs of an optimizer step of each stage that trains, over all processes: of the student, and of the teacher.
 
     Counted on untrained models of the same shapes, with the row lengths of the first pass. A stage on augmented rows
     takes the lengths of the original rows; a stream counts every sequence at full length.
     """
-    costs: dict[str, float] = {}
+    costs: dict[str, tuple[float, float]] = {}
     made: dict[str, PreTrainedModel] = {}
 
     def load(name: str) -> PreTrainedModel:
@@ -42,10 +42,12 @@ def step_flops(stages: Sequence[PlannedStage], sources: Sources) -> dict[str, fl
         if stage.kind.splits:
             split_ternary_(module)
         if stage.trains:
-            curves, powers = row_flops(module, _example(sources)), _mean_powers(stage, sources)
-            costs[stage.name] = stage.train.batch_size * float(
-                sum(c * power for curve in curves for c, power in zip(curve, powers))
+            powers = _mean_powers(stage, sources)
+            student, teacher = (
+                stage.train.batch_size * float(sum(c * power for c, power in zip(curve, powers)))
+                for curve in row_flops(module, _example(sources))
             )
+            costs[stage.name] = student, teacher
         made[stage.name] = finish_student(stage, module).requires_grad_(True)
         needed = {name for later in stages[position + 1 :] for name in later.upstream.values()}
         made = {name: model for name, model in made.items() if name in needed}
@@ -67,7 +69,7 @@ def _example(sources: Sources) -> dict[str, Any]:
 def _mean_powers(stage: PlannedStage, sources: Sources) -> tuple[float, float, float]:
     """Means of 1, length and length squared over the padded rows of a stage's first pass."""
     config = sources.config
-    if stage.kind.on_corpus and config.data.streaming:
+    if config.data.streaming if stage.kind.on_corpus else config.data.pad_to_max_length:
         return 1.0, float(config.data.max_length), float(config.data.max_length**2)
     rows = sources.corpus_rows if stage.kind.on_corpus else sources.task_rows
     facts = sources.corpus if stage.kind.on_corpus else sources.task

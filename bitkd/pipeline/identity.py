@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bitkd.pipeline.stage import PlannedStage
+from bitkd.processes.machine import augmentation_precision
 from bitkd.sources.sources import Sources
 from bitkd.stages.spec import TERMS
 from bitkd.store.artifacts import read_artifact
@@ -50,6 +51,8 @@ def identity_of(stage: PlannedStage, sources: Sources) -> dict[str, Any]:
             del settings["epochs"]
         if stage.augmented is not None:
             identity["augmented"] = read_artifact(stage.augmented).stage.checksums
+        if config.data.pad_to_max_length and not kind.on_corpus:
+            identity["padded_length"] = config.data.max_length
         identity |= {
             "train": settings,
             "select": spec.select,
@@ -61,6 +64,8 @@ def identity_of(stage: PlannedStage, sources: Sources) -> dict[str, Any]:
         }
     if kind.distils:
         identity["loss"] = _loss_identity(stage)
+        if kind.can_keep_logits(spec.loss, config.task.labels is None):
+            identity["keep_teacher_logits"] = config.trainer.keep_teacher_logits
     return identity
 
 
@@ -80,6 +85,7 @@ def _task_identity(sources: Sources) -> dict[str, Any]:
 
 def _augmentation_identity(sources: Sources) -> dict[str, Any]:
     spec = asdict(sources.config.task.augmentation)
+    spec["precision"] = augmentation_precision(sources.config)
     vectors = spec["vectors"]
     for name in ("enabled", "path", "model", "vectors"):
         del spec[name]

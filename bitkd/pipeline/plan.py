@@ -11,7 +11,7 @@ from bitkd.data.hub import resolve_pretrained
 from bitkd.data.tasks import check_metrics, check_task
 from bitkd.errors import InputError
 from bitkd.files import digest
-from bitkd.pipeline.budget import budget_steps, check_budget
+from bitkd.pipeline.budget import StageFlops, budget_steps, check_budget
 from bitkd.pipeline.checks import (
     check_checkpoint,
     check_graph,
@@ -71,10 +71,10 @@ class Plan:
 
     def _counted(self, stage: PlannedStage) -> PlannedStage:
         folder = self.augmented_rows(stage)
-        if stage.steps_known or folder is None or not self.store.finished(folder.name):
+        if stage.rows is not None or folder is None or not self.store.finished(folder.name):
             return stage
         record = read_artifact(folder).stage.augmented
-        return stage if record is None else stage.with_steps(max(1, record.rows // stage.train.batch_size))
+        return stage if record is None else _with_augmented(stage, record.rows)
 
     def state(self, stage: PlannedStage) -> str:
         """`done`, `partial`, `stale` or `todo`, see `state_of`."""
@@ -212,15 +212,31 @@ def _with_steps(stage: PlannedStage, sources: Sources, budget: int | None) -> Pl
         return stage
     if "data" in stage.upstream:
         return stage.with_steps(None)
+    counted = _training_rows(stage, sources)
     if stage.augmented is not None:
-        record = read_artifact(stage.augmented).stage.augmented
-        assert record is not None  # checked by `Sources.given_rows`
-        return stage.with_steps(max(1, record.rows // train.batch_size))
+        assert counted is not None
+        return _with_augmented(stage, counted)
     rows = sources.corpus if stage.kind.on_corpus else sources.task
     if stage.kind.on_corpus and config.data.streaming:
         assert train.max_steps  # checked by `check_graph`
         return stage.with_steps(max(1, train.max_steps // 10))  # no epochs: validate after each tenth of the stage
-    return stage.with_steps(rows.steps_per_epoch(train.batch_size))
+    return stage.with_steps(rows.steps_per_epoch(train.batch_size), counted)
+
+
+def _training_rows(stage: PlannedStage, sources: Sources) -> int | None:
+    """Number of a stage's training rows; None for a stream, and for augmented rows that the run makes itself."""
+    if "data" in stage.upstream:
+        return None
+    if stage.augmented is not None:
+        record = read_artifact(stage.augmented).stage.augmented
+        assert record is not None  # checked by `Sources.given_rows`
+        return record.rows
+    return (sources.corpus if stage.kind.on_corpus else sources.task).rows.get("train")
+
+
+def _with_augmented(stage: PlannedStage, rows: int) -> PlannedStage:
+    """A stage with its steps counted on this number of augmented rows."""
+    return stage.with_steps(max(1, rows // stage.train.batch_size), rows)
 
 
 def _check_rows(stage: PlannedStage, sources: Sources) -> None:
@@ -236,9 +252,13 @@ def _with_fingerprints(stages: list[PlannedStage], sources: Sources) -> list[Pla
     return [replace(stage, fingerprint=found[stage.name]) for stage in stages]
 
 
-def _count_flops(stages: list[PlannedStage], sources: Sources) -> dict[str, float]:
-    """FLOPs of an optimizer step of each stage; cached for the same models, rows and settings of the data."""
+def _count_flops(stages: list[PlannedStage], sources: Sources) -> dict[str, StageFlops]:
+    """FLOPs of each stage that trains; cached for the same models, rows and settings of the data.
+
+    The teacher's pass over all rows, where its logits are kept, is taken at the mean cost of a row in training.
+    """
     config = sources.config
+    regression, setting = config.task.labels is None, config.trainer.keep_teacher_logits
     data = asdict(config.data) | {"dir": None, "corpus": None, "num_workers": None}
     read = [sources.hash_of(sources.model), sources.task_fingerprint, data, micro_batches(config.trainer)]
     if uses_corpus(config):
@@ -251,10 +271,21 @@ def _count_flops(stages: list[PlannedStage], sources: Sources) -> dict[str, floa
         for stage in stages
     ]
 
-    def compute() -> dict[str, float]:
+    def compute() -> dict[str, tuple[float, float]]:
         # Imported here, because it imports torch.
-        from bitkd.pipeline.flops import step_flops
+        from bitkd.pipeline.flops import count_flops
 
-        return step_flops(stages, sources)
+        return count_flops(stages, sources)
 
-    return sources.cache.get("flops", [read, described, asdict(config.student)], [], compute)
+    counted = sources.cache.get("flops", [read, described, asdict(config.student)], [], compute)
+    found = {}
+    for stage in stages:
+        if stage.name not in counted:
+            continue
+        student, teacher = counted[stage.name]
+        found[stage.name] = StageFlops(student + teacher)
+        rows, size = _training_rows(stage, sources), stage.train.batch_size
+        if rows is not None and setting != "never" and stage.kind.can_keep_logits(stage.spec.loss, regression):
+            least = rows // size + 1 if setting == "auto" else 0
+            found[stage.name] = StageFlops(student + teacher, student, teacher * rows / size, least)
+    return found

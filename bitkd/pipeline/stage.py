@@ -28,6 +28,9 @@ class PlannedStage:
 
     total_steps: int = 0
     eval_every: int = 0
+    rows: int | None = None
+    """Training rows; None for a stream, and while they are augmented rows that do not exist yet."""
+
     steps_known: bool = True
     """False while the number of steps depends on augmented rows that do not exist yet."""
 
@@ -46,10 +49,23 @@ class PlannedStage:
     def trains(self) -> bool:
         return self.kind.trains and self.checkpoint is None
 
-    def with_steps(self, per_epoch: int | None) -> "PlannedStage":
-        """The stage with its steps counted.  per_epoch: steps of a pass over its rows; None if these do not exist yet."""
+    def keeps_logits(self, setting: str, regression: bool) -> bool:
+        """Whether the teacher's logits of all training rows are computed once, before the first step.
+
+        setting: `trainer.keep_teacher_logits`.  regression: whether the task is one.
+        """
+        if not self.trains or not self.kind.can_keep_logits(self.spec.loss, regression):
+            return False
+        seen = self.total_steps * self.train.batch_size
+        return setting == "always" or (setting == "auto" and self.rows is not None and seen > self.rows)
+
+    def with_steps(self, per_epoch: int | None, rows: int | None = None) -> "PlannedStage":
+        """The stage with its steps counted.
+
+        per_epoch: steps of a pass over its rows; None if these do not exist yet.  rows: their number, if it is known.
+        """
         train = self.train
         known = per_epoch is not None or bool(train.max_steps and train.eval_every)
         total = train.max_steps or (max(1, math.ceil(train.epochs * per_epoch)) if per_epoch else 0)
         eval_every = min(train.eval_every or per_epoch or 0, total) if known else 0
-        return replace(self, total_steps=total, eval_every=eval_every, steps_known=known)
+        return replace(self, total_steps=total, eval_every=eval_every, steps_known=known, rows=rows)

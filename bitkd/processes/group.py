@@ -34,9 +34,11 @@ def make_trainer(spec: TrainerSpec, find_unused_parameters: bool = False, **sett
     if spec.devices * spec.num_nodes > 1 and spec.strategy in ("auto", "ddp"):
         # Buffers are constants here. To broadcast them would make ranks wait for each other in every forward pass, and
         # hang if one rank has fewer dev batches.
-        strategy = DDPStrategy(broadcast_buffers=False, find_unused_parameters=find_unused_parameters)
+        strategy = DDPStrategy(
+            broadcast_buffers=False, find_unused_parameters=find_unused_parameters, gradient_as_bucket_view=True
+        )
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             accelerator=spec.accelerator,
             devices=spec.devices,
             num_nodes=spec.num_nodes,
@@ -49,6 +51,12 @@ def make_trainer(spec: TrainerSpec, find_unused_parameters: bool = False, **sett
         )
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise InputError(f"trainer.* does not fit this machine: {error}") from error
+    # With several processes Lightning waits, before each batch, for rank zero and for the device, to learn of a SIGTERM that
+    # it never gets: bitkd handles signals itself.
+    loop = trainer.fit_loop.epoch_loop
+    if hasattr(loop, "_broadcast_sigterm_tensor"):
+        loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 class Group:

@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass
 
 from bitkd.config.schema import Config, TrainerSpec
+from bitkd.data.tasks import CandidatePrecision
 from bitkd.engine.cpu import read_cpu_fields, read_cpu_flags
 from bitkd.errors import InputError
 
@@ -68,7 +69,7 @@ def check_machine(spec: TrainerSpec) -> None:
 def note_emulation(config: Config) -> None:
     """Print a note if the settings ask for a precision that the processor only emulates."""
     augmentation = config.task.augmentation
-    asked = {"trainer.precision": config.trainer.precision}
+    asked: dict[str, str] = {"trainer.precision": config.trainer.precision}
     if augmentation.enabled and augmentation.path is None:
         asked["task.augmentation.precision"] = augmentation.precision
     settings = " and ".join(f"{key}=bf16-mixed" for key, precision in asked.items() if precision == "bf16-mixed")
@@ -135,6 +136,19 @@ _INSTRUCTIONS = {
     "asimddp": "dotprod",
 }
 """Names in /proc/cpuinfo, and how they are shown."""
+
+
+def augmentation_precision(config: Config) -> CandidatePrecision:
+    """The precision that task.augmentation.precision is on this machine. `auto` is bf16-mixed only where bf16 instructions
+    are known to be there; it needs torch if trainer.accelerator is not cpu.
+    """
+    asked = config.task.augmentation.precision
+    if asked != "auto":
+        return asked
+    accelerator = config.trainer.accelerator
+    processor = "cpu" if accelerator == "cpu" else find_machine().processor(accelerator)
+    known = processor == "cuda" or (processor == "cpu" and bool(read_cpu_fields()))
+    return "bf16-mixed" if known and has_bf16(processor) else "32-true"
 
 
 def has_bf16(device: str) -> bool:

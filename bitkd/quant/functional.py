@@ -100,7 +100,9 @@ def token_codes(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
     largest = 2 ** (bits - 1) - 1
     with torch.autocast(x.device.type, enabled=False):
         x = x.float()
-        scale = x.abs().amax(dim=-1, keepdim=True).clamp_min(1e-30) / largest
+        # Two reductions read x twice and write nothing; x.abs() would write a copy of it.
+        magnitude = torch.maximum(x.amax(dim=-1, keepdim=True), -x.amin(dim=-1, keepdim=True))
+        scale = magnitude.clamp_min(1e-30) / largest
         return (x / scale).round_(), scale
 
 
@@ -108,5 +110,5 @@ def quantize_tokens(x: Tensor, bits: int = 8) -> Tensor:
     """`x` rounded to its token's codes and scaled back, in x's type, straight-through gradient (see
     `token_codes`)."""
     codes, scale = token_codes(x, bits)
-    quantized: Tensor = _StraightThrough.apply(x, (codes * scale).to(x.dtype), None)
+    quantized: Tensor = _StraightThrough.apply(x, codes.mul_(scale).to(x.dtype), None)
     return quantized

@@ -6,14 +6,20 @@ import torch
 from torch import Tensor, nn
 
 from bitkd.quant.functional import quantize_weight
-from bitkd.quant.inputs import InputQuantizer, make_input_quantizer
+from bitkd.quant.inputs import WIDEST, InputQuantizer, make_input_quantizer
 from bitkd.quant.product import Codes, ProductSpec, low_bit_linear
+from bitkd.quant.reuse import HeldTerms, HoldsCodes
 from bitkd.quant.table import FP32, HALF_BITS, weight_quantizer
 
 
 def _weight_codes(bits: int) -> Codes | None:
     row = weight_quantizer(bits)
     return None if row is None else row.resolve()
+
+
+def _held_by(layer: HoldsCodes) -> HeldTerms | None:
+    """Where the layer keeps its weights' codes; None for a compiled layer, which would be compiled again at each change."""
+    return None if torch.compiler.is_compiling() else layer.held
 
 
 def quantizer_for(module: Any, bits: int) -> InputQuantizer:
@@ -24,7 +30,7 @@ def quantizer_for(module: Any, bits: int) -> InputQuantizer:
     return make_input_quantizer(bits).to(next(module.parameters()).device)
 
 
-class QuantLinear(nn.Linear):
+class QuantLinear(HoldsCodes, nn.Linear):
     """nn.Linear with a low-bit or FP32 weight and a low-bit or FP32 input; the bias stays FP32.
 
     y = (x_codes @ w_codes^T) * w_scale * x_scale + bias. `weight` holds the latent weights that are trained;
@@ -74,8 +80,8 @@ class QuantLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if self.weight_codes is None and self.activation_bits == FP32:
             return super().forward(input)
-        spec = ProductSpec(self.weight_codes, self.per_row, self.ste_clip)
-        return low_bit_linear(input, self.input_quantizer, spec, self.bias, self.weight)
+        spec = ProductSpec(self.weight_codes, self.per_row, self.ste_clip, fits_int8=self.weight_bits <= WIDEST)
+        return low_bit_linear(self, input, self.input_quantizer, spec, self.bias, self.weight, held=_held_by(self))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, W{self.weight_bits}A{self.activation_bits}, per_row={self.per_row}"
@@ -131,7 +137,7 @@ def _blank(parameter: Tensor) -> nn.Parameter:
     return nn.Parameter(torch.zeros_like(parameter), requires_grad=parameter.requires_grad)
 
 
-class SplitLinear(nn.Module):
+class SplitLinear(HoldsCodes, nn.Module):
     """Two binary QuantLinears on the same input, outputs summed: what a ternary layer becomes by weight
     splitting (BinaryBERT, arXiv:2012.15701).
 
@@ -196,7 +202,8 @@ class SplitLinear(nn.Module):
         bias = None if first.bias is None else first.bias + second.bias
         exact = not self.training and self.activation_bits < FP32
         spec = ProductSpec(first.weight_codes, first.per_row, first.ste_clip, exact)
-        return low_bit_linear(input, self.input_quantizer, spec, bias, first.weight, second.weight)
+        weights = (first.weight, second.weight)
+        return low_bit_linear(self, input, self.input_quantizer, spec, bias, *weights, held=_held_by(self))
 
 
 class SplitEmbedding(nn.Module):

@@ -21,6 +21,7 @@ from bitkd.quant.int8 import InFP32, Int8Embedding, Int8Linear
 from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
 from bitkd.quant.packing import BITS, TWO_BITS, Packing, pack_codes, unpack_codes
 from bitkd.quant.product import sum_terms
+from bitkd.quant.reuse import version_of
 from bitkd.quant.table import FP32
 
 HALVES = ("", "second_")
@@ -79,14 +80,9 @@ class _Kept:
         """Whether these are the tensors, unchanged."""
         present = [tensor for half in halves for tensor in half]
         return all(
-            tensor is held and _version_of(tensor) == version
+            tensor is held and version_of(tensor) == version
             for tensor, (held, version) in zip(present, self.tensors, strict=True)
         )
-
-
-def _version_of(tensor: Tensor) -> int:
-    """How often a tensor was changed in place; tensors of inference mode do not count."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 class PackedLinear(PackedWeight):
@@ -174,7 +170,7 @@ class PackedLinear(PackedWeight):
         kept = self._kept  # another thread may replace it
         if kept is None or not kept.is_of(self.halves()):
             tensors = [
-                (tensor, _version_of(tensor)) for half in self.halves() for tensor in half
+                (tensor, version_of(tensor)) for half in self.halves() for tensor in half
             ]  # before they are read
             terms = [(levels.contiguous(), scale) for levels, scale in self.terms(torch.int8)]
             self._kept = kept = _Kept(terms, tensors)

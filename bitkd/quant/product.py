@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from bitkd.quant.functional import clip_gradient
 from bitkd.quant.inputs import InputQuantizer
-from bitkd.quant.table import FP32
+from bitkd.quant.reuse import HeldTerms, WeightTerm, read_input, shrink_of
 
 Codes = Callable[..., tuple[Tensor, Tensor]]
 
@@ -35,12 +35,26 @@ class ProductSpec(NamedTuple):
     exact: bool = False
     """Multiply whole numbers only, even if the scales of a pair's halves differ: two products instead of one."""
 
+    fits_int8: bool = False
+    """Whether int8 holds the codes of one weight."""
 
-def _weight_terms(weights: tuple[Tensor, ...], spec: ProductSpec) -> list[tuple[Tensor, Tensor]]:
-    """The quantized weight as a sum of levels * scale; a pair of weights counts as its sum.  scale: () or (rows, 1)."""
-    if spec.codes is None:
-        return [(weights[0], torch.ones((), device=weights[0].device))]
-    return sum_terms([spec.codes(w, spec.per_row) for w in weights], spec.exact)
+
+@torch.no_grad()
+def _weight_terms(weights: tuple[Tensor, ...], spec: ProductSpec, dtype: torch.dtype, keep: bool) -> list[WeightTerm]:
+    """The quantized weight as a sum of levels * scale; a pair of weights counts as its sum.
+
+    dtype: of the levels that are multiplied.  keep: whether a gradient will be asked for.
+    """
+    with torch.autocast(weights[0].device.type, enabled=False):
+        if spec.codes is None:
+            terms = [(weights[0].detach(), torch.ones((), device=weights[0].device))]
+        else:
+            terms = sum_terms([spec.codes(w, spec.per_row) for w in weights], spec.exact)
+        whole = spec.codes is not None and spec.fits_int8 and len(weights) == 1
+        return [
+            WeightTerm(levels.to(dtype), scale, levels.to(torch.int8) if keep and whole else None)
+            for levels, scale in terms
+        ]
 
 
 def sum_terms(halves: list[tuple[Tensor, Tensor]], exact: bool) -> list[tuple[Tensor, Tensor]]:
@@ -63,72 +77,107 @@ def sum_terms(halves: list[tuple[Tensor, Tensor]], exact: bool) -> list[tuple[Te
 
 
 class _LowBitProduct(torch.autograd.Function):
-    """x @ quantized(weight)^T in FP32 or wider; the gradient is that of quantize-dequantize.
+    """x @ quantized(weight)^T + bias, in the type of `operand`; the gradient is that of quantize-dequantize.
 
-    x: its values are read only if x_codes is None; it gets the gradient of the quantized input.
-    x_codes, x_scale: the quantized input (see `InputQuantizer.codes`), None for an input in FP32.
+    x: its values are not read; it gets the gradient of the quantized input.
+    operand, x_scale, x_kept: the input, as `read_input` gives it; x_scale brings back what operand was divided by.
+    tensors: `terms` times the levels, scale and kept levels of a term (see `WeightTerm`), then the weights.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, x_codes: Tensor | None, x_scale: Tensor | None, spec: ProductSpec, *weights: Tensor
+        ctx: Any,
+        x: Tensor,
+        operand: Tensor,
+        x_scale: Tensor | None,
+        x_kept: Tensor | None,
+        spec: ProductSpec,
+        bias: Tensor | None,
+        terms: int,
+        *tensors: Any,
     ) -> Tensor:
-        device, dtype = x.device.type, weights[0].dtype
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-        wide = torch.promote_types(dtype, torch.float32)
-        with torch.autocast(device, enabled=False):
-            # Codes up to 127 are exact in FP16 and bf16, but their sums would overflow FP16.
-            shrink = 128 if dtype == torch.float16 and x_codes is not None else 1
-            operand = (x if x_codes is None else x_codes).to(dtype)
-            if shrink > 1:
-                operand = operand / shrink
-            terms = _weight_terms(weights, spec)
+        flat, weights = tensors[: 3 * terms], tensors[3 * terms :]
+        wide = torch.promote_types(operand.dtype, torch.float32)
+        with torch.autocast(operand.device.type, enabled=False):
             products = (
-                nn.functional.linear(operand, levels.to(dtype)).to(wide).mul_(scale.reshape(-1))
-                for levels, scale in terms
+                nn.functional.linear(operand, levels).to(wide).mul_(scale.reshape(-1))
+                for levels, scale in zip(flat[::3], flat[1::3], strict=True)
             )
             y = next(products)
             for product in products:
                 y = y.add_(product)
-            ctx.spec, ctx.dtype, ctx.x_dtype, ctx.count = spec, dtype, x.dtype, len(weights)
-            saved = operand if x_codes is None else x_codes.to(torch.int8)
-            flat = [tensor for term in terms for tensor in term]
-            ctx.save_for_backward(saved, x_scale, *weights, *flat)
-            return y if x_scale is None else y.mul_(x_scale * shrink)
+            if x_scale is not None:
+                y = y.mul_(x_scale * shrink_of(operand.dtype))
+            if bias is not None:
+                y = y.add_(bias)
+        ctx.spec, ctx.dtype, ctx.x_dtype, ctx.terms = spec, operand.dtype, x.dtype, terms
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        x_kept = operand if x_scale is None else x_kept
+        kept = [levels if narrow is None else narrow for levels, narrow in zip(flat[::3], flat[2::3], strict=True)]
+        ctx.save_for_backward(x_kept, x_scale, *flat[1::3], *kept, *weights)
+        return y.to(operand.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved, x_scale, *rest = ctx.saved_tensors
-        weights, flat = rest[: ctx.count], rest[ctx.count :]
-        needed = ctx.needs_input_grad[4:]
-        grad_x = shared = None
+        x_kept, x_scale, *rest = ctx.saved_tensors
+        scales, levels, weights = rest[: ctx.terms], rest[ctx.terms : 2 * ctx.terms], rest[2 * ctx.terms :]
+        needed = ctx.needs_input_grad[7 + 3 * ctx.terms :]
+        grad_x = grad_bias = shared = None
         with torch.autocast(grad.device.type, enabled=False):
             narrow = grad.to(ctx.dtype)
             if ctx.needs_input_grad[0]:
-                value = sum(levels * scale for levels, scale in zip(flat[::2], flat[1::2], strict=True))
+                value = _dequantized(levels[0], scales[0])
+                for level, scale in zip(levels[1:], scales[1:], strict=True):
+                    value = value + _dequantized(level, scale)
                 grad_x = (narrow @ value.to(ctx.dtype)).to(ctx.x_dtype)
             if any(needed):  # both halves of a pair see the same input and the same output
-                x = saved if x_scale is None else saved * x_scale
+                x = x_kept if x_scale is None else _dequantized(x_kept, x_scale)
                 shared = narrow.reshape(-1, narrow.shape[-1]).t() @ x.reshape(-1, x.shape[-1]).to(ctx.dtype)
+            if ctx.needs_input_grad[5]:
+                grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0, dtype=ctx.bias_dtype)
             grads = [
                 clip_gradient(shared.to(w.dtype), w, ctx.spec.clip) if needs and shared is not None else None
                 for w, needs in zip(weights, needed, strict=True)
             ]
-        return grad_x, None, None, None, *grads
+        return grad_x, None, None, None, None, grad_bias, None, *[None] * (3 * ctx.terms), *grads
+
+
+def _dequantized(codes: Tensor, scale: Tensor) -> Tensor:
+    """codes * scale.  The conversion comes first: a product of mixed types is several times slower on a CPU."""
+    if codes.dtype == torch.int8:
+        return codes.to(scale.dtype).mul_(scale)
+    return codes.to(torch.promote_types(codes.dtype, scale.dtype)) * scale
 
 
 def low_bit_linear(
-    x: Tensor, quantizer: InputQuantizer, spec: ProductSpec, bias: Tensor | None, *weights: Tensor
+    reader: nn.Module,
+    x: Tensor,
+    quantizer: InputQuantizer,
+    spec: ProductSpec,
+    bias: Tensor | None,
+    *weights: Tensor,
+    held: HeldTerms | None = None,
 ) -> Tensor:
     """x @ quantized(weight)^T + bias, in the type of autocast or of the weights.
 
-    x: (..., columns).  weights: one of (rows, columns), or the two halves of a pair, which count as their sum.
+    reader: the layer that reads x (see `read_input`).  x: (..., columns).
+    weights: one of (rows, columns), or the two halves of a pair, which count as their sum.
+    held: where the weights' codes are kept (see `hold_codes`).
     """
-    x_codes, x_scale = quantizer.codes(x) if quantizer.bits < FP32 else (None, None)
-    y: Tensor = _LowBitProduct.apply(quantizer.carrier(x), x_codes, x_scale, spec, *weights)
-    if bias is not None:
-        y = y + bias
-    autocast = torch.is_autocast_enabled(x.device.type)
-    return y.to(torch.get_autocast_dtype(x.device.type) if autocast else weights[0].dtype)
+    dtype = weights[0].dtype
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+    keep = torch.is_grad_enabled()
+    read = read_input(reader, quantizer, x, dtype, keep)
+
+    def make() -> list[WeightTerm]:
+        return _weight_terms(weights, spec, dtype, keep)
+
+    terms = make() if held is None else held.get(weights, (spec, dtype, keep), make)
+    flat = [tensor for term in terms for tensor in term]
+    carrier = quantizer.carrier(x)
+    y: Tensor = _LowBitProduct.apply(
+        carrier, read.operand, read.scale, read.kept, spec, bias, len(terms), *flat, *weights
+    )
+    return y

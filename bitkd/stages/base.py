@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 from transformers import PreTrainedModel, get_scheduler
 
 from bitkd.errors import InputError
@@ -19,12 +19,10 @@ from bitkd.models.prepare import prepare
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
 from bitkd.quant.inputs import InputQuantizer
+from bitkd.quant.reuse import hold_codes, release_codes
 from bitkd.quant.spec import QuantSpec
+from bitkd.stages.finite import FiniteCheck
 from bitkd.stages.spec import SCORE, OptimSpec
-
-
-class NonFiniteLossError(RuntimeError):
-    """A loss became NaN or infinite; the message names the term and the batch."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,26 @@ class Origin:
         return build_student(source, self.shape, self.importance(source) if narrowed else None)
 
 
+class MeanLoss(Metric):
+    """The mean loss per row. torchmetrics' MeanMetric looks for NaN in every batch, which waits for the device."""
+
+    total: Tensor
+    rows: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("rows", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, rows: int) -> None:
+        """loss: mean of `rows` rows, a scalar."""
+        self.total = self.total + loss.float() * rows
+        self.rows = self.rows + rows
+
+    def compute(self) -> Tensor:
+        return self.total / self.rows
+
+
 class StudentModule(pl.LightningModule):
     """A student under training or validation; by itself it only validates.
 
@@ -84,7 +102,8 @@ class StudentModule(pl.LightningModule):
         self.total_steps = total_steps
         self.dev_names = list(metrics or ["dev"])
         self.metrics: Any = nn.ModuleList(metrics.values()) if metrics else None
-        self.dev_losses: Any = nn.ModuleList(MeanMetric() for _ in self.dev_names)
+        self.dev_losses: Any = nn.ModuleList(MeanLoss() for _ in self.dev_names)
+        self.finite = FiniteCheck()
         self._score = score
 
     @classmethod
@@ -101,19 +120,34 @@ class StudentModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         terms = self.loss_terms(batch)
-        total = torch.stack([term.float() for term in terms.values()]).sum()
-        if not torch.isfinite(total):
-            bad = [name for name, term in terms.items() if not torch.isfinite(term)] or ["total"]
-            rows = batch["index"].tolist() if "index" in batch else []
-            raise NonFiniteLossError(
-                f"loss term {', '.join(bad)} is not finite at batch {batch_idx} (step {self.global_step}, rows "
-                f"{rows[:8]}{'…' if len(rows) > 8 else ''}); lower the learning rate or use trainer.precision=32-true. "
-                "The last good checkpoint is kept"
-            )
-        self.log("train/loss", total.detach(), prog_bar=True)
-        if len(terms) > 1:
-            self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
+        stacked = torch.stack([term.float() for term in terms.values()])
+        total = stacked.sum()
+        self.finite.add(stacked.detach(), list(terms), batch_idx, self.global_step, batch.get("index"))
+        if self._is_logged():
+            self.log("train/loss", total.detach(), prog_bar=True)
+            if len(terms) > 1:
+                self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
         return total
+
+    def _is_logged(self) -> bool:
+        """Whether Lightning writes a row of the log after this step: `self.log` takes longer than some kernels."""
+        step, every = self.trainer.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return bool(every) and (step % every == 0 or step == self.trainer.max_steps)
+
+    @property
+    def latest_loss(self) -> float | None:
+        """The newest training loss that is known on the host: on a device, one of the last steps'."""
+        return self.finite.latest
+
+    def check_losses(self) -> None:
+        """Raise NonFiniteLossError if any loss so far was NaN or infinite. Call it before trained weights are kept."""
+        self.finite.finish()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_losses()
+
+    def on_train_end(self) -> None:
+        self.check_losses()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
         """Returns the logits, (batch, outputs); None without metrics."""
@@ -137,6 +171,21 @@ class StudentModule(pl.LightningModule):
         """Row numbers (batch,) and logits (batch, outputs)."""
         return batch["index"].cpu(), self.student(**model_inputs(batch, self.student)).logits.float().cpu()
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.trainer.accumulate_grad_batches > 1:  # weights stay the same until the optimizer's step
+            hold_codes(self.student)
+
+    def optimizer_step(self, *args: Any, **settings: Any) -> None:
+        super().optimizer_step(*args, **settings)
+        release_codes(self.student)
+
+    def on_validation_start(self) -> None:
+        self.check_losses()
+        hold_codes(self.student)
+
+    def on_validation_end(self) -> None:
+        release_codes(self.student)
+
     def on_validation_epoch_end(self) -> None:
         # A fit may validate the first dev sets only.
         loaders = self.trainer.val_dataloaders
@@ -157,6 +206,13 @@ class StudentModule(pl.LightningModule):
         # Loaded models come in eval mode, and Lightning leaves modes as they are: dropout would stay off.
         self.student.train()
 
+    def _allows_fused(self, parameters: list[nn.Parameter]) -> bool:
+        """Whether the optimizer can update all parameters in one pass: FP16's gradient scaler does not allow it with
+        clipping, and other devices than these have no such kernel.
+        """
+        scaled = self._trainer is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        return not scaled and all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+
     def configure_optimizers(self) -> Any:
         refuse_packed(self.student, "trained")
         decayed: list[nn.Parameter] = []
@@ -169,6 +225,7 @@ class StudentModule(pl.LightningModule):
         optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": self.optim.weight_decay}, {"params": plain, "weight_decay": 0.0}],
             lr=self.optim.lr,
+            fused=self._allows_fused([*decayed, *plain]) or None,  # None: as few passes as the device has kernels for
         )
         names = {"linear": "linear", "constant": "constant_with_warmup"}
         steps = int(self.trainer.estimated_stepping_batches) if self.total_steps is None else self.total_steps

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from bitkd.distill.layer_map import HeadSelection
 from bitkd.errors import InputError
@@ -63,6 +64,12 @@ class DistillationModule(StudentModule):
         self._readers = LayerReader(student), LayerReader(teacher)
         if not kind.trains_head(self.loss):
             self._freeze_head()
+        regression = getattr(student.config, "num_labels", None) == 1
+        self.reads_teacher = bool(kind.terms_of_teacher(self.loss, regression))
+        own = type(self).loss_terms is not DistillationModule.loss_terms
+        self.can_keep_logits = kind.can_keep_logits(self.loss, regression) and not own
+        # It is no buffer: a checkpoint must not hold it.
+        self._kept_logits: Tensor | None = None
 
     @classmethod
     def start(cls, origin: Origin) -> PreTrainedModel:
@@ -75,6 +82,24 @@ class DistillationModule(StudentModule):
     @property
     def teacher(self) -> Any:
         return self._teacher[0]
+
+    def keep_logits(self, logits: Tensor) -> None:
+        """Train on these logits of the teacher, so that no training step runs it. Validation still runs it.
+
+        logits: (rows, outputs); row i belongs to the training row whose `index` in the batch is i.
+        Raises InputError if a term reads the teacher's hidden states or attention, or no term reads the teacher.
+        """
+        if not self.can_keep_logits:
+            raise InputError(
+                f"{type(self).__name__} with the terms {', '.join(self.weights)} does not train on the teacher's logits alone; "
+                "let it run the teacher"
+            )
+        self._kept_logits = logits.to(self.device)
+
+    @property
+    def runs_teacher(self) -> bool:
+        """Whether `loss_terms` runs the teacher: not where no term reads it, nor in training on kept logits."""
+        return self.reads_teacher and not (self.training and self._kept_logits is not None)
 
     def _projection(self, student: PreTrainedModel, teacher: PreTrainedModel) -> nn.Linear | None:
         """One linear map, shared by all layers, from the student's width to the teacher's (TinyBERT)."""
@@ -106,25 +131,36 @@ class DistillationModule(StudentModule):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         self.teacher.to(self.device)
+        if self._kept_logits is not None:
+            self._kept_logits = self._kept_logits.to(self.device)
 
     def on_validation_start(self) -> None:
+        super().on_validation_start()
         self.teacher.to(self.device)
 
     def loss_terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weighted terms of the training loss by name, each a scalar.
 
         batch: input_ids, attention_mask and what else the models read, each (batch, length); labels (batch,) for a
-        regression that aims at them.
+        regression that aims at them; index (batch,) for kept logits.
         """
         # The models and the terms read the mask as truth values.
         batch = batch | {"attention_mask": batch["attention_mask"].bool()}
-        layers, (scores, teacher_scores) = self._reads_layers, self._scores
-        of_student, of_teacher = self._readers
-        with torch.no_grad():
-            target = of_teacher.run(layers, teacher_scores, **model_inputs(batch, self.teacher))
-        output = of_student.run(layers, scores, **model_inputs(batch, self.student))
+        layers, (scores, _) = self._reads_layers, self._scores
+        target = self._ask_teacher(batch)
+        output = self._readers[0].run(layers, scores, **model_inputs(batch, self.student))
         terms = {name: term(self, output, target, batch) for name, term in self._terms.items()}
         for name, value in terms.items():
             if value.dim():
                 raise InputError(f"loss term {name} gives shape {tuple(value.shape)}; it must give a scalar")
         return {name: self.weights[name] * value for name, value in terms.items()}
+
+    def _ask_teacher(self, batch: dict[str, Tensor]) -> Any:
+        """The teacher's outputs on a batch; only its logits, if they are kept; None if no term reads them."""
+        if self.runs_teacher:
+            layers, (_, scores) = self._reads_layers, self._scores
+            with torch.no_grad():
+                return self._readers[1].run(layers, scores, **model_inputs(batch, self.teacher))
+        if self._kept_logits is None:
+            return None
+        return SequenceClassifierOutput(logits=self._kept_logits[batch["index"]])

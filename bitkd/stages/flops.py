@@ -14,7 +14,8 @@ PROBES = (2, 4, 6)
 
 
 def row_flops(module: StudentModule, batch: dict[str, Tensor]) -> tuple[RowFlops, RowFlops]:
-    """FLOPs of one training row by its padded length: of the student's forward and backward, and of the teacher's forward.
+    """FLOPs of one training row by its padded length: of the student's forward and backward, and of the teacher's forward
+    (0 if no term reads the teacher; with kept logits it is that of computing them).
 
     Counted by torch.utils.flop_counter: two for each multiplication and addition of a matrix product; elementwise
     operations do not count. FLOPs are quadratic in the length, so three short rows determine them.
@@ -31,10 +32,11 @@ def row_flops(module: StudentModule, batch: dict[str, Tensor]) -> tuple[RowFlops
                 # Not `backward`: it would leave gradients and start DDP's synchronization.
                 torch.autograd.grad(loss, trained, allow_unused=True)
             with _make_counter() as of_teacher, torch.no_grad():
-                if isinstance(module, DistillationModule):
+                if isinstance(module, DistillationModule) and module.reads_teacher:
                     module.teacher(**model_inputs(row, module.teacher))
             teachers.append(of_teacher.get_total_flops())
-            students.append(counter.get_total_flops() - teachers[-1])
+            ran = isinstance(module, DistillationModule) and module.runs_teacher
+            students.append(counter.get_total_flops() - (teachers[-1] if ran else 0))
     return _fit(students), _fit(teachers)
 
 

@@ -82,6 +82,16 @@ class Kind:
         """Whether the stage trains the student's head."""
         return self.fine_tunes or any(TERMS[name].reads_head for name in self.active_terms(loss))
 
+    def terms_of_teacher(self, loss: LossSpec, regression: bool) -> tuple[str, ...]:
+        """The active terms that read the teacher's outputs. The logits term of a regression may aim at the label."""
+        from_label = regression and loss.regression_target == "label"
+        return tuple(name for name in self.active_terms(loss) if not (name == LOGITS and from_label))
+
+    def can_keep_logits(self, loss: LossSpec, regression: bool) -> bool:
+        """Whether the teacher's logits of all training rows can replace the teacher in the steps."""
+        terms = self.terms_of_teacher(loss, regression)
+        return not self.on_corpus and bool(terms) and all(TERMS[name].needs_only_logits for name in terms)
+
     @cached_property
     def module_class(self) -> Any:
         """The LightningModule; torch and lightning are imported now. InputError if it is of another kind."""

@@ -34,6 +34,10 @@ class Term:
     """Whether it reads what the last layer puts out. If no term of a stage does, that layer's parameters get no gradient,
     and DDP has to look for them."""
 
+    needs_only_logits: bool = False
+    """Whether the teacher's logits are all that it reads of the teacher. If this holds for every term of a stage, the
+    teacher's logits may be kept (`trainer.keep_teacher_logits`); the teacher's outputs then have nothing else."""
+
 
 def resolve(place: str, owner: str) -> Any:
     """What a row of a table names as `package.module:name`; InputError if it cannot be imported.
@@ -51,7 +55,7 @@ def resolve(place: str, owner: str) -> Any:
 LOGITS, HIDDEN, ATTENTION = "logits", "hidden", "attention"
 
 TERMS: dict[str, Term] = {
-    LOGITS: Term("bitkd.stages.terms:logits_term", reads_head=True),
+    LOGITS: Term("bitkd.stages.terms:logits_term", reads_head=True, needs_only_logits=True),
     HIDDEN: Term("bitkd.stages.terms:hidden_term", reads_layers=True, reads_scores="none"),
     ATTENTION: Term(
         "bitkd.stages.terms:attention_term", reads_layers=True, reads_scores="mapped", reads_last_layer=False

@@ -147,6 +147,9 @@ class StageRecord:
     workload: str | None = None
     """Hash of what decides the time and the memory of a step, see `bitkd.pipeline.estimate`; None if nothing was trained."""
 
+    seconds_before: float = 0.0
+    """Those of `seconds` that do not depend on the steps: computing the teacher's logits before the first one."""
+
     memory_mib: float | None = None
     """Peak of the first process: of its GPU if it has one, else its resident memory; None if it is not known."""
 
@@ -159,6 +162,7 @@ class StageRecord:
         absent = {"augmented"} if self.augmented is None else {"size", "selected", "curve", "flops", "selected_step"}
         optional = ("selected_step", "trained_for", "workload", "memory_mib")
         absent |= {name for name in optional if data[name] is None}
+        absent |= set() if self.seconds_before else {"seconds_before"}
         return {name: value for name, value in data.items() if name not in absent}
 
 

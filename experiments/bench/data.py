@@ -25,7 +25,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from bitkd.data.augment.augmenter import Augmenter, load_shards, write_shard
-from bitkd.data.augment.candidates import MaskedLMCandidates
+from bitkd.data.augment.candidates import MaskedLMCandidates, load_masked_lm
 from bitkd.data.augment.words import Sentence
 from bitkd.data.batches import LoaderSpec
 from bitkd.data.modules import RowsDataModule
@@ -62,7 +62,7 @@ def augmentation_speed() -> Iterator[Result]:
         torch.manual_seed(0)
         config = BertConfig(vocab_size=len(tokenizer), initializer_range=0.05, **MINILM)
         BertForMaskedLM(config).save_pretrained(folder)
-        batched = MaskedLMCandidates(Path(folder), tokenizer, 15, Nothing())
+        batched = MaskedLMCandidates(load_masked_lm(Path(folder)), tokenizer, 15, Nothing())
         model = BertForMaskedLM.from_pretrained(folder).eval()
         few = sentences[::8]
 

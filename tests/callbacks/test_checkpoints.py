@@ -98,8 +98,8 @@ def fit(folder, stop_at=None, steps=12, accumulate=1, every_steps=1, interval=4,
     return module, best
 
 
-def best_weights(folder):
-    return torch.load(max(folder.glob("best-*.ckpt")), weights_only=True)["state_dict"]
+def best_weights(folder, step):
+    return torch.load(folder / f"best-{step:09d}.ckpt", weights_only=True)["state_dict"]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -110,7 +110,7 @@ def test_resumed_equals_uninterrupted(tmp_path, stop_at, accumulate):
     resumed, resumed_best = fit(tmp_path / "interrupted", accumulate=accumulate)
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
     assert (whole_best.score, whole_best.step) == (resumed_best.score, resumed_best.step)
-    first, second = best_weights(tmp_path / "whole"), best_weights(tmp_path / "interrupted")
+    first, second = (best_weights(tmp_path / name, whole_best.step) for name in ("whole", "interrupted"))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -192,9 +192,20 @@ def test_a_best_that_a_checkpoint_names_outlives_a_better_one(tmp_path, monkeypa
     scores = iter([0.5, 0.9])
     monkeypatch.setattr(Noisy, "validation_step", lambda self, *_: self.log(SCORE, torch.tensor(next(scores))))
     monkeypatch.setattr(Rows, "val_dataloader", lambda self: DataLoader(self.rows[:4], batch_size=4))
-    fit(tmp_path, stop_at=9, every_steps=5)  # saved at step 5, with the best of step 4; at step 8 a better one came
+    fit(tmp_path, stop_at=11, every_steps=5)  # saved at step 5 with the best of step 4, at step 10 with that of step 8
     assert [file.name for file in sorted(tmp_path.glob("best-*"))] == ["best-000000004.ckpt", "best-000000008.ckpt"]
+    (tmp_path / "step-000000010.ckpt").unlink()
     scores = iter([0.4, 0.3])
-    _, best = fit(tmp_path, every_steps=5)
+    module, best = fit(tmp_path, every_steps=5)
     assert (best.score, best.step) == (0.5, 4)
-    assert best.file.is_file()
+    best.load_into(module)
+    assert all(torch.equal(weight, best_weights(tmp_path, 4)[name]) for name, weight in module.state_dict().items())
+
+
+def test_the_best_is_written_only_with_a_checkpoint_that_refers_to_it(tmp_path):
+    whole, best = fit(tmp_path / "none", every_steps=None)
+    assert not [*(tmp_path / "none").iterdir()]
+    best.load_into(whole)
+    fit(tmp_path / "each", every_steps=1)
+    saved = best_weights(tmp_path / "each", best.step)
+    assert all(torch.equal(weight, saved[name]) for name, weight in whole.state_dict().items())

@@ -6,7 +6,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from bitkd.data.augment.augmenter import SHARD_ROWS, Augmenter, load_shards, shard_file, write_shard
-from bitkd.data.augment.candidates import MaskedLMCandidates, VectorCandidates, make_candidates
+from bitkd.data.augment.candidates import MaskedLMCandidates, VectorCandidates, load_masked_lm, make_candidates
 from bitkd.data.augment.checks import check_augmentation, check_augmented
 from bitkd.data.augment.words import Sentence
 from bitkd.data.tasks import AugmentSpec
@@ -73,7 +73,7 @@ def test_stop_words_are_a_setting(tiny_tokenizer):
 
 
 def test_the_batched_predictions_are_those_of_one_forward_per_word(masked_lm, tiny_tokenizer):
-    finder = MaskedLMCandidates(masked_lm, tiny_tokenizer, 5, Fixed())
+    finder = MaskedLMCandidates(load_masked_lm(masked_lm), tiny_tokenizer, 5, Fixed())
     words = [["the", "dog", "runs", "fast"], ["a", "small", "red", "bird", "sees", "the", "old", "cat", "."]]
     sentences = [Sentence(w, [i for i, word in enumerate(w) if word.isalpha()]) for w in words]
     together = finder.find(sentences)
@@ -90,14 +90,18 @@ def test_the_batched_predictions_are_those_of_one_forward_per_word(masked_lm, ti
 
 
 def test_words_in_pieces_take_word_vectors(masked_lm, tiny_tokenizer):
-    found = MaskedLMCandidates(masked_lm, tiny_tokenizer, 3, Fixed()).find([Sentence(["dog", "dogcat"], [0, 1])])[0]
+    found = MaskedLMCandidates(load_masked_lm(masked_lm), tiny_tokenizer, 3, Fixed()).find(
+        [Sentence(["dog", "dogcat"], [0, 1])]
+    )[0]
     assert len(found[0]) == 3
     assert found[1] == ["red", "blue", "old"]
 
 
 def test_a_sentence_longer_than_the_model_reads_keeps_its_end(masked_lm, tiny_tokenizer):
     words = ["dog"] * 80
-    found = MaskedLMCandidates(masked_lm, tiny_tokenizer, 3, Fixed()).find([Sentence(words, [0, 61, 62, 79])])[0]
+    found = MaskedLMCandidates(load_masked_lm(masked_lm), tiny_tokenizer, 3, Fixed()).find(
+        [Sentence(words, [0, 61, 62, 79])]
+    )[0]
     assert sorted(found) == [0, 61]
 
 

@@ -90,10 +90,18 @@ def test_with_total_batches_epochs_are_parts_of_one_sequence(rows):
     assert module.epochs == [whole[:9], whole[9:]]
 
 
-@pytest.mark.parametrize("settings", [{}, {"reload_dataloaders_every_n_epochs": 1}])
-def test_only_the_resumed_epoch_begins_late(rows, settings):
+@pytest.mark.parametrize(
+    ("loading", "settings"),
+    [
+        ({}, {}),
+        ({}, {"reload_dataloaders_every_n_epochs": 1}),
+        ({"ahead": 3}, {}),
+        ({"num_workers": 1}, {"max_epochs": 2}),
+    ],
+)
+def test_only_the_resumed_epoch_begins_late(rows, loading, settings):
     whole = train(TaskDataModule(rows, LoaderSpec(batch_size=8))).epochs
-    data = TaskDataModule(rows, LoaderSpec(batch_size=8))
+    data = TaskDataModule(rows, LoaderSpec(batch_size=8, **loading))
     data.resume(5, {})
     assert train(data, **settings).epochs == [whole[0][5:], whole[1]]
 
@@ -114,6 +122,26 @@ def test_batches_are_padded_to_their_own_length(rows):
         assert width % 8 == 0
         assert width - longest < 8
         assert set(batch) == {"input_ids", "attention_mask", "token_type_ids", "labels", "index"}
+
+
+def test_training_batches_can_all_be_padded_to_one_length(rows):
+    data = TaskDataModule(rows, LoaderSpec(8, padded_length=20))
+    own = TaskDataModule(rows, LoaderSpec(8))
+    for batch, short in zip(data.train_dataloader(), own.train_dataloader()):
+        assert batch["input_ids"].shape == (8, 20)
+        width = min(20, short["input_ids"].shape[1])
+        assert torch.equal(batch["input_ids"][:, :width], short["input_ids"][:, :width])
+        assert int(batch["attention_mask"][:, width:].sum()) == 0
+    assert {batch["input_ids"].shape[1] % 8 for batch in data.val_dataloader()[0]} == {0}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_for_a_gpu_are_pinned_on_a_thread_and_those_for_a_cpu_are_not(rows):
+    data = TaskDataModule(rows, LoaderSpec(8))
+    for accelerator, on_gpu in (("gpu", True), ("cpu", False)):
+        data.trainer = pl.Trainer(accelerator=accelerator, devices=1, logger=False, enable_progress_bar=False)
+        loader = data.train_dataloader()
+        assert (loader.ahead, next(iter(loader))["input_ids"].is_pinned()) == (2 if on_gpu else 0, on_gpu)
 
 
 def test_a_loader_does_not_touch_the_global_random_state(rows):
@@ -154,8 +182,9 @@ def test_a_streams_epoch_is_a_pass_too(stream, workers):
     assert first != second
 
 
-def test_a_stream_ends_after_total_batches(stream):
-    data = StreamDataModule(stream, LoaderSpec(batch_size=8, total_batches=5))
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_a_stream_ends_after_total_batches(stream, ahead):
+    data = StreamDataModule(stream, LoaderSpec(batch_size=8, total_batches=5, ahead=ahead))
     module = train(data)
     assert [len(batches) for batches in module.epochs] == [5, 5]
     assert module.epochs[0] != module.epochs[1]

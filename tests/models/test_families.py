@@ -7,7 +7,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from bitkd.config.load import load_config
 from bitkd.data.hub import load_tokenizer
-from bitkd.data.tokenized import collate
+from bitkd.data.tokenized import Batches, Padding
 from bitkd.errors import InputError
 from bitkd.models.artifact import load_encoder, load_student, new_classifier, save_student
 from bitkd.models.attention import use_score_attention
@@ -238,7 +238,7 @@ def test_a_teacher_reads_token_types_where_its_student_does_not(pretrained, sett
     model.save_pretrained(teacher)
     overrides = settings(tmp_path / "runs", "multistage", f"model.pretrained={student}")
     sources = make_plan(load_config([*overrides, f"stages.teacher.checkpoint={teacher}"])).sources
-    batch = collate(sources.tokenizer, [sources.task_rows.train[i] for i in range(4)])
+    batch = Batches(sources.task_rows.train, Padding.of(sources.tokenizer))[range(4)]
     assert batch["token_type_ids"].any()
     assert "token_type_ids" in model_inputs(batch, model)
     assert "token_type_ids" not in model_inputs(batch, load_encoder(student))

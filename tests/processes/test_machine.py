@@ -10,7 +10,7 @@ from bitkd.config.schema import TrainerSpec
 from bitkd.engine import cpu
 from bitkd.errors import InputError
 from bitkd.processes import machine
-from bitkd.processes.machine import Machine, check_machine, find_machine, note_emulation
+from bitkd.processes.machine import Machine, augmentation_precision, check_machine, find_machine, note_emulation
 
 NONE = Machine(0, reason="torch is built without CUDA")
 
@@ -96,6 +96,25 @@ def test_a_precision_that_is_emulated_is_noted(monkeypatch, caplog, found, bf16,
     with caplog.at_level(logging.WARNING):
         note_emulation(load_config(["pipeline=singlestage", "task=demo", *settings]))
     assert [message in record.getMessage() for record in caplog.records] == ([True] if message else [])
+
+
+@pytest.mark.parametrize(
+    ("found", "bf16", "settings", "precision"),
+    [
+        (NONE, True, [], "bf16-mixed"),
+        (NONE, False, [], "32-true"),
+        (Machine(1), True, [], "bf16-mixed"),
+        (Machine(0, apple_gpu=True), True, [], "32-true"),
+        (Machine(1), True, ["task.augmentation.precision=32-true"], "32-true"),
+        (NONE, False, ["task.augmentation.precision=bf16-mixed"], "bf16-mixed"),
+    ],
+)
+def test_augmentation_computes_in_bf16_where_the_processor_has_it(monkeypatch, found, bf16, settings, precision):
+    on(monkeypatch, found)
+    monkeypatch.setattr(machine, "read_cpu_fields", lambda: {"model name": "x"})
+    monkeypatch.setattr(machine, "_cpu_has_bf16", lambda: bf16)
+    monkeypatch.setattr(machine, "_gpu_has_bf16", lambda: bf16)
+    assert augmentation_precision(load_config(["pipeline=singlestage", "task=demo", *settings])) == precision
 
 
 def test_a_machine_tells_why_it_has_no_gpu(monkeypatch):

@@ -159,8 +159,9 @@ def test_two_processes_with_half_the_batch_train_like_one(settings, finished, co
         f"  teacher: {{kind: finetune, checkpoint: {finished / 'rte' / 'singlestage' / 'teacher'}}}\n"
         "  init: {kind: init, student: teacher}\n"
         "  single: {kind: single_stage, student: init, teacher: teacher, select: last, max_steps: 20}\n"
+        "  second: {kind: prediction, student: single, teacher: teacher, select: last, max_steps: 20}\n"
     )
-    weights, kept, flops = [], [], []
+    weights, kept, flops, logits, passes = [], [], [], [], []
     for name, more in (("one", []), ("two", ["trainer.devices=2", "trainer.accumulate_grad_batches=2"])):
         arguments = settings(tmp_path / name, str(pipeline), "train.lr=1e-3", "train.eval_every=20", *more)
         if more:
@@ -171,7 +172,12 @@ def test_two_processes_with_half_the_batch_train_like_one(settings, finished, co
         weights.append(load_student(folder).state_dict())
         kept.append(load_file(folder / "predictions.safetensors"))
         flops.append(json.loads((folder / "stage.json").read_text())["flops"]["student"])
-    assert "not synchronized 20 times" in output
+        (file,) = (tmp_path / name / "cache" / "logits").iterdir()
+        logits.append(load_file(file)["logits"])
+        passes.append(json.loads((folder.parent / "second" / "stage.json").read_text())["flops"]["teacher"])
+    assert "not synchronized 40 times" in output
+    assert torch.equal(*logits)  # the processes divide the same batches
+    assert passes[0] == passes[1]
     assert ": 8 rows = 2 x 2 x 2\n" in output
     torch.testing.assert_close(weights[0], weights[1], atol=1e-5, rtol=0)
     assert kept[0]["dev.labels"].tolist() == kept[1]["dev.labels"].tolist()  # uneven shares, in the rows' order
@@ -240,7 +246,7 @@ def test_chaos_in_short(tmp_path, tiny_bert, tiny_task):
     """`make chaos` with two kills and few steps: rank 1 is killed, then asked to stop; rank 0 follows each time."""
     script = Path(__file__).parents[2] / "experiments" / "chaos" / "chaos.py"
     settings = make_settings(
-        tiny_bert, tiny_task, tmp_path / "unused", "singlestage", "checkpoint.every_steps=1", "train.max_steps=40"
+        tiny_bert, tiny_task, tmp_path / "unused", "singlestage", "checkpoint.every_steps=1", "train.max_steps=14"
     )
     words = [word for word in settings if not word.startswith(("pipeline=", "run.dir="))]
     options = ["--out", str(tmp_path / "chaos"), "--kills", "2", "--seed", "154", "--pipelines", "singlestage"]

@@ -1,3 +1,6 @@
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
@@ -13,9 +16,10 @@ from bitkd.models.prepare import prepare
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
 from bitkd.quant.spec import QuantSpec
-from bitkd.stages.base import NonFiniteLossError, StudentModule
+from bitkd.stages.base import StudentModule
 from bitkd.stages.distillation import DistillationModule
 from bitkd.stages.finetune import FineTune
+from bitkd.stages.finite import NonFiniteLossError
 from bitkd.stages.general import GeneralDistillation
 from bitkd.stages.intermediate import IntermediateDistillation
 from bitkd.stages.kinds import KINDS
@@ -304,3 +308,36 @@ def test_a_stage_without_a_term_is_refused():
     with pytest.raises(InputError, match="only validates"):
         StudentModule(classifier()).loss_terms(batch())
     assert issubclass(GeneralDistillation, DistillationModule)
+
+
+@pytest.mark.parametrize(("scaler", "fused"), [(None, True), (object(), None)])
+def test_the_optimizer_is_fused_unless_gradients_are_scaled(scaler, fused):
+    module = FineTune(classifier(layers=1), total_steps=10)
+    module._trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler))
+    assert module.configure_optimizers()["optimizer"].defaults["fused"] is fused
+
+
+def test_weights_are_quantized_once_for_an_accumulated_step(tmp_path):
+    """Two steps of 2 micro-batches each."""
+    teacher = classifier(layers=1)
+    module = SingleStageDistillation(
+        prepare(classifier(layers=1), QuantSpec(weight_bits=1, activation_bits=8)), teacher, total_steps=2
+    )
+    layer = module.student.bert.encoder.layer[0].output.dense
+    codes_of, seen = layer.weight_codes, []
+    layer.weight_codes = lambda *args: seen.append(args[0].clone()) or codes_of(*args)
+    trainer = pl.Trainer(
+        max_steps=2,
+        accumulate_grad_batches=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    rows = [batch() for _ in range(4)]
+    trainer.fit(module, torch.utils.data.DataLoader(rows, batch_size=None))
+    assert len(seen) == 2
+    assert not torch.equal(*seen)
+    assert layer.held is None

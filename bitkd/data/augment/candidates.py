@@ -57,9 +57,8 @@ class VectorCandidates:
         self._cache: dict[str, list[str]] = {}
 
     @classmethod
-    def of_model(cls, folder: Path, tokenizer: Any, count: int) -> "VectorCandidates":
-        """Vectors from the input embeddings of the model in `folder`."""
-        matrix = load_embeddings(folder)
+    def of_model(cls, matrix: Tensor, tokenizer: Any, count: int) -> "VectorCandidates":
+        """Vectors from a model's word embeddings, (tokens, dimensions)."""
         pieces = Pieces(tokenizer)
         ids = [i for i, word in pieces.whole_words.items() if re.fullmatch("[A-Za-z]{2,}", word)]
         return cls([pieces.whole_words[i] for i in ids], matrix[ids], count, partial(pieces.mean_vector, matrix=matrix))
@@ -128,22 +127,22 @@ class MaskedLMCandidates:
 
     All queries of a call are run together, sorted by length; the head is computed only at the masked position.
 
-    folder: of the model.  count: candidates of a word.
+    model: a masked language model with a trained head.  count: candidates of a word.
     """
 
     def __init__(
         self,
-        folder: Path,
+        model: Any,
         tokenizer: Any,
         count: int,
         others: Candidates,
         precision: CandidatePrecision = "32-true",
         device: str = "cpu",
     ) -> None:
-        self.model = load_masked_lm(folder).to(device)
+        self.model = model.to(device)
         self.count = count
         self.others = others
-        self.device = device
+        self.device = torch.device(device)
         self.bf16 = precision == "bf16-mixed"
         self._tokenizer = tokenizer
         self._pieces = Pieces(tokenizer)
@@ -158,7 +157,7 @@ class MaskedLMCandidates:
         """Hook between encoder and head: keep only the masked position, because a head over the vocabulary costs as
         much as the encoder.
         """
-        rows = torch.arange(len(self._masked))  # type: ignore[arg-type]
+        rows = torch.arange(len(self._masked), device=self.device)  # type: ignore[arg-type]
         output.last_hidden_state = output.last_hidden_state[rows, self._masked].unsqueeze(1)
         return output
 
@@ -210,8 +209,8 @@ class MaskedLMCandidates:
             rows.append(row)
             positions.append(place + 1)
         inputs = tokenizer.pad(rows, pad_to_multiple_of=8, return_tensors="pt").to(self.device)
-        self._masked = torch.tensor(positions)
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
+        self._masked = torch.tensor(positions, device=self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.model(**inputs).logits[:, 0].float()
         return (logits + self._allowed).topk(self.count, dim=1).indices.tolist()
 
@@ -231,15 +230,20 @@ def _chunks(order: list[int], lengths: list[int]) -> Iterator[list[int]]:
 def load_embeddings(folder: Path) -> Tensor:
     """The word embeddings of the model in a folder, (tokens, dimensions). Raises InputError if they would be random."""
     model, random, cause = load_pretrained(AutoModel, folder)
-    embeddings = getattr(model.get_input_embeddings(), "weight", None)
-    if embeddings is None:
-        raise InputError(
-            f"{folder} has no plain word embeddings: it is a split or packed student; name its teacher, or a BERT"
-        )
+    embeddings = _embeddings_of(model, folder)
     name = next(name for name, weight in model.named_parameters() if weight is embeddings)
     if name in random:
         raise InputError(f"{folder} has no word embeddings ({name} is missing){cause}")
     return embeddings.detach()
+
+
+def _embeddings_of(model: Any, folder: Path) -> Tensor:
+    embeddings: Tensor | None = getattr(model.get_input_embeddings(), "weight", None)
+    if embeddings is None:
+        raise InputError(
+            f"{folder} has no plain word embeddings: it is a split or packed student; name its teacher, or a BERT"
+        )
+    return embeddings
 
 
 def load_masked_lm(folder: Path) -> Any:
@@ -251,15 +255,6 @@ def load_masked_lm(folder: Path) -> Any:
             f"name a masked language model with task.augmentation.model={cause}"
         )
     return model.eval()
-
-
-def has_masked_lm(folder: Path) -> bool:
-    """Whether the model in `folder` has a trained masked-LM head."""
-    try:
-        load_masked_lm(folder)
-    except InputError:
-        return False
-    return True
 
 
 def make_candidates(
@@ -275,14 +270,16 @@ def make_candidates(
 
     Raises InputError if the model has no trained masked-LM head but needs one, or if the file is wrong.
     """
-    near = (
-        VectorCandidates.of_file(Path(vectors).expanduser(), count)
-        if vectors
-        else VectorCandidates.of_model(folder, tokenizer, count)
-    )
-    if source == "vectors":
-        return near
-    if source == "auto" and not has_masked_lm(folder):
-        log.warning("%s has no trained masked-LM head: all candidates come from word vectors", folder.name)
-        return near
-    return MaskedLMCandidates(folder, tokenizer, count, near, precision, device)
+    near = VectorCandidates.of_file(Path(vectors).expanduser(), count) if vectors else None
+    model = None
+    if source != "vectors":
+        try:
+            model = load_masked_lm(folder)
+        except InputError:
+            if source == "masked_lm":
+                raise
+            log.warning("%s has no trained masked-LM head: all candidates come from word vectors", folder.name)
+    if near is None:
+        matrix = load_embeddings(folder) if model is None else _embeddings_of(model, folder).detach()
+        near = VectorCandidates.of_model(matrix, tokenizer, count)
+    return near if model is None else MaskedLMCandidates(model, tokenizer, count, near, precision, device)
