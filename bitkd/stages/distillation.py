@@ -147,7 +147,7 @@ class DistillationModule(StudentModule):
         # The models and the terms read the mask as truth values.
         batch = batch | {"attention_mask": batch["attention_mask"].bool()}
         layers, (scores, _) = self._reads_layers, self._scores
-        target = self._ask_teacher(batch)
+        target = self.ask_teacher(batch)
         output = self._readers[0].run(layers, scores, **model_inputs(batch, self.student))
         terms = {name: term(self, output, target, batch) for name, term in self._terms.items()}
         for name, value in terms.items():
@@ -155,7 +155,7 @@ class DistillationModule(StudentModule):
                 raise InputError(f"loss term {name} gives shape {tuple(value.shape)}; it must give a scalar")
         return {name: self.weights[name] * value for name, value in terms.items()}
 
-    def _ask_teacher(self, batch: dict[str, Tensor]) -> Any:
+    def ask_teacher(self, batch: dict[str, Tensor]) -> Any:
         """The teacher's outputs on a batch; only its logits, if they are kept; None if no term reads them."""
         if self.runs_teacher:
             layers, (_, scores) = self._reads_layers, self._scores

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bitkd.callbacks.flops import RowFlops
@@ -24,7 +25,8 @@ def row_flops(module: StudentModule, batch: dict[str, Tensor]) -> tuple[RowFlops
     students, teachers = [], []
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     device = module.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    # Fused attention on a CPU has no count of its own.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), sdpa_kernel(SDPBackend.MATH):
         for length in PROBES:
             row = {name: _row(column, length) for name, column in batch.items()}
             with _make_counter() as counter:
@@ -34,9 +36,11 @@ def row_flops(module: StudentModule, batch: dict[str, Tensor]) -> tuple[RowFlops
             with _make_counter() as of_teacher, torch.no_grad():
                 if isinstance(module, DistillationModule) and module.reads_teacher:
                     module.teacher(**model_inputs(row, module.teacher))
+            with _make_counter() as of_target:
+                if isinstance(module, DistillationModule) and module.runs_teacher:
+                    module.ask_teacher(row)  # with the products for the scores that are read
             teachers.append(of_teacher.get_total_flops())
-            ran = isinstance(module, DistillationModule) and module.runs_teacher
-            students.append(counter.get_total_flops() - (teachers[-1] if ran else 0))
+            students.append(counter.get_total_flops() - of_target.get_total_flops())
     return _fit(students), _fit(teachers)
 
 

@@ -40,13 +40,13 @@ def arguments(settings, finished, tmp_path):
 def forwards(monkeypatch):
     """The modes in which a stage asked for its teacher's outputs: True for each time that the teacher itself ran."""
     seen = []
-    ask = PredictionDistillation._ask_teacher
+    ask = PredictionDistillation.ask_teacher
 
     def count(self, batch):
         seen.append(self.runs_teacher)
         return ask(self, batch)
 
-    monkeypatch.setattr(PredictionDistillation, "_ask_teacher", count)
+    monkeypatch.setattr(PredictionDistillation, "ask_teacher", count)
     return seen
 
 
@@ -107,8 +107,8 @@ def test_rows_are_held_out_or_augmented_and_still_have_their_own_logits(argument
             seen.append(float((found.logits - expected).abs().max()))
         return found
 
-    ask = PredictionDistillation._ask_teacher
-    monkeypatch.setattr(PredictionDistillation, "_ask_teacher", compare)
+    ask = PredictionDistillation.ask_teacher
+    monkeypatch.setattr(PredictionDistillation, "ask_teacher", compare)
     augmented = ["task.augmentation.enabled=true", "task.augmentation.variants=1", "data.selection=holdout"]
     run(load_config(arguments("rows", *augmented, "trainer.keep_teacher_logits=always")), console)
     run(load_config(arguments("held_out", "data.selection=holdout")), console)
