@@ -8,7 +8,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bitkd.distill.losses import attention_score_mse, hidden_mse, soft_cross_entropy
 from bitkd.errors import InputError
-from bitkd.models.attention import ATTENTION, KEPT, attention_with_scores
+from bitkd.models.attention import ATTENTION, attention_with_scores
 from bitkd.models.encoder import encoder_layers
 from bitkd.models.importance import Importance
 from bitkd.models.inputs import model_inputs
@@ -168,7 +168,7 @@ def scores_of_each_call(module, monkeypatch):
 
     def attend(*args, **kwargs):
         output, scores = attention_with_scores(*args, **kwargs)
-        kept = getattr(args[0], KEPT, None)
+        kept = getattr(args[0], "kept_scores", None)
         assert scores is None  # transformers collects none
         shapes.append(None if kept is None else tuple(kept.shape))
         return output, scores
