@@ -2,7 +2,7 @@
 
 python experiments/speed/accuracy.py --glue GLUE --model MODEL [ARM…] [--seeds 1 2] [SETTING…]
 
-GLUE holds MRPC/ in the official layout, MODEL is a pre-trained BERT. Each arm and seed is one `bitkd run` of pipeline.yaml, all
+GLUE holds MRPC/ in the official layout, MODEL is a pre-trained BERT. Each arm and seed is one `bitkd run` of pipeline/speed.yaml, all
 with one teacher that is trained first: call it again to go on after an interruption, and with other arms to add them.
 accuracy.csv is written anew from all runs in --runs; `make results` puts it into RESULTS.md. The arm `before` is for the
 defaults of another version of bitkd, in a checkout of its own: --code CHECKOUT.
@@ -84,7 +84,7 @@ def train(name: str, settings: list[str], runs: Path, code: Path | None) -> Path
     if (folder / "stage2_binary").exists() and note.is_file() and json.loads(note.read_text())["done"]:
         print(f"{name}: done", flush=True)
         return folder
-    command = [sys.executable, "-m", "bitkd", "run", f"pipeline={HERE / 'pipeline.yaml'}", "task=mrpc"]
+    command = [sys.executable, "-m", "bitkd", "run", f"pipeline={HERE / 'pipeline' / 'speed.yaml'}", "task=mrpc"]
     command += [f"run.dir={runs}", f"run.name={name}", *settings]
     root = (code or HERE.parents[1]).absolute()
     began = processor_seconds()
