@@ -2,7 +2,7 @@
 
 python experiments/speed/accuracy.py --glue GLUE --model MODEL [ARM…] [--seeds 1 2] [SETTING…]
 
-GLUE holds MRPC/ in the official layout, MODEL is a pre-trained BERT. Each arm and seed is one `bitkd run` of pipeline/speed.yaml, all
+GLUE holds MRPC/ in the official layout, MODEL is a pre-trained BERT. Each arm and seed is one run of pipeline/speed.yaml, all
 with one teacher that is trained first: call it again to go on after an interruption, and with other arms to add them.
 accuracy.csv is written anew from all runs in --runs; `make results` puts it into RESULTS.md. The arm `before` is for the
 defaults of another version of bitkd, in a checkout of its own: --code CHECKOUT.
