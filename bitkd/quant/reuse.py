@@ -6,8 +6,7 @@ Nothing of it is used in a compiled graph: the compiler finds equal computations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -167,16 +166,6 @@ def release_codes(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, HoldsCodes):
             module.held = None
-
-
-@contextmanager
-def held_codes(model: nn.Module) -> Iterator[None]:
-    """Within this context each Linear weight of `model` is quantized once (see `hold_codes`)."""
-    hold_codes(model)
-    try:
-        yield
-    finally:
-        release_codes(model)
 
 
 def version_of(tensor: Tensor) -> int:

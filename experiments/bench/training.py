@@ -103,9 +103,9 @@ MEMORY = {("cuda", BF16): 3.6, ("cpu", FP32): 3.0, ("cpu", BF16): 2.5}
 """Device and precision -> GiB of a W1A8 step at most."""
 
 PEERS = (
-    ("DeepSpeed's XTC, 1-bit student", "1.08"),
-    ("BinaryBERT, ternary and split student", "1.51 and 2.44"),
-    ("TextBrewer, FP32 student", "1.02 to 1.07"),
+    ("DeepSpeed's XTC", "1.08"),
+    ("BinaryBERT", "1.51 and 2.44"),
+    ("TextBrewer", "1.02 to 1.07"),
 )
 """Other programs' steps, each as a multiple of a plain loop with its own losses, in FP32 with all rows padded."""
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bitkd.quant import inputs, reuse
 from bitkd.quant.inputs import PerToken, token_codes
 from bitkd.quant.modules import QuantLinear, SplitLinear
-from bitkd.quant.reuse import held_codes, hold_codes, release_codes
+from bitkd.quant.reuse import hold_codes, release_codes
 
 
 class Projections(nn.Module):
@@ -135,11 +135,12 @@ def test_a_held_weight_is_quantized_once(monkeypatch: pytest.MonkeyPatch) -> Non
         codes_of = part.weight_codes
         monkeypatch.setattr(part, "weight_codes", lambda *args, codes_of=codes_of: calls.append(1) or codes_of(*args))
     x = torch.randn(2, 8)
-    with held_codes(model):
-        model(x), model(x)
-        assert len(calls) == 3
-        other = copy.deepcopy(model.parts[0])
-        assert other.held is None
+    hold_codes(model)
+    model(x), model(x)
+    assert len(calls) == 3
+    other = copy.deepcopy(model.parts[0])
+    assert other.held is None
+    release_codes(model)
     model(x)
     assert len(calls) == 6
 
