@@ -66,7 +66,7 @@ def execute(context: StageContext) -> None:
     if stage.trains:
         callbacks_of_fit: list[pl.Callback] = [*callbacks, flops, seconds]
         with ExitStack() as stack:
-            if _compiles(context):  # after `flops`, which runs the module under a dispatch mode
+            if _compiles(context, module):  # after `flops`, which runs the module under a dispatch mode
                 cache = None if group.device == "cpu" else cache_root(context.config) / CACHE
                 callbacks_of_fit.append(stack.enter_context(compilation(cache)))
             if _records(context, module):
@@ -147,10 +147,10 @@ class KeepSignals(pl.Callback):
         self.stopping.install()
 
 
-def _compiles(context: StageContext) -> bool:
+def _compiles(context: StageContext, module: StudentModule) -> bool:
     """Whether the fit's steps are compiled, the same on all ranks."""
     setting, group = context.config.trainer.compile, context.group
-    if not should_compile(setting, group.device, context.stage.total_steps):
+    if not should_compile(setting, group.device, context.stage.total_steps, _records(context, module)):
         return False
     problem = compiler_problem(group.device)
     if problem:

@@ -22,7 +22,7 @@ from bitkd.models.student import build_student
 from bitkd.quant.inputs import InputQuantizer
 from bitkd.quant.reuse import hold_codes, release_codes
 from bitkd.quant.spec import QuantSpec
-from bitkd.stages.cuda_graphs import GraphedLosses
+from bitkd.stages.cuda_graphs import GraphedLosses, own_stream
 from bitkd.stages.finite import FiniteCheck
 from bitkd.stages.spec import SCORE, OptimSpec
 
@@ -145,7 +145,8 @@ class StudentModule(pl.LightningModule):
         """Inside, training steps are recorded as CUDA graphs (see GraphedLosses)."""
         self._graphs = GraphedLosses(self, self.losses)
         try:
-            yield
+            with own_stream():
+                yield
         finally:
             self._graphs = None
 
@@ -227,12 +228,28 @@ class StudentModule(pl.LightningModule):
         # Loaded models come in eval mode, and Lightning leaves modes as they are: dropout would stay off.
         self.student.train()
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        # Lightning's mixed precision refuses to clip for a fused optimizer, because that would divide by FP16's scale after
+        # the clipping; bf16 has no scale.
+        if gradient_clip_val and not self._scales_gradients:
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    @property
+    def _scales_gradients(self) -> bool:
+        """Whether FP16's scaler is used."""
+        return self._trainer is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None
+
     def _allows_fused(self, parameters: list[nn.Parameter]) -> bool:
         """Whether the optimizer can update all parameters in one pass: FP16's gradient scaler does not allow it with
         clipping, and other devices than these have no such kernel.
         """
-        scaled = self._trainer is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        return not scaled and all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+        return not self._scales_gradients and all(
+            p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters
+        )
 
     def configure_optimizers(self) -> Any:
         refuse_packed(self.student, "trained")

@@ -2,10 +2,11 @@
 started together from then on.
 
 A step of BERT-base has over 2,000 kernels. To start them one by one takes the processor several times as long as they run.
-Results are exactly those of the same kernels started one by one.
+Each recording is compared with the same kernels started one by one: results are exactly the same, or nothing is recorded.
 """
 
 import contextlib
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -15,11 +16,13 @@ from torch import Tensor, nn
 
 from bitkd.errors import InputError
 
+log = logging.getLogger(__name__)
+
 Batch = dict[str, Tensor]
 Losses = Callable[[Batch], tuple[list[str], Tensor]]
 """The names of a batch's loss terms, and the terms (terms,)."""
 
-RECORDED_AT = 3
+RECORDED_AT = 2
 """A shape is recorded when it comes for this time. Recording takes as long as some steps, and rare shapes do not come again."""
 
 MOST = 100
@@ -56,8 +59,26 @@ def should_record(setting: str, device: torch.device | str, processes: int, code
     return setting == "true" or {part.__module__.partition(".")[0] for part in code} <= KNOWN_CODE
 
 
+@contextlib.contextmanager
+def own_stream() -> Iterator[None]:
+    """Inside, the GPU works on a stream that can be recorded, which the default one cannot. Autograd adds up gradients on the
+    stream of the step that came first, recorded or not, so all steps need one stream. Does nothing without a GPU."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    outside, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+    stream.wait_stream(outside)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        outside.wait_stream(stream)
+
+
 class GraphedLosses:
     """Computes the loss terms of batches, and the gradients in their backward pass, from recorded graphs where it has one.
+
+    Use it on a stream other than the default one (`own_stream`).
 
     module: whose parameters get the gradients. Their `grad` is always the same memory, for all shapes of batches.
     losses: what is recorded. It may read nothing on the host, and nothing but the batch may change from step to step, except
@@ -70,20 +91,33 @@ class GraphedLosses:
         self._graphs: dict[Any, _Graph] = {}
         self._gradients: dict[nn.Parameter, Tensor] = {}
         self._pool: Any = None
+        self._gives_up = False
 
     def __call__(self, batch: Batch) -> tuple[list[str], Tensor]:
         """The names and the terms (terms,), with a gradient."""
         shape = tuple((name, column.shape, column.dtype) for name, column in batch.items())
         if shape not in self._graphs:
             self._seen[shape] += 1
-            if self._seen[shape] < RECORDED_AT or len(self._graphs) >= MOST:
-                return self._losses(batch)
-            self._graphs[shape] = self._record(batch)
-        graph = self._graphs[shape]
+            if not self._gives_up and self._seen[shape] >= RECORDED_AT and len(self._graphs) < MOST:
+                self._try_to_record(shape, batch)
+        graph = self._graphs.get(shape)
+        if graph is None:
+            return self._losses(batch)
         for name, column in batch.items():
             graph.batch[name].copy_(column, non_blocking=True)
         terms: Tensor = _Replay.apply(graph.anchor, graph, self._use_gradients)
         return graph.names, terms
+
+    def _try_to_record(self, shape: Any, batch: Batch) -> None:
+        graph = self._record(batch)
+        if graph is not None:
+            self._graphs[shape] = graph
+            return
+        self._gives_up = True
+        log.warning(
+            "the kernels of a step recorded as a CUDA graph gave other numbers than one by one; the stage goes on without "
+            "recording others. trainer.cuda_graphs=false records none"
+        )
 
     def _use_gradients(self) -> None:
         """Make the recorded memory the parameters' gradients, with what they hold so far."""
@@ -97,8 +131,8 @@ class GraphedLosses:
         if cleared:
             torch._foreach_zero_(cleared)
 
-    def _record(self, batch: Batch) -> "_Graph":
-        """Runs the losses twice, so that everything is compiled and allocated, and then records them. Random numbers, buffers and
+    def _record(self, batch: Batch) -> "_Graph | None":
+        """The graph of a batch's shape; None if it gives other numbers than its kernels one by one. Random numbers, buffers and
         gradients are afterwards what they were."""
         device = next(iter(batch.values())).device
         batch = {name: column.clone() for name, column in batch.items()}
@@ -106,38 +140,52 @@ class GraphedLosses:
         buffers = [(buffer, buffer.clone()) for buffer in self._module.buffers()]
         parameters = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
         before = [parameter.grad for parameter in parameters]
+
+        def rewind() -> None:
+            torch.cuda.set_rng_state(state, device)
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         try:
-            stream = torch.cuda.Stream(device)
-            stream.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(stream):
-                used = self._run_twice(batch, parameters)
-            torch.cuda.current_stream(device).wait_stream(stream)
-            for parameter, is_used in zip(parameters, used, strict=True):
-                if is_used and parameter not in self._gradients:
+            terms, found = self._run_one_by_one(batch, parameters)  # compiles and allocates, too
+            expected = {parameter: g for parameter, g in zip(parameters, found, strict=True) if g is not None}
+            for parameter in parameters:
+                if parameter in expected and parameter not in self._gradients:
                     self._gradients[parameter] = torch.zeros_like(parameter)
-                parameter.grad = self._gradients[parameter] if is_used else None
-            return _Graph(self._losses, batch, self._pool)
+                parameter.grad = self._gradients[parameter] if parameter in expected else None
+            graph = _Graph(self._losses, batch, self._pool)
+            rewind()
+            return graph if self._gives(graph, terms, expected) else None
         except RuntimeError as error:
             raise InputError(
                 f"a training step cannot be recorded as a CUDA graph ({error}); use trainer.cuda_graphs=false"
             ) from error
         finally:
-            torch.cuda.set_rng_state(state, device)
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
+            rewind()
             for parameter, gradient in zip(parameters, before, strict=True):
                 parameter.grad = gradient
 
-    def _run_twice(self, batch: Batch, parameters: list[nn.Parameter]) -> list[bool]:
-        """Which parameters get a gradient."""
-        for _ in range(2):
-            with _uncached_autocast():
-                _, terms = self._losses(batch)
-            with torch.autocast("cuda", enabled=False):
-                gradients = torch.autograd.grad(terms.sum(), parameters, allow_unused=True)
-        return [gradient is not None for gradient in gradients]
+    def _run_one_by_one(self, batch: Batch, parameters: list[nn.Parameter]) -> tuple[Tensor, list[Tensor | None]]:
+        """The terms, and the gradients of their sum; None where there is none."""
+        with _uncached_autocast():
+            _, terms = self._losses(batch)
+        with torch.autocast("cuda", enabled=False):
+            return terms.detach(), list(torch.autograd.grad(terms.sum(), parameters, allow_unused=True))
+
+    def _gives(self, graph: "_Graph", terms: Tensor, gradients: dict[nn.Parameter, Tensor]) -> bool:
+        """Whether the graph gives exactly these terms and gradients of their sum."""
+        before = [gradient.clone() for gradient in self._gradients.values()]
+        torch._foreach_zero_(list(self._gradients.values()))
+        graph.forward.replay()
+        graph.gradient.fill_(1.0)
+        graph.backward.replay()
+        same = torch.equal(graph.terms, terms) and all(
+            torch.equal(self._gradients[parameter], gradient) for parameter, gradient in gradients.items()
+        )
+        for gradient, value in zip(self._gradients.values(), before, strict=True):
+            gradient.copy_(value)
+        return same
 
 
 class _Graph:
@@ -150,7 +198,8 @@ class _Graph:
         self.batch = batch
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         # The thread that prepares batches allocates pinned memory meanwhile, which the default mode forbids.
-        settings = {"pool": pool, "capture_error_mode": "thread_local"}
+        settings: dict[str, Any] = {"pool": pool, "capture_error_mode": "thread_local"}
+        settings["stream"] = torch.cuda.current_stream()
         # Casts of weights that autocast keeps would be in memory that is gone when the graph is replayed.
         with _uncached_autocast(), torch.cuda.graph(self.forward, **settings):
             self.names, terms = losses(batch)

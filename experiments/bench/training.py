@@ -31,6 +31,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import lightning.pytorch as pl
 import numpy as np
 import torch
+import torch._dynamo
 from data import ROWS, TOKENS, make_tokenizer
 from figures import Result, report
 from torch.nn import functional
@@ -51,7 +52,7 @@ from bitkd.processes.machine import describe_cpu
 from bitkd.processes.memory import peak_mib, reset_peak
 from bitkd.quant.spec import QuantSpec
 from bitkd.stages.compiling import compilation, compile_layers
-from bitkd.stages.cuda_graphs import RECORDED_AT, GraphedLosses
+from bitkd.stages.cuda_graphs import RECORDED_AT, GraphedLosses, own_stream
 from bitkd.stages.kinds import kind_of
 from bitkd.stages.spec import OptimSpec
 
@@ -269,7 +270,9 @@ def steps(chosen: list[Setting], options: argparse.Namespace, compiled: bool = F
                 loops[name] = make_loop(setting, name).step
         if setting.device == "cuda" and not compiled:
             loops["w1a8 kernels one by one"] = StageLoop(setting, ARMS["w1a8"], recorded=False).step
-        with compilation(CACHE) if compiled else contextlib.nullcontext():
+        # All arms compile the same functions: their graphs are more than the limit, which is meant for one model.
+        limits = torch._dynamo.config.patch(recompile_limit=64)
+        with own_stream(), limits, compilation(CACHE) if compiled else contextlib.nullcontext():
             seconds = take_turns(setting, loops, options.repeats)
         show(setting, seconds)
         for name, times in seconds.items():
@@ -381,11 +384,13 @@ def print_peak(setting: dict[str, Any], name: str) -> None:
     made = Setting(**setting)
     torch.set_num_threads(made.threads)
     compiled = made.device == "cuda" and name != "plain"
-    with compilation(CACHE) if compiled else contextlib.nullcontext():
+    with own_stream(), compilation(CACHE) if compiled else contextlib.nullcontext():
         loop = make_loop(made, name, compiled)
         for _ in range(RECORDED_AT - 1):
             loop.step()
-        if made.device == "cuda":  # what compiling took is no part of a step, but recording is: it allocates for all later steps
+        if (
+            made.device == "cuda"
+        ):  # what compiling took is no part of a step, but recording is: it allocates for all later steps
             reset_peak(made.device)
         loop.step()
     print(json.dumps(peak_mib(made.device)))
@@ -431,7 +436,7 @@ def fit(chosen: list[Setting], options: argparse.Namespace) -> Iterator[Result]:
             write_model_and_rows(Path(folder), setting, rows)
             compiled = setting.device == "cuda"
             step = make_loop(setting, "w1a8", compiled).step
-            with compilation(CACHE) if compiled else contextlib.nullcontext():
+            with own_stream(), compilation(CACHE) if compiled else contextlib.nullcontext():
                 alone = take_turns(setting, {"module": step}, 2 * options.repeats)["module"]
             clock = StepClock(setting.now, count // 5, count - 1)
             run_fit(Path(folder), setting, count, clock, compiled)

@@ -8,15 +8,19 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from bitkd.config.load import load_config
 from bitkd.errors import InputError
 from bitkd.models.prepare import prepare, split_ternary_
+from bitkd.pipeline.runner import StageFailedError, run
 from bitkd.quant.spec import QuantSpec
 from bitkd.stages import cuda_graphs
+from bitkd.stages.base import StudentModule
 from bitkd.stages.cuda_graphs import RECORDED_AT, check_graphs, should_record
 from bitkd.stages.finetune import FineTune
 from bitkd.stages.intermediate import IntermediateDistillation
 from bitkd.stages.prediction import PredictionDistillation
 from bitkd.stages.single_stage import SingleStageDistillation
+from tests.conftest import read_weights
 from tests.stages.test_stages import classifier, with_heads
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -97,14 +101,11 @@ def test_recorded_steps_are_steps(kind, quant, split, accumulate):
 
 
 class NoSynchronization(pl.Callback):
-    """Waiting for the GPU fails once all shapes are recorded."""
+    """Waiting for the GPU fails from when all shapes are recorded until the last step, which writes a row of the log."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if batch_idx == 2 * RECORDED_AT:
-            torch.cuda.set_sync_debug_mode("error")
-
-    def on_train_end(self, trainer, pl_module):
-        torch.cuda.set_sync_debug_mode("default")
+        inside = 2 * RECORDED_AT <= batch_idx < trainer.max_steps - 1
+        torch.cuda.set_sync_debug_mode("error" if inside else "default")
 
     def on_exception(self, trainer, pl_module, exception):
         torch.cuda.set_sync_debug_mode("default")
@@ -171,3 +172,30 @@ def test_rare_shapes_are_not_recorded(monkeypatch):
             module._graphs(batch)
     assert len(recorded) == 1
     assert module._graphs is None
+
+
+@needs_gpu
+@pytest.mark.parametrize("compiled", ["false", "true"])
+def test_runs_repeat_and_resume_to_the_last_bit(settings, console, tmp_path, monkeypatch, compiled):
+    """With graphs and without, and killed in between."""
+    gpu = ["trainer.accelerator=gpu", "trainer.precision=bf16-mixed", f"trainer.compile={compiled}"]
+    gpu += ["train.max_steps=14", "train.batch_size=8", "checkpoint.every_steps=5"]
+
+    def weights(folder, *more):
+        run(load_config(settings(tmp_path / folder, "singlestage", *gpu, *more)), console)
+        return read_weights(tmp_path / folder)
+
+    recorded = weights("recorded")
+    assert weights("one_by_one", "trainer.cuda_graphs=false") == recorded
+    step = StudentModule.training_step
+
+    def killed(self, batch, batch_idx):
+        if self.global_step == 12 and self.trainer.max_steps == 14:
+            monkeypatch.setattr(StudentModule, "training_step", step)
+            raise RuntimeError("killed")
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(StudentModule, "training_step", killed)
+    with pytest.raises(StageFailedError):
+        weights("killed")
+    assert weights("killed") == recorded

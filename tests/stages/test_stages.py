@@ -343,3 +343,27 @@ def test_weights_are_quantized_once_for_an_accumulated_step(tmp_path):
     assert len(seen) == 2
     assert not torch.equal(*seen)
     assert layer.held is None
+
+
+def test_mixed_precision_clips_gradients_for_an_optimizer_in_one_pass():
+    norms = []
+
+    class Norm(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            assert trainer.optimizers[0].defaults["fused"]
+            grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            norms.append(torch.nn.utils.get_total_norm(grads).item())
+
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        precision="bf16-mixed",
+        gradient_clip_val=0.5,
+        max_steps=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[Norm()],
+    )
+    trainer.fit(FineTune(classifier(), total_steps=2), torch.utils.data.DataLoader([batch()] * 2, batch_size=None))
+    assert norms == pytest.approx([0.5, 0.5], rel=0.01)
