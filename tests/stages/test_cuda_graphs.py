@@ -1,6 +1,7 @@
 """Recorded training steps: exactly the results of steps whose kernels are started one by one."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -23,6 +24,7 @@ from bitkd.stages.single_stage import SingleStageDistillation
 from tests.conftest import read_weights
 from tests.stages.test_stages import classifier, with_heads
 
+NAN = float("nan")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 W1A8 = QuantSpec(weight_bits=1, activation_bits=8)
@@ -69,12 +71,13 @@ def batches(count, device="cuda"):
 def train(module, recorded, steps=16, accumulate=1):
     """Losses of all batches, the weights afterwards, and the random state."""
     torch.manual_seed(1)
+    device = module.device.type
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
     found = []
     with module.recorded() if recorded else nullcontext():
         losses = module._graphs or module.losses
-        for number, batch in enumerate(batches(steps)):
-            with torch.autocast("cuda", torch.bfloat16):
+        for number, batch in enumerate(batches(steps, device)):
+            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
                 names, terms = losses(batch)
                 total = terms.sum() / accumulate
             found.append(terms.detach())
@@ -84,20 +87,64 @@ def train(module, recorded, steps=16, accumulate=1):
             if number % accumulate == accumulate - 1:
                 nn.utils.clip_grad_norm_(module.parameters(), 1.0)
                 optimizer.step()
-        if recorded:
-            assert len(losses._graphs) == 2
     assert list(module.loss_terms(batch)) == names
-    return [*found, *(p.detach() for p in module.parameters())], torch.cuda.get_rng_state()
+    random = torch.cuda.get_rng_state() if device == "cuda" else torch.get_rng_state()
+    return [*found, *(p.detach() for p in module.parameters())], random, losses
+
+
+def assert_equal(kind, quant, split, device, accumulate, graphs=2):
+    one_by_one, state, _ = train(module_of(kind, quant, split, device), False, accumulate=accumulate)
+    recorded, random, losses = train(module_of(kind, quant, split, device), True, accumulate=accumulate)
+    assert all(torch.equal(a, b) for a, b in zip(one_by_one, recorded, strict=True))
+    assert torch.equal(state, random)
+    assert len(losses._graphs) == graphs
 
 
 @needs_gpu
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(("kind", "quant", "split"), EACH)
 def test_recorded_steps_are_steps(kind, quant, split, accumulate):
-    one_by_one, state = train(module_of(kind, quant, split), False, accumulate=accumulate)
-    recorded, random = train(module_of(kind, quant, split), True, accumulate=accumulate)
-    assert all(torch.equal(a, b) for a, b in zip(one_by_one, recorded, strict=True))
-    assert torch.equal(state, random)
+    assert_equal(kind, quant, split, "cuda", accumulate)
+
+
+class Tape:
+    """Stands for a CUDA graph on a CPU: it computes again at each replay, in the same memory. `error` is added to the terms."""
+
+    error = 0.0
+
+    def __init__(self, losses, batch, pool):
+        self.batch, self.losses, self.tape = batch, losses, None
+        self.names, terms = losses(batch)
+        self.terms, self.gradient = terms.detach() * NAN, torch.zeros_like(terms)
+        self.anchor = torch.zeros((), requires_grad=True)
+        self.forward = SimpleNamespace(replay=self.replay_forward)
+        self.backward = SimpleNamespace(replay=lambda: self.tape.backward(self.gradient))
+
+    def replay_forward(self):
+        with torch.enable_grad():
+            _, self.tape = self.losses(self.batch)
+        self.terms.copy_(self.tape.detach() + self.error)
+
+
+@pytest.fixture
+def tapes(monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "_Graph", Tape)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.get_rng_state())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: torch.set_rng_state(state))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+@pytest.mark.parametrize(("kind", "quant", "split"), [EACH[0], EACH[3]])
+def test_recording_leaves_no_trace(kind, quant, split, accumulate, tapes):
+    """Neither in random numbers nor in gradients that are being added up."""
+    assert_equal(kind, quant, split, "cpu", accumulate)
+
+
+def test_graphs_that_give_other_numbers_are_not_used(tapes, monkeypatch, caplog):
+    monkeypatch.setattr(Tape, "error", 1e-6)
+    assert_equal(SingleStageDistillation, W1A8, False, "cpu", 2, graphs=0)
+    assert caplog.text.count("gave other numbers than one by one") == 1
 
 
 class NoSynchronization(pl.Callback):
