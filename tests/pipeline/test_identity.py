@@ -32,7 +32,7 @@ def differences(before, after):
 def test_padding_to_the_limit_is_in_the_identity_of_stages_that_train_on_the_tasks_rows(identities):
     trained = ["teacher", "stage1", "stage2", "ternary", "stage1_binary", "stage2_binary"]
     changed = differences(identities(), identities("data.pad_to_max_length=true"))
-    assert changed == dict.fromkeys(trained, {"padded_length"})
+    assert changed == {stage: {"padded_length"} for stage in trained}
 
 
 def test_the_precision_of_augmentation_in_an_identity_is_the_one_that_computes(identities, monkeypatch):
