@@ -101,6 +101,11 @@ class TrainerSpec:
     stages with enough steps to win back the time it takes. `true`: in every stage that trains, on a CPU too, where it does
     not pay; it needs a C++ compiler there, and Triton on CUDA."""
 
+    cuda_graphs: Literal["auto", "true", "false"] = "auto"
+    """Start the kernels of a training step together, as recorded CUDA graphs; results are the same. `auto`: on one CUDA device,
+    in stages without code of your own. `true`: also with your own loss terms and quantizers, which then must not read values
+    on the host."""
+
     log_every_n_steps: int = 10
     """Steps between two rows of the training log."""
 

@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
 from bitkd.errors import InputError
+from bitkd.models.dropout import dropout as drop_out
 from bitkd.quant.inputs import AttentionQuantizer
 from bitkd.quant.layout import layers_of
 from bitkd.quant.swap import ATTENTION_QUANTIZER
@@ -94,7 +95,7 @@ def attention_with_scores(
         masked = _sum(scores, attention_mask)
         assert masked is not None
         probabilities = nn.functional.softmax(masked, dim=-1, dtype=torch.float32)
-        probabilities = nn.functional.dropout(probabilities, p=dropout).to(value.dtype)
+        probabilities = drop_out(probabilities, dropout).to(value.dtype)
         if quantizer is not None:
             probabilities = quantizer.probabilities(probabilities)
         output = torch.matmul(probabilities, value)

@@ -195,7 +195,7 @@ def _copy_layer(
         """Keep `indices` of each of `blocks` equal parts; a bias has the outputs only."""
         weight = state[f"{path}.weight"]
         step = weight.shape[dim] // blocks
-        every = torch.cat([indices + block * step for block in range(blocks)])
+        every = torch.cat([indices + block * step for block in range(blocks)]).to(weight.device)
         state[f"{path}.weight"] = weight.index_select(dim, every)
         if dim == 0 and f"{path}.bias" in state:
             state[f"{path}.bias"] = state[f"{path}.bias"][every]

@@ -34,6 +34,7 @@ from bitkd.processes.memory import peak_mib, reset_peak
 from bitkd.processes.signals import Stopping
 from bitkd.stages.base import StudentModule
 from bitkd.stages.compiling import CACHE, compilation, compiler_problem, should_compile
+from bitkd.stages.cuda_graphs import should_record
 from bitkd.stages.distillation import DistillationModule
 from bitkd.stages.flops import row_flops
 from bitkd.stages.spec import SCORE, TERMS
@@ -68,6 +69,8 @@ def execute(context: StageContext) -> None:
             if _compiles(context):  # after `flops`, which runs the module under a dispatch mode
                 cache = None if group.device == "cpu" else cache_root(context.config) / CACHE
                 callbacks_of_fit.append(stack.enter_context(compilation(cache)))
+            if _records(context, module):
+                stack.enter_context(module.recorded())
             trainer = _trainer(context, [*callbacks_of_fit, *_resumption(context, best)], loggers)
             stack.enter_context(progress.shown())
             trainer.fit(module, datamodule=data, ckpt_path=_last_checkpoint(context), weights_only=True)
@@ -153,6 +156,12 @@ def _compiles(context: StageContext) -> bool:
     if problem:
         context.say(f"note: the steps are not compiled, because {problem}")
     return not group.any(problem is not None)
+
+
+def _records(context: StageContext, module: StudentModule) -> bool:
+    """Whether the fit's steps are recorded as CUDA graphs."""
+    group = context.group
+    return should_record(context.config.trainer.cuda_graphs, group.device, group.world_size, module.code())
 
 
 def _data_module(context: StageContext) -> pl.LightningDataModule:

@@ -26,6 +26,7 @@ from bitkd.processes.machine import note_emulation
 from bitkd.processes.signals import Stopping
 from bitkd.report.numbers import time_text
 from bitkd.stages.compiling import check_compiler
+from bitkd.stages.cuda_graphs import check_graphs
 from bitkd.stages.spec import TERMS, resolve
 from bitkd.store.lock import Lock
 from bitkd.store.records import BudgetRecord, RunManifest
@@ -69,6 +70,7 @@ def run(config: Config, console: Console, observer: Observer | None = None, prog
     plan.store.prepare()
     group, stopping = Group(plan.config.trainer), Stopping()
     check_compiler(plan.config.trainer.compile, group.device)
+    check_graphs(plan.config.trainer.cuda_graphs, group.device, group.world_size)
     observer = observer or Observer()
     observer.run_started(stopping)
     if group.is_global_zero:

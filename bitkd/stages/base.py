@@ -1,6 +1,7 @@
 """The base of all stages: it starts a student, validates it on the task, and makes the optimizer that trains it."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from bitkd.models.student import build_student
 from bitkd.quant.inputs import InputQuantizer
 from bitkd.quant.reuse import hold_codes, release_codes
 from bitkd.quant.spec import QuantSpec
+from bitkd.stages.cuda_graphs import GraphedLosses
 from bitkd.stages.finite import FiniteCheck
 from bitkd.stages.spec import SCORE, OptimSpec
 
@@ -105,6 +107,7 @@ class StudentModule(pl.LightningModule):
         self.dev_losses: Any = nn.ModuleList(MeanLoss() for _ in self.dev_names)
         self.finite = FiniteCheck()
         self._score = score
+        self._graphs: GraphedLosses | None = None
 
     @classmethod
     def start(cls, origin: Origin) -> PreTrainedModel:
@@ -119,15 +122,32 @@ class StudentModule(pl.LightningModule):
         raise InputError(f"{type(self).__name__} only validates; it has no loss to train with")
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        terms = self.loss_terms(batch)
-        stacked = torch.stack([term.float() for term in terms.values()])
-        total = stacked.sum()
-        self.finite.add(stacked.detach(), list(terms), batch_idx, self.global_step, batch.get("index"))
+        names, terms = self.losses(batch) if self._graphs is None else self._graphs(batch)
+        total = terms.sum()
+        self.finite.add(terms.detach(), names, batch_idx, self.global_step, batch.get("index"))
         if self._is_logged():
             self.log("train/loss", total.detach(), prog_bar=True)
-            if len(terms) > 1:
-                self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
+            if len(names) > 1:
+                self.log_dict({f"train/{name}": term for name, term in zip(names, terms.detach())})
         return total
+
+    def losses(self, batch: dict[str, Tensor]) -> tuple[list[str], Tensor]:
+        """The names of the loss terms, and the weighted terms (terms,) in FP32."""
+        terms = self.loss_terms(batch)
+        return list(terms), torch.stack([term.float() for term in terms.values()])
+
+    def code(self) -> Iterator[Any]:
+        """The modules and functions that a training step runs."""
+        yield from self.modules()
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Inside, training steps are recorded as CUDA graphs (see GraphedLosses)."""
+        self._graphs = GraphedLosses(self, self.losses)
+        try:
+            yield
+        finally:
+            self._graphs = None
 
     def _is_logged(self) -> bool:
         """Whether Lightning writes a row of the log after this step: `self.log` takes longer than some kernels."""
@@ -172,7 +192,8 @@ class StudentModule(pl.LightningModule):
         return batch["index"].cpu(), self.student(**model_inputs(batch, self.student)).logits.float().cpu()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        if self.trainer.accumulate_grad_batches > 1:  # weights stay the same until the optimizer's step
+        # Weights stay the same until the optimizer's step. A graph cannot read what is freed after it.
+        if self.trainer.accumulate_grad_batches > 1 and self._graphs is None:
             hold_codes(self.student)
 
     def optimizer_step(self, *args: Any, **settings: Any) -> None:

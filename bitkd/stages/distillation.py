@@ -1,6 +1,6 @@
 """The distillation objective that every KD stage chooses its terms from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -82,6 +82,11 @@ class DistillationModule(StudentModule):
     @property
     def teacher(self) -> Any:
         return self._teacher[0]
+
+    def code(self) -> Iterator[Any]:
+        yield from super().code()
+        yield from self.teacher.modules()
+        yield from self._terms.values()
 
     def keep_logits(self, logits: Tensor) -> None:
         """Train on these logits of the teacher, so that no training step runs it. Validation still runs it.

@@ -51,6 +51,7 @@ from bitkd.processes.machine import describe_cpu
 from bitkd.processes.memory import peak_mib, reset_peak
 from bitkd.quant.spec import QuantSpec
 from bitkd.stages.compiling import compilation, compile_layers
+from bitkd.stages.cuda_graphs import RECORDED_AT, GraphedLosses
 from bitkd.stages.kinds import kind_of
 from bitkd.stages.spec import OptimSpec
 
@@ -187,9 +188,12 @@ class PlainLoop:
 
 
 class StageLoop:
-    """Steps of a stage by its own LightningModule: its losses, and its optimizer."""
+    """Steps of a stage by its own LightningModule: its losses, and its optimizer.
 
-    def __init__(self, setting: Setting, arm: Arm, compiled: bool = False) -> None:
+    compiled: as a long stage on a GPU.  recorded: as CUDA graphs; None as `bitkd run` does, on a GPU.
+    """
+
+    def __init__(self, setting: Setting, arm: Arm, compiled: bool = False, recorded: bool | None = None) -> None:
         self.setting, self.batch = setting, setting.batch()
         source = setting.model(ATTENTION)
         shape = ShapeSpec(width=arm.width)
@@ -207,11 +211,12 @@ class StageLoop:
         self.optimizer = self.module.configure_optimizers()["optimizer"]
         if compiled:
             compile_layers(self.module).use(True)
+        recorded = setting.device == "cuda" if recorded is None else recorded
+        self.losses = GraphedLosses(self.module, self.module.losses) if recorded else self.module.losses
 
     def loss(self) -> torch.Tensor:
         with self.setting.autocast():
-            terms = self.module.loss_terms(self.batch)
-        return torch.stack([term.float() for term in terms.values()]).sum()
+            return self.losses(self.batch)[1].sum()
 
     def step(self) -> None:
         self.optimizer.zero_grad()
@@ -257,19 +262,23 @@ def steps(chosen: list[Setting], options: argparse.Namespace, compiled: bool = F
         if compiled and (setting.device == "cpu" or setting.precision == FP32):
             continue
         loops = {"plain": make_loop(setting, "plain").step}
-        names = [name for name in ("plain", *ARMS) if not compiled or name != "fp32"]
-        for name in names[0 if compiled else 1 :]:
-            loops[f"{name} compiled" if compiled else name] = make_loop(setting, name, compiled).step
+        for name in ("plain", *ARMS) if setting.main else ("fp32", "w1a8"):
+            if compiled and name != "fp32":
+                loops[f"{name} compiled"] = make_loop(setting, name, compiled).step
+            elif not compiled and name != "plain":
+                loops[name] = make_loop(setting, name).step
+        if setting.device == "cuda" and not compiled:
+            loops["w1a8 kernels one by one"] = StageLoop(setting, ARMS["w1a8"], recorded=False).step
         with compilation(CACHE) if compiled else contextlib.nullcontext():
             seconds = take_turns(setting, loops, options.repeats)
         show(setting, seconds)
         for name, times in seconds.items():
             if name == "plain":
                 continue
-            key, word, _ = name.partition(" compiled")
-            title = f"{'plain loop' if key == 'plain' else ARMS[key].title}{', compiled' if word else ''}"
+            key, _, how = name.partition(" ")
+            title = f"{'plain loop' if key == 'plain' else ARMS[key].title}{', ' if how else ''}{how}"
             target = None
-            if key in ARMS and setting.main and (word or setting.device == "cpu"):
+            if key in ARMS and setting.main and (compiled or setting.device == "cpu"):
                 target = ARMS[key].gpu if setting.device == "cuda" else ARMS[key].cpu
             yield f"{setting}, {title}: of the plain loop", ratio(times, seconds["plain"]), "×", limit(target)
 
@@ -279,9 +288,9 @@ def limit(most: float | None) -> tuple[str, float] | None:
 
 
 def sections(chosen: list[Setting], options: argparse.Namespace) -> Iterator[Result]:
-    """Where the time of a W1A8 step goes, not compiled."""
+    """Where the time of a W1A8 step goes; neither compiled nor recorded."""
     for setting in chosen:
-        loop = StageLoop(setting, ARMS["w1a8"])
+        loop = StageLoop(setting, ARMS["w1a8"], recorded=False)
         loop.step()
         rounds = [section_seconds(loop) for _ in range(options.repeats)]
         for name in rounds[0]:
@@ -328,37 +337,69 @@ def kernels(step: Callable[[], None]) -> int:
 
 
 def memory(chosen: list[Setting], options: argparse.Namespace) -> Iterator[Result]:
-    """Peak of two steps, in processes of their own: of the GPU's memory, or of all that the process holds."""
+    """Peak of some steps, in processes of their own: of the GPU's memory, or of all that the process holds."""
     for setting in chosen:
-        peaks = {name: memory_of(setting, name) for name in ("plain", "w1a8")}
+        if setting.device == "cuda" and not setting.main:
+            continue
+        peaks = {name: alone("print_peak", setting, name) for name in ("plain", "w1a8")}
         if None in peaks.values():
             print("--  memory: left out, this system does not tell", flush=True)
             return
-        print(f"    {setting}: plain loop {peaks['plain']:.2f} GiB", flush=True)
+        print(f"    {setting}: plain loop {peaks['plain'] / 1024:.2f} GiB", flush=True)
         target = MEMORY.get((setting.device, setting.precision)) if setting.main else None
-        yield f"{setting}, W1A8: peak memory", peaks["w1a8"], "GiB", limit(target)
+        yield f"{setting}, W1A8: peak memory", peaks["w1a8"] / 1024, "GiB", limit(target)
 
 
-def memory_of(setting: Setting, name: str) -> float | None:
-    """GiB; None if the system does not tell."""
-    given = json.dumps([vars(setting), name])
-    command = [sys.executable, "-c", "import json, sys, training; training.run_alone(*json.loads(sys.argv[1]))", given]
+def compiling(chosen: list[Setting], options: argparse.Namespace) -> Iterator[Result]:
+    """Seconds of the first step of a W1A8 stage above those of its third, in two processes with one cache on the disk."""
+    for setting in chosen:
+        if setting.device == "cpu" or not setting.main:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            for title, most in (("first time", 40), ("from the cache on the disk", 8)):
+                seconds = alone("print_compiling", setting, folder)
+                yield f"{setting}, W1A8 compiled, {title}: seconds to compile", seconds, "s", ("<=", most)
+
+
+def alone(function: str, setting: Setting, *given: Any) -> Any:
+    """What a function of this file prints in a process of its own, as JSON."""
+    words = json.dumps([vars(setting), *given])
+    command = [
+        sys.executable,
+        "-c",
+        f"import json, sys, training; training.{function}(*json.loads(sys.argv[1]))",
+        words,
+    ]
     paths = [str(Path(__file__).parent), *filter(None, sys.path)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    peak = json.loads(done.stdout.splitlines()[-1])
-    return peak and peak / 1024
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def run_alone(setting: dict[str, Any], name: str) -> None:
-    """Two steps; prints the MiB of this process's peak as JSON."""
+def print_peak(setting: dict[str, Any], name: str) -> None:
+    """MiB at the peak of steps as `bitkd run` does them; null if the system does not tell."""
     made = Setting(**setting)
     torch.set_num_threads(made.threads)
-    reset_peak(made.device)
-    loop = make_loop(made, name)
-    loop.step()
-    loop.step()
+    compiled = made.device == "cuda" and name != "plain"
+    with compilation(CACHE) if compiled else contextlib.nullcontext():
+        loop = make_loop(made, name, compiled)
+        for _ in range(RECORDED_AT - 1):
+            loop.step()
+        if made.device == "cuda":  # what compiling took is no part of a step, but recording is: it allocates for all later steps
+            reset_peak(made.device)
+        loop.step()
     print(json.dumps(peak_mib(made.device)))
+
+
+def print_compiling(setting: dict[str, Any], cache: str) -> None:
+    made = Setting(**setting)
+    with compilation(Path(cache)):
+        loop = StageLoop(made, ARMS["w1a8"], compiled=True, recorded=False)
+        moments = [made.now()]
+        for _ in range(3):
+            loop.step()
+            moments.append(made.now())
+    print(json.dumps((moments[1] - moments[0]) - (moments[3] - moments[2])))
 
 
 class StepClock(pl.Callback):
@@ -475,6 +516,7 @@ PARTS: dict[str, Callable[[list[Setting], argparse.Namespace], Iterator[Result]]
     "memory": memory,
     "fit": fit,
     "mrpc": mrpc,
+    "compiling": compiling,
     "compiled": functools.partial(steps, compiled=True),
 }
 
