@@ -11,7 +11,10 @@ from bitkd.data.tasks import OF_LABELS, TaskSpec
 
 
 def build_metrics(task: TaskSpec) -> MetricCollection:
-    """Metrics by name, to be updated with predictions and labels. They are exact for any division of rows among processes."""
+    """Metrics by name, to be updated with predictions and labels. They are exact for any division of rows among processes.
+
+    They do not check that labels are the task's: to do so they would wait for a GPU in every step. Readers of rows check it.
+    """
     return MetricCollection({name: _build(name, task) for name in task.metrics}, compute_groups=False)
 
 
@@ -19,20 +22,20 @@ def _build(name: str, task: TaskSpec) -> Metric:
     count = task.num_outputs
     match name:
         case "accuracy":
-            return MulticlassAccuracy(count, average="micro")
+            return MulticlassAccuracy(count, average="micro", validate_args=False)
         case "f1":
-            return BinaryF1Score()
+            return BinaryF1Score(validate_args=False)
         case "matthews":
             # If a class is never predicted the correlation is undefined; torchmetrics gives 0 only for 3 classes or more.
-            return MulticlassMatthewsCorrCoef(max(count, 3))
+            return MulticlassMatthewsCorrCoef(max(count, 3), validate_args=False)
         case "pearson":
             return PearsonCorrCoef()
         case "spearman":
             return SpearmanCorrCoef()
         case "CohenKappa":
-            return torchmetrics.CohenKappa(task="multiclass", num_classes=count)
+            return torchmetrics.CohenKappa(task="multiclass", num_classes=count, validate_args=False)
     if name in OF_LABELS:
-        return getattr(torchmetrics, name)(task="multiclass", num_classes=count, average="macro")
+        return getattr(torchmetrics, name)(task="multiclass", num_classes=count, average="macro", validate_args=False)
     return getattr(torchmetrics, name)()
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,13 +54,13 @@ class Padding:
         fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
         return cls(tuple(tokenizer.model_input_names), fill, tokenizer.padding_side == "left", length)
 
-    def pad(self, columns: dict[str, list[Any]]) -> dict[str, Tensor]:
+    def pad(self, lengths: np.ndarray, columns: dict[str, np.ndarray]) -> dict[str, Tensor]:
         """A batch of integers, (rows, length) each.
 
-        columns: input_ids and any other inputs of the model, an array or a list of numbers for each row. A mask of the
+        lengths: tokens of each row.
+        columns: input_ids and any other inputs of the model: the numbers of all rows, one row after another. A mask of the
         real tokens is added, if the model reads one and there is none.
         """
-        lengths = np.array([len(ids) for ids in columns["input_ids"]])
         longest = int(lengths.max())
         width = -(-longest // MULTIPLE) * MULTIPLE if self.length is None else max(self.length, longest)
         places = np.arange(width)
@@ -70,7 +69,7 @@ class Padding:
         for name in self.names:
             if name in columns:
                 padded = np.full(real.shape, self.fill.get(name, 0), dtype=np.int64)
-                padded[real] = np.concatenate(columns[name])
+                padded[real] = columns[name]
                 batch[name] = torch.from_numpy(padded)
             elif name == "attention_mask":
                 batch[name] = torch.from_numpy(real.astype(np.int64))
@@ -82,7 +81,9 @@ def collate(padding: Padding, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
 
     Rows add `position`, (4,): the last one's reader, pass, block and sequence.
     """
-    batch = padding.pad({name: [row[name] for row in rows] for name in padding.names if name in rows[0]})
+    lengths = np.array([len(row["input_ids"]) for row in rows])
+    inputs = [name for name in padding.names if name in rows[0]]
+    batch = padding.pad(lengths, {name: np.concatenate([row[name] for row in rows]) for name in inputs})
     batch["index"] = torch.tensor([row["index"] for row in rows])
     batch["position"] = torch.tensor(rows[-1]["position"])
     return batch
@@ -97,64 +98,25 @@ class Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
     """
 
     def __init__(self, rows: Dataset, padding: Padding) -> None:
-        self.rows = rows
+        wanted = [name for name in (*padding.names, "label", "index") if name in rows.column_names]
+        self.rows = rows.select_columns(wanted).with_format("arrow")
         self.padding = padding
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, numbers: Sequence[int]) -> dict[str, Tensor]:
-        rows = np.asarray(numbers)
-        if self._order is not None:
-            rows = self._order[rows]
-        columns = self._columns
-        batch = self.padding.pad({name: columns[name].lists(rows) for name in self.padding.names if name in columns})
+        table = self.rows[numbers].combine_chunks()
+        columns = {name: column.chunk(0) for name, column in zip(table.column_names, table.columns)}
+        lengths = np.diff(columns["input_ids"].offsets.to_numpy())
+        inputs = [name for name in self.padding.names if name in columns]
+        batch = self.padding.pad(lengths, {name: columns[name].flatten().to_numpy() for name in inputs})
         if "label" in columns:
-            labels = torch.from_numpy(columns["label"].numbers(rows))
+            labels = _tensor(columns["label"])
             batch["labels"] = labels.float() if labels.is_floating_point() else labels.long()
-        batch["index"] = torch.from_numpy(columns["index"].numbers(rows)).long()
+        batch["index"] = _tensor(columns["index"]).long()
         return batch
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the views of Arrow's memory: pickled, each would be a copy of all rows."""
-        return {"rows": self.rows, "padding": self.padding}
 
-    @cached_property
-    def _columns(self) -> dict[str, "_Column"]:
-        table, wanted = self.rows.data, (*self.padding.names, "label", "index")
-        return {name: _Column(table.column(name)) for name in wanted if name in table.column_names}
-
-    @cached_property
-    def _order(self) -> np.ndarray | None:
-        """Number in the table of each row, if the rows were selected from others."""
-        selected = self.rows._indices
-        return None if selected is None else selected.column(0).to_numpy().astype(np.int64)
-
-
-class _Column:
-    """A column of numbers, or of lists of numbers, without a copy: numpy's views of its parts."""
-
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        parts = [part for part in column.chunks if len(part)]
-        self._ends = np.cumsum([len(part) for part in parts])
-        self._firsts = self._ends - [len(part) for part in parts]
-        nested = pa.types.is_nested(column.type)
-        self._offsets = [part.offsets.to_numpy() for part in parts] if nested else []
-        self._values = [(part.values if nested else part).to_numpy(zero_copy_only=False) for part in parts]
-
-    def lists(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The numbers of each of these rows."""
-        found = []
-        for part, row in self._places(rows):
-            offsets = self._offsets[part]
-            found.append(self._values[part][offsets[row] : offsets[row + 1]])
-        return found
-
-    def numbers(self, rows: np.ndarray) -> np.ndarray:
-        """The number of each of these rows."""
-        return np.array([self._values[part][row] for part, row in self._places(rows)])
-
-    def _places(self, rows: np.ndarray) -> "zip[tuple[int, int]]":
-        """The part that has each row, and the row's number in it."""
-        parts = np.searchsorted(self._ends, rows, side="right")
-        return zip(parts.tolist(), (rows - self._firsts[parts]).tolist())
+def _tensor(numbers: pa.Array) -> Tensor:
+    return torch.from_numpy(numbers.to_numpy(zero_copy_only=False, writable=True))

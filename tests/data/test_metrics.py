@@ -5,7 +5,7 @@ import torch
 
 from bitkd.config.load import load_config
 from bitkd.data.metrics import build_metrics, primary_score
-from bitkd.data.tasks import TaskSpec
+from bitkd.data.tasks import GLUE_OF_LABELS, OF_LABELS, OF_NUMBERS, TaskSpec
 
 
 def test_an_undefined_score_can_be_beaten():
@@ -45,3 +45,11 @@ def test_metrics_by_hand():
     assert values["cola"]["score"] == pytest.approx((2 * 1 - 1 * 1) / math.sqrt(3 * 3 * 2 * 2))
     assert values["stsb"]["spearman"] == pytest.approx(0.8)
     assert values["stsb"]["score"] == pytest.approx((values["stsb"]["pearson"] + values["stsb"]["spearman"]) / 2)
+
+
+@pytest.mark.parametrize("labels", [["no", "yes"], None])
+def test_no_metric_checks_values_in_a_step(labels):
+    names = [*OF_LABELS, *GLUE_OF_LABELS] if labels else [*OF_NUMBERS, "pearson", "spearman"]
+    metrics = build_metrics(TaskSpec(labels=labels, metric=names[0], metrics=names))
+    assert len(metrics) == len(names)
+    assert not any(getattr(metric, "validate_args", False) for metric in metrics.values())

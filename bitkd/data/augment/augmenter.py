@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 from datasets.features.features import require_decoding
@@ -139,6 +140,7 @@ def write_shard(augmenter: Augmenter, number: int, folder: Path) -> ShardRecord:
     if "token_type_ids" in augmenter.tokenizer.model_input_names:
         tokens["token_type_ids"] = List(Value("int8"))
     features = Features({**texts, "label": label, "index": Value("int64"), **tokens})
+    blocks: list[pa.Table] = []
     try:
         writer = ArrowWriter(path=str(temporary), features=features)
         for block in augmenter.shard(number):
@@ -146,7 +148,11 @@ def write_shard(augmenter: Augmenter, number: int, folder: Path) -> ShardRecord:
                 augmenter.tokenizer, [block[name] for name in augmenter.columns], augmenter.max_length
             )
             truncated += sum(encoded["truncated"])
-            writer.write_batch({**block, **{name: encoded[name] for name in tokens}})
+            columns = {**block, **{name: encoded[name] for name in tokens}}
+            blocks.append(pa.Table.from_pydict(columns, schema=features.arrow_schema))
+        # As one record batch: reading rows at random is slower with many of them.
+        shard = pa.concat_tables(blocks)
+        writer.write_table(shard, writer_batch_size=len(shard))
         rows, _ = writer.finalize()
         record = ShardRecord(rows, truncated, round(time.monotonic() - began, 3))
         temporary_record.write_text(json.dumps(vars(record)))

@@ -18,9 +18,9 @@ from bitkd.errors import InputError
 from bitkd.pretrained.load import load_pretrained
 from bitkd.quant.layout import input_limits
 
-FORWARD_TOKENS = 4096
-"""Padded tokens of one forward pass. It is a constant, because rounding depends on the shape of a batch: with another
-size, two nearly equal candidates could change places."""
+FORWARD_TOKENS = {"cpu": 1024, "cuda": 4096}
+"""Device -> padded tokens of one forward pass: on a CPU few, so that hidden states stay in its caches. They are constants,
+because rounding depends on the shape of a batch: with another size, two nearly equal candidates could change places."""
 
 VECTOR_CHUNK = 256
 """Words whose nearest vectors are found in one matrix product."""
@@ -186,7 +186,7 @@ class MaskedLMCandidates:
         lengths = [self._length(len(ids[number])) for number, _, _ in queries]
         order = sorted(range(len(queries)), key=lambda q: lengths[q])
         answers: list[list[str]] = [[] for _ in queries]
-        for chunk in _chunks(order, lengths):
+        for chunk in _chunks(order, lengths, FORWARD_TOKENS["cpu" if self.device.type == "cpu" else "cuda"]):
             batch = [(ids[queries[q][0]], queries[q][2]) for q in chunk]
             for q, tokens in zip(chunk, self._best(batch)):
                 answers[q] = [self._pieces.whole_words[token] for token in tokens]
@@ -215,11 +215,11 @@ class MaskedLMCandidates:
         return (logits + self._allowed).topk(self.count, dim=1).indices.tolist()
 
 
-def _chunks(order: list[int], lengths: list[int]) -> Iterator[list[int]]:
-    """Groups of queries, shortest first, each for one forward pass."""
+def _chunks(order: list[int], lengths: list[int], tokens: int) -> Iterator[list[int]]:
+    """Groups of queries, shortest first, each for one forward pass of at most so many tokens."""
     chunk: list[int] = []
     for q in order:
-        if chunk and (len(chunk) + 1) * lengths[q] > FORWARD_TOKENS:
+        if chunk and (len(chunk) + 1) * lengths[q] > tokens:
             yield chunk
             chunk = []
         chunk.append(q)

@@ -1,0 +1,50 @@
+import pytest
+
+from bitkd.config.load import load_config
+from bitkd.pipeline.identity import identity_of
+from bitkd.pipeline.plan import make_plan
+from bitkd.processes import machine
+
+AUGMENTED = ["task.augmentation.enabled=true", "trainer.accelerator=cpu"]
+
+
+@pytest.fixture
+def identities(settings, finished):
+    """The identity of each stage of a multistage run on augmented rows."""
+
+    def read(*changes):
+        plan = make_plan(load_config(settings(finished, "multistage", *AUGMENTED, *changes)))
+        return {stage.name: identity_of(stage, plan.sources) for stage in plan.stages}
+
+    return read
+
+
+def differences(before, after):
+    """Stage -> what differs in its identity."""
+    assert before.keys() == after.keys()
+    return {
+        stage: changed
+        for stage in before
+        if (changed := {k for k in before[stage] | after[stage] if before[stage].get(k) != after[stage].get(k)})
+    }
+
+
+def test_padding_to_the_limit_is_in_the_identity_of_stages_that_train_on_the_tasks_rows(identities):
+    trained = ["teacher", "stage1", "stage2", "ternary", "stage1_binary", "stage2_binary"]
+    changed = differences(identities(), identities("data.pad_to_max_length=true"))
+    assert changed == {stage: {"padded_length"} for stage in trained}
+
+
+def test_the_precision_of_augmentation_in_an_identity_is_the_one_that_computes(identities, monkeypatch):
+    monkeypatch.setattr(machine, "read_cpu_fields", lambda: {"model name": "x"})
+    found = {}
+    for has_bf16 in (False, True):
+        monkeypatch.setattr(machine, "_cpu_has_bf16", lambda: has_bf16)  # noqa: B023 - called at once
+        found[has_bf16] = identities()
+    assert differences(found[False], found[True]) == {"augment": {"spec"}}
+    specs = {has_bf16: found[has_bf16]["augment"].pop("spec") for has_bf16 in found}
+    assert specs[True] == specs[False] | {"precision": "bf16-mixed"}
+    assert specs[False]["precision"] == "32-true"
+    # A precision that is named is the same as one that `auto` chose.
+    for has_bf16, precision in ((False, "32-true"), (True, "bf16-mixed")):
+        assert identities(f"task.augmentation.precision={precision}")["augment"]["spec"] == specs[has_bf16]
