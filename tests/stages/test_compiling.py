@@ -16,10 +16,7 @@ from bitkd.stages.compiling import PAYS_FROM_STEPS, check_compiler, compilation,
 from bitkd.stages.single_stage import SingleStageDistillation
 
 # torch warns of what its own tracing does
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
 
 def distillation(device="cpu"):
