@@ -28,9 +28,7 @@ class Children:
     def __init__(self, arguments, ranks=1, prepare=None):
         with patch.dict(os.environ, ENVIRONMENT):
             forkserver.ensure_running()
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         places = [place_of(rank, ranks, port) for rank in range(ranks)] if ranks > 1 else [{}]
         reader, writer = CONTEXT.Pipe(duplex=False)
         self.processes = [CONTEXT.Process(target=_work, args=(writer, place, arguments, prepare)) for place in places]
@@ -55,6 +53,12 @@ class Children:
         limit.cancel()
         assert {process.exitcode for process in self.processes} == {code}, output
         return output
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
 
 
 def place_of(rank, ranks, port):
