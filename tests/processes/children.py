@@ -18,6 +18,9 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TRANSFORMERS
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["bitkd.pipeline.runner", "bitkd.tracking"])
 
+LONGEST_SECONDS = 240
+"""A process that has not ended by then is killed."""
+
 
 class Children:
     """One command of bitkd in `ranks` processes, which are told what torchrun tells its own, and print into one pipe.
@@ -36,21 +39,21 @@ class Children:
             process.start()
         writer.close()
         self.stdout = os.fdopen(os.dup(reader.fileno()))
+        self._limit = threading.Timer(LONGEST_SECONDS, self.send_signal, [signal.SIGKILL])
+        self._limit.start()
 
     def send_signal(self, number):
         for process in self.processes:
             if process.is_alive():
                 os.kill(process.pid, number)
 
-    def finish(self, code=0, timeout=120):
+    def finish(self, code=0):
         """The rest of the output, once all processes have ended with this exit code."""
-        limit = threading.Timer(timeout, self.send_signal, [signal.SIGKILL])
-        limit.start()
         with self.stdout:
             output = self.stdout.read()
         for process in self.processes:
             process.join()
-        limit.cancel()
+        self._limit.cancel()
         assert {process.exitcode for process in self.processes} == {code}, output
         return output
 

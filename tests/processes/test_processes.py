@@ -138,7 +138,7 @@ def test_two_processes_with_half_the_batch_train_like_one(settings, finished, co
     assert ": 8 rows = 2 x 2 x 2\n" in output
     for one, two in zip(*weights):
         for name in one:
-            if not name.endswith("key.bias"):  # softmax takes no notice of it: without inner losses it follows rounding
+            if not name.endswith("key.bias"):  # it has no effect on probabilities: its gradient is rounding
                 torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=0)
     assert kept[0]["dev.labels"].tolist() == kept[1]["dev.labels"].tolist()  # uneven shares, in the rows' order
     torch.testing.assert_close(kept[0]["dev.logits"], kept[1]["dev.logits"], atol=1e-4, rtol=0)
@@ -175,7 +175,7 @@ def test_ctrl_c_twice_leaves_at_once(settings, finished, console, tmp_path):
     for expected in ("in the step", "bitkd: finishing the step and saving; Ctrl-C again leaves at once"):
         assert any(line.startswith(expected) for line in children.stdout)
         children.send_signal(signal.SIGINT)
-    output = children.finish(code=130, timeout=20)
+    output = children.finish(code=130)
     assert "interrupted twice; run the same command again" in output
     assert "Traceback" not in output
     run(load_config(arguments), console)
@@ -207,7 +207,7 @@ def launch_two_ranks(port):
 
 
 def test_ranks_follow_a_launcher_that_was_killed(settings, tmp_path):
-    steps = ["trainer.devices=2", "train.max_steps=100000", "train.eval_every=100000"]
+    steps = ["trainer.devices=2", "train.max_steps=5000", "train.eval_every=5000"]
     arguments = ["run", *settings(tmp_path, "singlestage", *steps)]
     launcher = Children(arguments, prepare=partial(launch_two_ranks, free_port()))
     ranks = []
@@ -217,7 +217,7 @@ def test_ranks_follow_a_launcher_that_was_killed(settings, tmp_path):
         if line.startswith("stage 1 of 4: teacher"):
             break
     launcher.send_signal(signal.SIGKILL)
-    output = launcher.finish(-signal.SIGKILL, timeout=30)  # ends when the ranks have closed their side of the pipe
+    output = launcher.finish(-signal.SIGKILL)  # ends when the ranks have closed their side of the pipe
     assert output.count("the launcher is gone; run the same command again to resume") == 2
     assert len(ranks) == 2
     deadline = time.monotonic() + 10  # a process closes its pipes before it is gone
