@@ -3,6 +3,7 @@
 import math
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import LearningRateMonitor
@@ -46,79 +47,114 @@ def execute(context: StageContext) -> None:
 
     Every rank builds the same model from the same seed, so nothing needs to be sent.
     """
-    stage, kind, group = context.stage, context.stage.kind, context.group
+    stage, group = context.stage, context.group
     if stage.trains and not stage.steps_known:
         raise FileNotFoundError(f"{context.plan.augmented_rows(stage)} cannot be seen by this process, or has no rows")
     reset_peak(group.device)
     pl.seed_everything(stage.seed, verbose=False)
     module = build_module(stage, context.sources, context.load, lambda source: _importance(context, source))
-    data = _data_module(context)
-    selected = selection(stage, module.student) if stage.trains else None
-    loggers = _loggers(context)
+    data, loggers = _data_module(context), _loggers(context)
+    metric = context.config.task.metric if stage.kind.keeps_head else None
+    progress = Progress(context.console, context.place, metric, context.progress_bar and group.is_global_zero)
+    fitted = _fit(context, module, data, progress, loggers) if stage.trains else _NOT_FITTED
+    values, predictions = _validate(context, module, data, progress)
+    _publish(context, module, fitted, values, predictions, loggers)
+    group.barrier()
+
+
+def _fit(
+    context: StageContext,
+    module: StudentModule,
+    data: pl.LightningDataModule,
+    progress: Progress,
+    loggers: list[Logger],
+) -> dict[str, Any]:
+    """Train the module, from its last checkpoint if it has one, and choose its weights.
+
+    Returns what StageRecord says of a fit.
+    """
+    stage = context.stage
+    selected = selection(stage, module.student)
     kept = _keep_logits(context, module)
     best = BestCheckpoint(context.work, SCORE)
     flops = TrainingFlops(row_flops, kept.rows if kept else None)
     seconds = TrainingSeconds(kept.seconds if kept else 0.0)
-    score_name = context.config.task.metric if kind.keeps_head else None
-    progress = Progress(context.console, context.place, score_name, context.progress_bar and group.is_global_zero)
-    callbacks: list[pl.Callback] = [KeepSignals(context.stopping), progress]
-    steps = None
-    if stage.trains:
-        callbacks_of_fit: list[pl.Callback] = [*callbacks, flops, seconds]
-        with ExitStack() as stack:
-            if _compiles(context, module):  # after `flops`, which runs the module under a dispatch mode
-                cache = None if group.device == "cpu" else cache_root(context.config) / CACHE
-                callbacks_of_fit.append(stack.enter_context(compilation(cache)))
-            if _records(context, module):
-                stack.enter_context(module.recorded())
-            trainer = _trainer(context, [*callbacks_of_fit, *_resumption(context, best)], loggers)
-            stack.enter_context(progress.shown())
-            trainer.fit(module, datamodule=data, ckpt_path=_last_checkpoint(context), weights_only=True)
-        steps = best.step if selected == "best" else trainer.global_step
-        if selected == "best" and best.score is not None:
-            best.load_into(module)
-    # The metrics of the artifact are measured on the weights that it holds, not taken from the log of the training.
+    callbacks: list[pl.Callback] = [KeepSignals(context.stopping), progress, flops, seconds]
+    with ExitStack() as stack:
+        if _compiles(context, module):  # after `flops`, which runs the module under a dispatch mode
+            cache = None if context.group.device == "cpu" else cache_root(context.config) / CACHE
+            callbacks.append(stack.enter_context(compilation(cache)))
+        if _records(context, module):
+            stack.enter_context(module.recorded())
+        trainer = _trainer(context, [*callbacks, *_resumption(context, best)], loggers)
+        stack.enter_context(progress.shown())
+        trainer.fit(module, datamodule=data, ckpt_path=_last_checkpoint(context), weights_only=True)
+    if selected == "best" and best.score is not None:
+        best.load_into(module)
+    return {
+        "seconds": seconds.seconds,
+        "seconds_before": kept.seconds if kept else 0.0,
+        "examples": flops.examples,
+        "flops": FlopsRecord(flops.student, flops.teacher),
+        "curve": [(int(step), score) for step, score in best.curve],
+        "selected": selected,
+        "selected_step": best.step if selected == "best" else trainer.global_step,
+        "workload": workload_of(stage, context.plan.by_name, context.sources),
+    }
+
+
+_NOT_FITTED: dict[str, Any] = {"seconds": 0.0, "flops": FlopsRecord(0, 0)}
+
+
+def _validate(
+    context: StageContext, module: StudentModule, data: pl.LightningDataModule, progress: Progress
+) -> tuple[dict[str, float], Predictions]:
+    """The metrics of the artifact, measured on the weights that it holds, not taken from the log of the training."""
     predictions = Predictions(module.dev_names)
-    checker = make_trainer(
+    trainer = make_trainer(
         context.config.trainer,
         logger=False,
-        callbacks=[*callbacks, predictions] if kind.keeps_head else callbacks,
+        callbacks=[KeepSignals(context.stopping), progress, *([predictions] if context.stage.kind.keeps_head else [])],
         enable_checkpointing=False,
         enable_progress_bar=False,
     )
     with progress.shown():
-        checker.validate(module, datamodule=data, verbose=False)
-    values = {name: float(value) for name, value in checker.callback_metrics.items() if "/" in name}
-    memory = peak_mib(group.device)
+        trainer.validate(module, datamodule=data, verbose=False)
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}, predictions
+
+
+def _publish(
+    context: StageContext,
+    module: StudentModule,
+    fitted: dict[str, Any],
+    values: dict[str, float],
+    predictions: Predictions,
+    loggers: list[Logger],
+) -> None:
+    """Write the artifact: the student, its metrics, and its record with what is known of the fit."""
+    stage, has_head = context.stage, context.stage.kind.keeps_head
+    memory = peak_mib(context.group.device)
     student = finish_student(stage, module)
     record = stage_record(
         context,
-        seconds.seconds if stage.trains else 0.0,
-        examples=flops.examples,
         size=measure(student),
-        selected=selected,
-        curve=[(int(step), score) for step, score in best.curve],
-        flops=FlopsRecord(flops.student, flops.teacher),
-        selected_step=steps,
-        trained_for=task_record(context.config) if kind.keeps_head else None,
-        workload=workload_of(stage, context.plan.by_name, context.sources) if stage.trains else None,
-        seconds_before=kept.seconds if kept else 0.0,
+        trained_for=task_record(context.config) if has_head else None,
         memory_mib=memory and round(memory, 1),
+        **fitted,
     )
-    score = _dev_score(context.config.task, module.dev_names, values) if kind.keeps_head else None
+    score = _dev_score(context.config.task, module.dev_names, values) if has_head else None
     metrics = MetricsRecord(score, {name: _section(values, name) for name in module.dev_names})
-    if group.is_global_zero:
 
-        def write(folder: Path) -> None:
-            save_student(student, folder, context.sources.tokenizer)
-            if kind.keeps_head:
-                predictions.save(folder)
+    def write(folder: Path) -> None:
+        save_student(student, folder, context.sources.tokenizer)
+        if has_head:
+            predictions.save(folder)
 
+    if context.group.is_global_zero:
         context.store.publish(stage.key, write, record, metrics)
         for logger in loggers:
             logger.log_metrics({f"final/{name}": value for name, value in values.items()}, step=stage.total_steps)
             logger.finalize("success")
-    group.barrier()
 
 
 def _keep_logits(context: StageContext, module: StudentModule) -> KeptLogits | None:

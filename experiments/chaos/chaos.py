@@ -1,5 +1,5 @@
 """Both pipelines with two processes, killed at seeded moments and started again, until nothing is left to do; then their tables
-and weights must be those of an undisturbed run.
+and weights must be those of an undisturbed run. torchrun starts the processes of the undisturbed one, Lightning all others.
 
     python experiments/chaos/chaos.py --out build/chaos
     python experiments/chaos/chaos.py --out build/chaos --kills 4 --pipelines singlestage -- task=demo train.max_steps=20
@@ -18,8 +18,11 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 STARTED = re.compile(r"^stage \d+ of \d+: (\w+)(?: \(.*\))?$")
 FINISHED = re.compile(r"^stage \d+ of \d+: (\w+)(?: \(.*\))? finished: ")
@@ -53,10 +56,10 @@ class Kill:
 class Run:
     """A run in processes of its own, whose output is followed line by line."""
 
-    def __init__(self, settings: list[str], log: Path) -> None:
+    def __init__(self, settings: list[str], log: Path, launcher: Sequence[str] = ()) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bitkd", "run", *settings],
+            [sys.executable, *launcher, "-m", "bitkd", "run", *settings],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -242,7 +245,7 @@ def main() -> int:
         return {p: [f"pipeline={p}", f"run.dir={arguments.out / runs}", *common] for p in arguments.pipelines}
 
     for words in settings("whole").values():
-        if Run(words, arguments.out / "whole.log").wait_until_gone() != 0:
+        if Run(words, arguments.out / "whole.log", TORCHRUN).wait_until_gone() != 0:
             raise RuntimeError(f"the undisturbed run failed; see {arguments.out / 'whole.log'}")
     whole = results_of(arguments.out / "whole", arguments.pipelines)
     stages: dict[str, list[str]] = {pipeline: [] for pipeline in arguments.pipelines}

@@ -177,7 +177,6 @@ def test_squared_errors_are_those_of_the_formula(
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by torch's own tracer
 @pytest.mark.parametrize(("loss", "shape"), CASES[:2])
 def test_squared_errors_are_compiled_as_one_graph(loss: Callable[..., Tensor], shape: tuple[int, ...]) -> None:
     student, teacher = normal(*shape, seed=1).requires_grad_(), normal(*shape, seed=2)

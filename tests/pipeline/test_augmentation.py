@@ -33,7 +33,8 @@ def test_augmentation_is_a_node_of_the_graph(finished, settings, pipeline):
 
 
 def test_a_run_on_augmented_rows_counts_epochs_over_them(settings, console, tmp_path):
-    overrides = settings(tmp_path, "singlestage", *AUGMENTED, "train.max_steps=null", "train.epochs=1")
+    epoch = ["train.max_steps=null", "train.epochs=1", "train.batch_size=16", "train.eval_every=100"]
+    overrides = settings(tmp_path, "singlestage", *AUGMENTED, *epoch)
     assert [stage.steps_known for stage in plan_of(overrides).stages] == [True, True, True, False, False]
     run(load_config(overrides), console)
     assert [line.split()[4] for line in console.lines if "finished:" in line] == [
@@ -46,8 +47,8 @@ def test_a_run_on_augmented_rows_counts_epochs_over_them(settings, console, tmp_
     plan = plan_of(overrides)
     rows = json.loads((plan.store.path(plan["augment"].key) / "stage.json").read_text())["augmented"]["rows"]
     assert rows > 2 * 96
-    assert plan["teacher"].total_steps == 96 // 8
-    assert plan["single"].total_steps == rows // 8
+    assert plan["teacher"].total_steps == 96 // 16
+    assert plan["single"].total_steps == rows // 16
     assert {plan.state(stage) for stage in plan.stages} == {"done"}
 
 

@@ -63,7 +63,7 @@ def test_general_kd_may_be_counted_apart(settings, tmp_path):
 def test_two_pipelines_run_at_the_same_flops(settings, console, tmp_path):
     total, spent = 5e8, {}
     for arm in ("multistage", "singlestage"):
-        overrides = settings(tmp_path, arm, f"budget.flops={total}")
+        overrides = settings(tmp_path, arm, f"budget.flops={total}", "train.eval_every=100")
         plan = run(load_config(overrides), console)
         costs = {s.name: sum(read_record(tmp_path, arm, s.name)[0].values()) for s in plan.stages if s.trains}
         del costs["teacher"]

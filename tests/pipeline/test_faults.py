@@ -2,14 +2,12 @@
 
 import ctypes
 import json
-import os
 import resource
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
+from functools import partial
 
 import pytest
 import torch
@@ -20,30 +18,22 @@ from bitkd.pipeline.runner import StageFailedError, run
 from bitkd.stages.base import StudentModule
 from bitkd.stages.single_stage import SingleStageDistillation
 from tests.conftest import read_weights
-from tests.processes.test_processes import ENVIRONMENT, start
-
-
-def run_under(settings, prepare, command="run"):
-    """A run in a process of its own that `prepare` has put a limit on."""
-    words = [sys.executable, "-m", "bitkd", command, *settings]
-    return subprocess.run(
-        words, env=ENVIRONMENT, preexec_fn=prepare, capture_output=True, text=True, timeout=240, check=False
-    )
+from tests.processes.children import Children
 
 
 def largest_file(size):
     """Stands for a full disk: a file that grows beyond `size` bytes fails with "File too large"."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    return partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
 
 
 def test_a_disk_that_is_full_at_a_checkpoint(settings, finished, console, tmp_path):
     weights = (finished / "rte" / "singlestage" / "teacher" / "model.safetensors").stat().st_size
     overrides = settings(tmp_path, "singlestage", "checkpoint.every_steps=1")
-    failed = run_under(overrides, largest_file(weights * 2))  # a checkpoint has the optimizer's moments too
-    assert failed.returncode == 1
-    assert "stage teacher failed: OSError: " in failed.stderr
-    assert ".ckpt cannot be written (File too large)" in failed.stderr
-    assert "not run: init, single, single_binary" in failed.stderr
+    limit = largest_file(weights * 2)  # a checkpoint has the optimizer's moments too
+    failed = Children(["run", *overrides], prepare=limit).finish(code=1)
+    assert "stage teacher failed: OSError: " in failed
+    assert ".ckpt cannot be written (File too large)" in failed
+    assert "not run: init, single, single_binary" in failed
     assert not [*tmp_path.glob("store/.work/*/*.tmp")]
     run(load_config(overrides), console)
     assert read_weights(tmp_path) == read_weights(finished)
@@ -53,23 +43,20 @@ def test_a_disk_that_is_full_at_an_artifact(settings, finished, console, tmp_pat
     (teacher,) = (finished / "store").glob("finetune-*")
     shutil.copytree(teacher, tmp_path / "store" / teacher.name)
     overrides = settings(tmp_path)
-    failed = run_under(overrides, largest_file(50_000))
-    assert failed.returncode == 1
-    assert "stage init failed: " in failed.stderr
-    assert "File too large" in failed.stderr
-    assert "not run: single, single_binary" in failed.stderr
+    failed = Children(["run", *overrides], prepare=largest_file(50_000)).finish(code=1)
+    assert "stage init failed: " in failed
+    assert "File too large" in failed
+    assert "not run: single, single_binary" in failed
     assert [folder.name for folder in (tmp_path / "store").glob("[!.]*")] == [teacher.name]  # nothing torn is visible
     run(load_config(overrides), console)
     assert read_weights(tmp_path) == read_weights(finished)
     assert not any((tmp_path / "store" / ".tmp").iterdir())
 
 
-def without_roots_rights():
-    """Root may write where a mode forbids it; a process without these capabilities may not."""
-    if os.geteuid() == 0:
-        drop, override, search = 24, 1, 2  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-        for capability in (override, search):
-            ctypes.CDLL(None).prctl(drop, capability, 0, 0, 0)
+def drop_roots_rights():
+    """Root may write where a mode forbids it; a process without capabilities may not."""
+    version, none = (ctypes.c_uint32 * 2)(0x20080522), (ctypes.c_uint32 * 6)()
+    assert ctypes.CDLL(None).capset(version, none) == 0
 
 
 def test_a_store_that_can_only_be_read(settings, runs):
@@ -77,15 +64,14 @@ def test_a_store_that_can_only_be_read(settings, runs):
     for folder in [store, *(f for f in store.rglob("*") if f.is_dir())]:
         folder.chmod(0o555)
     try:
-        refused = run_under(settings(runs, "singlestage", "seed=7"), without_roots_rights)
-        planned = run_under([*settings(runs), "--json"], without_roots_rights, "plan")
+        refused = Children(["run", *settings(runs, "singlestage", "seed=7")], prepare=drop_roots_rights).finish(code=2)
+        planned = Children(["plan", *settings(runs), "--json"], prepare=drop_roots_rights).finish()
     finally:
         for folder in [store, *(f for f in store.rglob("*") if f.is_dir())]:
             folder.chmod(0o755)
-    assert refused.returncode == 2
-    assert "is not writable (Permission denied); choose another folder with run.dir= or run.store=" in refused.stderr
-    assert "Traceback" not in refused.stderr
-    assert {stage["state"] for stage in json.loads(planned.stdout)["stages"]} == {"done"}
+    assert "is not writable (Permission denied); choose another folder with run.dir= or run.store=" in refused
+    assert "Traceback" not in refused
+    assert {stage["state"] for stage in json.loads(planned)["stages"]} == {"done"}
 
 
 def test_out_of_memory_in_one_stage(settings, finished, console, tmp_path, monkeypatch):
@@ -120,54 +106,3 @@ def test_a_lock_that_a_dead_process_left(settings, finished, console, tmp_path):
     assert not any("waits for" in line for line in console.lines)
     assert read_weights(tmp_path) == read_weights(finished)
     assert not any(locks.iterdir())
-
-
-@pytest.fixture
-def endless_step(tmp_path):
-    """A script that is bitkd, but for a step of the single stage that never ends."""
-    script = tmp_path / "endless.py"
-    script.write_text(
-        "import sys, time\n"
-        "from bitkd.stages.single_stage import SingleStageDistillation as Single\n"
-        "step = Single.training_step\n"
-        "def endless(self, batch, index):\n"
-        "    if index == 2:\n"
-        "        print('in the step', flush=True)\n"
-        "        time.sleep(600)\n"
-        "    return step(self, batch, index)\n"
-        "Single.training_step = endless\n"
-        "from bitkd.cli import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    return script
-
-
-def test_ctrl_c_twice_leaves_at_once(settings, finished, console, tmp_path, endless_step):
-    arguments = ["run", *settings(tmp_path, "singlestage", "checkpoint.every_steps=1")]
-    process = start(arguments, [sys.executable, str(endless_step)], module=False)
-    for expected in ("in the step", "bitkd: finishing the step and saving; Ctrl-C again leaves at once"):
-        assert any(line.startswith(expected) for line in process.stdout)
-        process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert "interrupted twice; run the same command again" in output
-    assert "Traceback" not in output
-    run(load_config(arguments[1:]), console)
-    assert read_weights(tmp_path) == read_weights(finished)
-
-
-def test_ctrl_c_once_finishes_the_step_and_saves(settings, finished, tmp_path):
-    slow = ["train.max_steps=400", "train.eval_every=400"]
-    process = start(["run", *settings(tmp_path, "singlestage", *slow)])
-    for line in process.stdout:
-        if line.startswith("stage 3 of 4: single "):
-            break
-    work = tmp_path / "store" / ".work"
-    deadline = time.monotonic() + 60
-    while not [*work.glob("single_stage-*")] and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
-    assert "stopped in stage single; run the same command again to continue" in output
-    assert [*work.glob("single_stage-*/step-*.ckpt")]

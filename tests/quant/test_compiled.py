@@ -7,7 +7,6 @@ from torch import nn
 from bitkd.quant.modules import QuantLinear, SplitLinear
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch warns of its own tracing
 @pytest.mark.parametrize("training", [True, False])
 def test_quantized_layers_are_one_graph(training: bool) -> None:
     halves = [QuantLinear(8, 6, weight_bits=1, activation_bits=8) for _ in range(2)]

@@ -15,12 +15,6 @@ from bitkd.stages import compiling
 from bitkd.stages.compiling import PAYS_FROM_STEPS, check_compiler, compilation, should_compile
 from bitkd.stages.single_stage import SingleStageDistillation
 
-# torch warns of what its own tracing does
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
-]
-
 
 def distillation(device="cpu"):
     torch.manual_seed(0)
