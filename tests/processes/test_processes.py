@@ -103,7 +103,7 @@ def count_synchronizations_and_compile_short_stages():
 
     DistributedDataParallel.no_sync = counted
     compiling.BACKEND, compiling.compile_layers = "eager", told
-    execute.should_compile = lambda setting, device, total_steps: total_steps == 14
+    execute.should_compile = lambda setting, device, total_steps, recorded: total_steps == 14
 
 
 def test_two_processes_with_half_the_batch_train_like_one(settings, finished, console, tmp_path):
