@@ -85,7 +85,7 @@ def _fit(
             cache = None if context.group.device == "cpu" else cache_root(context.config) / CACHE
             callbacks.append(stack.enter_context(compilation(cache)))
         if _records(context, module):
-            stack.enter_context(module.recorded())
+            stack.enter_context(module.recorded(context.group.device))
         trainer = _trainer(context, [*callbacks, *_resumption(context, best)], loggers)
         stack.enter_context(progress.shown())
         trainer.fit(module, datamodule=data, ckpt_path=_last_checkpoint(context), weights_only=True)

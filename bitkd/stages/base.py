@@ -22,7 +22,7 @@ from bitkd.models.student import build_student
 from bitkd.quant.inputs import InputQuantizer
 from bitkd.quant.reuse import hold_codes, release_codes
 from bitkd.quant.spec import QuantSpec
-from bitkd.stages.cuda_graphs import GraphedLosses, own_stream
+from bitkd.stages.cuda_graphs import GraphedLosses, own_stream, uncached_autocast
 from bitkd.stages.finite import FiniteCheck
 from bitkd.stages.spec import SCORE, OptimSpec
 
@@ -133,7 +133,8 @@ class StudentModule(pl.LightningModule):
 
     def losses(self, batch: dict[str, Tensor]) -> tuple[list[str], Tensor]:
         """The names of the loss terms, and the weighted terms (terms,) in FP32."""
-        terms = self.loss_terms(batch)
+        with uncached_autocast(self.device):
+            terms = self.loss_terms(batch)
         return list(terms), torch.stack([term.float() for term in terms.values()])
 
     def code(self) -> Iterator[Any]:
@@ -141,11 +142,11 @@ class StudentModule(pl.LightningModule):
         yield from self.modules()
 
     @contextlib.contextmanager
-    def recorded(self) -> Iterator[None]:
-        """Inside, training steps are recorded as CUDA graphs (see GraphedLosses)."""
+    def recorded(self, device: torch.device | str) -> Iterator[None]:
+        """Inside, training steps on `device` are recorded as CUDA graphs (see GraphedLosses)."""
         self._graphs = GraphedLosses(self, self.losses)
         try:
-            with own_stream():
+            with own_stream(device):
                 yield
         finally:
             self._graphs = None

@@ -60,13 +60,13 @@ def should_record(setting: str, device: torch.device | str, processes: int, code
 
 
 @contextlib.contextmanager
-def own_stream() -> Iterator[None]:
-    """Inside, the GPU works on a stream that can be recorded, which the default one cannot. Autograd adds up gradients on the
-    stream of the step that came first, recorded or not, so all steps need one stream. Does nothing without a GPU."""
-    if not torch.cuda.is_available():
+def own_stream(device: torch.device | str) -> Iterator[None]:
+    """Inside, a GPU works on a stream that can be recorded, which the default one cannot. Autograd adds up gradients on the
+    stream of the step that came first, recorded or not, so all steps need one stream. Does nothing for other devices."""
+    if torch.device(device).type != "cuda":
         yield
         return
-    outside, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+    outside, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
     stream.wait_stream(outside)
     try:
         with torch.cuda.stream(stream):
@@ -75,14 +75,27 @@ def own_stream() -> Iterator[None]:
         outside.wait_stream(stream)
 
 
+@contextlib.contextmanager
+def uncached_autocast(device: torch.device | str) -> Iterator[None]:
+    """Autocast as it is, but on a GPU it keeps no casts of weights: they would be in memory that is gone when a graph is
+    replayed. Steps that are not recorded need it too: the gradients of a weight that is used twice are added up elsewhere."""
+    if torch.device(device).type != "cuda":
+        yield
+        return
+    enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    with torch.autocast("cuda", dtype, enabled=enabled, cache_enabled=False):
+        yield
+
+
 class GraphedLosses:
     """Computes the loss terms of batches, and the gradients in their backward pass, from recorded graphs where it has one.
 
-    Use it on a stream other than the default one (`own_stream`).
+    Use it on a stream other than the default one (`own_stream`). All graphs share their memory: run a batch's backward pass
+    before the next batch.
 
     module: whose parameters get the gradients. Their `grad` is always the same memory, for all shapes of batches.
-    losses: what is recorded. It may read nothing on the host, and nothing but the batch may change from step to step, except
-    parameters in place.
+    losses: what is recorded. It may read nothing on the host, autocast may keep no casts in it (`uncached_autocast`), and
+    nothing but the batch may change from step to step, except parameters in place.
     """
 
     def __init__(self, module: nn.Module, losses: Losses) -> None:
@@ -138,8 +151,7 @@ class GraphedLosses:
         batch = {name: column.clone() for name, column in batch.items()}
         state = torch.cuda.get_rng_state(device)
         buffers = [(buffer, buffer.clone()) for buffer in self._module.buffers()]
-        parameters = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
-        before = [parameter.grad for parameter in parameters]
+        before = {parameter: parameter.grad for parameter in self._module.parameters() if parameter.requires_grad}
 
         def rewind() -> None:
             torch.cuda.set_rng_state(state, device)
@@ -148,34 +160,40 @@ class GraphedLosses:
 
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         try:
-            terms, found = self._run_one_by_one(batch, parameters)  # compiles and allocates, too
-            expected = {parameter: g for parameter, g in zip(parameters, found, strict=True) if g is not None}
-            for parameter in parameters:
+            terms, expected = self._run_one_by_one(batch, list(before))  # compiles and allocates, too
+            for parameter in before:
                 if parameter in expected and parameter not in self._gradients:
                     self._gradients[parameter] = torch.zeros_like(parameter)
                 parameter.grad = self._gradients[parameter] if parameter in expected else None
             graph = _Graph(self._losses, batch, self._pool)
             rewind()
-            return graph if self._gives(graph, terms, expected) else None
+            in_use = [gradient for parameter, gradient in self._gradients.items() if before[parameter] is gradient]
+            same = self._gives(graph, terms, expected, in_use)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise InputError(
                 f"a training step cannot be recorded as a CUDA graph ({error}); use trainer.cuda_graphs=false"
             ) from error
-        finally:
-            rewind()
-            for parameter, gradient in zip(parameters, before, strict=True):
-                parameter.grad = gradient
+        rewind()
+        for parameter, value in before.items():
+            parameter.grad = value
+        return graph if same else None
 
-    def _run_one_by_one(self, batch: Batch, parameters: list[nn.Parameter]) -> tuple[Tensor, list[Tensor | None]]:
-        """The terms, and the gradients of their sum; None where there is none."""
-        with _uncached_autocast():
-            _, terms = self._losses(batch)
+    def _run_one_by_one(
+        self, batch: Batch, parameters: list[nn.Parameter]
+    ) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
+        """The terms, and the gradients of their sum."""
+        _, terms = self._losses(batch)
         with torch.autocast("cuda", enabled=False):
-            return terms.detach(), list(torch.autograd.grad(terms.sum(), parameters, allow_unused=True))
+            gradients = torch.autograd.grad(terms.sum(), parameters, allow_unused=True)
+        return terms.detach(), {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
 
-    def _gives(self, graph: "_Graph", terms: Tensor, gradients: dict[nn.Parameter, Tensor]) -> bool:
-        """Whether the graph gives exactly these terms and gradients of their sum."""
-        before = [gradient.clone() for gradient in self._gradients.values()]
+    def _gives(
+        self, graph: "_Graph", terms: Tensor, gradients: dict[nn.Parameter, Tensor], in_use: list[Tensor]
+    ) -> bool:
+        """Whether the graph gives exactly these terms and gradients of their sum.  in_use: memory that keeps its values."""
+        kept = [gradient.clone() for gradient in in_use]
         torch._foreach_zero_(list(self._gradients.values()))
         graph.forward.replay()
         graph.gradient.fill_(1.0)
@@ -183,7 +201,7 @@ class GraphedLosses:
         same = torch.equal(graph.terms, terms) and all(
             torch.equal(self._gradients[parameter], gradient) for parameter, gradient in gradients.items()
         )
-        for gradient, value in zip(self._gradients.values(), before, strict=True):
+        for gradient, value in zip(in_use, kept, strict=True):
             gradient.copy_(value)
         return same
 
@@ -199,9 +217,8 @@ class _Graph:
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         # The thread that prepares batches allocates pinned memory meanwhile, which the default mode forbids.
         settings: dict[str, Any] = {"pool": pool, "capture_error_mode": "thread_local"}
-        settings["stream"] = torch.cuda.current_stream()
-        # Casts of weights that autocast keeps would be in memory that is gone when the graph is replayed.
-        with _uncached_autocast(), torch.cuda.graph(self.forward, **settings):
+        settings["stream"] = torch.cuda.current_stream(next(iter(batch.values())).device)
+        with torch.cuda.graph(self.forward, **settings):
             self.names, terms = losses(batch)
         self.gradient = torch.zeros_like(terms)
         with torch.autocast("cuda", enabled=False), torch.cuda.graph(self.backward, **settings):
@@ -225,11 +242,3 @@ class _Replay(torch.autograd.Function):
         ctx.graph.gradient.copy_(gradient)
         ctx.graph.backward.replay()
         return None, None, None
-
-
-@contextlib.contextmanager
-def _uncached_autocast() -> Iterator[None]:
-    """Autocast as it is, but it keeps no casts."""
-    enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-    with torch.autocast("cuda", dtype, enabled=enabled, cache_enabled=False):
-        yield

@@ -272,7 +272,7 @@ def steps(chosen: list[Setting], options: argparse.Namespace, compiled: bool = F
             loops["w1a8 kernels one by one"] = StageLoop(setting, ARMS["w1a8"], recorded=False).step
         # All arms compile the same functions: their graphs are more than the limit, which is meant for one model.
         limits = torch._dynamo.config.patch(recompile_limit=64)
-        with own_stream(), limits, compilation(CACHE) if compiled else contextlib.nullcontext():
+        with own_stream(setting.device), limits, compilation(CACHE) if compiled else contextlib.nullcontext():
             seconds = take_turns(setting, loops, options.repeats)
         show(setting, seconds)
         for name, times in seconds.items():
@@ -384,7 +384,7 @@ def print_peak(setting: dict[str, Any], name: str) -> None:
     made = Setting(**setting)
     torch.set_num_threads(made.threads)
     compiled = made.device == "cuda" and name != "plain"
-    with own_stream(), compilation(CACHE) if compiled else contextlib.nullcontext():
+    with own_stream(made.device), compilation(CACHE) if compiled else contextlib.nullcontext():
         loop = make_loop(made, name, compiled)
         for _ in range(RECORDED_AT - 1):
             loop.step()
@@ -436,7 +436,7 @@ def fit(chosen: list[Setting], options: argparse.Namespace) -> Iterator[Result]:
             write_model_and_rows(Path(folder), setting, rows)
             compiled = setting.device == "cuda"
             step = make_loop(setting, "w1a8", compiled).step
-            with own_stream(), compilation(CACHE) if compiled else contextlib.nullcontext():
+            with own_stream(setting.device), compilation(CACHE) if compiled else contextlib.nullcontext():
                 alone = take_turns(setting, {"module": step}, 2 * options.repeats)["module"]
             clock = StepClock(setting.now, count // 5, count - 1)
             run_fit(Path(folder), setting, count, clock, compiled)
