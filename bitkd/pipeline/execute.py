@@ -81,10 +81,11 @@ def _fit(
     seconds = TrainingSeconds(kept.seconds if kept else 0.0)
     callbacks: list[pl.Callback] = [KeepSignals(context.stopping), progress, flops, seconds]
     with ExitStack() as stack:
-        if _compiles(context, module):  # after `flops`, which runs the module under a dispatch mode
+        recorded = _records(context, module)
+        if _compiles(context, recorded):  # after `flops`, which runs the module under a dispatch mode
             cache = None if context.group.device == "cpu" else cache_root(context.config) / CACHE
             callbacks.append(stack.enter_context(compilation(cache)))
-        if _records(context, module):
+        if recorded:
             stack.enter_context(module.recorded(context.group.device))
         trainer = _trainer(context, [*callbacks, *_resumption(context, best)], loggers)
         stack.enter_context(progress.shown())
@@ -183,10 +184,10 @@ class KeepSignals(pl.Callback):
         self.stopping.install()
 
 
-def _compiles(context: StageContext, module: StudentModule) -> bool:
+def _compiles(context: StageContext, recorded: bool) -> bool:
     """Whether the fit's steps are compiled, the same on all ranks."""
     setting, group = context.config.trainer.compile, context.group
-    if not should_compile(setting, group.device, context.stage.total_steps, _records(context, module)):
+    if not should_compile(setting, group.device, context.stage.total_steps, recorded):
         return False
     problem = compiler_problem(group.device)
     if problem:
