@@ -23,7 +23,7 @@ from bitkd.pipeline.plan import Plan, make_plan
 from bitkd.pipeline.replaced import replaced_by
 from bitkd.processes.group import Group
 from bitkd.processes.machine import note_emulation
-from bitkd.processes.signals import Stopping
+from bitkd.processes.signals import Stopping, exit_if_parent_is_gone
 from bitkd.report.numbers import time_text
 from bitkd.stages.compiling import check_compiler
 from bitkd.stages.cuda_graphs import check_graphs
@@ -214,6 +214,7 @@ def _drop_damaged(context: StageContext) -> None:
 
 
 def _failure(context: StageContext, error: Exception) -> StageFailedError:
+    exit_if_parent_is_gone()
     names, group = [stage.name for stage in context.plan.stages], context.group
     stage, rest = context.stage.name, names[names.index(context.stage.name) + 1 :]
     # One file per rank: the error of one rank must not be overwritten by "connection closed" of the others.

@@ -80,15 +80,25 @@ def exit_on_signal() -> Callable[[], None]:
 
 def exit_with_parent() -> None:
     """Exit when the process that started this one has ended; otherwise a rank would wait in a collective for ever."""
-    parent = int(os.environ.get(LAUNCHER, os.getppid()))
+    _launchers[:] = [int(os.environ.get(LAUNCHER, os.getppid()))]
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while True:
+            exit_if_parent_is_gone()
             time.sleep(WATCH_SECONDS)
-        rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK")
-        _leave(1, f"rank {rank}: the launcher is gone; run the same command again to resume")
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+_launchers: list[int] = []
+"""The process that `exit_with_parent` looks at; empty before it is called."""
+
+
+def exit_if_parent_is_gone() -> None:
+    """Exit now if `exit_with_parent` would soon: a rank that was quicker to leave looks like a failure to the others."""
+    if _launchers and os.getppid() != _launchers[0]:
+        rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK")
+        _leave(1, f"rank {rank}: the launcher is gone; run the same command again to resume")
 
 
 _handlers: list[Callable[[int], None]] = []

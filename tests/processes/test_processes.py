@@ -21,6 +21,7 @@ from bitkd.errors import StoppedError
 from bitkd.models.artifact import load_student
 from bitkd.pipeline import augmentation, execute
 from bitkd.pipeline.runner import run
+from bitkd.processes import signals
 from bitkd.stages import compiling
 from bitkd.stages.base import StudentModule
 from bitkd.stages.single_stage import SingleStageDistillation
@@ -197,9 +198,13 @@ def test_a_run_that_had_other_processes_says_what_is_computed_again(settings, ru
 
 
 def launch_two_ranks(port):
-    """Make two ranks out of the calling process, which stays as their launcher."""
+    """Make two ranks out of the calling process, which stays as their launcher.
+
+    Rank 1 is far slower to miss it: it first sees the connection to rank 0 closed.
+    """
     for rank in range(2):
         if os.fork() == 0:
+            signals.WATCH_SECONDS = 240 * rank + 0.1
             os.environ.update(place_of(rank, 2, port))
             os.write(1, f"rank {os.getpid()}\n".encode())
             return
