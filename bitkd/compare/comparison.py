@@ -5,8 +5,8 @@ from functools import cached_property
 from typing import Any
 
 from bitkd.compare.arms import Arm, Mean, majority, make_arms, mean_of_artifacts
-from bitkd.compare.bootstrap import Difference, differences
 from bitkd.compare.checks import is_constant
+from bitkd.compare.differences import Difference, differences
 from bitkd.compare.rows import Row, rows_of
 from bitkd.compare.runs import Run
 
@@ -27,7 +27,7 @@ class Comparison:
 
     @cached_property
     def differences(self) -> list[Difference]:
-        """Between the arms, see `bitkd.compare.bootstrap.differences`."""
+        """Between the arms, see `bitkd.compare.differences.differences`."""
         return differences(self.arms)
 
     @property

@@ -1,7 +1,7 @@
 """The words of a report: what its numbers mean, notes, captions."""
 
-from bitkd.compare.bootstrap import LEVEL, RESAMPLES
 from bitkd.compare.comparison import Comparison
+from bitkd.compare.differences import LEVEL, RESAMPLES
 from bitkd.data.tasks import HOLDOUT
 from bitkd.quant.table import FP32
 from bitkd.report.looks import weight_bits_of

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from bitkd.compare.arms import make_arms
-from bitkd.compare.bootstrap import differences, pairs
 from bitkd.compare.checks import check_same_stages
 from bitkd.compare.comparison import warnings_of
+from bitkd.compare.differences import differences
+from bitkd.compare.pairing import pairs
 from bitkd.config.comparable import result_settings
 from bitkd.config.load import load_config
 from bitkd.config.schema import Config, StageSpec

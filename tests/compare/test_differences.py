@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from bitkd.compare.arms import make_arms
-from bitkd.compare.bootstrap import differences, interval, pairs
+from bitkd.compare.differences import differences, interval
+from bitkd.compare.pairing import pairs
 from bitkd.compare.runs import Predictions
 from bitkd.store.records import BudgetRecord
 
