@@ -40,7 +40,7 @@ def compare_command(arguments: argparse.Namespace) -> int:
     for table, below in (
         (headline(comparison), training_state(comparison)),
         (exported_table(comparison), measured_with(comparison)),
-        (difference_table(comparison), []),
+        (difference_table(comparison), comparison.size_notes),
     ):
         if table.rows:
             console.print(render_text(table))

@@ -7,9 +7,11 @@ from typing import Any
 from bitkd.compare.arms import Arm, Mean, majority, make_arms, mean_of_artifacts
 from bitkd.compare.checks import is_constant
 from bitkd.compare.differences import Difference, differences
+from bitkd.compare.pairing import pairs
 from bitkd.compare.rows import Row, rows_of
 from bitkd.compare.runs import Run
 from bitkd.compare.shared import shared_stages
+from bitkd.compare.sizes import size_notes, size_ratio
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,16 @@ class Comparison:
     def differences(self) -> list[Difference]:
         """Between the arms, see `bitkd.compare.differences.differences`."""
         return differences(self.arms)
+
+    def size_ratio(self, difference: Difference) -> float:
+        """The real size of the first arm's final student in multiples of the second's, see `bitkd.compare.sizes`."""
+        arms = {arm.label: arm for arm in self.arms}
+        return size_ratio(arms[difference.first], arms[difference.second])
+
+    @property
+    def size_notes(self) -> list[str]:
+        """Sentences about the real sizes of arms that are compared, see `bitkd.compare.sizes.size_notes`."""
+        return size_notes(pairs(self.arms))
 
     @property
     def runs(self) -> list[Run]:
@@ -93,7 +105,10 @@ class Comparison:
             "majority": self.majority,
             "warnings": self.warnings,
             "arms": [_arm_data(arm) for arm in self.arms],
-            "differences": [_difference_data(difference) for difference in self.differences],
+            "differences": [
+                _difference_data(difference) | {"size_ratio": self.size_ratio(difference)}
+                for difference in self.differences
+            ],
             "rows": [{"arm": label} | asdict(row) for label, row in self.rows],
         }
 

@@ -14,6 +14,8 @@ from bitkd.report.numbers import DASH, time_text
 
 PER_STEP = ("FLOP per step", "time per step")
 
+SIZE_RATIO = "size, of the second's"
+
 ONLY_A_RECORD = "not measured: only its record is at hand"
 
 
@@ -74,6 +76,7 @@ def _seeds_text(value: Mean, arm: Arm) -> str:
 def difference_table(comparison: Comparison) -> TextTable:
     """The differences between arms, each with its interval."""
     header = ["difference", f"in {comparison.metric}", "95 % interval", "resampled", "seeds in pairs"]
+    header.append(SIZE_RATIO)
     rows = [
         [
             f"{found.first} − {found.second}",
@@ -81,6 +84,7 @@ def difference_table(comparison: Comparison) -> TextTable:
             f"{signed(found.low)} to {signed(found.high)}",
             found.resampled,
             ", ".join(map(str, found.seeds)) or "none in common",
+            f"{comparison.size_ratio(found):.3g}",
         ]
         for found in comparison.differences
     ]
