@@ -55,7 +55,7 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
         ),
         (
             "MiB on paper",
-            "every weight at the student's bits, word embeddings at theirs (as papers count).",
+            "every weight at the student's bits, word embeddings at theirs: 32 with embedding_bits=32 (as papers count).",
         ),
         (
             "MiB packed",
