@@ -7,14 +7,13 @@ import pytest
 from bitkd.compare.arms import make_arms
 from bitkd.compare.checks import check_same_stages
 from bitkd.compare.comparison import warnings_of
-from bitkd.compare.differences import differences
 from bitkd.compare.pairing import pairs
 from bitkd.config.comparable import result_settings
 from bitkd.config.load import load_config
 from bitkd.config.schema import Config, StageSpec
 from bitkd.errors import InputError
 from bitkd.store.records import BudgetRecord
-from tests.compare.synthetic import make_one
+from tests.compare.synthetic import differences, make_one
 
 
 def with_settings(run, **settings):
