@@ -14,10 +14,10 @@ NO_EFFECT_ON_RESULTS = ("run", "logger", "wandb", "checkpoint", "data.num_worker
 LOCAL_PATHS = ("data.dir", "data.corpus")
 """Paths of this machine: another one may keep the same rows elsewhere."""
 
-NOT_COMPARED = (*NO_EFFECT_ON_RESULTS, *LOCAL_PATHS, "seed", "pipeline", "model.pretrained", "task.augmentation.path",
-          "task.augmentation.model", "task.augmentation.vectors")  # fmt: skip
+NOT_COMPARED = (*NO_EFFECT_ON_RESULTS, *LOCAL_PATHS, "seed", "share_across_seeds", "pipeline", "model.pretrained",
+          "task.augmentation.path", "task.augmentation.model", "task.augmentation.vectors")  # fmt: skip
 """Settings that may differ between two runs of one arm: those above, the seed, and the paths of models and rows. Models
-and rows are compared by content."""
+and rows are compared by content; what `share_across_seeds` does is seen in the stages' seeds."""
 
 CORPUS_ONLY = ("hub_corpus", "streaming", "masking", "segments")
 """Settings of `data` that only General KD reads."""
