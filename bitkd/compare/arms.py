@@ -14,9 +14,6 @@ from bitkd.compare.runs import Run, Stage
 from bitkd.compare.scores import majority_score
 from bitkd.errors import InputError
 
-ROUNDING = 1e-6
-"""If a teacher beats the majority by less than this, it counts as no better: recorded scores are rounded to float32."""
-
 BUDGETS = ("budget.steps", "budget.examples", "budget.flops")
 """Settings that are recorded in Run.budget."""
 
@@ -105,11 +102,6 @@ class Arm:
         return mean_of_artifacts([run.teacher for run in self.runs if run.teacher], lambda stage: stage.score)
 
     @property
-    def retained(self) -> Mean:
-        """The teacher score retained, see `score_retained`."""
-        return Mean.of(score_retained(run) for run in self.runs)
-
-    @property
     def ratio(self) -> Mean:
         """student / teacher, without the seeds whose teacher has no positive score."""
         return Mean.of(
@@ -173,15 +165,6 @@ def majority(run: Run) -> float:
     """The primary metric, on the first dev set, of always predicting its most frequent label."""
     labels = np.asarray(run.final_predictions.labels, dtype=np.float64)
     return majority_score(run.metric, run.num_labels, labels)
-
-
-def score_retained(run: Run) -> float | None:
-    """(student - majority) / (teacher - majority); None if the teacher is not better than the majority."""
-    teacher, student = run.teacher.score if run.teacher else None, run.final.score
-    floor = majority(run)
-    if teacher is None or student is None or teacher - floor < ROUNDING:
-        return None
-    return (student - floor) / (teacher - floor)
 
 
 def make_arms(runs: list[Run]) -> list[Arm]:
