@@ -12,6 +12,7 @@ from bitkd.compare.retained import Retained, retained
 from bitkd.compare.rows import Row, rows_of
 from bitkd.compare.runs import Run
 from bitkd.compare.shared import shared_stages
+from bitkd.compare.study import Study, study_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,17 @@ class Comparison:
     @cached_property
     def differences(self) -> list[Difference]:
         """Between the arms, see `bitkd.compare.differences.differences`."""
-        return differences(self.arms, self._scores)
+        return differences(self.arms, self._scores, self.study.record.primary if self.study else ())
+
+    @cached_property
+    def study(self) -> Study | None:
+        """The study that the runs name, see `bitkd.compare.study.study_of`."""
+        return study_of([self.scored])
+
+    @property
+    def scored(self) -> tuple[list[Arm], ResampledScores]:
+        """The arms and their scores, for a study of several tasks."""
+        return self.arms, self._scores
 
     @cached_property
     def retained(self) -> list[Retained | None]:

@@ -4,7 +4,7 @@ import contextlib
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,6 +21,7 @@ from bitkd.pipeline.execute import execute
 from bitkd.pipeline.observer import Observer
 from bitkd.pipeline.plan import Plan, make_plan
 from bitkd.pipeline.replaced import replaced_by
+from bitkd.pipeline.study import study_record
 from bitkd.processes.group import Group
 from bitkd.processes.machine import note_emulation
 from bitkd.processes.signals import Stopping, exit_if_parent_is_gone
@@ -137,7 +138,7 @@ def _registered(plan: Plan, group: Group, console: Console) -> Iterator[None]:
         yield
         return
     before = plan.folder.manifest
-    manifest = _manifest(plan)
+    manifest = replace(_manifest(plan), study=study_record(plan.config, before.study if before else None))
     if replaced := replaced_by(plan):
         console.print(f"note: {replaced.note(plan.folder.folder.name)}")
     plan.folder.begin(manifest, to_yaml(plan.config))

@@ -235,6 +235,19 @@ class BudgetRecord:
 
 
 @dataclass(frozen=True)
+class StudyRecord:
+    """The question that a study decides, see `bitkd.config.sections.StudySpec`."""
+
+    primary: list[str]
+    tasks: list[str]
+    seeds: list[int]
+    margin: float
+    alpha: float
+    named: str
+    """When the run's record first named it (ISO 8601, UTC)."""
+
+
+@dataclass(frozen=True)
 class RunManifest:
     """manifest.json: what a run is. Dictionaries from stage to something are in graph order."""
 
@@ -264,9 +277,12 @@ class RunManifest:
     artifacts: dict[str, str] = field(default_factory=dict)
     """Stage -> key of its artifact, for the finished ones."""
 
+    study: StudyRecord | None = None
+    """None if the run belongs to no study."""
+
     def as_data(self) -> dict[str, Any]:
         """The content of the JSON file."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "study" or value is not None}
 
 
 @cache
