@@ -31,6 +31,8 @@ def test_a_compiled_fit_that_was_stopped_inside_an_accumulated_batch_ends_like_a
     counters.clear()
     run(whole, console)
     assert counters["stats"]["unique_graphs"]
+    assert any("binary: the first step compiles the encoder layers" in line for line in console.lines)
+    assert read_record(tmp_path / "whole", "singlestage", "binary")["seconds_before"] > 0
     step = SingleStageDistillation.training_step
 
     def stop(self, batch, index):
