@@ -1,5 +1,7 @@
 """Runs with trainer.compile=true, whose layers are traced but not made into machine code: that takes long."""
 
+import json
+
 import pytest
 from torch._dynamo.utils import counters
 
