@@ -26,8 +26,6 @@ from bitkd.processes.group import Group
 from bitkd.processes.machine import note_emulation
 from bitkd.processes.signals import Stopping, exit_if_parent_is_gone
 from bitkd.report.numbers import time_text
-from bitkd.stages.compiling import check_compiler
-from bitkd.stages.cuda_graphs import check_graphs
 from bitkd.stages.spec import TERMS, resolve
 from bitkd.store.lock import Lock
 from bitkd.store.records import BudgetRecord, RunManifest
@@ -73,8 +71,6 @@ def run(config: Config, console: Console, observer: Observer | None = None, prog
     _check_code(plan)
     plan.store.prepare()
     group, stopping = Group(plan.config.trainer), Stopping()
-    check_compiler(plan.config.trainer.compile, group.device)
-    check_graphs(plan.config.trainer.cuda_graphs, group.device, group.world_size)
     observer = observer or Observer()
     observer.run_started(stopping)
     if group.is_global_zero:

@@ -148,7 +148,7 @@ class StageRecord:
     """Hash of what decides the time and the memory of a step, see `bitkd.pipeline.estimate`; None if nothing was trained."""
 
     seconds_before: float = 0.0
-    """Those of `seconds` that do not depend on the steps: computing the teacher's logits before the first one."""
+    """Those of `seconds` that do not depend on the steps: computing the teacher's logits, and compiling in the first step."""
 
     memory_mib: float | None = None
     """Peak of the first process: of its GPU if it has one, else its resident memory; None if it is not known."""
