@@ -7,13 +7,13 @@ from typing import Any
 from bitkd.compare.arms import Arm, Mean, majority, make_arms, mean_of_artifacts
 from bitkd.compare.checks import is_constant
 from bitkd.compare.differences import Difference, differences
-from bitkd.compare.pairing import pairs
 from bitkd.compare.resampling import ResampledScores, resampled_scores
 from bitkd.compare.retained import Retained, retained
 from bitkd.compare.rows import Row, rows_of
 from bitkd.compare.runs import Run
 from bitkd.compare.shared import shared_stages
 from bitkd.compare.sizes import size_notes, size_ratio
+from bitkd.compare.study import Study, study_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,17 @@ class Comparison:
     @cached_property
     def differences(self) -> list[Difference]:
         """Between the arms, see `bitkd.compare.differences.differences`."""
-        return differences(self.arms, self._scores)
+        return differences(self.arms, self._scores, self.study.record.primary if self.study else ())
+
+    @cached_property
+    def study(self) -> Study | None:
+        """The study that the runs name, see `bitkd.compare.study.study_of`."""
+        return study_of([self.scored])
+
+    @property
+    def scored(self) -> tuple[list[Arm], ResampledScores]:
+        """The arms and their scores, for a study of several tasks."""
+        return self.arms, self._scores
 
     @cached_property
     def retained(self) -> list[Retained | None]:
@@ -46,13 +56,16 @@ class Comparison:
 
     def size_ratio(self, difference: Difference) -> float:
         """The real size of the first arm's final student in multiples of the second's, see `bitkd.compare.sizes`."""
-        arms = {arm.label: arm for arm in self.arms}
-        return size_ratio(arms[difference.first], arms[difference.second])
+        return size_ratio(*self._arms_of(difference))
 
     @property
     def size_notes(self) -> list[str]:
         """Sentences about the real sizes of arms that are compared, see `bitkd.compare.sizes.size_notes`."""
-        return size_notes(pairs(self.arms))
+        return size_notes([self._arms_of(difference) for difference in self.differences])
+
+    def _arms_of(self, difference: Difference) -> tuple[Arm, Arm]:
+        arms = {arm.label: arm for arm in self.arms}
+        return arms[difference.first], arms[difference.second]
 
     @property
     def runs(self) -> list[Run]:

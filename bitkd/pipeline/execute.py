@@ -80,10 +80,12 @@ def _fit(
     flops = TrainingFlops(row_flops, kept.rows if kept else None)
     seconds = TrainingSeconds(kept.seconds if kept else 0.0)
     callbacks: list[pl.Callback] = [KeepSignals(context.stopping), progress, flops, seconds]
+    compiler = None
     with ExitStack() as stack:
         if _compiles(context, module):  # after `flops`, which runs the module under a dispatch mode
             cache = None if context.group.device == "cpu" else cache_root(context.config) / CACHE
-            callbacks.append(stack.enter_context(compilation(cache)))
+            compiler = stack.enter_context(compilation(cache))
+            callbacks.append(compiler)
         if _records(context, module, context.config.trainer.cuda_graphs):
             stack.enter_context(module.recorded(context.group.device))
         trainer = _trainer(context, [*callbacks, *_resumption(context, best)], loggers)
@@ -93,7 +95,7 @@ def _fit(
         best.load_into(module)
     return {
         "seconds": seconds.seconds,
-        "seconds_before": kept.seconds if kept else 0.0,
+        "seconds_before": (kept.seconds if kept else 0.0) + (compiler.seconds if compiler else 0.0),
         "examples": flops.examples,
         "flops": FlopsRecord(flops.student, flops.teacher),
         "curve": [(int(step), score) for step, score in best.curve],
@@ -192,7 +194,10 @@ def _compiles(context: StageContext, module: StudentModule) -> bool:
     problem = compiler_problem(group.device)
     if problem:
         context.say(f"note: the steps are not compiled, because {problem}")
-    return not group.any(problem is not None)
+    if group.any(problem is not None):
+        return False
+    context.say(f"{context.stage.name}: the first step compiles the encoder layers, and takes longer than the others")
+    return True
 
 
 def _records(context: StageContext, module: StudentModule, setting: str) -> bool:
