@@ -216,9 +216,10 @@ def _distinction(run: Run, rivals: list[Run]) -> list[str]:
     differing = [name for name in common if any(other.settings[name] != run.settings[name] for other in rivals)]
     if not parts and not differing:  # one of them has stages that another has not
         differing = [name for name in names if name not in common]
-    shown = [f"{name}={_value_text(run.settings[name])}" for name in differing[:MAX_SETTINGS_IN_LABEL]]
+    shown = [f"{name}={value_text(run.settings[name])}" for name in differing[:MAX_SETTINGS_IN_LABEL]]
     return parts + shown + (["…"] if len(differing) > MAX_SETTINGS_IN_LABEL else [])
 
 
-def _value_text(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """A setting's value for people."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -11,6 +11,7 @@ from bitkd.compare.resampling import ResampledScores, resampled_scores
 from bitkd.compare.retained import Retained, retained
 from bitkd.compare.rows import Row, rows_of
 from bitkd.compare.runs import Run
+from bitkd.compare.shared import shared_stages
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ def warnings_of(arms: list[Arm]) -> list[str]:
         found.append(
             f"Means are over different seeds ({seeds}), and so over different teachers if each seed has its own."
         )
+    found += shared_stages(arms)
     devices = sorted({device for arm in arms for device in arm.devices})
     if len(devices) > 1:
         found.append(f"Trained on different devices ({'; '.join(devices)}): seconds cannot be compared.")
