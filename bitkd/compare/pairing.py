@@ -47,8 +47,8 @@ def pairs(arms: list[Arm], primary: Sequence[str] = ()) -> list[tuple[Arm, Arm]]
                 found.append((at, other))
     named = [[at for at, arm in enumerate(arms) if arm.pipeline == pipeline] for pipeline in primary]
     if len(named) == 2 and all(len(places) == 1 for places in named):
-        (first,), (second,) = named
-        found = [(first, second), *(pair for pair in found if set(pair) != {first, second})]
+        (ours,), (theirs,) = named
+        found = [(ours, theirs), *(pair for pair in found if set(pair) != {ours, theirs})]
     return [(arms[first], arms[second]) for first, second in found]
 
 

@@ -299,8 +299,9 @@ def check_run(run: Run) -> None:
         raise ValueError(f"the budget of {run.name} is {run.budget.total}")
     if run.final.score is None or not math.isfinite(run.final.score):
         raise ValueError(f"the final score of {run.name} is {run.final.score}")
-    for moment in filter(None, (run.finished, run.study and run.study.named)):
-        datetime.fromisoformat(moment)
+    for moment in (run.finished, run.study.named if run.study else None):
+        if moment is not None:
+            datetime.fromisoformat(moment)
     plain = {name: asdict(found) for name in ("budget", "exported", "study") if (found := vars(run)[name])}
     check_values({**vars(run), "stages": None, **plain}, run.name)
     for stage in run.stages:

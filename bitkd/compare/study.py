@@ -94,7 +94,9 @@ def _estimate(record: StudyRecord, arms: list[Arm], scores: ResampledScores) -> 
 
 def _finding(tasks: list[str], found: Estimate, level: float, margin: float) -> Finding:
     interval, p = found.interval(level), found.p
-    assert interval is not None and p is not None  # a study has three seeds or more
+    # A study has three seeds or more.
+    assert interval is not None
+    assert p is not None
     return Finding(tasks, found, *interval, word_of(*interval, margin), p)
 
 
