@@ -23,7 +23,7 @@ TRIALS = {
     "augmentation": 8,
     "full": 8,
     "half": 12,
-    "pipelines": 18,
+    "pipelines": 40,
     "rates": 4,
     "xtc_budgets": 8,
     "xtc_learning_rates": 9,
