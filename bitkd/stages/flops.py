@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
 
 from bitkd.callbacks.flops import RowFlops
+from bitkd.models.importance import estimate_importance
 from bitkd.models.inputs import model_inputs
 from bitkd.stages.base import StudentModule
 from bitkd.stages.distillation import DistillationModule
@@ -48,6 +50,20 @@ def row_flops(module: StudentModule, batch: dict[str, Tensor]) -> tuple[RowFlops
             teachers.append(of_teacher.get_total_flops() + of_relations.get_total_flops())
             students.append(counter.get_total_flops() - of_target.get_total_flops() - of_relations.get_total_flops())
     return _fit(students), _fit(teachers)
+
+
+def importance_flops(model: PreTrainedModel, batch: dict[str, Tensor]) -> RowFlops:
+    """FLOPs by the padded length of a row that the importance of heads and neurons is estimated on, forward and backward.
+
+    batch: any training batch, for its columns. Random state, mode and gradients of the model stay as they are.
+    """
+    found = []
+    with _probing(model.device):
+        for length in PROBES:
+            with _make_counter() as counter:
+                estimate_importance(model, [{name: _row(column, length) for name, column in batch.items()}])
+            found.append(counter.get_total_flops())
+    return _fit(found)
 
 
 @contextmanager

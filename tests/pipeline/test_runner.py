@@ -211,7 +211,7 @@ def test_a_stages_record_holds_cost_and_scores_on_the_way(finished):
     flops, curve, _ = read_record(finished, "singlestage", "single")
     assert flops["student"] > 2.9 * flops["teacher"] > 0  # forward and backward of all layers, against a forward
     assert [step for step, _ in curve] == [2, 4]
-    assert read_record(finished, "singlestage", "init")[:2] == [{"student": 0, "teacher": 0}, []]
+    assert read_record(finished, "singlestage", "init")[:2] == [{"student": 0, "teacher": 0, "importance": 0}, []]
     assert read_record(finished, "multistage", "teacher")[0]["teacher"] == 0
 
 
