@@ -62,7 +62,7 @@ def test_general_kd_may_be_counted_apart(settings, tmp_path):
 
 
 def test_two_pipelines_run_at_the_same_flops(settings, console, tmp_path):
-    total, spent = 5e8, {}
+    total, spent = 7e8, {}
     for arm in ("multistage", "singlestage"):
         overrides = settings(tmp_path, arm, f"budget.flops={total}", "train.eval_every=100")
         plan = run(load_config(overrides), console)
@@ -75,9 +75,9 @@ def test_two_pipelines_run_at_the_same_flops(settings, console, tmp_path):
         for name, share in plan.config.budget.shares.items():
             step = costs[name] / plan[name].total_steps
             part = (total - importance) * share
-            assert abs(costs[name] - part) < step + 0.1 * part
+            assert abs(costs[name] - part) < step + 0.15 * part
         assert count_flops(plan.stages, plan.sources)["general" if importance else "init"][2] == importance
-    assert spent["multistage"] == pytest.approx(spent["singlestage"], rel=0.1)
+    assert spent["multistage"] == pytest.approx(spent["singlestage"], rel=0.15)
 
 
 @pytest.mark.parametrize(

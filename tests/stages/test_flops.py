@@ -9,7 +9,7 @@ from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
 from bitkd.quant.spec import QuantSpec
 from bitkd.stages.finetune import FineTune
-from bitkd.stages.flops import row_flops
+from bitkd.stages.flops import importance_flops, row_flops
 from bitkd.stages.general import GeneralDistillation
 from bitkd.stages.prediction import PredictionDistillation
 from bitkd.stages.single_stage import SingleStageDistillation
@@ -99,3 +99,14 @@ def test_the_teachers_side_of_the_relation_loss_is_the_teachers():
     relations = 2 * 3 * 2 * HIDDEN  # two layers, of queries, keys and values: each row with each
     assert of_teacher[2] == forward_flops(4)[2] + relations
     assert of_student[2] == 3 * 2 * 2 * 2 * 16 + 3 * relations / 2  # half the width; a product's gradient is two
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_importance_costs_a_forward_and_the_gradients_of_its_masks(head):
+    model = classifier() if head else classifier().base_model
+    constant, linear, square = importance_flops(model, batch())
+    whole = forward_flops(4, head=head)
+    # No gradient goes further back than the first mask, behind the first layer's attention.
+    assert linear == 2 * whole[1] - 2 * 3 * HIDDEN * HIDDEN
+    assert square == 3 * whole[2] - 2 * 2 * 2 * HIDDEN  # a product of two hidden states has two gradients
+    assert constant == (2 * whole[0] if head else 2 * HIDDEN * HIDDEN)  # a bare encoder's pooler has no gradient
