@@ -11,7 +11,7 @@ TRAINING, VALIDATION, SAVING = "training", "validation", "saving"
 
 
 class TrainingSeconds(pl.Callback):
-    """Counts the seconds of a fit; a checkpoint holds them, and a resumed fit adds to them.
+    """Counts the seconds of a fit; a checkpoint holds them up to its own writing, and a resumed fit adds to them.
 
     A validation, and the saving of a checkpoint, last until the next step: what other callbacks do then belongs to them. List
     it before the callbacks that save.

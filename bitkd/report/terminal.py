@@ -12,7 +12,7 @@ OPTIONAL = ("MiB on paper", "parameters", "seconds", "steps", "seed", "MiB packe
 """Columns that a narrow terminal may leave out, the first to go first: never names and scores."""
 
 OPTIONAL_TEXT = (
-    *("hyper-parameters", "stages", "training FLOP", "training time", "resampled", "MiB packed", "seeds in pairs"),
+    *("hyper-parameters", "stages", "FLOP of products", "training time", "resampled", "MiB packed", "seeds in pairs"),
     *("seeds", "budget", "bits", "student / teacher", "MiB counted", "MiB teacher"),
 )
 """The same of a comparison's tables."""

@@ -215,6 +215,21 @@ def test_a_stages_record_holds_cost_and_scores_on_the_way(finished):
     assert read_record(finished, "multistage", "teacher")[0]["teacher"] == 0
 
 
+def test_a_stages_record_says_what_was_seen_and_what_was_not_training(finished):
+    single, general, init = (
+        json.loads((finished / "rte" / place / "stage.json").read_text())
+        for place in ("singlestage/single", "multistage/general", "singlestage/init")
+    )
+    assert single["examples"] < single["tokens"] < single["padded_tokens"] <= single["examples"] * 32
+    assert general["tokens"] == general["padded_tokens"] == general["examples"] * 32  # a packed corpus has no padding
+    assert init["tokens"] == init["validation_seconds"] == 0
+    for record in (single, general):
+        assert 0 < record["validation_seconds"] + record["saving_seconds"] < record["seconds"]
+    assert general["flops"]["importance"] > 0
+    assert general["seconds_before"] > 0
+    assert (single["selection_rows"], general.get("selection_rows")) == (33, None)
+
+
 def test_a_given_teacher_is_used_instead_of_training_one(finished, settings, console, tmp_path):
     given = finished / "rte" / "singlestage" / "teacher"
     overrides = settings(tmp_path, "singlestage", f"stages.teacher.checkpoint={given}")
