@@ -17,7 +17,7 @@ help:
 	@echo "make multistage|singlestage TASK=mnli DEVICES=1 RUNS=runs ARGS=\"key=value …\""
 	@echo "make compare TASK=mnli RUNS=runs    the two pipelines' runs side by side"
 	@echo "make sweep FILE=experiments/sweeps/arms.yaml ARGS=\"key=value …\"   the trials of a wandb sweep file"
-	@echo "make bench SUITE=data|overhead|training|sizes|inference   speed, memory and file sizes, into build/bench"
+	@echo "make bench SUITE=data|overhead|training|sizes|inference|coverage   speed, memory, file sizes, intervals; into build/bench"
 	@echo "make chaos                          both demo pipelines in two processes, killed 25 times; into build/chaos"
 	@echo "make sanitize                       the engine on random shapes under the address and undefined-behaviour sanitizers"
 	@echo "make results                        tables and pictures of the studies in experiments/ anew from their records"

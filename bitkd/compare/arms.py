@@ -14,9 +14,6 @@ from bitkd.compare.runs import Run, Stage
 from bitkd.compare.scores import majority_score
 from bitkd.errors import InputError
 
-ROUNDING = 1e-6
-"""If a teacher beats the majority by less than this, it counts as no better: recorded scores are rounded to float32."""
-
 BUDGETS = ("budget.steps", "budget.examples", "budget.flops")
 """Settings that are recorded in Run.budget."""
 
@@ -140,11 +137,6 @@ class Arm:
         return mean_of_artifacts([run.teacher for run in self.runs if run.teacher], lambda stage: stage.score)
 
     @property
-    def retained(self) -> Mean:
-        """The teacher score retained, see `score_retained`."""
-        return Mean.of(score_retained(run) for run in self.runs)
-
-    @property
     def ratio(self) -> Mean:
         """student / teacher, without the seeds whose teacher has no positive score."""
         return Mean.of(
@@ -210,15 +202,6 @@ def majority(run: Run) -> float:
     return majority_score(run.metric, run.num_labels, labels)
 
 
-def score_retained(run: Run) -> float | None:
-    """(student - majority) / (teacher - majority); None if the teacher is not better than the majority."""
-    teacher, student = run.teacher.score if run.teacher else None, run.final.score
-    floor = majority(run)
-    if teacher is None or student is None or teacher - floor < ROUNDING:
-        return None
-    return (student - floor) / (teacher - floor)
-
-
 def make_arms(runs: list[Run]) -> list[Arm]:
     """The arms in the order of their first runs; a run that is given twice counts once.
 
@@ -268,9 +251,10 @@ def _distinction(run: Run, rivals: list[Run]) -> list[str]:
     differing = [name for name in common if any(other.settings[name] != run.settings[name] for other in rivals)]
     if not parts and not differing:  # one of them has stages that another has not
         differing = [name for name in names if name not in common]
-    shown = [f"{name}={_value_text(run.settings[name])}" for name in differing[:MAX_SETTINGS_IN_LABEL]]
+    shown = [f"{name}={value_text(run.settings[name])}" for name in differing[:MAX_SETTINGS_IN_LABEL]]
     return parts + shown + (["…"] if len(differing) > MAX_SETTINGS_IN_LABEL else [])
 
 
-def _value_text(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """A setting's value for people."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -7,8 +7,11 @@ from typing import Any
 from bitkd.compare.arms import Arm, Mean, majority, make_arms, mean_of_artifacts
 from bitkd.compare.checks import is_constant
 from bitkd.compare.differences import Difference, differences
+from bitkd.compare.resampling import ResampledScores, resampled_scores
+from bitkd.compare.retained import Retained, retained
 from bitkd.compare.rows import Row, rows_of
 from bitkd.compare.runs import Run
+from bitkd.compare.shared import shared_stages
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,16 @@ class Comparison:
     @cached_property
     def differences(self) -> list[Difference]:
         """Between the arms, see `bitkd.compare.differences.differences`."""
-        return differences(self.arms)
+        return differences(self.arms, self._scores)
+
+    @cached_property
+    def retained(self) -> list[Retained | None]:
+        """The share of the teacher's score that each arm retains, see `bitkd.compare.retained.retained`."""
+        return retained(self._scores)
+
+    @cached_property
+    def _scores(self) -> ResampledScores:
+        return resampled_scores(self.arms)
 
     @property
     def runs(self) -> list[Run]:
@@ -91,7 +103,7 @@ class Comparison:
             "metric": self.metric,
             "majority": self.majority,
             "warnings": self.warnings,
-            "arms": [_arm_data(arm) for arm in self.arms],
+            "arms": [_arm_data(arm, share) for arm, share in zip(self.arms, self.retained, strict=True)],
             "differences": [_difference_data(difference) for difference in self.differences],
             "rows": [{"arm": label} | asdict(row) for label, row in self.rows],
         }
@@ -113,8 +125,8 @@ def warnings_of(arms: list[Arm]) -> list[str]:
         if len(by_key) > 1:
             sides = " against ".join(", ".join(names) for names in by_key.values())
             found.append(
-                f"Different teachers at seed {seed}: {sides}. Their differences are those of the teachers as well; compare "
-                "the teacher scores retained, or run the pipelines again with one teacher."
+                f"Different teachers at seed {seed}: {sides}. Their differences are those of the teachers as well; run the "
+                "pipelines again with one teacher."
             )
     steps = {arm.label: arm.chain.steps for arm in arms}
     if len(set(steps.values())) > 1 and all(arm.first.budget is None for arm in arms):
@@ -136,6 +148,7 @@ def warnings_of(arms: list[Arm]) -> list[str]:
             f"Means are over different seeds ({seeds}), and so over different teachers if each seed has its own."
         )
     found += _unequal_looks(arms)
+    found += shared_stages(arms)
     devices = sorted({device for arm in arms for device in arm.devices})
     if len(devices) > 1:
         found.append(f"Trained on different devices ({'; '.join(devices)}): seconds cannot be compared.")
@@ -158,12 +171,24 @@ def _unequal_looks(arms: list[Arm]) -> list[str]:
 
 
 def _difference_data(difference: Difference) -> dict[str, Any]:
-    data = asdict(difference)
-    data["drawn"] = data.pop("resampled")
-    return data
+    found = difference.estimate
+    low, high = found.interval() or (None, None)
+    return {
+        "first": difference.first,
+        "second": difference.second,
+        "question": difference.question,
+        "difference": found.value,
+        "these_models": list(found.rows),
+        "low": low,
+        "high": high,
+        "p": found.p,
+        "p_holm": difference.p_holm,
+        "shares": asdict(found.shares) if found.shares else None,
+        "detectable": found.detectable,
+    }
 
 
-def _arm_data(arm: Arm) -> dict[str, Any]:
+def _arm_data(arm: Arm, share: Retained | None) -> dict[str, Any]:
     final = arm.first.final
     return {
         "arm": arm.label,
@@ -173,7 +198,7 @@ def _arm_data(arm: Arm) -> dict[str, Any]:
         "seeds": arm.seeds,
         "score": asdict(arm.final),
         "teacher": asdict(arm.teacher),
-        "kept": asdict(arm.retained),
+        "kept": asdict(share) if share else None,
         "ratio": asdict(arm.ratio),
         "precision": final.precision,
         "parameters": final.parameters,

@@ -1,24 +1,14 @@
 """Which arms a comparison sets against each other, and what a difference between two arms shows."""
 
-import re
-
 from bitkd.compare.arms import MAX_SETTINGS_IN_LABEL, Arm
+from bitkd.compare.aspects import WIDTH, Aspect, aspects, differing_settings
 from bitkd.compare.runs import Run
 
 REFERENCE = "singlestage"
 """The pipeline that every arm is compared with."""
 
-CONTRASTS = {
-    ("multistage", "halfternary"): "what splitting gives",
-    ("multistage", "splitdirect"): "what the ternary stage gives",
-    ("progressive", "singlestage"): "what the precision steps give",
-}
-"""Two pipelines -> what a difference between their arms shows, if both arms have the same budget."""
-
-WIDTH = "student.width"
-BY_DEFINITION = re.compile(r"stages\.[^.]+\.student|budget\.shares\..+")
-"""Settings that differ by definition between two pipelines and are therefore not reported as differences. Pipelines paired
-in CONTRASTS must also have the same student.width."""
+CONTRASTS = (("multistage", "halfternary"), ("multistage", "splitdirect"), ("progressive", "singlestage"))
+"""Further pairs of pipelines whose arms are compared, if both arms have the same budget."""
 
 
 def pairs(arms: list[Arm]) -> list[tuple[Arm, Arm]]:
@@ -31,9 +21,7 @@ def pairs(arms: list[Arm]) -> list[tuple[Arm, Arm]]:
     found: list[tuple[int, int]] = []
 
     def nearest(position: int, candidates: list[int]) -> int | None:
-        return min(
-            candidates, key=lambda at: len(differing_settings(arms[position].first, arms[at].first)), default=None
-        )
+        return min(candidates, key=lambda at: _distance(arms[position].first, arms[at].first), default=None)
 
     def partner(position: int, pipeline: str) -> int | None:
         total = arms[position].first.budget_total
@@ -58,24 +46,29 @@ def pairs(arms: list[Arm]) -> list[tuple[Arm, Arm]]:
     return [(arms[first], arms[second]) for first, second in found]
 
 
-def differing_settings(one: Run, other: Run) -> list[str]:
-    """Settings that both runs have and that differ, without those that differ by definition."""
-    differing = [name for name, value in one.settings.items() if value != other.settings.get(name, value)]
+def _distance(one: Run, other: Run) -> int:
+    """In how many settings two runs differ. Between pipelines that CONTRASTS does not pair, the width belongs to what they
+    are."""
     pipelines = (one.pipeline, other.pipeline)
     same_width = one.pipeline == other.pipeline or pipelines in CONTRASTS or pipelines[::-1] in CONTRASTS
-    return [name for name in differing if not BY_DEFINITION.fullmatch(name) and (same_width or name != WIDTH)]
+    return sum(same_width or name != WIDTH for name in differing_settings(one, other))
 
 
 def question(first: Arm, second: Arm) -> str:
-    if first.pipeline == second.pipeline or first.first.budget_total != second.first.budget_total:
-        return ""  # the labels and a warning show the difference
-    names = differing_settings(first.first, second.first)
-    teachers = {run.seed: run.teacher.key for run in first.runs if run.teacher}
-    if any(run.teacher and run.teacher.key != teachers.get(run.seed, run.teacher.key) for run in second.runs):
-        names = ["their teachers", *names]
-    if names:
-        shown = ", ".join(names[:MAX_SETTINGS_IN_LABEL]) + (", …" if len(names) > MAX_SETTINGS_IN_LABEL else "")
-        return f"not the pipelines alone: they also differ in {shown}"
-    bits = [arm.first.final.precision for arm in (first, second)]
-    contrast = CONTRASTS.get((first.pipeline, second.pipeline), "")
-    return contrast or (" against ".join(bits) if bits[0] != bits[1] else "")
+    """What first - second shows, such as "what splitting gives", if the arms differ in one thing alone; else in what they
+    differ; empty if their records show no difference.
+    """
+    found = _of_teachers(first, second) + aspects(first.first, second.first)
+    if len(found) == 1 and found[0].alone:
+        return found[0].alone
+    settings = [aspect.text for aspect in found if aspect.is_setting]
+    texts = [aspect.text for aspect in found if not aspect.is_setting] + settings[:MAX_SETTINGS_IN_LABEL]
+    texts += ["…"] if len(settings) > MAX_SETTINGS_IN_LABEL else []
+    return f"differs from {second.label} in: {', '.join(texts)}" if texts else ""
+
+
+def _of_teachers(first: Arm, second: Arm) -> list[Aspect]:
+    """The teachers, if the arms have different ones at a seed of both."""
+    ours = {run.seed: run.teacher.key for run in first.runs if run.teacher}
+    theirs = {run.seed: run.teacher.key for run in second.runs if run.teacher}
+    return [Aspect("teachers")] if any(ours[seed] != theirs[seed] for seed in ours.keys() & theirs.keys()) else []

@@ -8,16 +8,16 @@ from bitkd.config.schema import Config, ShapeSpec, StageSpec, TrainSpec
 from bitkd.stages.kinds import kind_of
 
 NO_EFFECT_ON_RESULTS = ("run", "logger", "wandb", "checkpoint", "data.num_workers", "data.eval_batch_size", "trainer.accelerator",
-              "trainer.strategy", "trainer.log_every_n_steps")  # fmt: skip
+              "trainer.strategy", "trainer.log_every_n_steps", "trainer.cuda_graphs")  # fmt: skip
 """Settings that cannot change a result."""
 
 LOCAL_PATHS = ("data.dir", "data.corpus")
 """Paths of this machine: another one may keep the same rows elsewhere."""
 
-NOT_COMPARED = (*NO_EFFECT_ON_RESULTS, *LOCAL_PATHS, "seed", "pipeline", "model.pretrained", "task.augmentation.path",
-          "task.augmentation.model", "task.augmentation.vectors")  # fmt: skip
+NOT_COMPARED = (*NO_EFFECT_ON_RESULTS, *LOCAL_PATHS, "seed", "share_across_seeds", "pipeline", "model.pretrained",
+          "task.augmentation.path", "task.augmentation.model", "task.augmentation.vectors")  # fmt: skip
 """Settings that may differ between two runs of one arm: those above, the seed, and the paths of models and rows. Models
-and rows are compared by content."""
+and rows are compared by content; what `share_across_seeds` does is seen in the stages' seeds."""
 
 CORPUS_ONLY = ("hub_corpus", "streaming", "masking", "segments")
 """Settings of `data` that only General KD reads."""

@@ -92,6 +92,9 @@ def load_config(
         raise InputError(f"configuration is incomplete: {shown(_first_line(error), 200)}") from error
     if config.embedding_bits is not None:
         _set_embedding_bits(config, config.embedding_bits)
+    if not config.share_across_seeds:
+        for stage in config.stages.values():
+            stage.seed = None
     return config
 
 

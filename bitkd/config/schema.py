@@ -87,7 +87,8 @@ class StageSpec:
     """The distillation objective."""
 
     seed: int | None = None
-    """The stage's seed. If it is set, runs with different seeds can share it; null derives it from the run's `seed`."""
+    """The stage's seed. If it is set, runs with different seeds share the stage (unless share_across_seeds=false); null
+    derives it from the run's `seed`."""
 
     lr_scale: float = 1.0
     """Factor on `train.lr`, for a stage that needs another learning rate than the others."""
@@ -186,6 +187,10 @@ class Config:
     """`csv`, or `wandb` (which writes the CSV files too)."""
     seed: int = 42
     """Seed of the run; every stage derives its own from it and from its name."""
+    share_across_seeds: bool = True
+    """Let runs with different seeds share the stages whose stages.NODE.seed is set, as General KD's is in conf/pipeline.
+    false: every stage derives its seed from the run's, also a stage with a seed of its own, so that each run seed trains
+    all its stages and a comparison shows how all of them vary. It then takes a General KD for each seed."""
 
     def __post_init__(self) -> None:
         check_choices(self)

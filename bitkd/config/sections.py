@@ -103,8 +103,8 @@ class TrainerSpec:
 
     cuda_graphs: Literal["auto", "true", "false"] = "auto"
     """Start the kernels of a training step together, as recorded CUDA graphs; results are the same. `auto`: on one CUDA device,
-    in stages without code of your own. `true`: also with your own loss terms and quantizers, which then must not read values
-    on the host."""
+    in stages of a BERT without code of your own. `true`: also with other encoders and your own loss terms and quantizers, which
+    then must not read values on the host."""
 
     log_every_n_steps: int = 10
     """Steps between two rows of the training log."""

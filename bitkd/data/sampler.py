@@ -54,11 +54,6 @@ class TrainBatchSampler(torch.utils.data.Sampler[list[int]]):
         """Optimizer steps in one pass over the rows."""
         return len(self.lengths) // self.batch_size
 
-    @property
-    def sampler(self) -> "TrainBatchSampler":
-        """Itself: Lightning calls `set_epoch` on the `sampler` of a batch sampler, not on the batch sampler."""
-        return self
-
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this at the start of every epoch, counted from 0."""
         if self._epoch is not None and epoch != self._epoch:

@@ -59,7 +59,13 @@ def workload_of(stage: PlannedStage, stages: Mapping[str, PlannedStage], sources
             _changes(stage),
             [stage.kind.active_terms(loss), loss.unmatched_heads, stage.keeps_logits(setting, regression)],
             [rows.hash, "data" in stage.upstream or stage.augmented is not None, config.data.max_length],
-            [stage.train.batch_size, micro_batches(config.trainer), config.trainer.precision],
+            [
+                stage.train.batch_size,
+                micro_batches(config.trainer),
+                config.trainer.precision,
+                config.data.pad_to_max_length,
+            ],
+            [config.trainer.compile, config.trainer.cuda_graphs],
             [config.trainer.accelerator, config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy],
         ]
     )

@@ -83,11 +83,10 @@ def _fit(
     seconds = TrainingSeconds(importance.seconds + (kept.seconds if kept else 0.0))
     callbacks: list[pl.Callback] = [KeepSignals(context.stopping), progress, flops, seconds]
     with ExitStack() as stack:
-        recorded = _records(context, module)
-        if _compiles(context, recorded):  # after `flops`, which runs the module under a dispatch mode
+        if _compiles(context, module):  # after `flops`, which runs the module under a dispatch mode
             cache = None if context.group.device == "cpu" else cache_root(context.config) / CACHE
             callbacks.append(stack.enter_context(compilation(cache)))
-        if recorded:
+        if _records(context, module, context.config.trainer.cuda_graphs):
             stack.enter_context(module.recorded(context.group.device))
         trainer = _trainer(context, [*callbacks, *_resumption(context, best)], loggers)
         stack.enter_context(progress.shown())
@@ -195,9 +194,10 @@ class KeepSignals(pl.Callback):
         self.stopping.install()
 
 
-def _compiles(context: StageContext, recorded: bool) -> bool:
+def _compiles(context: StageContext, module: StudentModule) -> bool:
     """Whether the fit's steps are compiled, the same on all ranks."""
     setting, group = context.config.trainer.compile, context.group
+    recorded = _records(context, module, "auto")
     if not should_compile(setting, group.device, context.stage.total_steps, recorded):
         return False
     problem = compiler_problem(group.device)
@@ -206,10 +206,10 @@ def _compiles(context: StageContext, recorded: bool) -> bool:
     return not group.any(problem is not None)
 
 
-def _records(context: StageContext, module: StudentModule) -> bool:
-    """Whether the fit's steps are recorded as CUDA graphs."""
+def _records(context: StageContext, module: StudentModule, setting: str) -> bool:
+    """Whether the fit's steps are recorded as CUDA graphs, with this value of `trainer.cuda_graphs`."""
     group = context.group
-    return should_record(context.config.trainer.cuda_graphs, group.device, group.world_size, module.code())
+    return should_record(setting, group.device, group.world_size, module.code())
 
 
 def _data_module(context: StageContext) -> pl.LightningDataModule:

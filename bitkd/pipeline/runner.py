@@ -55,7 +55,10 @@ def _advice(cause: BaseException) -> str:
     memory = isinstance(cause, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(cause)
     if not memory:
         return ""
-    return "; use more trainer.accumulate_grad_batches (the same batch in smaller parts), or a smaller train.batch_size"
+    return (
+        "; use more trainer.accumulate_grad_batches (the same batch in smaller parts), or a smaller train.batch_size; on a GPU, "
+        "trainer.cuda_graphs=false takes less memory, too"
+    )
 
 
 def run(config: Config, console: Console, observer: Observer | None = None, progress_bar: bool = False) -> Plan:

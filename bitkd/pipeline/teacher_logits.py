@@ -94,7 +94,8 @@ def _identity(context: StageContext) -> str:
 def _compute(context: StageContext, teacher: Any, trainer: pl.Trainer, data: Any, shape: tuple[int, int]) -> KeptLogits:
     began, device = time.monotonic(), torch.device(context.group.device)
     teacher.to(device)
-    found, sums = [], [0, 0, 0]
+    found = [(torch.empty(0, dtype=torch.long), torch.empty(0, shape[1], device=device))]  # a rank may have no batch
+    sums = [0, 0, 0]
     with torch.inference_mode():
         for batch in _batches(context, data):
             columns = {name: column.to(device, non_blocking=True) for name, column in batch.items()}

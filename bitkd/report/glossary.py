@@ -1,7 +1,9 @@
 """The words of a report: what its numbers mean, notes, captions."""
 
 from bitkd.compare.comparison import Comparison
-from bitkd.compare.differences import LEVEL, RESAMPLES
+from bitkd.compare.inference import LEVEL, MIN_SEEDS, POWER
+from bitkd.compare.resampling import RESAMPLES
+from bitkd.compare.retained import MARGIN_ERRORS
 from bitkd.data.tasks import HOLDOUT
 from bitkd.quant.table import FP32
 from bitkd.report.looks import weight_bits_of
@@ -42,16 +44,39 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
         ),
         (
             "teacher score retained",
-            f"(student − majority) / (teacher − majority), seed by seed; {comparison.metric} of the majority is "
+            f"(student − majority) / (teacher − majority), of the means over seeds; {comparison.metric} of the majority is "
             f"{comparison.majority:.4f}, the score of always predicting the most frequent dev label (regression: the mean). "
-            "No value if the teacher is not above it.",
+            f"In brackets: the {LEVEL:.0%} interval of these models on other dev rows, by percentiles of {RESAMPLES:,} bootstrap "
+            "resamples of the rows, the same for students, teachers and majority. No value if the teacher's margin over the "
+            f"majority is below {MARGIN_ERRORS} of its standard errors: such a ratio may be anything.",
         ),
         (
-            "95 % interval",
-            f"percentiles of {RESAMPLES:,} bootstrap resamples. Resampled are the dev rows, the same for every run, and the "
-            "seeds: as pairs if two arms share seeds (the difference then uses only these). If only “rows” are resampled, there "
-            "is one seed, or one shared seed: the interval then describes these runs, not the pipelines. With few seeds it is "
-            f"too narrow. The level is {LEVEL:.0%} for each difference separately.",
+            "95 %, these models",
+            f"the {LEVEL:.0%} interval of a difference between these very models on other dev rows: percentiles of {RESAMPLES:,} "
+            "bootstrap resamples of the rows, the same for every run. It says nothing of other seeds.",
+        ),
+        (
+            "95 %, other seeds",
+            f"the {LEVEL:.0%} interval of a difference between the arms, for other dev rows and other seeds. Its variance is "
+            "that of the rows and that of the seeds of both arms, less the part that both count (rows × seeds); Student's t with "
+            f"degrees of freedom after Satterthwaite. Both arms need {MIN_SEEDS} seeds or more, which need not be the same ones. "
+            "What all seeds share, such as a teacher or General KD, does not vary in it.",
+        ),
+        (
+            "p, p by Holm",
+            "the chance of a difference at least this large, in either direction, if the arms were equal; then corrected for the "
+            "number of differences in the table: if all arms were equal, any “p by Holm” below 0.05 would occur in at most one "
+            "of twenty such tables.",
+        ),
+        (
+            "detectable",
+            f"the true difference that a study with this variance and as many seeds finds with a chance of {POWER:.0%} "
+            "(p < 0.05, without correction).",
+        ),
+        (
+            "rows : seeds : both",
+            "where the variance of a difference comes from: the choice of dev rows, the seeds, and rows × seeds (a row that one "
+            "seed gets wrong and another right).",
         ),
         (
             "MiB on paper",

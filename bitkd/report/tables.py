@@ -8,6 +8,8 @@ from functools import partial
 from bitkd.compare.arms import Arm, Cost, Mean, mean_of_artifacts
 from bitkd.compare.comparison import Comparison
 from bitkd.compare.exported import Exported
+from bitkd.compare.inference import Shares
+from bitkd.compare.retained import Retained
 from bitkd.compare.runs import Stage
 from bitkd.data.tasks import HOLDOUT
 from bitkd.names import escaped
@@ -54,10 +56,10 @@ def headline(comparison: Comparison) -> TextTable:
         *(["budget"] if budgets else []),
     ]
     rows = []
-    for arm in comparison.arms:
+    for arm, share in zip(comparison.arms, comparison.retained, strict=True):
         chain = arm.chain
-        shares = [mean_text(value, 3) + _seeds_text(value, arm) for value in (arm.retained, arm.ratio)]
-        row = [arm.label, mean_text(arm.final), *shares]
+        ratio = DASH if arm.ratio.mean is None else f"{arm.ratio.mean:.3f}{_seeds_text(arm.ratio, arm)}"
+        row = [arm.label, mean_text(arm.final), retained_text(share), ratio]
         row += [
             arm.first.final.precision,
             size_text(arm.first.final.packed_mib),
@@ -73,23 +75,53 @@ def _seeds_text(value: Mean, arm: Arm) -> str:
     return f" ({value.count} of {len(arm.runs)} seeds)" if 0 < value.count < len(arm.runs) else ""
 
 
+def retained_text(share: Retained | None) -> str:
+    """0.912 (0.85 to 0.98), or a dash if there is no value."""
+    if share is None:
+        return DASH
+    low, high = (minus(f"{end:.2f}") for end in (share.low, share.high))
+    return f"{minus(f'{share.mean:.3f}')} ({low} to {high})"
+
+
+SEEDS_UNKNOWN = "says nothing of other seeds"
+
+
 def difference_table(comparison: Comparison) -> TextTable:
-    """The differences between arms, each with its interval."""
-    header = ["difference", f"in {comparison.metric}", "95 % interval", "resampled", "seeds in pairs"]
-    rows = [
-        [
-            f"{found.first} − {found.second}",
-            signed(found.difference),
-            f"{signed(found.low)} to {signed(found.high)}",
-            found.resampled,
-            ", ".join(map(str, found.seeds)) or "none in common",
+    """The differences between arms, each with its intervals; columns that no difference has a value for are left out."""
+    found = comparison.differences
+    columns = {
+        "difference": [f"{one.first} − {one.second}" for one in found],
+        f"in {comparison.metric}": [signed(one.estimate.value) for one in found],
+        "95 %, these models": [_interval_text(one.estimate.rows) for one in found],
+        "95 %, other seeds": [_interval_text(one.estimate.interval()) for one in found],
+    }
+    if any(one.p_holm is not None for one in found):
+        columns["p"] = [_p_text(one.estimate.p) for one in found]
+        columns["p by Holm"] = [_p_text(one.p_holm) for one in found]
+        columns["detectable"] = [
+            DASH if one.estimate.detectable is None else f"{one.estimate.detectable:.4f}" for one in found
         ]
-        for found in comparison.differences
-    ]
-    questions = [found.question for found in comparison.differences]
-    if not any(questions):
-        return TextTable(header, rows)
-    return TextTable([*header, "what it says"], [[*row, question or DASH] for row, question in zip(rows, questions)])
+        columns["rows : seeds : both"] = [_shares_text(one.estimate.shares) for one in found]
+    if any(one.question for one in found):
+        columns["what it says"] = [one.question or DASH for one in found]
+    return TextTable(list(columns), [list(row) for row in zip(*columns.values())])
+
+
+def _interval_text(ends: tuple[float, float] | None) -> str:
+    return SEEDS_UNKNOWN if ends is None else f"{signed(ends[0])} to {signed(ends[1])}"
+
+
+def _p_text(p: float | None) -> str:
+    if p is None:
+        return DASH
+    return f"{p:.3f}" if p >= 0.0005 else "< 0.001"
+
+
+def _shares_text(shares: Shares | None) -> str:
+    """Percent of the variance."""
+    if shares is None:
+        return DASH
+    return " : ".join(f"{100 * share:.0f}" for share in (shares.rows, shares.seeds, shares.both)) + " %"
 
 
 def size_table(comparison: Comparison) -> TextTable:
@@ -274,7 +306,12 @@ def mean_text(value: Mean, digits: int = 4) -> str:
 
 def signed(value: float) -> str:
     """+0.0123 or −0.0123."""
-    return f"{round(value, 4) + 0.0:+.4f}".replace("-", "−")
+    return minus(f"{round(value, 4) + 0.0:+.4f}")
+
+
+def minus(number: str) -> str:
+    """A number with the sign of print."""
+    return number.replace("-", "−")
 
 
 def size_text(mib: float) -> str:

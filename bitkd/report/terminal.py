@@ -12,8 +12,17 @@ OPTIONAL = ("MiB on paper", "parameters", "seconds", "steps", "seed", "MiB packe
 """Columns that a narrow terminal may leave out, the first to go first: never names and scores."""
 
 OPTIONAL_TEXT = (
-    *("hyper-parameters", "stages", "FLOP of products", "training time", "resampled", "MiB packed", "seeds in pairs"),
-    *("seeds", "budget", "bits", "student / teacher", "MiB counted", "MiB teacher"),
+    *(
+        "hyper-parameters",
+        "stages",
+        "FLOP of products",
+        "training time",
+        "rows : seeds : both",
+        "detectable",
+        "p",
+        "MiB packed",
+    ),
+    *("95 %, these models", "seeds", "budget", "bits", "student / teacher", "MiB counted", "MiB teacher"),
 )
 """The same of a comparison's tables."""
 

@@ -140,6 +140,7 @@ class StudentModule(pl.LightningModule):
     def code(self) -> Iterator[Any]:
         """The modules and functions that a training step runs."""
         yield from self.modules()
+        yield from filter(None, (getattr(module, "weight_codes", None) for module in self.modules()))
 
     @contextlib.contextmanager
     def recorded(self, device: torch.device | str) -> Iterator[None]:
@@ -152,9 +153,13 @@ class StudentModule(pl.LightningModule):
             self._graphs = None
 
     def _is_logged(self) -> bool:
-        """Whether Lightning writes a row of the log after this step: `self.log` takes longer than some kernels."""
+        """Whether Lightning writes a row of the log after this step, or callbacks may look for a metric of this epoch:
+        `self.log` takes longer than some kernels."""
+        if self._trainer is None:
+            return False
         step, every = self.trainer.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return bool(every) and (step % every == 0 or step == self.trainer.max_steps)
+        last = self.trainer.is_last_batch or step == self.trainer.max_steps
+        return bool(every) and (step % every == 0 or last)
 
     @property
     def latest_loss(self) -> float | None:
@@ -234,10 +239,12 @@ class StudentModule(pl.LightningModule):
     ) -> None:
         # Lightning's mixed precision refuses to clip for a fused optimizer, because that would divide by FP16's scale after
         # the clipping; bf16 has no scale.
-        if gradient_clip_val and not self._scales_gradients:
-            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
-        else:
+        if self._scales_gradients or not gradient_clip_val:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+        else:
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     @property
     def _scales_gradients(self) -> bool:

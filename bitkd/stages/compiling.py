@@ -64,7 +64,8 @@ def should_compile(setting: str, device: torch.device | str, total_steps: int, r
     """Whether a stage's steps are compiled.
 
     total_steps: of the whole stage, not those that are left, so that a resumed stage decides the same.
-    recorded: whether the steps are recorded as CUDA graphs.
+    recorded: whether the steps are recorded as CUDA graphs by default. What `trainer.cuda_graphs` says must not decide, because
+    compiling changes results and recording does not.
     """
     if setting == "auto":
         return torch.device(device).type == "cuda" and total_steps >= PAYS_FROM_STEPS[recorded]

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import bitkd.compare.differences
 from bitkd.compare.exported import Exported, Speed
+from bitkd.compare.resampling import resampled_scores
 from bitkd.compare.runs import Predictions, Run, Stage
 from bitkd.compare.scores import score
 from bitkd.data.metrics import build_metrics, primary_score
@@ -146,6 +148,11 @@ def make_one(pipeline, seed, steps=300, rows=ROWS):
 
 def make_all(arms=tuple(ARMS), seeds=(1, 2)):
     return [make_one(arm, seed) for arm in arms for seed in seeds]
+
+
+def differences(arms, resamples=1000):
+    """The differences between arms, on fewer resamples than a report takes."""
+    return bitkd.compare.differences.differences(arms, resampled_scores(arms, resamples))
 
 
 def with_measurement(run, file_mib=3.25, times_faster=4.5):

@@ -1,10 +1,9 @@
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
-from bitkd.compare.arms import Mean, majority, make_arms, score_retained
-from bitkd.compare.comparison import warnings_of
+from bitkd.compare.arms import Mean, make_arms
+from bitkd.compare.comparison import Comparison, warnings_of
 from bitkd.compare.runs import Predictions
 from bitkd.errors import InputError
 from bitkd.store.records import BudgetRecord
@@ -28,18 +27,6 @@ def test_budgets_part_arms(run_of):
     budget = BudgetRecord("steps", 600, {"single": 0.5, "single_binary": 0.5})
     arms = make_arms([run_of("singlestage", 1), replace(run_of("singlestage", 1), budget=budget)])
     assert [arm.label for arm in arms] == ["singlestage (no budget)", "singlestage (600 steps)"]
-
-
-def test_the_score_retained_counts_from_the_majority(run_of):
-    run = run_of("singlestage", 1)
-    floor = run.final.predictions["dev"].labels.count(1.0) / 408
-    assert majority(run) == pytest.approx(floor)
-    assert score_retained(run) == pytest.approx((run.final.score - floor) / (run.teacher.score - floor))
-    assert score_retained(change_stage(run, "teacher", score=floor)) is None
-    assert score_retained(change_stage(run, "teacher", score=floor - 0.1)) is None
-    assert score_retained(change_stage(run, "teacher", score=float(np.float32(floor)))) is None
-    without = replace(run, stages=run.stages[1:])
-    assert score_retained(without) is None
 
 
 def test_costs_are_counted_with_and_without_general_kd_and_the_teacher_apart(run_of):
@@ -114,4 +101,4 @@ def test_a_student_that_predicts_one_label_only_is_named(run_of):
     assert warnings_of(arms)[0].startswith(
         "singlestage: the final student predicts the same for every dev row (seed 1)"
     )
-    assert arms[0].retained.mean == pytest.approx(0)
+    assert Comparison(arms, []).retained[0].mean == pytest.approx(0)

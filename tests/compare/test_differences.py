@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from bitkd.compare.arms import make_arms
-from bitkd.compare.differences import differences, interval
+from bitkd.compare.inference import holm, percentiles
 from bitkd.compare.pairing import pairs
+from bitkd.compare.resampling import RESAMPLES
 from bitkd.compare.runs import Predictions
 from bitkd.store.records import BudgetRecord
+from tests.compare.synthetic import differences
 
 
 def with_predictions(run, labels, predicted):
@@ -21,38 +23,18 @@ def with_predictions(run, labels, predicted):
     return replace(run, stages=[teacher, *run.stages[1:-1], final])
 
 
-def enumerated(rights):
-    """Every bootstrap difference with its chance, by hand: rights[seed] = (rights of A, rights of B) by row."""
-    seeds, rows = len(rights), len(rights[0][0])
-    values = []
-    for drawn in itertools.product(range(rows), repeat=rows):
-        for chosen in itertools.product(range(seeds), repeat=seeds):
-            pairs = [np.mean([rights[s][0][i] - rights[s][1][i] for i in drawn]) for s in chosen]
-            values.append(np.mean(pairs))
-    return np.sort(np.array(values))
-
-
-@pytest.mark.parametrize("seeds", [1, 2])
-def test_the_interval_is_that_of_all_resamples_written_out(run_of, seeds):
+def test_the_interval_of_the_models_is_that_of_all_resamples_written_out(run_of):
     labels = [1.0, 0.0, 1.0, 1.0]
-    said = {  # by seed: singlestage, multistage
-        1: ([1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 1.0, 0.0]),
-        2: ([1.0, 1.0, 1.0, 1.0], [0.0, 1.0, 0.0, 1.0]),
-    }
-    runs, rights = [], []
-    for seed in list(said)[:seeds]:
-        single, multi = said[seed]
-        runs.append(with_predictions(run_of("singlestage", seed), labels, single))
-        runs.append(with_predictions(run_of("multistage", seed), labels, multi))
-        rights.append([[float(p == y) for p, y in zip(given, labels)] for given in (multi, single)])
-    exact = enumerated(rights)
+    said = {"singlestage": [1.0, 1.0, 1.0, 1.0], "multistage": [0.0, 1.0, 0.0, 1.0]}
+    runs = [with_predictions(run_of(name, 1), labels, predicted) for name, predicted in said.items()]
+    right = {name: np.equal(predicted, labels) for name, predicted in said.items()}
+    effect = right["multistage"].astype(float) - right["singlestage"]
+    exact = [effect[list(rows)].mean() for rows in itertools.product(range(4), repeat=4)]
     (found,) = differences(make_arms(runs), resamples=40_000)
     assert (found.first, found.second) == ("multistage", "singlestage")
-    assert found.difference == pytest.approx(np.mean([np.mean(np.subtract(*pair)) for pair in rights]))
-    # Both are discrete: the ends lie on the same steps unless a step's share is 2.5 % to within the noise.
-    assert (found.low, found.high) == pytest.approx(interval(exact), abs=1e-9)
-    assert found.resampled == ("rows" if seeds == 1 else "rows and seeds")
-    assert found.seeds == list(said)[:seeds]
+    assert found.estimate.value == pytest.approx(effect.mean())
+    assert found.estimate.rows == pytest.approx(percentiles(np.array(exact)), abs=1e-9)
+    assert (found.estimate.interval(), found.estimate.p, found.p_holm) == (None, None, None)
 
 
 def test_the_same_rows_are_resampled_for_both_arms(run_of):
@@ -61,21 +43,26 @@ def test_the_same_rows_are_resampled_for_both_arms(run_of):
     said = [1.0] * 50
     runs = [with_predictions(run_of(name, 1), labels, said) for name in ("multistage", "singlestage")]
     (found,) = differences(make_arms(runs))
-    assert (found.difference, found.low, found.high) == (0, 0, 0)
+    assert (found.estimate.value, *found.estimate.rows) == (0, 0, 0)
 
 
-def test_arms_without_a_common_seed_are_resampled_apart(run_of):
-    (found,) = differences(make_arms([run_of("multistage", 1), run_of("multistage", 2), run_of("singlestage", 3)]))
-    assert found.seeds == []
-    assert found.resampled == "rows and seeds"
-    assert found.low < found.difference < found.high
-
-
-def test_common_seeds_alone_are_paired(run_of):
-    runs = [run_of("multistage", 1), run_of("multistage", 2), run_of("singlestage", 2)]
+def test_all_seeds_count_whether_or_not_both_arms_have_them(run_of):
+    runs = [run_of("multistage", seed) for seed in (1, 2, 3)] + [run_of("singlestage", seed) for seed in (3, 4, 5, 6)]
     (found,) = differences(make_arms(runs))
-    assert found.seeds == [2]
-    assert found.difference == pytest.approx(runs[1].final.score - runs[2].final.score)
+    means = [np.mean([run.final.score for run in chosen]) for chosen in (runs[:3], runs[3:])]
+    assert found.estimate.value == pytest.approx(means[0] - means[1])
+    assert [arm.seeds for arm in found.estimate.seed_variances] == [3, 4]
+    low, high = found.estimate.interval()
+    assert low < found.estimate.value < high
+
+
+def test_p_values_are_corrected_for_the_differences_that_have_one(runs_of, run_of):
+    runs = [*runs_of(("singlestage", "multistage", "progressive"), (1, 2, 3)), run_of("halfternary", 1)]
+    found = {(one.first, one.second): one for one in differences(make_arms(runs))}
+    with_p = [one for one in found.values() if one.estimate.p is not None]
+    assert len(with_p) == 2
+    assert [one.p_holm for one in with_p] == holm([one.estimate.p for one in with_p])
+    assert found["halfternary", "singlestage"].p_holm is None
 
 
 def test_every_arm_is_compared_with_singlestage_and_the_ablations_against_theirs(runs_of):
@@ -88,9 +75,6 @@ def test_every_arm_is_compared_with_singlestage_and_the_ablations_against_theirs
         ("multistage", "halfternary"),
         ("multistage", "splitdirect"),
     ]
-    questions = {(d.first, d.second): d.question for d in differences(make_arms(runs_of()), resamples=10)}
-    assert questions["progressive", "singlestage"] == "what the precision steps give"
-    assert questions["multistage", "halfternary"] == "what splitting gives"
     others = make_arms(runs_of(("halfternary", "progressive")))
     assert [(a.label, b.label) for a, b in pairs(others)] == [("progressive", "halfternary")]
 
@@ -113,6 +97,6 @@ def test_arms_of_equal_budget_are_compared(run_of):
 def test_thousands_of_resamples_take_seconds(runs_of):
     arms = make_arms(runs_of())
     began = time.process_time()
-    first = differences(arms)
+    first = differences(arms, RESAMPLES)
     assert time.process_time() - began < 5
-    assert differences(arms) == first
+    assert differences(arms, RESAMPLES) == first

@@ -32,6 +32,9 @@ def test_weights_are_repetitions_to_torchmetrics(metric, count, measured):
         found = weighted_scores(metric, count, labels, predicted, weights)
         expected = [measured(task, repeated(labels, w), repeated(predicted, w)) for w in weights]
         np.testing.assert_allclose(found, expected, atol=2e-6)
+        np.testing.assert_array_equal(
+            weighted_scores(metric, count, labels, np.stack([predicted, labels]), weights)[0], found
+        )
 
 
 @pytest.mark.parametrize("metric", [*GLUE_OF_NUMBERS, *OF_NUMBERS])

@@ -1,9 +1,11 @@
+import inspect
 import logging
 import resource
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM
+import transformers
+from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
 from bitkd.data.augment.augmenter import SHARD_ROWS, Augmenter, load_shards, shard_file, write_shard
 from bitkd.data.augment.candidates import MaskedLMCandidates, VectorCandidates, load_masked_lm, make_candidates
@@ -87,6 +89,33 @@ def test_the_batched_predictions_are_those_of_one_forward_per_word(masked_lm, ti
                 order = model(**inputs).logits[0, i + 1].argsort(descending=True)
             pieces = tiny_tokenizer.convert_ids_to_tokens(order.tolist())
             assert found[i] == [piece for piece in pieces if not piece.startswith(("##", "["))][:5]
+
+
+@pytest.mark.parametrize("name", ["Roberta", "Electra", "DebertaV2", "MPNet", "DistilBert", "ModernBert", "Albert"])
+def test_predictions_of_every_family_are_those_of_its_whole_model(name, tiny_tokenizer):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    own = {
+        "DistilBert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
+        "Albert": sizes | {"embedding_size": 32},
+    }
+    shared = {
+        "vocab_size": len(tiny_tokenizer),
+        "max_position_embeddings": 70,
+        "pad_token_id": 0,
+        "initializer_range": 0.3,
+    }
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**shared | own.get(name, sizes))
+    model = AutoModelForMaskedLM.from_config(config).eval()
+    words = ["a", "small", "red", "bird", "sees", "the", "old", "cat"]
+    masked = " ".join([*words[:2], "[MASK]", *words[3:]])
+    inputs = tiny_tokenizer(masked, " ".join(words), return_tensors="pt")
+    accepted = inspect.signature(model.forward).parameters
+    with torch.no_grad():
+        logits = model(**{name: column for name, column in inputs.items() if name in accepted}).logits[0, 3]
+    pieces = tiny_tokenizer.convert_ids_to_tokens(logits.argsort(descending=True).tolist())
+    (found,) = MaskedLMCandidates(model, tiny_tokenizer, 5, Fixed()).find([Sentence(words, [2])])
+    assert found[2] == [piece for piece in pieces if not piece.startswith(("##", "["))][:5]
 
 
 def test_words_in_pieces_take_word_vectors(masked_lm, tiny_tokenizer):

@@ -50,6 +50,9 @@ def test_other_steps_of_the_same_work_scale_with_their_number(finished, settings
     [
         "train.batch_size=16",
         "data.max_length=16",
+        "data.pad_to_max_length=true",
+        "trainer.cuda_graphs=false",
+        "trainer.compile=false",
         "trainer.precision=bf16-mixed",
         "student.layers=[1,3]",
         "trainer.accumulate_grad_batches=2",

@@ -47,6 +47,16 @@ def test_another_seed_gives_other_weights_and_keeps_general_kd(finished, setting
     assert {stage.name for stage in plan.stages if plan.state(stage) == "done"} == {"general"}
 
 
+def test_runs_of_different_seeds_share_no_trained_stage_if_they_are_to_share_none(settings, tmp_path):
+    def config(seed, *more):
+        return load_config(settings(tmp_path, "multistage", f"seed={seed}", "stages.teacher.seed=0", *more))
+
+    one, two = (make_plan(config(seed, "share_across_seeds=false")).stages for seed in (1, 2))
+    assert not {stage.key for stage in one if stage.trains} & {stage.key for stage in two if stage.trains}
+    shared = {name: stage.seed for name, stage in config(1).stages.items() if stage.seed is not None}
+    assert shared == {"teacher": 0, "general": 0}
+
+
 def test_only_what_has_changed_is_recomputed(runs, settings, console):
     overrides = settings(runs, "multistage", "stages.ternary.lr=0.02")
     changed = ["ternary", "split", "stage1_binary", "stage2_binary"]

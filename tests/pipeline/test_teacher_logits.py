@@ -1,6 +1,7 @@
 """Stages that read only the teacher's logits train on logits that were computed once."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -128,6 +129,17 @@ def test_auto_keeps_logits_where_more_rows_are_seen_than_there_are(arguments):
     assert not keeps("trainer.keep_teacher_logits=never")
     assert not keeps("stages.stage2.kind=single_stage")
     assert keeps("stages.stage2.kind=single_stage", "stages.stage2.loss.hidden=0", "stages.stage2.loss.attention=0")
+
+
+def test_a_process_may_have_no_batch(monkeypatch):
+    def gather(parts, own):
+        parts[:] = [((torch.arange(3), torch.ones(3, 2)), [3, 12, 48]), own]
+
+    monkeypatch.setattr(kept_logits, "_batches", lambda context, data: iter(()))
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    context = SimpleNamespace(group=SimpleNamespace(device="cpu", world_size=2))
+    kept = kept_logits._compute(context, torch.nn.Linear(1, 1), None, None, (3, 2))
+    assert torch.equal(kept.logits, torch.ones(3, 2))
 
 
 def test_a_stop_while_logits_are_computed_leaves_nothing_half_done(arguments, console, monkeypatch, tmp_path):

@@ -8,11 +8,14 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
+from transformers import AutoModelForSequenceClassification, DebertaV2Config
 
 from bitkd.config.load import load_config
 from bitkd.errors import InputError
 from bitkd.models.prepare import prepare, split_ternary_
+from bitkd.pipeline import execute
 from bitkd.pipeline.runner import StageFailedError, run
+from bitkd.quant.modules import QuantLinear
 from bitkd.quant.spec import QuantSpec
 from bitkd.stages import cuda_graphs
 from bitkd.stages.base import StudentModule
@@ -202,6 +205,33 @@ def test_auto_records_on_one_gpu_what_bitkd_knows():
         ("auto", "cpu", 1, known, False),
     ):
         assert should_record(setting, device, processes, code) is expected
+
+
+def test_auto_leaves_out_encoders_and_quantizers_that_may_read_values_on_the_host():
+    module = module_of(SingleStageDistillation, W1A8, None, device="cpu")
+    deberta = DebertaV2Config(
+        vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
+    )
+    assert not should_record("auto", "cuda", 1, AutoModelForSequenceClassification.from_config(deberta).modules())
+    assert should_record("auto", "cuda", 1, module.code())
+    layer = next(layer for layer in module.modules() if isinstance(layer, QuantLinear))
+    layer.weight_codes = lambda weight, scale: weight.sign()
+    assert not should_record("auto", "cuda", 1, module.code())
+
+
+@pytest.mark.parametrize("steps", [1000, 3000])
+def test_recording_does_not_decide_what_auto_compiles(monkeypatch, steps):
+    monkeypatch.setattr(execute, "compiler_problem", lambda device: None)
+    module = module_of(SingleStageDistillation, W1A8, None, device="cpu")
+    group = SimpleNamespace(device="cuda", world_size=1, any=lambda value: value)
+    compiled = set()
+    for setting in ("auto", "true", "false"):
+        trainer = SimpleNamespace(compile="auto", cuda_graphs=setting)
+        context = SimpleNamespace(
+            config=SimpleNamespace(trainer=trainer), group=group, stage=SimpleNamespace(total_steps=steps)
+        )
+        compiled.add(execute._compiles(context, module))
+    assert compiled == {steps == 3000}
 
 
 def test_graphs_that_cannot_be_are_refused():

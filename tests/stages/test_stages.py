@@ -345,19 +345,33 @@ def test_weights_are_quantized_once_for_an_accumulated_step(tmp_path):
     assert layer.held is None
 
 
-def test_mixed_precision_clips_gradients_for_an_optimizer_in_one_pass():
-    norms = []
+def test_every_epoch_has_a_training_loss_however_rarely_steps_are_logged():
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=1, log_every_n_steps=50, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    module = FineTune(classifier(), total_steps=2)
+    trainer.fit(module, torch.utils.data.DataLoader([batch()] * 2, batch_size=None))
+    assert trainer.callback_metrics["train/loss"] > 0
+    assert FineTune(classifier()).training_step(batch(), 0) > 0  # in a loop of one's own
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_mixed_precision_clips_gradients_for_an_optimizer_in_one_pass(algorithm):
+    sizes, limit = [], {"norm": 0.5, "value": 0.01}[algorithm]
 
     class Norm(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
             assert trainer.optimizers[0].defaults["fused"]
             grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            norms.append(torch.nn.utils.get_total_norm(grads).item())
+            largest = max(grad.abs().max() for grad in grads)
+            sizes.append(float(torch.nn.utils.get_total_norm(grads) if algorithm == "norm" else largest))
 
     trainer = pl.Trainer(
         accelerator="cpu",
         precision="bf16-mixed",
-        gradient_clip_val=0.5,
+        gradient_clip_val=limit,
+        gradient_clip_algorithm=algorithm,
         max_steps=2,
         logger=False,
         enable_checkpointing=False,
@@ -366,4 +380,4 @@ def test_mixed_precision_clips_gradients_for_an_optimizer_in_one_pass():
         callbacks=[Norm()],
     )
     trainer.fit(FineTune(classifier(), total_steps=2), torch.utils.data.DataLoader([batch()] * 2, batch_size=None))
-    assert norms == pytest.approx([0.5, 0.5], rel=0.01)
+    assert sizes == pytest.approx([limit, limit], rel=0.01)

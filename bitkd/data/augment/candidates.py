@@ -16,7 +16,7 @@ from bitkd.data.augment.words import Candidates, Pieces, Sentence
 from bitkd.data.tasks import CandidatePrecision, CandidateSource
 from bitkd.errors import InputError
 from bitkd.pretrained.load import load_pretrained
-from bitkd.quant.layout import input_limits
+from bitkd.quant.layout import find_layers, input_limits
 
 FORWARD_TOKENS = {"cpu": 1024, "cuda": 4096}
 """Device -> padded tokens of one forward pass: on a CPU few, so that hidden states stay in its caches. They are constants,
@@ -125,7 +125,8 @@ class MaskedLMCandidates:
     """Candidates that a masked language model predicts for words of a single piece. Its input is [CLS] masked sentence
     [SEP] original sentence [SEP], as published. Words of several pieces take their candidates from `others`.
 
-    All queries of a call are run together, sorted by length; the head is computed only at the masked position.
+    All queries of a call are run together, sorted by length; the head, and in encoders built like BERT the last layer behind
+    its attention, are computed only at the masked position.
 
     model: a masked language model with a trained head.  count: candidates of a word.
     """
@@ -151,14 +152,25 @@ class MaskedLMCandidates:
         self._allowed = allowed.to(device)
         self._longest = min(input_limits(self.model).positions, tokenizer.model_max_length)
         self._masked: Tensor | None = None
-        self.model.base_model.register_forward_hook(self._keep_masked)
+        layers = find_layers(self.model)
+        attention = getattr(layers.modules[-1], "attention", None) if layers else None
+        if (behind := getattr(attention, "output", None)) is not None:
+            behind.register_forward_pre_hook(self._keep_masked)
+        self.model.base_model.register_forward_hook(self._keep_masked_of_last)
 
-    def _keep_masked(self, module: Any, inputs: Any, output: Any) -> Any:
-        """Hook between encoder and head: keep only the masked position, because a head over the vocabulary costs as
-        much as the encoder.
+    def _keep_masked(self, module: Any, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Hook behind the last layer's attention: nothing reads what that layer's other products give elsewhere than at the
+        masked position.  states: each (batch, length, hidden); returns (batch, 1, hidden).
         """
         rows = torch.arange(len(self._masked), device=self.device)  # type: ignore[arg-type]
-        output.last_hidden_state = output.last_hidden_state[rows, self._masked].unsqueeze(1)
+        return tuple(each[rows, self._masked].unsqueeze(1) for each in states)
+
+    def _keep_masked_of_last(self, module: Any, inputs: Any, output: Any) -> Any:
+        """Hook between encoder and head, for encoders without the other one: a head over the vocabulary costs as much as the
+        encoder.
+        """
+        if output.last_hidden_state.shape[1] > 1:
+            (output.last_hidden_state,) = self._keep_masked(module, (output.last_hidden_state,))
         return output
 
     def find(self, sentences: Sequence[Sentence]) -> list[dict[int, list[str]]]:
