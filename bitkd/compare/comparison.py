@@ -162,10 +162,10 @@ def _unequal_looks(arms: list[Arm]) -> list[str]:
     looks = {arm.label: max(run.looks for run in arm.runs) for arm in arms}
     if len(set(looks.values())) == 1:
         return []
-    shown = "; ".join(f"{label}: {count}" for label, count in looks.items())
+    shown = "; ".join(f"{label}: {count if count > 1 else 'no choice'}" for label, count in looks.items())
     return [
-        f"Unequal looks: the final checkpoint is the best of unequally many validations ({shown}; 1: it was not chosen by a "
-        "score). The best of more is better by chance alone. stages.NODE.select=last, or an eval_every that gives all arms "
+        f"Unequal looks: the final checkpoint is the best of unequally many validations ({shown}). "
+        "The best of more is better by chance alone. stages.NODE.select=last, or an eval_every that gives all arms "
         "equally many, makes them equal."
     ]
 

@@ -13,7 +13,7 @@ from bitkd.config.load import load_config
 from bitkd.config.schema import Config, StageSpec
 from bitkd.errors import InputError
 from bitkd.store.records import BudgetRecord
-from tests.compare.synthetic import differences, make_one
+from tests.compare.synthetic import make_one
 
 
 def with_settings(run, **settings):
