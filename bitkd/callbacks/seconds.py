@@ -37,7 +37,7 @@ class TrainingSeconds(pl.Callback):
 
         Those of validation and saving are None if part of the fit was made by a version that did not measure them.
         """
-        found: dict[str, float | None] = {"seconds": self.seconds, "seconds_before": round(self.before, 2)}
+        found: dict[str, float | None] = {"seconds": self.seconds}
         for name in (VALIDATION, SAVING):
             found[f"{name}_seconds"] = round(self._spent[name], 2) if self._complete else None
         return found

@@ -1,6 +1,6 @@
 """A comparison: arms, their differences, and warnings."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,8 @@ from bitkd.compare.retained import Retained, retained
 from bitkd.compare.rows import Row, rows_of
 from bitkd.compare.runs import Run
 from bitkd.compare.shared import shared_stages
+from bitkd.compare.study import Study, study_of
+from bitkd.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,9 @@ class Comparison:
     warnings: list[str]
     """Plain sentences for the top of every output."""
 
+    whole_study: Study | None = None
+    """The study over several tasks that this one belongs to, if the others are at hand."""
+
     @classmethod
     def of(cls, runs: list[Run]) -> "Comparison":
         """The comparison of these runs. Raises InputError if they cannot be compared (see `make_arms`)."""
@@ -31,7 +36,17 @@ class Comparison:
     @cached_property
     def differences(self) -> list[Difference]:
         """Between the arms, see `bitkd.compare.differences.differences`."""
-        return differences(self.arms, self._scores)
+        return differences(self.arms, self._scores, self.study.record.primary if self.study else ())
+
+    @cached_property
+    def study(self) -> Study | None:
+        """The study that the runs name, see `bitkd.compare.study.study_of`."""
+        return self.whole_study or study_of([self.scored])
+
+    @property
+    def scored(self) -> tuple[list[Arm], ResampledScores]:
+        """The arms and their scores, for a study of several tasks."""
+        return self.arms, self._scores
 
     @cached_property
     def retained(self) -> list[Retained | None]:
@@ -102,11 +117,31 @@ class Comparison:
             "task": self.first.task,
             "metric": self.metric,
             "majority": self.majority,
+            "study": asdict(self.study) if self.study else None,
             "warnings": self.warnings,
             "arms": [_arm_data(arm, share) for arm, share in zip(self.arms, self.retained, strict=True)],
             "differences": [_difference_data(difference) for difference in self.differences],
             "rows": [{"arm": label} | asdict(row) for label, row in self.rows],
         }
+
+
+def comparisons_of(runs: list[Run]) -> list[Comparison]:
+    """A comparison for each task, in the order of the first runs. Those of several tasks have the study in common that their
+    runs name.
+
+    Raises InputError if runs of one task cannot be compared, or runs of several tasks name no study.
+    """
+    by_task: dict[str, list[Run]] = {}
+    for run in runs:
+        by_task.setdefault(run.task, []).append(run)
+    if len(by_task) > 1 and not any(run.study for run in runs):
+        raise InputError(
+            f"these runs are of different tasks ({', '.join(sorted(by_task))}) and name no study of them; compare runs of one "
+            "task at a time"
+        )
+    found = [Comparison.of(group) for group in by_task.values()]
+    study = study_of([one.scored for one in found])
+    return [replace(one, whole_study=study) for one in found] if len(found) > 1 else found
 
 
 def warnings_of(arms: list[Arm]) -> list[str]:

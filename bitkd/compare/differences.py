@@ -1,5 +1,6 @@
 """Differences between arms, each with its intervals and p values."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bitkd.compare.arms import Arm
@@ -24,18 +25,28 @@ class Difference:
     estimate: Estimate
 
     p_holm: float | None = None
-    """The p value corrected for all differences of the comparison that have one; None if it has none."""
+    """The p value corrected for all exploratory differences of the comparison; None if it has none, or is the primary one."""
+
+    primary: bool = False
+    """Whether it was named before the runs. All others are exploratory."""
 
 
-def differences(arms: list[Arm], scores: ResampledScores) -> list[Difference]:
-    """Compare every arm with singlestage (or the first arm), and the pairs of CONTRASTS.  scores: of these arms."""
+def differences(arms: list[Arm], scores: ResampledScores, primary: Sequence[str] = ()) -> list[Difference]:
+    """Compare every arm with singlestage (or the first arm), and the pairs of CONTRASTS.
+
+    scores: of these arms.  primary: the two pipelines whose difference was named before the runs.
+    """
     by_label = {arm.label: values for arm, values in zip(arms, scores.students, strict=True)}
     found = [
         Difference(
-            first.label, second.label, question(first, second), estimate(by_label[first.label], by_label[second.label])
+            first=first.label,
+            second=second.label,
+            question=question(first, second),
+            estimate=estimate(by_label[first.label], by_label[second.label]),
+            primary=[first.pipeline, second.pipeline] == list(primary),
         )
-        for first, second in pairs(arms)
+        for first, second in pairs(arms, primary)
     ]
-    p_values = [one.estimate.p for one in found]
+    p_values = [None if one.primary else one.estimate.p for one in found]
     corrected = iter(holm([p for p in p_values if p is not None]))
     return [one if p is None else replace(one, p_holm=next(corrected)) for one, p in zip(found, p_values)]

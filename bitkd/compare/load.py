@@ -134,6 +134,8 @@ def _make_run(folder: Path, manifest: RunManifest, artifacts: Mapping[str, Artif
             _make_stage(name, artifact, manifest, name in chain, name in (teacher, list(artifacts)[-1]))
             for name, artifact in artifacts.items()
         ],
+        study=manifest.study,
+        finished=list(artifacts.values())[-1].stage.created if manifest.study else None,
     )
 
 

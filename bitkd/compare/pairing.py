@@ -1,5 +1,7 @@
 """Which arms a comparison sets against each other, and what a difference between two arms shows."""
 
+from collections.abc import Sequence
+
 from bitkd.compare.arms import MAX_SETTINGS_IN_LABEL, Arm
 from bitkd.compare.aspects import WIDTH, Aspect, aspects, differing_settings
 from bitkd.compare.runs import Run
@@ -11,8 +13,8 @@ CONTRASTS = (("multistage", "halfternary"), ("multistage", "splitdirect"), ("pro
 """Further pairs of pipelines whose arms are compared, if both arms have the same budget."""
 
 
-def pairs(arms: list[Arm]) -> list[tuple[Arm, Arm]]:
-    """Which arms are compared, each pair once.
+def pairs(arms: list[Arm], primary: Sequence[str] = ()) -> list[tuple[Arm, Arm]]:
+    """Which arms are compared, each pair once.  primary: two pipelines whose arms come first, if each has one arm alone.
 
     Each arm is compared with the arm of the reference pipeline that has the same budget. If there are several: the one with
     the fewest different settings, or the first of these. If there is none: the first arm of the reference pipeline, or else
@@ -43,6 +45,10 @@ def pairs(arms: list[Arm]) -> list[tuple[Arm, Arm]]:
                 found[found.index((other, at))] = (at, other)
             elif other is not None and (at, other) not in found:
                 found.append((at, other))
+    named = [[at for at, arm in enumerate(arms) if arm.pipeline == pipeline] for pipeline in primary]
+    if len(named) == 2 and all(len(places) == 1 for places in named):
+        (ours,), (theirs,) = named
+        found = [(ours, theirs), *(pair for pair in found if set(pair) != {ours, theirs})]
     return [(arms[first], arms[second]) for first, second in found]
 
 

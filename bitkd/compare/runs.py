@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,7 @@ from bitkd.compare.exported import Exported
 from bitkd.data.tasks import HOLDOUT
 from bitkd.errors import InputError
 from bitkd.stages.kinds import KINDS, Kind
-from bitkd.store.records import BudgetRecord, check_values
+from bitkd.store.records import BudgetRecord, StudyRecord, check_values
 
 RECORD_FILE = "comparison.json"
 FORMAT = 1
@@ -206,6 +207,12 @@ class Run:
     exported: Exported | None = None
     """The final student as `bitkd export` writes it; None if nobody measured it. Of an arm's runs, one is measured."""
 
+    study: StudyRecord | None = None
+    """The study that the run belongs to; None if it names none."""
+
+    finished: str | None = None
+    """When its final student was made (ISO 8601, UTC); None in older records."""
+
     @property
     def final(self) -> Stage:
         return self.stages[-1]
@@ -273,8 +280,9 @@ def to_json(runs: list[Run]) -> str:
     """The text of a comparison.json: everything that its report is made from. A list of numbers takes one line."""
     data = asdict(ComparisonRecord(FORMAT, runs))
     for run in data["runs"]:
-        if run["exported"] is None:
-            del run["exported"]
+        for name in ("exported", "study", "finished"):
+            if run[name] is None:
+                del run[name]
         run["stages"] = [
             {name: value for name, value in stage.items() if value is not None or name not in _NEWER}
             for stage in run["stages"]
@@ -341,7 +349,10 @@ def check_run(run: Run) -> None:
         raise ValueError(f"the budget of {run.name} is {run.budget.total}")
     if run.final.score is None or not math.isfinite(run.final.score):
         raise ValueError(f"the final score of {run.name} is {run.final.score}")
-    plain = {name: asdict(found) for name in ("budget", "exported") if (found := vars(run)[name])}
+    for moment in (run.finished, run.study.named if run.study else None):
+        if moment is not None:
+            datetime.fromisoformat(moment)
+    plain = {name: asdict(found) for name in ("budget", "exported", "study") if (found := vars(run)[name])}
     check_values({**vars(run), "stages": None, **plain}, run.name)
     for stage in run.stages:
         recorded_kind(stage.kind, f"stage {stage.name} of {run.name}")

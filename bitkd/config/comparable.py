@@ -7,8 +7,8 @@ from typing import Any
 from bitkd.config.schema import Config, ShapeSpec, StageSpec, TrainSpec
 from bitkd.stages.kinds import kind_of
 
-NO_EFFECT_ON_RESULTS = ("run", "logger", "wandb", "checkpoint", "data.num_workers", "data.eval_batch_size", "trainer.accelerator",
-              "trainer.strategy", "trainer.log_every_n_steps", "trainer.cuda_graphs")  # fmt: skip
+NO_EFFECT_ON_RESULTS = ("run", "study", "logger", "wandb", "checkpoint", "data.num_workers", "data.eval_batch_size",
+              "trainer.accelerator", "trainer.strategy", "trainer.log_every_n_steps", "trainer.cuda_graphs")  # fmt: skip
 """Settings that cannot change a result."""
 
 LOCAL_PATHS = ("data.dir", "data.corpus")

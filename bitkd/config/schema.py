@@ -12,6 +12,7 @@ from bitkd.config.sections import (
     ModelSpec,
     PipelineSpec,
     RunSpec,
+    StudySpec,
     TrainerSpec,
     WandbSpec,
 )
@@ -177,6 +178,7 @@ class Config:
     budget: BudgetSpec = field(default_factory=BudgetSpec)
     trainer: TrainerSpec = field(default_factory=TrainerSpec)
     run: RunSpec = field(default_factory=RunSpec)
+    study: StudySpec = field(default_factory=StudySpec)
     checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
     wandb: WandbSpec = field(default_factory=WandbSpec)
     stages: dict[str, StageSpec] = field(default_factory=dict)

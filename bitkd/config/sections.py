@@ -153,6 +153,27 @@ class WandbSpec:
 
 
 @dataclass
+class StudySpec:
+    """The question that a study decides, named before its runs. Every run keeps it in its record, with the time, and
+    `bitkd compare` gives a verdict on it and on nothing else. It changes no result."""
+
+    primary: list[str] = field(default_factory=list)
+    """Two pipeline names: the verdict is on first - second. Empty: the run belongs to no study."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Names of all the study's tasks; the verdict is on the mean of their differences."""
+
+    seeds: list[int] = field(default_factory=list)
+    """Seeds of both pipelines, at least three."""
+
+    margin: float = 1.0
+    """The largest difference that is as good as none, in points (hundredths of the tasks' metrics)."""
+
+    alpha: float = 0.05
+    """The chance of a false finding; intervals are of the level 1 - alpha."""
+
+
+@dataclass
 class PipelineSpec:
     """Name and title of the pipeline; its stages are under `stages`."""
 

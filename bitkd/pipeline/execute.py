@@ -82,10 +82,12 @@ def _fit(
     flops = TrainingFlops(row_flops, kept.rows if kept else None)
     seconds = TrainingSeconds(importance.seconds + (kept.seconds if kept else 0.0))
     callbacks: list[pl.Callback] = [KeepSignals(context.stopping), progress, flops, seconds]
+    compiler = None
     with ExitStack() as stack:
         if _compiles(context, module):  # after `flops`, which runs the module under a dispatch mode
             cache = None if context.group.device == "cpu" else cache_root(context.config) / CACHE
-            callbacks.append(stack.enter_context(compilation(cache)))
+            compiler = stack.enter_context(compilation(cache))
+            callbacks.append(compiler)
         if _records(context, module, context.config.trainer.cuda_graphs):
             stack.enter_context(module.recorded(context.group.device))
         trainer = _trainer(context, [*callbacks, *_resumption(context, best)], loggers)
@@ -95,6 +97,7 @@ def _fit(
         best.load_into(module)
     return {
         **seconds.facts,
+        "seconds_before": round(seconds.before + (compiler.seconds if compiler else 0.0), 2),
         "examples": flops.examples,
         "padded_tokens": flops.padded_tokens,
         "tokens": flops.tokens,
@@ -111,6 +114,7 @@ def _leave(context: StageContext, module: StudentModule, importance: ImportanceE
     """The same of a stage without steps."""
     return {
         **TrainingSeconds(importance.seconds).facts,
+        "seconds_before": round(importance.seconds, 2),
         "padded_tokens": 0,
         "tokens": 0,
         "flops": FlopsRecord(0, 0, importance.flops),
@@ -203,7 +207,10 @@ def _compiles(context: StageContext, module: StudentModule) -> bool:
     problem = compiler_problem(group.device)
     if problem:
         context.say(f"note: the steps are not compiled, because {problem}")
-    return not group.any(problem is not None)
+    if group.any(problem is not None):
+        return False
+    context.say(f"{context.stage.name}: the first step compiles the encoder layers, and takes longer than the others")
+    return True
 
 
 def _records(context: StageContext, module: StudentModule, setting: str) -> bool:

@@ -26,6 +26,7 @@ from bitkd.pipeline.graph import Node, fingerprints, order
 from bitkd.pipeline.identity import identity_of
 from bitkd.pipeline.inputs import row_makers, upstream_of, uses_corpus, wants_augmented
 from bitkd.pipeline.stage import PlannedStage
+from bitkd.pipeline.study import check_study
 from bitkd.processes.machine import check_machine
 from bitkd.sources.cache import FactCache, open_cache
 from bitkd.sources.sources import Sources, open_sources
@@ -156,6 +157,7 @@ def check_settings(config: Config) -> Config:
         raise InputError("the pipeline has no stages; give them under `stages:` in its YAML file")
     check_graph(config)
     check_budget(config)
+    check_study(config)
     check_training(config)
     if config.budget.flops is None:
         budget_steps(config, {})

@@ -4,7 +4,7 @@ import contextlib
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,12 +21,11 @@ from bitkd.pipeline.execute import execute
 from bitkd.pipeline.observer import Observer
 from bitkd.pipeline.plan import Plan, make_plan
 from bitkd.pipeline.replaced import replaced_by
+from bitkd.pipeline.study import study_record
 from bitkd.processes.group import Group
 from bitkd.processes.machine import note_emulation
 from bitkd.processes.signals import Stopping, exit_if_parent_is_gone
 from bitkd.report.numbers import time_text
-from bitkd.stages.compiling import check_compiler
-from bitkd.stages.cuda_graphs import check_graphs
 from bitkd.stages.spec import TERMS, resolve
 from bitkd.store.lock import Lock
 from bitkd.store.records import BudgetRecord, RunManifest
@@ -72,8 +71,6 @@ def run(config: Config, console: Console, observer: Observer | None = None, prog
     _check_code(plan)
     plan.store.prepare()
     group, stopping = Group(plan.config.trainer), Stopping()
-    check_compiler(plan.config.trainer.compile, group.device)
-    check_graphs(plan.config.trainer.cuda_graphs, group.device, group.world_size)
     observer = observer or Observer()
     observer.run_started(stopping)
     if group.is_global_zero:
@@ -137,7 +134,7 @@ def _registered(plan: Plan, group: Group, console: Console) -> Iterator[None]:
         yield
         return
     before = plan.folder.manifest
-    manifest = _manifest(plan)
+    manifest = replace(_manifest(plan), study=study_record(plan.config, before.study if before else None))
     if replaced := replaced_by(plan):
         console.print(f"note: {replaced.note(plan.folder.folder.name)}")
     plan.folder.begin(manifest, to_yaml(plan.config))

@@ -60,6 +60,12 @@ def check_machine(spec: TrainerSpec) -> None:
             f"trainer.devices={spec.devices} is more than there are: {has}; use at most {counts[processor]}, or "
             "trainer.accelerator=cpu"
         )
+    if spec.cuda_graphs == "true" or spec.compile == "true":
+        from bitkd.stages.compiling import check_compiler
+        from bitkd.stages.cuda_graphs import check_graphs
+
+        check_graphs(spec.cuda_graphs, processor, spec.devices * spec.num_nodes)
+        check_compiler(spec.compile, processor)
     if spec.precision == "16-mixed" and processor == "cpu":
         raise InputError(
             f"trainer.precision=16-mixed needs a GPU; {has}, which cannot train in float16; use trainer.precision=32-true"
@@ -103,9 +109,9 @@ def find_machine() -> Machine:
 
 
 def _asks_for_more(spec: TrainerSpec) -> bool:
-    if spec.accelerator == "cpu":
-        return spec.precision == "16-mixed"
-    return spec.accelerator != "auto" or spec.devices > 1 or spec.precision == "16-mixed"
+    if spec.precision == "16-mixed" or "true" in (spec.compile, spec.cuda_graphs):
+        return True
+    return spec.accelerator not in ("auto", "cpu") or (spec.devices > 1 and spec.accelerator != "cpu")
 
 
 def _has_tpu() -> bool:

@@ -117,7 +117,7 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
         (
             "training time, training alone",
             "by the clock of the first process, from a stage's first step to its last, and what must be computed before them "
-            "(importance, kept logits of the teacher). “Training alone” is without the validations and the saving of "
+            "(importance, kept logits of the teacher, compiling). “Training alone” is without the validations and the saving of "
             "checkpoints: the time in which the FLOP of products were spent. FLOP per step, time per step and s per TFLOP "
             "(seconds for 10¹² FLOP of products) are of training alone.",
         ),

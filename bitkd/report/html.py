@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, Template
 from matplotlib.figure import Figure
 
 from bitkd.compare.arms import Arm
@@ -20,6 +20,7 @@ from bitkd.report.tables import (
     size_table,
     stage_table,
 )
+from bitkd.report.verdict import sentences, task_table
 
 LONGEST_TITLE = 100
 
@@ -47,12 +48,10 @@ def render_page(comparison: Comparison, figures: dict[str, Figure]) -> str:
     shown = captions(comparison)
     names = ", ".join(arm.label for arm in comparison.arms)
     arms = [_arm_content(arm) for arm in comparison.arms]
-    environment = Environment(
-        loader=PackageLoader("bitkd.report", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.get_template("page.html.j2").render(
+    page = _template("page.html.j2").render(
         title=f"{comparison.first.task}: {names if len(names) <= LONGEST_TITLE else f'{len(arms)} arms'}",
         comparison=comparison,
+        verdict=sentences(comparison.study),
         light=LIGHT,
         dark=DARK,
         text_columns=TEXT_COLUMNS,
@@ -71,6 +70,28 @@ def render_page(comparison: Comparison, figures: dict[str, Figure]) -> str:
         versions="; ".join(versions(comparison)),
     )
     return page + "\n"
+
+
+def render_study(comparisons: list[Comparison]) -> str:
+    """The page of a study over several tasks (study.html.j2), which leads to the pages of its tasks."""
+    study = comparisons[0].study
+    page = _template("study.html.j2").render(
+        title=f"Study: {', '.join(comparison.first.task for comparison in comparisons)}",
+        light=LIGHT,
+        dark=DARK,
+        text_columns=TEXT_COLUMNS,
+        verdict=sentences(study),
+        tasks=task_table(study),
+        parts=[(comparison.first.task, headline(comparison)) for comparison in comparisons],
+    )
+    return page + "\n"
+
+
+def _template(name: str) -> Template:
+    environment = Environment(
+        loader=PackageLoader("bitkd.report", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(name)
 
 
 def _arm_content(arm: Arm) -> dict[str, Any]:

@@ -9,3 +9,10 @@ def time_text(seconds: float) -> str:
     if seconds < 99.5:
         return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.2g} s"
     return f"{seconds / 60:.1f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"
+
+
+def p_text(p: float | None) -> str:
+    """A p value."""
+    if p is None:
+        return DASH
+    return f"{p:.3f}" if p >= 0.0005 else "< 0.001"

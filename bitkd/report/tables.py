@@ -13,7 +13,7 @@ from bitkd.compare.retained import Retained
 from bitkd.compare.runs import Stage
 from bitkd.data.tasks import HOLDOUT
 from bitkd.names import escaped
-from bitkd.report.numbers import DASH, time_text
+from bitkd.report.numbers import DASH, p_text, time_text
 
 PER_STEP = ("FLOP per step", "time per step", "s per TFLOP")
 """Of training alone."""
@@ -96,8 +96,8 @@ def difference_table(comparison: Comparison) -> TextTable:
         "95 %, other seeds": [_interval_text(one.estimate.interval()) for one in found],
     }
     if any(one.p_holm is not None for one in found):
-        columns["p"] = [_p_text(one.estimate.p) for one in found]
-        columns["p by Holm"] = [_p_text(one.p_holm) for one in found]
+        columns["p"] = [p_text(one.estimate.p) for one in found]
+        columns["p by Holm"] = [p_text(one.p_holm) for one in found]
         columns["detectable"] = [
             DASH if one.estimate.detectable is None else f"{one.estimate.detectable:.4f}" for one in found
         ]
@@ -109,12 +109,6 @@ def difference_table(comparison: Comparison) -> TextTable:
 
 def _interval_text(ends: tuple[float, float] | None) -> str:
     return SEEDS_UNKNOWN if ends is None else f"{signed(ends[0])} to {signed(ends[1])}"
-
-
-def _p_text(p: float | None) -> str:
-    if p is None:
-        return DASH
-    return f"{p:.3f}" if p >= 0.0005 else "< 0.001"
 
 
 def _shares_text(shares: Shares | None) -> str:

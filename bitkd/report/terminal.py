@@ -22,7 +22,7 @@ OPTIONAL_TEXT = (
         "p",
         "MiB packed",
     ),
-    *("95 %, these models", "seeds", "budget", "bits", "student / teacher", "MiB counted", "MiB teacher"),
+    *("seeds", "budget", "bits", "student / teacher", "MiB counted", "MiB teacher"),
 )
 """The same of a comparison's tables."""
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bitkd.compare.comparison import Comparison
+from bitkd.compare.comparison import Comparison, comparisons_of
 from bitkd.compare.rows import Row
 from bitkd.compare.runs import RECORD_FILE, Run, to_json
 from bitkd.errors import InputError
 from bitkd.files import write_file
-from bitkd.names import escaped
+from bitkd.names import check_name, escaped
 from bitkd.report.glossary import captions, glossary, notes, versions
 from bitkd.report.tables import (
     cost_table,
@@ -25,31 +25,58 @@ from bitkd.report.tables import (
     size_table,
     stage_table,
 )
+from bitkd.report.verdict import sentences, task_table
 
 
 def write_report(runs: list[Run], folder: Path) -> None:
     """Write index.html, report.md, comparison.csv, comparison.json and the pictures into `folder`.
 
+    Of a study over several tasks, the folder has the verdict and the record of all runs, and a folder for each task.
     The same runs give the same bytes, and so does a comparison.json that was written before.
-    Raises InputError if the runs cannot be compared (see `Comparison.of`), or the folder cannot be written.
+    Raises InputError if the runs cannot be compared (see `comparisons_of`), or the folder cannot be written.
     """
-    write_comparison(Comparison.of(runs), folder)
+    write_comparisons(comparisons_of(runs), folder)
 
 
-def write_comparison(comparison: Comparison, folder: Path) -> None:
-    """Like `write_report`, for an existing comparison."""
+def write_comparisons(comparisons: list[Comparison], folder: Path) -> None:
+    """Like `write_report`, for existing comparisons: one for each task."""
+    from bitkd.report.html import render_study
+
+    for comparison in comparisons:
+        check_name(comparison.first.task, "task ")
+    # The record first: a folder that cannot be written is found before the pictures are drawn.
+    _write(folder, {RECORD_FILE: to_json([run for comparison in comparisons for run in comparison.runs])})
+    if len(comparisons) == 1:
+        _write_pages(comparisons[0], folder)
+        return
+    for comparison in comparisons:
+        _write_pages(comparison, folder / comparison.first.task)
+    _write(folder, {"report.md": study_markdown(comparisons), "index.html": render_study(comparisons)})
+
+
+def _write_pages(comparison: Comparison, folder: Path) -> None:
     from bitkd.report.html import render_page
     from bitkd.report.plots import draw
     from bitkd.report.style import to_png
 
-    # The record first: a folder that cannot be written is found before the pictures are drawn.
-    _write(folder, {RECORD_FILE: to_json(comparison.runs)})
     figures = draw(comparison)
     files: dict[str, str | bytes] = {f"{name}.png": to_png(figure) for name, figure in figures.items()}
     files["report.md"] = markdown(comparison)
     files["comparison.csv"] = as_csv(comparison)
     files["index.html"] = render_page(comparison, figures)
     _write(folder, files)
+
+
+def study_markdown(comparisons: list[Comparison]) -> str:
+    """report.md of a study over several tasks."""
+    study = comparisons[0].study
+    parts = ["# Study", *map(paragraph, sentences(study))]
+    if (table := task_table(study)).rows:
+        parts.append(table.markdown())
+    for comparison in comparisons:
+        task = escaped(comparison.first.task)
+        parts += [f"## {task}", headline(comparison).markdown(), f"[Report of {task}]({task}/report.md)"]
+    return "\n\n".join(parts) + "\n"
 
 
 def check_folder(folder: Path) -> None:
@@ -76,6 +103,7 @@ def _write(folder: Path, files: Mapping[str, str | bytes]) -> None:
 def markdown(comparison: Comparison) -> str:
     """report.md: the page's text and tables, with the PNG pictures."""
     parts = [f"# {escaped(comparison.first.task)}: {', '.join(escaped(arm.label) for arm in comparison.arms)}"]
+    parts += map(paragraph, sentences(comparison.study))
     parts += [f"> **{escaped(text)}**" for text in comparison.warnings]
     parts += [headline(comparison).markdown(), *map(paragraph, notes(comparison))]
     if (exported := exported_table(comparison)).rows:

@@ -7,6 +7,7 @@ their number. Batches of any length use the same graph, because sizes are symbol
 import contextlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,12 @@ class Compilation(pl.Callback):
     It compiles at the first batch. A callback that runs the module under a dispatch mode (TrainingFlops) comes before it.
     """
 
+    seconds: float = 0.0
+    """What the first batch took, nearly all of it compiling."""
+
     def __init__(self) -> None:
         self._layers: CompiledLayers | None = None
+        self._began = 0.0
 
     def use(self, compiled: bool) -> None:
         """Run the layers compiled, or as they were."""
@@ -123,7 +128,14 @@ class Compilation(pl.Callback):
         if self._layers is None:
             assert isinstance(pl_module, StudentModule)
             self._layers = compile_layers(pl_module)
+            self._began = time.monotonic()
             self.use(True)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.seconds = self.seconds or time.monotonic() - self._began
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

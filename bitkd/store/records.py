@@ -153,8 +153,8 @@ class StageRecord:
     """Hash of what decides the time and the memory of a step, see `bitkd.pipeline.estimate`; None if nothing was trained."""
 
     seconds_before: float = 0.0
-    """Those of `seconds` that do not depend on the steps: estimating importance, and computing the teacher's logits before
-    the first one."""
+    """Those of `seconds` that do not depend on the steps: estimating importance, computing the teacher's logits, and compiling
+    in the first step."""
 
     validation_seconds: float | None = None
     """Those of `seconds` from the start of a validation to the next step. None: not measured, in older records and for rows.
@@ -262,6 +262,19 @@ class BudgetRecord:
 
 
 @dataclass(frozen=True)
+class StudyRecord:
+    """The question that a study decides, see `bitkd.config.sections.StudySpec`."""
+
+    primary: list[str]
+    tasks: list[str]
+    seeds: list[int]
+    margin: float
+    alpha: float
+    named: str
+    """When the run's record first named it (ISO 8601, UTC)."""
+
+
+@dataclass(frozen=True)
 class RunManifest:
     """manifest.json: what a run is. Dictionaries from stage to something are in graph order."""
 
@@ -291,9 +304,12 @@ class RunManifest:
     artifacts: dict[str, str] = field(default_factory=dict)
     """Stage -> key of its artifact, for the finished ones."""
 
+    study: StudyRecord | None = None
+    """None if the run belongs to no study."""
+
     def as_data(self) -> dict[str, Any]:
         """The content of the JSON file."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "study" or value is not None}
 
 
 @cache

@@ -258,7 +258,7 @@ def show(setting: Setting, seconds: dict[str, list[float]]) -> None:
 
 
 def steps(chosen: list[Setting], options: argparse.Namespace, compiled: bool = False) -> Iterator[Result]:
-    """Each stage's step beside the plain loop's.  compiled: by torch.compile, beside the plain loop without it."""
+    """Each stage's step beside the plain loop's; in the part `compiled` on a GPU, by PyTorch's compiler."""
     for setting in chosen:
         if compiled and (setting.device == "cpu" or setting.precision == FP32):
             continue
@@ -548,7 +548,8 @@ def settings_of(options: argparse.Namespace) -> list[Setting]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="How fast a training step is, beside a plain Hugging Face loop.")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all if none is given")
+    texts = (f"{name}: {(getattr(part, 'func', part).__doc__ or '').split('.')[0]}" for name, part in PARTS.items())
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{'; '.join(texts)}; all if none is given")
     parser.add_argument("--device", choices=BATCHES, default="cpu")
     parser.add_argument("--model", choices=SHAPES, help="only this one of the device's models")
     parser.add_argument("--precision", nargs="+", choices=[FP32, BF16], help="bf16 where it is fast, and FP32 on a CPU")

@@ -1,5 +1,7 @@
 """Runs with trainer.compile=true, whose layers are traced but not made into machine code: that takes long."""
 
+import json
+
 import pytest
 from torch._dynamo.utils import counters
 
@@ -31,6 +33,9 @@ def test_a_compiled_fit_that_was_stopped_inside_an_accumulated_batch_ends_like_a
     counters.clear()
     run(whole, console)
     assert counters["stats"]["unique_graphs"]
+    assert any("binary: the first step compiles the encoder layers" in line for line in console.lines)
+    record = json.loads((tmp_path / "whole" / "rte" / "singlestage" / "binary" / "stage.json").read_text())
+    assert 0 < record["seconds_before"] < record["seconds"]
     step = SingleStageDistillation.training_step
 
     def stop(self, batch, index):

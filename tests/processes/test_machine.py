@@ -33,6 +33,9 @@ def on(monkeypatch, found):
         (Machine(0, apple_gpu=True), {"devices": 2}, r"devices=2 is more than there are"),
         (NONE, {"precision": "16-mixed"}, r"precision=16-mixed needs a GPU; .*use trainer\.precision=32-true$"),
         (Machine(1), {"precision": "16-mixed", "accelerator": "cpu"}, r"precision=16-mixed needs a GPU"),
+        (NONE, {"cuda_graphs": "true"}, r"cuda_graphs=true, but .* not on cpu; use trainer\.cuda_graphs=auto"),
+        (Machine(2), {"cuda_graphs": "true", "devices": 2}, r"cuda_graphs=true, but DDP .* 2 processes"),
+        (Machine(0, apple_gpu=True), {"compile": "true"}, r"compile=true, but .* not on mps; or use trainer\.compile=auto"),
     ],
 )  # fmt: skip
 def test_what_the_machine_lacks_is_refused_with_what_it_has(monkeypatch, found, settings, message):
@@ -50,6 +53,7 @@ def test_what_the_machine_lacks_is_refused_with_what_it_has(monkeypatch, found, 
         (Machine(2), {"accelerator": "cpu", "devices": 4}),
         (Machine(0, apple_gpu=True), {"accelerator": "gpu"}),
         (Machine(0, tpu=True), {"accelerator": "tpu"}),
+        (Machine(1), {"cuda_graphs": "true"}),
     ],
 )
 def test_what_the_machine_has_is_accepted(monkeypatch, found, settings):

@@ -77,7 +77,7 @@ def test_the_page_holds_all_parts_and_fetches_nothing(report):
     assert "width=device-width" in text
     words = " ".join(page.texts)
     for expected in (
-        "what splitting gives",
+        "what W2A8 steps give",
         "no task metric",
         "2 (all counted)",
         "without General KD",
@@ -127,7 +127,7 @@ def test_the_tables_are_there_for_people_and_machines(report, runs_of, capsys):
     assert by_arm["multistage"]["cost"]["steps"] - by_arm["multistage"]["cost_without_general"]["steps"] == 600
     assert main(["compare", str(report)]) == 0
     shown = capsys.readouterr().out
-    assert "what splitting gives" in shown
+    assert "what W2A8 steps give" in shown
     assert "stage2_binary" in shown
 
 
