@@ -14,7 +14,7 @@ from bitkd.compare.comparison import Comparison
 from bitkd.compare.load import read_runs
 from bitkd.errors import InputError
 from bitkd.report.tables import TextTable, cost_table, difference_table, escaped, headline, size_table, stages_table
-from bitkd.report.write import write_comparison
+from bitkd.report.write import write_comparisons
 
 TABLES = {"headline": headline, "differences": difference_table, "sizes": size_table, "cost": cost_table,
           "stages": stages_table}  # fmt: skip
@@ -44,7 +44,7 @@ def rebuild(results: Path, check: bool = False) -> str:
     if check:
         return "the same" if after == before else "another"
     for file, comparison in made.items():
-        write_comparison(comparison, file.parent)
+        write_comparisons([comparison], file.parent)
     results.write_text(after, encoding="utf-8")
     return "the same" if after == before else "rebuilt, and it is another now"
 

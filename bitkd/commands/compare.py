@@ -22,7 +22,7 @@ def compare_command(arguments: argparse.Namespace) -> int:
     sources = [Path(source) for source in arguments.runs]
     comparisons = comparisons_of([run for source in sources for run in read_runs(source)])
     folders = {key: folder for source in sources for key, folder in artifact_folders(source).items()}
-    comparisons = [
+    measured = [
         measure_students(
             comparison,
             folders,
@@ -32,6 +32,7 @@ def compare_command(arguments: argparse.Namespace) -> int:
         )
         for comparison in comparisons
     ]
+    comparisons = comparisons_of([run for comparison in measured for run in comparison.runs])
     if arguments.out:
         write_comparisons(comparisons, Path(arguments.out))
     if arguments.json:
@@ -58,7 +59,7 @@ def _print_tables(comparison: Comparison, console: Console) -> None:
     for table, below in (
         (headline(comparison), training_state(comparison)),
         (exported_table(comparison), measured_with(comparison)),
-        (difference_table(comparison), []),
+        (difference_table(comparison), comparison.size_notes),
     ):
         if table.rows:
             console.print(render_text(table))

@@ -12,7 +12,7 @@ from bitkd.config.schema import BudgetSpec
 from bitkd.errors import InputError, StoppedError
 from bitkd.pipeline.plan import Plan
 from bitkd.processes.libraries import quieten
-from bitkd.quant.table import FP32
+from bitkd.quant.table import FP32, weight_bits_of
 from bitkd.report.console import Console
 from bitkd.tracking.agent import with_run_name
 
@@ -81,7 +81,6 @@ def _exit_code() -> Iterator[list[int]]:
 def _show_run(plan: Plan, arguments: argparse.Namespace) -> None:
     from bitkd.compare.load import load_run
     from bitkd.compare.rows import rows_of
-    from bitkd.report.looks import weight_bits_of
     from bitkd.report.terminal import render
 
     rows = rows_of(load_run(plan.folder.folder))

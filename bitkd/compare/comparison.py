@@ -12,6 +12,7 @@ from bitkd.compare.retained import Retained, retained
 from bitkd.compare.rows import Row, rows_of
 from bitkd.compare.runs import Run
 from bitkd.compare.shared import shared_stages
+from bitkd.compare.sizes import size_notes, size_ratio
 from bitkd.compare.study import Study, study_of
 from bitkd.errors import InputError
 
@@ -56,6 +57,19 @@ class Comparison:
     @cached_property
     def _scores(self) -> ResampledScores:
         return resampled_scores(self.arms)
+
+    def size_ratio(self, difference: Difference) -> float:
+        """The real size of the first arm's final student in multiples of the second's, see `bitkd.compare.sizes`."""
+        return size_ratio(*self._arms_of(difference))
+
+    @property
+    def size_notes(self) -> list[str]:
+        """Sentences about the real sizes of arms that are compared, see `bitkd.compare.sizes.size_notes`."""
+        return size_notes([self._arms_of(difference) for difference in self.differences])
+
+    def _arms_of(self, difference: Difference) -> tuple[Arm, Arm]:
+        arms = {arm.label: arm for arm in self.arms}
+        return arms[difference.first], arms[difference.second]
 
     @property
     def runs(self) -> list[Run]:
@@ -120,7 +134,10 @@ class Comparison:
             "study": asdict(self.study) if self.study else None,
             "warnings": self.warnings,
             "arms": [_arm_data(arm, share) for arm, share in zip(self.arms, self.retained, strict=True)],
-            "differences": [_difference_data(difference) for difference in self.differences],
+            "differences": [
+                _difference_data(difference) | {"size_ratio": self.size_ratio(difference)}
+                for difference in self.differences
+            ],
             "rows": [{"arm": label} | asdict(row) for label, row in self.rows],
         }
 

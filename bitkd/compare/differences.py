@@ -20,7 +20,7 @@ class Difference:
     """The other arm's label."""
 
     question: str
-    """What the difference shows. If the arms also differ in settings, it names these instead."""
+    """What the difference shows if the arms differ in one thing alone; else in what they differ."""
 
     estimate: Estimate
 

@@ -89,6 +89,12 @@ def is_splittable(bits: int) -> bool:
     return row is not None and row.splittable
 
 
+def weight_bits_of(precision: str) -> int:
+    """Bits of the weights in a precision such as W1A8."""
+    bits = precision.removeprefix("W").partition("A")[0]
+    return int(bits) if bits.isdecimal() else FP32
+
+
 def _unsupported(field: str, bits: Any, allowed: list[str], alternative: str) -> str:
     return f"{field}={bits!r} is unsupported; use {', '.join(allowed)} or {FP32}{alternative} (see QuantSpec.{field})"
 

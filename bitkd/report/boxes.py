@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from bitkd.compare.arms import Arm, Cost
 from bitkd.compare.runs import Stage
-from bitkd.report.looks import Look, look_of, weight_bits_of
+from bitkd.quant.table import weight_bits_of
+from bitkd.report.looks import Look, look_of
 from bitkd.report.numbers import time_text
 from bitkd.report.tables import mean_text, si
 from bitkd.stages.kinds import kind_of

@@ -72,7 +72,7 @@ class FittedTable:
 
     def _stacked(self) -> Iterable[Text]:
         for row in self.rows:
-            cells = [(name, cell) for name, cell in zip(self.header, row) if cell]
+            cells = [(name, cell.replace("\n", " ")) for name, cell in zip(self.header, row) if cell]
             for number, (name, cell) in enumerate(cells):
                 yield Text(f"{'  ' if number else ''}{name} {cell}".strip("\n"), overflow="fold")
 

@@ -5,8 +5,8 @@ from bitkd.compare.inference import LEVEL, MIN_SEEDS, POWER
 from bitkd.compare.resampling import RESAMPLES
 from bitkd.compare.retained import MARGIN_ERRORS
 from bitkd.data.tasks import HOLDOUT
-from bitkd.quant.table import FP32
-from bitkd.report.looks import weight_bits_of
+from bitkd.quant.table import FP32, weight_bits_of
+from bitkd.report.tables import SIZE_RATIO
 
 _CAPTIONS = {
     "size": "Score against the size of the final student: packed (solid) and on paper (hollow), joined by a line. Upright bars: "
@@ -80,7 +80,7 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
         ),
         (
             "MiB on paper",
-            "every weight at the student's bits, word embeddings at theirs (as papers count).",
+            "every weight at the student's bits, word embeddings at theirs: 32 with embedding_bits=32 (as papers count).",
         ),
         (
             "MiB packed",
@@ -95,7 +95,13 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
         ),
         (
             "encoder bits",
-            "bits of the encoder's matrices, without embeddings. Pipelines are compared at equal encoder bits.",
+            "bits of the encoder's matrices, without embeddings. The pipelines are made so that their final students have equal "
+            "encoder bits; their files need not be equally large.",
+        ),
+        (
+            SIZE_RATIO,
+            "the file of the first arm's final student in multiples of the second's: MiB exported if both were measured, else "
+            "MiB packed. Within 5 % they count as equally large.",
         ),
         (
             "word tables",
@@ -182,6 +188,7 @@ def notes(comparison: Comparison) -> list[str]:
             + (f" (mean of {teacher.count} teachers)" if teacher.count > 1 else "")
             + f"; always the most frequent label: {comparison.majority:.4f}."
         )
+    found += comparison.size_notes
     found += training_state(comparison)
     doubled = [arm.label for arm in comparison.arms if arm.first.final.word_tables > 1]
     if doubled:

@@ -1,6 +1,5 @@
 """How stages are shown in pictures: a colour, and a few words for the student that a stage makes."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -65,9 +64,3 @@ def bits_title(weight_bits: int) -> str:
 def colour_of_bits(weight_bits: int) -> str:
     """The colour of a student with weights of this width."""
     return _OF_BITS.get(weight_bits) or _OTHER_BITS[weight_bits % len(_OTHER_BITS)]
-
-
-def weight_bits_of(precision: str) -> int:
-    """Bits of the weights in a precision such as W1A8."""
-    found = re.match(r"W(\d+)", precision)
-    return int(found[1]) if found else FP32

@@ -18,6 +18,9 @@ from bitkd.report.numbers import DASH, p_text, time_text
 PER_STEP = ("FLOP per step", "time per step", "s per TFLOP")
 """Of training alone."""
 
+WHAT_IT_SAYS = "what it says"
+SIZE_RATIO = "size, of the second's"
+
 ONLY_A_RECORD = "not measured: only its record is at hand"
 
 
@@ -102,8 +105,9 @@ def difference_table(comparison: Comparison) -> TextTable:
             DASH if one.estimate.detectable is None else f"{one.estimate.detectable:.4f}" for one in found
         ]
         columns["rows : seeds : both"] = [_shares_text(one.estimate.shares) for one in found]
+    columns[SIZE_RATIO] = [f"{comparison.size_ratio(one):.2f}" for one in found]
     if any(one.question for one in found):
-        columns["what it says"] = [one.question or DASH for one in found]
+        columns[WHAT_IT_SAYS] = [one.question or DASH for one in found]
     return TextTable(list(columns), [list(row) for row in zip(*columns.values())])
 
 

@@ -1,12 +1,13 @@
 """Tables of runs for a terminal."""
 
 from collections.abc import Sequence
+from textwrap import fill
 
 from bitkd.compare.rows import Row
 from bitkd.data.tasks import HOLDOUT
 from bitkd.report.fitted import FittedTable
 from bitkd.report.numbers import DASH
-from bitkd.report.tables import TextTable
+from bitkd.report.tables import WHAT_IT_SAYS, TextTable
 
 OPTIONAL = ("MiB on paper", "parameters", "seconds", "steps", "seed", "MiB packed", "bits")
 """Columns that a narrow terminal may leave out, the first to go first: never names and scores."""
@@ -27,10 +28,18 @@ OPTIONAL_TEXT = (
 """The same of a comparison's tables."""
 
 
+PROSE_WIDTH = 40
+"""Characters of a line in a cell that holds a sentence."""
+
+
 def render_text(table: TextTable) -> FittedTable:
     """A table of text."""
     times_of_teacher = [name for name in table.header if name.startswith("teacher ") and "×" in name]
-    return FittedTable(table.header, table.rows, [*OPTIONAL_TEXT, *times_of_teacher], ruled=True)
+    rows = [
+        [fill(cell, PROSE_WIDTH) if name == WHAT_IT_SAYS else cell for name, cell in zip(table.header, row)]
+        for row in table.rows
+    ]
+    return FittedTable(table.header, rows, [*OPTIONAL_TEXT, *times_of_teacher], ruled=True)
 
 
 def render(rows: list[Row], labels: Sequence[str] = ()) -> FittedTable:

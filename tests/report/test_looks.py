@@ -2,7 +2,8 @@
 
 import pytest
 
-from bitkd.report.looks import in_order, look_of, weight_bits_of
+from bitkd.quant.table import weight_bits_of
+from bitkd.report.looks import in_order, look_of
 from bitkd.report.mermaid import draw_graph
 from bitkd.stages.kinds import KINDS
 

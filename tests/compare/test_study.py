@@ -1,0 +1,215 @@
+"""The verdict on the question that runs name before they begin."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bitkd.cli import main
+from bitkd.compare.comparison import comparisons_of
+from bitkd.compare.inference import Estimate
+from bitkd.compare.runs import Predictions, from_json, to_json
+from bitkd.compare.study import Finding, _corrected, word_of
+from bitkd.config.load import load_config
+from bitkd.errors import InputError
+from bitkd.pipeline.plan import check_settings
+from bitkd.pipeline.study import study_record
+from bitkd.report.verdict import sentences, task_table
+from bitkd.report.write import write_report
+from bitkd.store.records import StudyRecord
+
+SEEDS = [1, 2, 3]
+RECORD = StudyRecord(
+    ["multistage", "singlestage"], ["mrpc"], SEEDS, margin=1.0, alpha=0.05, named="2026-01-01T00:00:00+00:00"
+)
+BOTH = replace(RECORD, tasks=["mrpc", "rte"])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [
+        (0.001, 0.03, "better"),
+        (0.001, 0.005, "better"),
+        (0.0, 0.005, "equal"),
+        (0.0, 0.01, "not worse"),
+        (-0.0099, 0.0099, "equal"),
+        (-0.0099, 0.01, "not worse"),
+        (-0.01, 0.0099, "undecided"),
+        (-0.01, 0.5, "undecided"),
+        (-0.005, 0.0, "equal"),
+        (-0.02, 0.0, "undecided"),
+        (-0.005, -0.001, "worse"),
+        (-0.03, -0.001, "worse"),
+    ],
+)
+def test_each_word_at_its_bounds(low, high, word):
+    assert word_of(low, high, 0.01) == word
+
+
+@pytest.mark.parametrize(
+    ("value", "p", "word"),
+    [(0.004, 0.0499, "better"), (-0.004, 0.0499, "worse"), (0.004, 0.05, "equal"), (-0.004, 0.05, "equal")],
+)
+def test_on_one_of_several_tasks_better_and_worse_follow_from_the_corrected_p(value, p, word):
+    found = Finding(["rte"], Estimate(value, (0, 0), 1e-6), value - 0.003, value + 0.003, "better", 0.01)
+    assert _corrected(found, p, 0.05, 0.01).word == word
+
+
+def named(run, record=RECORD, finished="2026-01-02T00:00:00+00:00"):
+    return replace(run, study=record, finished=finished)
+
+
+def with_score(run, task, share):
+    """The run on another task, its final student right on this share of rows, spread evenly; each seed errs on other rows."""
+    labels = run.final_predictions.labels
+    wrong = (np.arange(len(labels)) * 7 + 13 * run.seed) % len(labels) >= round(share * len(labels))
+    predicted = [1 - y if w else y for y, w in zip(labels, wrong)]
+    accuracy = 1 - float(wrong.mean())
+    dev = {"dev": {"accuracy": accuracy, "f1": accuracy, "loss": 0.0}}
+    final = replace(run.final, predictions={"dev": Predictions(labels, predicted)}, score=accuracy, dev=dev)
+    return replace(run, task=task, stages=[*run.stages[:-1], final])
+
+
+def studied(run_of, record, scores):
+    """Runs of a study.  scores: task -> (score of multistage, of singlestage)."""
+    return [
+        named(with_score(run_of(pipeline, seed), task, score), record)
+        for task, pair in scores.items()
+        for pipeline, score in zip(record.primary, pair)
+        for seed in SEEDS
+    ]
+
+
+def study(runs):
+    return comparisons_of(runs)[0].study
+
+
+def test_a_large_difference_is_better_and_its_reverse_worse(run_of):
+    found = study(studied(run_of, RECORD, {"mrpc": (0.9, 0.7)}))
+    assert found.mean.word == "better"
+    assert found.mean.estimate.value == pytest.approx(0.2, abs=0.01)
+    first, second = sentences(found)
+    assert first.startswith("multistage is better than singlestage on mrpc. The difference is +19.85 points")
+    assert "95 % interval for other rows and other seeds" in first
+    assert "Named on 2026-01-01" in second
+    assert study(studied(run_of, RECORD, {"mrpc": (0.7, 0.9)})).mean.word == "worse"
+
+
+def test_the_verdict_is_on_the_mean_of_the_tasks_and_then_on_each(run_of):
+    runs = studied(run_of, BOTH, {"mrpc": (0.9, 0.7), "rte": (0.7, 0.9)})
+    found = study(runs)
+    assert found.mean.estimate.value == pytest.approx(0, abs=0.01)
+    assert found.mean.word == "undecided"
+    assert [one.word for one in found.by_task] == ["better", "worse"]
+    assert sentences(found)[0].startswith("Undecided: on mrpc and rte, ")
+    assert [row[0] for row in task_table(found).rows] == ["mrpc", "rte"]
+    assert [one.study for one in comparisons_of(runs)] == [found, found]
+
+
+def test_the_difference_that_was_named_comes_first_and_the_others_are_corrected_without_it(run_of):
+    runs = studied(run_of, RECORD, {"mrpc": (0.9, 0.7)})
+    runs += [with_score(run_of(name, seed), "mrpc", 0.8) for name in ("progressive", "halfternary") for seed in SEEDS]
+    first, *others = comparisons_of(runs)[0].differences
+    assert (first.first, first.second, first.primary, first.p_holm) == ("multistage", "singlestage", True, None)
+    assert others
+    smallest = min(others, key=lambda one: one.estimate.p)
+    assert smallest.p_holm == pytest.approx(min(1, len(others) * smallest.estimate.p))
+    assert not any(one.primary for one in others)
+
+
+LATE = "2025-12-31T23:59:59+00:00"
+PROBLEMS = {
+    "another question": (lambda runs: [replace(runs[0], study=replace(RECORD, margin=2.0)), *runs[1:]], "another study"),
+    "no question": (lambda runs: [replace(runs[0], study=None), *runs[1:]], "names no study"),
+    "a seed less": (lambda runs: runs[:-1], "singlestage on mrpc lacks seeds 3"),
+    "an arm less": (lambda runs: runs[:3], "one arm of singlestage on mrpc, and there are these: none"),
+    "a task less": (lambda runs: [replace(run, study=BOTH) for run in runs], "runs of rte are not among these"),
+    "too late": (lambda runs: [replace(runs[0], finished=LATE), *runs[1:]], "after 1 of 6 runs were finished"),
+    "time unknown": (lambda runs: [replace(run, finished=None) for run in runs], "after 6 of 6 runs"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_there_is_no_verdict(run_of, name):
+    change, message = PROBLEMS[name]
+    found = study(change(studied(run_of, RECORD, {"mrpc": (0.9, 0.7)})))
+    assert found.mean is None
+    assert found.by_task == ()
+    (text,) = sentences(found)
+    assert text.startswith("No verdict: ")
+    assert message in text
+
+
+def test_runs_that_name_no_question_get_none_and_are_told_how(runs_of):
+    assert study(runs_of(("multistage", "singlestage"))) is None
+    (text,) = sentences(None)
+    assert "study.primary=" in text
+
+
+def test_runs_of_several_tasks_need_a_study(run_of):
+    runs = [run_of("multistage", 1), replace(run_of("singlestage", 1), task="rte")]
+    with pytest.raises(InputError, match=r"different tasks \(mrpc, rte\) and name no study of them"):
+        comparisons_of(runs)
+
+
+def test_a_study_of_several_tasks_is_a_folder_that_its_record_makes_again(run_of, tmp_path, capsys):
+    runs = studied(run_of, BOTH, {"mrpc": (0.9, 0.7), "rte": (0.8, 0.7)})
+    write_report(runs, tmp_path / "one")
+    assert main(["compare", str(tmp_path / "one"), "--out", str(tmp_path / "two"), "--no-latency"]) == 0
+    assert "multistage is better than singlestage on mrpc and rte" in capsys.readouterr().out.replace("\n", " ")
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
+    assert {str(path) for path in files} >= {"index.html", "comparison.json", "mrpc/index.html", "rte/report.md"}
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+
+
+def test_a_record_keeps_the_study_and_refuses_a_time_that_is_none(run_of):
+    runs = studied(run_of, RECORD, {"mrpc": (0.9, 0.7)})
+    assert from_json(to_json(runs), "record") == runs
+    content = json.loads(to_json(runs))
+    content["runs"][0]["study"]["named"] = "yesterday"
+    with pytest.raises(InputError, match="damaged"):
+        from_json(json.dumps(content), "record")
+
+
+SETTINGS = {"primary": "[multistage,singlestage]", "tasks": "[demo]", "seeds": "[42,1,2]"}
+
+
+def configured(**changes):
+    given = [f"study.{key}={value}" for key, value in (SETTINGS | changes).items() if value]
+    return load_config(["pipeline=singlestage", "task=demo", *given])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"primary": "[multistage]"}, r"study\.primary=\[multistage\] is no difference"),
+        ({"primary": "[multistage,multistage]"}, r"is no difference"),
+        ({"primary": None}, r"without study\.primary"),
+        ({"tasks": "[rte]"}, r"study\.tasks=\[rte\] does not name this run's task demo"),
+        ({"seeds": "[42,1]"}, r"fewer than 3 seeds"),
+        ({"seeds": "[1,2,3]"}, r"seed=42 is none of study\.seeds=\[1,2,3\]"),
+        ({"margin": "0"}, r"study\.margin=0 is no margin"),
+        ({"alpha": "0.5"}, r"study\.alpha=0\.5 is no chance"),
+    ],
+)
+def test_a_question_that_cannot_be_decided_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        check_settings(configured(**changes))
+
+
+def test_the_time_of_a_question_stays_until_the_question_changes():
+    first = study_record(configured(), None)
+    old = replace(first, named="2020-01-01T00:00:00+00:00")
+    assert study_record(configured(), old) == old
+    assert study_record(configured(margin="2"), old).named != old.named
+    assert study_record(load_config(["pipeline=singlestage", "task=demo"]), old) is None
+
+
+def test_a_study_is_no_part_of_what_is_computed(settings, finished):
+    from bitkd.pipeline.plan import make_plan
+
+    given = [f"study.{key}={value}" for key, value in (SETTINGS | {"tasks": "[rte]"}).items()]
+    plain, other = (make_plan(load_config(settings(finished, "singlestage", *more))) for more in ([], given))
+    assert [stage.key for stage in plain.stages] == [stage.key for stage in other.stages]
