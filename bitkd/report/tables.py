@@ -98,9 +98,9 @@ def difference_table(comparison: Comparison) -> TextTable:
         "95 %, these models": [_interval_text(one.estimate.rows) for one in found],
         "95 %, other seeds": [_interval_text(one.estimate.interval()) for one in found],
     }
-    if any(one.p_holm is not None for one in found):
+    if any(one.estimate.p is not None for one in found):
         columns["p"] = [p_text(one.estimate.p) for one in found]
-        columns["p by Holm"] = [p_text(one.p_holm) for one in found]
+        columns["p by Holm"] = ["named before" if one.primary else p_text(one.p_holm) for one in found]
         columns["detectable"] = [
             DASH if one.estimate.detectable is None else f"{one.estimate.detectable:.4f}" for one in found
         ]
