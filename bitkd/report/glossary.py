@@ -44,9 +44,9 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
         ),
         (
             "verdict",
-            "the outcome of a rule, for the difference that was named before the runs, from its interval for other rows and other "
-            "seeds (of the mean over the study's tasks): better, all of it is above 0; worse, below 0; equal, within the margin; not "
-            "worse, above minus the margin; undecided, anything else. A point is a hundredth of the metric.",
+            "the outcome of a rule, for the difference that was named before the runs, from its interval for other rows and "
+            "other seeds (of the mean over the study's tasks): better, all of it is above 0; worse, below 0; equal, within the "
+            "margin; not worse, above minus the margin; undecided, anything else. A point is a hundredth of the metric.",
         ),
         (
             "teacher score retained",
@@ -71,8 +71,8 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
         (
             "p, p by Holm",
             "the chance of a difference at least this large, in either direction, if the arms were equal; then corrected for the "
-            "number of exploratory differences in the table: if all arms were equal, any “p by Holm” below 0.05 would occur in at "
-            "most one of twenty such tables. A difference that was named before the runs is not corrected.",
+            "number of exploratory differences in the table: if all arms were equal, any “p by Holm” below 0.05 would occur in "
+            "at most one of twenty such tables. A difference that was named before the runs is not corrected.",
         ),
         (
             "detectable",
