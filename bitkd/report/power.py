@@ -1,0 +1,117 @@
+"""What a next study needs, as a table and in words."""
+
+import math
+from typing import Any
+
+from bitkd.compare.power import SEEDS, TIMES, Planned
+from bitkd.compare.study import POINT
+from bitkd.report.tables import TextTable, shares_text
+from bitkd.report.verdict import joined, points_text
+
+SHARES = "rows : seeds : both"
+
+
+def power_table(planned: Planned) -> TextTable:
+    """A row for each number of seeds; the chance by rows, and where the variance comes from at the rows at hand."""
+    header = ["seeds per arm", *("rows at hand" if times == 1 else f"rows × {times}" for times in TIMES), SHARES]
+    rows = [
+        [
+            "unlimited" if math.isinf(seeds) else str(seeds),
+            *(f"{100 * planned.power(seeds, times):.0f} %" for times in TIMES),
+            shares_text(planned.components.shares(seeds)),
+        ]
+        for seeds in SEEDS
+    ]
+    return TextTable(header, rows)
+
+
+def above_table(planned: Planned) -> list[str]:
+    """What is planned, and what the chances of the table are."""
+    at_hand = joined(
+        [f"{one.task} ({one.rows:,} rows; {one.seeds[0]} and {one.seeds[1]} seeds)" for one in planned.tasks]
+    )
+    mean = ", mean over the tasks" if len(planned.tasks) > 1 else ""
+    margin = points_text(planned.margin)
+    return [
+        f"{planned.first} − {planned.second} ({planned.reason}) on {at_hand}{mean}.",
+        f"The chance to find a true difference of {margin} ({100 * (1 - planned.alpha):g} % interval above 0). It is also the chance "
+        f"to show “not worse by {margin}” if the two are equal.",
+    ]
+
+
+def below_table(planned: Planned) -> list[str]:
+    """What follows from the table, and how rough it is."""
+    return [*_needed(planned), *_sources(planned)]
+
+
+def _needed(planned: Planned) -> list[str]:
+    margin = points_text(planned.margin)
+    smallest = (
+        f"With unlimited seeds, the rows at hand show a difference of {planned.detectable / POINT:.2g} points or more with a "
+        "chance of 80 %."
+    )
+    needed = planned.seeds_needed()
+    if needed is not None:
+        return [f"For a chance of 80 % at {margin}, the rows at hand need {needed:,} seeds per arm.", smallest]
+    times = planned.times_needed
+    rows = joined([f"{math.ceil(times * one.rows):,} rows of {one.task}" for one in planned.tasks])
+    more = planned.seeds_needed(2 * times)
+    twice = f"; twice as many rows as that need {more:,} seeds per arm" if more else ""
+    return [
+        f"With the rows at hand no number of seeds gives a chance of 80 % at {margin}. It needs more than {rows} ({times:.2g} times "
+        f"those at hand) even with unlimited seeds{twice}.",
+        smallest,
+    ]
+
+
+def _sources(planned: Planned) -> list[str]:
+    found = planned.components
+    degrees = found.seed_degrees
+    few = sum(arm.seeds for arm in found.arms)
+    if not degrees:
+        return [
+            f"The {few} runs at hand show no difference between seeds, so nothing tells how many a study needs: run more."
+        ]
+    low, high = seed_range(degrees)
+    return [
+        f"From seed to seed an arm's score has a standard deviation of {found.seed_deviation / POINT:.2g} points, without what "
+        "comes from the choice of rows.",
+        f"These numbers are rough, an order of magnitude: the variance between seeds has {degrees:.1f} degrees of freedom from "
+        f"{few} runs. The true deviation between seeds may be {low:.2g} to {high:.2g} times as large.",
+    ]
+
+
+def seed_range(degrees: float, level: float = 0.95) -> tuple[float, float]:
+    """How many times as large as an estimate of so many degrees of freedom a standard deviation may be."""
+    from scipy.special import chdtri
+
+    below, above = (float(chdtri(degrees, chance)) for chance in ((1 - level) / 2, (1 + level) / 2))
+    return math.sqrt(degrees / below), math.sqrt(degrees / above)
+
+
+def power_data(planned: Planned) -> dict[str, Any]:
+    """The same numbers as plain data. Users' programs read these keys. Unlimited seeds are None."""
+    found = planned.components
+    return {
+        "first": planned.first,
+        "second": planned.second,
+        "reason": planned.reason,
+        "tasks": [{"task": one.task, "rows": one.rows, "seeds": list(one.seeds)} for one in planned.tasks],
+        "margin": planned.margin,
+        "alpha": planned.alpha,
+        "power": [
+            {
+                "seeds": None if math.isinf(seeds) else seeds,
+                "times_rows": times,
+                "power": planned.power(seeds, times),
+            }
+            for seeds in SEEDS
+            for times in TIMES
+        ],
+        "seeds_needed": planned.seeds_needed(),
+        "times_rows_needed": planned.times_needed,
+        "detectable": planned.detectable,
+        "variance": {"rows": found.rows, "seeds": found.seeds, "both": found.both},
+        "seed_deviation": found.seed_deviation,
+        "seed_degrees": found.seed_degrees,
+    }
