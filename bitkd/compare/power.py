@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+from numpy.random import default_rng
+
 from bitkd.compare.arms import Arm, make_arms
 from bitkd.compare.inference import LEVEL, MIN_SEEDS, POWER, Shares, both_variance
 from bitkd.compare.pairing import pairs
@@ -28,8 +31,8 @@ DEFAULT = ("multistage", "singlestage")
 SEEDS = (3, 5, 10, 20, 40, math.inf)
 TIMES = (1, 2, 4)
 
-_NORMAL = 1e5
-"""Degrees of freedom from which Student's distributions are the normal one, to five digits."""
+DRAWS = 2000
+"""Of the variances that a study sees between its seeds."""
 
 _MOST = 10**6
 """Seeds that are looked at before a number is called unlimited."""
@@ -86,16 +89,6 @@ class Components:
         """Of the difference in a study of so many seeds of each arm, and so many times the rows; either may be infinite."""
         return self.rows / times + (self.seeds + self.both / times) / seeds
 
-    def degrees(self, seeds: float, times: float = 1) -> float:
-        """Degrees of freedom of this variance, as `Estimate.degrees` has them."""
-        # What seeds add is divided between the arms as it is now. An arm has its part of rows × seeds at least.
-        parts = [max(arm.between, arm.both) for arm in self.arms]
-        total = (self.seeds + self.both / times) / seeds
-        if total == 0:
-            return math.inf
-        uncertain = sum((total * part / sum(parts)) ** 2 for part in parts) / (seeds - 1)
-        return max(self.variance(seeds, times) ** 2 / uncertain, seeds - 1)
-
     def shares(self, seeds: float, times: float = 1) -> Shares | None:
         """Where the variance comes from; None if there is none."""
         variance = self.variance(seeds, times)
@@ -104,22 +97,31 @@ class Components:
         return Shares(self.rows / times / variance, self.seeds / seeds / variance, self.both / times / seeds / variance)
 
     def power(self, difference: float, seeds: float, times: float = 1, alpha: float = ALPHA) -> float:
-        """The chance that the interval is above 0 if the true difference is this, which is positive.
+        """The chance that the interval (`Estimate.interval`) is above 0 if the true difference is this, which is positive.
 
         It is also the chance that the interval is above -difference ("not worse") if the arms are equal.
         """
-        from scipy.special import nctdtr, ndtr, ndtri, stdtrit
+        from scipy.special import gammaincinv, ndtr, ndtri, stdtrit
 
         error = math.sqrt(self.variance(seeds, times))
         if error == 0:
             return 1.0
-        degrees = self.degrees(seeds, times)
-        if degrees > _NORMAL:
+        both, of_seeds = self.both / times / seeds, (self.seeds + self.both / times) / seeds
+        if of_seeds == 0:
             return float(ndtr(difference / error - ndtri(1 - alpha / 2)))
-        return float(1 - nctdtr(degrees, difference / error, stdtrit(degrees, 1 - alpha / 2)))
+        # The study will see other variances between its seeds than there are: each arm's is a chi-square number. What seeds
+        # add is divided between the arms as it is now; an arm has its part of rows × seeds at least.
+        parts = np.array([max(arm.between, arm.both) for arm in self.arms])
+        drawn = 2 * gammaincinv((seeds - 1) / 2, (np.arange(DRAWS) + 0.5) / DRAWS) / (seeds - 1)
+        random = default_rng(0)
+        seen = np.stack([of_seeds * part * random.permutation(drawn) for part in parts / parts.sum()])
+        variance = self.rows / times + np.maximum(seen.sum(axis=0), both)
+        degrees = np.maximum(variance**2 / (seen**2).sum(axis=0) * (seeds - 1), seeds - 1)
+        half = stdtrit(degrees, 1 - alpha / 2) * np.sqrt(variance)
+        return float(ndtr((difference - half) / error).mean())
 
     def seeds_needed(self, difference: float, times: float = 1, alpha: float = ALPHA) -> int | None:
-        """The fewest seeds of each arm (three or more) that find this difference with a chance of 80 %; None if no number does."""
+        """The fewest seeds of each arm that find this difference with a chance of 80 %, three or more; None if no number does."""
 
         def enough(seeds: float) -> bool:
             return self.power(difference, seeds, times, alpha) >= POWER
@@ -225,8 +227,8 @@ def planned(runs: Sequence[Run], primary: Sequence[str] = (), margin: float | No
     primary: two pipelines; else those of the study that the runs name, else multistage and singlestage, else the arms of the
     first difference of `bitkd compare`.  margin: in points; else that of the study, else 1.
 
-    Raises InputError if the runs of a task cannot be compared (see `make_arms`), a task lacks one of the two arms or has several of
-    it, or an arm has one seed.
+    Raises InputError if the runs of a task cannot be compared (see `make_arms`), a task lacks one of the two arms or has
+    several of it, or an arm has one seed.
     """
     record = next((run.study for run in runs if run.study), None)
     grouped: dict[str, list[Run]] = {}
@@ -244,8 +246,8 @@ def planned(runs: Sequence[Run], primary: Sequence[str] = (), margin: float | No
         for arm in pair:
             if len(arm.runs) < 2:
                 raise InputError(
-                    f"{arm.label} has one seed on {task} ({arm.seeds[0]}), which does not say how much seeds differ; add runs of it "
-                    "with other seeds (seed=N run.name=NAME), two in all or more"
+                    f"{arm.label} has one seed on {task} ({arm.seeds[0]}), which does not say how much seeds differ; add runs "
+                    "of it with other seeds (seed=N run.name=NAME), two in all or more"
                 )
     if margin is None:
         margin = record.margin if record else MARGIN

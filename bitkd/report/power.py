@@ -34,8 +34,8 @@ def above_table(planned: Planned) -> list[str]:
     margin = points_text(planned.margin)
     return [
         f"{planned.first} − {planned.second} ({planned.reason}) on {at_hand}{mean}.",
-        f"The chance to find a true difference of {margin} ({100 * (1 - planned.alpha):g} % interval above 0). It is also the chance "
-        f"to show “not worse by {margin}” if the two are equal.",
+        f"The chance to find a true difference of {margin} ({100 * (1 - planned.alpha):g} % interval above 0). It is also the "
+        f"chance to show “not worse by {margin}” if the two are equal.",
     ]
 
 
@@ -58,8 +58,8 @@ def _needed(planned: Planned) -> list[str]:
     more = planned.seeds_needed(2 * times)
     twice = f"; twice as many rows as that need {more:,} seeds per arm" if more else ""
     return [
-        f"With the rows at hand no number of seeds gives a chance of 80 % at {margin}. It needs more than {rows} ({times:.2g} times "
-        f"those at hand) even with unlimited seeds{twice}.",
+        f"With the rows at hand no number of seeds gives a chance of 80 % at {margin}. It needs more than {rows} ({times:.2g} "
+        f"times those at hand) even with unlimited seeds{twice}.",
         smallest,
     ]
 

@@ -17,8 +17,8 @@ def sentences(study: Study | None) -> list[str]:
     record = study.record
     named = (
         f"Named on {record.named[:10]}, before the runs were finished: {record.primary[0]} − {record.primary[1]} on "
-        f"{joined(record.tasks)}, {len(record.seeds)} seeds, a margin of {points_text(record.margin)}, alpha {record.alpha:g}. All "
-        "other differences are exploratory."
+        f"{joined(record.tasks)}, {len(record.seeds)} seeds, a margin of {points_text(record.margin)}, alpha {record.alpha:g}. "
+        "All other differences are exploratory."
     )
     if study.mean is None:
         return [f"No verdict: {study.problem}."]
