@@ -66,12 +66,12 @@ and is kept in the runs' cache folder for the next time.
 POWER_HELP = """
 
 RECORDS are finished runs, or records of earlier comparisons, as `bitkd compare`
-takes them; of several tasks, the mean difference over the tasks is planned. Both
-arms need two seeds or more. The table has the chance to find a true difference
-of the margin, by seeds per arm and dev rows; it is also the chance to show that
-an equal arm is not worse by the margin. Below it: the seeds for a chance of
-80 %, or the rows if no number of seeds is enough; the smallest difference that
-unlimited seeds show; and how rough these numbers are.
+takes them. Of several tasks, the mean difference is planned. Both arms need two
+seeds or more. The table has the chance to find a true difference of the margin,
+by seeds per arm and dev rows. It is also the chance to show that an equal arm
+is not worse by the margin. Below the table: the seeds for a chance of 80 %, or
+the rows if no number of seeds is enough; the smallest difference that unlimited
+seeds show; and how rough these numbers are.
 """
 
 SWEEP_HELP = """

@@ -20,7 +20,7 @@ from bitkd.compare.inference import LEVEL, MIN_SEEDS, POWER, Shares, both_varian
 from bitkd.compare.pairing import pairs
 from bitkd.compare.resampling import resampled_scores
 from bitkd.compare.runs import Run
-from bitkd.compare.scores import Array
+from bitkd.compare.scores import Array, weighted_scores
 from bitkd.compare.study import POINT
 from bitkd.errors import InputError
 from bitkd.store.records import StudyRecord
@@ -33,6 +33,9 @@ TIMES = (1, 2, 4)
 
 DRAWS = 2000
 """Of the variances that a study sees between its seeds."""
+
+GROUPS = 1000
+"""Of rows, at most, that scores are computed without."""
 
 _MOST = 10**6
 """Seeds that are looked at before a number is called unlimited."""
@@ -62,6 +65,9 @@ class Components:
     rows: float
     """Of the dev rows at hand, with unlimited seeds."""
 
+    rows_error: float
+    """Standard error of `rows`, over the choice of the rows."""
+
     arms: tuple[ArmVariance, ...]
 
     @cached_property
@@ -75,15 +81,23 @@ class Components:
         return max(0.0, sum(arm.between for arm in self.arms) - self.both)
 
     @property
-    def seed_deviation(self) -> float:
-        """Standard deviation of an arm's score from seed to seed with unlimited rows, over all arms."""
-        return math.sqrt(self.seeds * self.arms[0].tasks ** 2 / len(self.arms))
-
-    @property
     def seed_degrees(self) -> float:
         """Degrees of freedom of the variance between seeds; 0 if no two seeds differ."""
         uncertain = sum(arm.between**2 / (arm.seeds - 1) for arm in self.arms)
         return sum(arm.between for arm in self.arms) ** 2 / uncertain if uncertain > 0 else 0.0
+
+    def seed_deviation(self) -> tuple[float, float, float]:
+        """Standard deviation of an arm's score from seed to seed with unlimited rows, over all arms: the estimate, and the ends of
+        its 95 % interval. It needs some degrees of freedom.
+        """
+        from scipy.special import chdtri
+
+        between, degrees = sum(arm.between for arm in self.arms), self.seed_degrees
+        low, high = (
+            between * degrees / float(chdtri(degrees, chance)) for chance in ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+        )
+        of_arm = [max(0.0, one - self.both) * self.arms[0].tasks ** 2 / len(self.arms) for one in (between, low, high)]
+        return math.sqrt(of_arm[0]), math.sqrt(of_arm[1]), math.sqrt(of_arm[2])
 
     def variance(self, seeds: float, times: float = 1) -> float:
         """Of the difference in a study of so many seeds of each arm, and so many times the rows; either may be infinite."""
@@ -136,9 +150,14 @@ class Components:
             low, high = (low, middle) if enough(middle) else (middle, high)
         return high
 
-    def detectable(self, alpha: float = ALPHA) -> float:
-        """The true difference that unlimited seeds find with a chance of 80 % on the rows at hand."""
-        return _errors(alpha) * math.sqrt(self.rows)
+    def detectable(self, alpha: float = ALPHA) -> tuple[float, float, float]:
+        """The true difference that unlimited seeds find with a chance of 80 % on the rows at hand: the estimate, and the ends of
+        its 95 % interval.
+        """
+        half = 1.96 * self.rows_error
+        low, high = max(0.0, self.rows - half), self.rows + half
+        of_one = _errors(alpha)
+        return of_one * math.sqrt(self.rows), of_one * math.sqrt(low), of_one * math.sqrt(high)
 
     def times_needed(self, difference: float, alpha: float = ALPHA) -> float:
         """How many times the rows at hand unlimited seeds need to find this difference with a chance of 80 %."""
@@ -152,18 +171,36 @@ def _errors(alpha: float) -> float:
     return float(ndtri(1 - alpha / 2) + ndtri(POWER))
 
 
-def components(first: Array, second: Array) -> Components:
+def components(first: Array, second: Array, influence: tuple[Array, Array]) -> Components:
     """The parts of the variance of first - second.
 
     first, second: scores (1 + resamples, seeds) of the two arms, as `bitkd.compare.inference.estimate` takes them, of two seeds
-    or more.
+    or more.  influence: of the arms' scores, see `row_influence`.
     """
     arms = tuple(
         ArmVariance(float(scores[0].var(ddof=1)), both_variance(scores) * scores.shape[1], scores.shape[1])
         for scores in (first, second)
     )
     of_rows = float((first[1:].mean(axis=1) - second[1:].mean(axis=1)).var(ddof=1))
-    return Components(max(0.0, of_rows - sum(arm.both / arm.seeds for arm in arms)), arms)
+    # The variance of a difference of mean scores without rows × seeds is the mean of these over groups of rows, / groups.
+    ours, theirs = influence
+    squares = (ours.mean(axis=1) - theirs.mean(axis=1)) ** 2
+    squares -= sum(one.var(axis=1, ddof=1) / one.shape[1] for one in influence)
+    error = float(squares.std()) / len(squares) ** 1.5
+    return Components(max(0.0, of_rows - sum(arm.both / arm.seeds for arm in arms)), error, arms)
+
+
+def row_influence(arm: Arm) -> Array:
+    """How far rows move each seed's score: (groups of rows, seeds), with mean 0; a group is one row if there are few.
+
+    The score without a group, against that of all rows, times their number (the jackknife).
+    """
+    labels = np.asarray(arm.first.final_predictions.labels, dtype=np.float64)
+    predicted = np.stack([np.asarray(run.final_predictions.predicted, dtype=np.float64) for run in arm.runs])
+    groups = min(len(labels), GROUPS)
+    kept = np.arange(groups)[:, None] != np.arange(len(labels)) % groups
+    scores = weighted_scores(arm.first.metric, arm.first.num_labels, labels, predicted, kept.astype(np.float64)).T
+    return (groups - 1) * (scores.mean(axis=0) - scores)
 
 
 def mean_components(found: Sequence[Components]) -> Components:
@@ -172,7 +209,8 @@ def mean_components(found: Sequence[Components]) -> Components:
     arms = (
         ArmVariance(arm.between / tasks**2, arm.both / tasks**2, arm.seeds, tasks) for one in found for arm in one.arms
     )
-    return Components(sum(one.rows for one in found) / tasks**2, tuple(arms))
+    error = math.sqrt(sum(one.rows_error**2 for one in found))
+    return Components(sum(one.rows for one in found) / tasks**2, error / tasks**2, tuple(arms))
 
 
 @dataclass(frozen=True)
@@ -217,7 +255,7 @@ class Planned:
         return self.components.times_needed(self.difference, self.alpha)
 
     @property
-    def detectable(self) -> float:
+    def detectable(self) -> tuple[float, float, float]:
         return self.components.detectable(self.alpha)
 
 
@@ -249,10 +287,12 @@ def planned(runs: Sequence[Run], primary: Sequence[str] = (), margin: float | No
                     f"{arm.label} has one seed on {task} ({arm.seeds[0]}), which does not say how much seeds differ; add runs "
                     "of it with other seeds (seed=N run.name=NAME), two in all or more"
                 )
+    ours, theirs = next(iter(chosen.values()))
     if margin is None:
         margin = record.margin if record else MARGIN
     return Planned(
-        *(arm.label for arm in next(iter(chosen.values()))),
+        ours.label,
+        theirs.label,
         reason,
         [
             TaskRuns(task, len(pair[0].first.final_predictions.labels), (len(pair[0].runs), len(pair[1].runs)))
@@ -260,8 +300,13 @@ def planned(runs: Sequence[Run], primary: Sequence[str] = (), margin: float | No
         ],
         margin,
         record.alpha if record else ALPHA,
-        mean_components([components(*resampled_scores(list(pair)).students) for pair in chosen.values()]),
+        mean_components([_of_pair(*pair) for pair in chosen.values()]),
     )
+
+
+def _of_pair(first: Arm, second: Arm) -> Components:
+    ours, theirs = resampled_scores([first, second]).students
+    return components(ours, theirs, (row_influence(first), row_influence(second)))
 
 
 def _named(by_task: dict[str, list[Arm]], primary: Sequence[str], record: StudyRecord | None) -> tuple[str, str, str]:

@@ -46,47 +46,43 @@ def below_table(planned: Planned) -> list[str]:
 
 def _needed(planned: Planned) -> list[str]:
     margin = points_text(planned.margin)
-    smallest = (
-        f"With unlimited seeds, the rows at hand show a difference of {planned.detectable / POINT:.2g} points or more with a "
-        "chance of 80 %."
+    floor = (
+        "The smallest difference that unlimited seeds show with a chance of 80 % on the rows at hand: "
+        f"{_with_interval(planned.detectable)}."
     )
     needed = planned.seeds_needed()
     if needed is not None:
-        return [f"For a chance of 80 % at {margin}, the rows at hand need {needed:,} seeds per arm.", smallest]
+        return [f"For a chance of 80 % at {margin}, the rows at hand need {needed:,} seeds per arm.", floor]
     times = planned.times_needed
     rows = joined([f"{math.ceil(times * one.rows):,} rows of {one.task}" for one in planned.tasks])
     more = planned.seeds_needed(2 * times)
-    twice = f"; twice as many rows as that need {more:,} seeds per arm" if more else ""
+    twice = f"; with twice as many rows as that, {more:,} seeds per arm" if more else ""
     return [
         f"With the rows at hand no number of seeds gives a chance of 80 % at {margin}. It needs more than {rows} ({times:.2g} "
         f"times those at hand) even with unlimited seeds{twice}.",
-        smallest,
+        floor,
     ]
 
 
 def _sources(planned: Planned) -> list[str]:
     found = planned.components
-    degrees = found.seed_degrees
-    few = sum(arm.seeds for arm in found.arms)
-    if not degrees:
+    runs = sum(arm.seeds for arm in found.arms)
+    if not found.seed_degrees:
         return [
-            f"The {few} runs at hand show no difference between seeds, so nothing tells how many a study needs: run more."
+            f"These numbers are rough: the {runs} runs at hand show no difference between seeds, so that only the part of rows × "
+            "seeds is counted for them. More seeds would tell."
         ]
-    low, high = seed_range(degrees)
     return [
-        f"From seed to seed an arm's score has a standard deviation of {found.seed_deviation / POINT:.2g} points, without what "
-        "comes from the choice of rows.",
-        f"These numbers are rough, an order of magnitude: the variance between seeds has {degrees:.1f} degrees of freedom from "
-        f"{few} runs. The true deviation between seeds may be {low:.2g} to {high:.2g} times as large.",
+        "From seed to seed an arm's score has a standard deviation, without what comes from the choice of rows, of "
+        f"{_with_interval(found.seed_deviation())}.",
+        f"These numbers are rough, often no more than an order of magnitude: the variance between seeds has {found.seed_degrees:.1f} "
+        f"degrees of freedom, from {runs} runs.",
     ]
 
 
-def seed_range(degrees: float, level: float = 0.95) -> tuple[float, float]:
-    """How many times as large as an estimate of so many degrees of freedom a standard deviation may be."""
-    from scipy.special import chdtri
-
-    below, above = (float(chdtri(degrees, chance)) for chance in ((1 - level) / 2, (1 + level) / 2))
-    return math.sqrt(degrees / below), math.sqrt(degrees / above)
+def _with_interval(values: tuple[float, float, float]) -> str:
+    value, low, high = (f"{one / POINT:.2g}" for one in values)
+    return f"{value} points (95 % interval {low} to {high})"
 
 
 def power_data(planned: Planned) -> dict[str, Any]:
@@ -110,8 +106,12 @@ def power_data(planned: Planned) -> dict[str, Any]:
         ],
         "seeds_needed": planned.seeds_needed(),
         "times_rows_needed": planned.times_needed,
-        "detectable": planned.detectable,
-        "variance": {"rows": found.rows, "seeds": found.seeds, "both": found.both},
-        "seed_deviation": found.seed_deviation,
+        "detectable": _interval_data(planned.detectable),
+        "variance": {"rows": found.rows, "rows_error": found.rows_error, "seeds": found.seeds, "both": found.both},
+        "seed_deviation": _interval_data(found.seed_deviation()) if found.seed_degrees else None,
         "seed_degrees": found.seed_degrees,
     }
+
+
+def _interval_data(values: tuple[float, float, float]) -> dict[str, float]:
+    return dict(zip(("value", "low", "high"), values, strict=True))
