@@ -87,8 +87,8 @@ class Components:
         return sum(arm.between for arm in self.arms) ** 2 / uncertain if uncertain > 0 else 0.0
 
     def seed_deviation(self) -> tuple[float, float, float]:
-        """Standard deviation of an arm's score from seed to seed with unlimited rows, over all arms: the estimate, and the ends of
-        its 95 % interval. It needs some degrees of freedom.
+        """Standard deviation of an arm's score from seed to seed with unlimited rows, over all arms: the estimate, and the ends
+        of its 95 % interval. There are none if `seed_degrees` is 0.
         """
         from scipy.special import chdtri
 

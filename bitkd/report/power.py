@@ -75,8 +75,8 @@ def _sources(planned: Planned) -> list[str]:
     return [
         "From seed to seed an arm's score has a standard deviation, without what comes from the choice of rows, of "
         f"{_with_interval(found.seed_deviation())}.",
-        f"These numbers are rough, often no more than an order of magnitude: the variance between seeds has {found.seed_degrees:.1f} "
-        f"degrees of freedom, from {runs} runs.",
+        f"These numbers are rough, often no more than an order of magnitude: the variance between seeds has "
+        f"{found.seed_degrees:.1f} degrees of freedom, from {runs} runs.",
     ]
 
 
