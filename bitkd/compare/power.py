@@ -18,7 +18,7 @@ from numpy.random import default_rng
 from bitkd.compare.arms import Arm, make_arms
 from bitkd.compare.inference import LEVEL, MIN_SEEDS, POWER, Shares, both_variance
 from bitkd.compare.pairing import pairs
-from bitkd.compare.resampling import resampled_scores
+from bitkd.compare.resampling import CELLS, resampled_scores
 from bitkd.compare.runs import Run
 from bitkd.compare.scores import Array, weighted_scores
 from bitkd.compare.study import POINT
@@ -191,15 +191,20 @@ def components(first: Array, second: Array, influence: tuple[Array, Array]) -> C
 
 
 def row_influence(arm: Arm) -> Array:
-    """How far rows move each seed's score: (groups of rows, seeds), with mean 0; a group is one row if there are few.
+    """How far rows move each seed's score, by the jackknife: (groups of rows, seeds), with mean 0. A group is one row, or more
+    if there are more than GROUPS rows.
 
-    The score without a group, against that of all rows, times their number (the jackknife).
+    The values are the mean score without one group minus the score without this one, times the other groups' number.
     """
     labels = np.asarray(arm.first.final_predictions.labels, dtype=np.float64)
     predicted = np.stack([np.asarray(run.final_predictions.predicted, dtype=np.float64) for run in arm.runs])
-    groups = min(len(labels), GROUPS)
-    kept = np.arange(groups)[:, None] != np.arange(len(labels)) % groups
-    scores = weighted_scores(arm.first.metric, arm.first.num_labels, labels, predicted, kept.astype(np.float64)).T
+    groups, size = min(len(labels), GROUPS), max(1, CELLS // len(labels))
+    parts = []
+    for start in range(0, groups, size):
+        left_out = np.arange(start, min(start + size, groups))
+        kept = (left_out[:, None] != np.arange(len(labels)) % groups).astype(np.float64)
+        parts.append(weighted_scores(arm.first.metric, arm.first.num_labels, labels, predicted, kept))
+    scores = np.concatenate(parts, axis=1).T
     return (groups - 1) * (scores.mean(axis=0) - scores)
 
 

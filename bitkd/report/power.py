@@ -81,7 +81,7 @@ def _sources(planned: Planned) -> list[str]:
 
 
 def _with_interval(values: tuple[float, float, float]) -> str:
-    value, low, high = (f"{one / POINT:.2g}" for one in values)
+    value, low, high = (f"{one:.2g}" if one < 99.5 else f"{one:,.0f}" for one in (each / POINT for each in values))
     return f"{value} points (95 % interval {low} to {high})"
 
 
