@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -52,21 +52,56 @@ class Cost:
     seconds: float
     """Validations included."""
 
+    importance_flops: float | None = None
+    """None here and below: the record of a stage does not say."""
+
+    training_seconds: float | None = None
+    """`seconds` without validations and the saving of checkpoints."""
+
+    padded_tokens: float | None = None
+    tokens: float | None = None
+
     @property
     def flops(self) -> float:
-        """Of student and teacher."""
-        return self.student_flops + self.teacher_flops
+        """Of student and teacher, and of importance where it was counted."""
+        return self.student_flops + self.teacher_flops + (self.importance_flops or 0)
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Of training alone: what `flops` are the cost of. None without steps."""
+        return self.training_seconds / self.steps if self.steps and self.training_seconds is not None else None
+
+    @property
+    def seconds_per_tflop(self) -> float | None:
+        """Of training alone; None without FLOPs."""
+        return self.training_seconds / (self.flops / 1e12) if self.flops and self.training_seconds is not None else None
 
     @classmethod
     def of(cls, stages: Iterable[Stage]) -> "Cost":
         """The sum over stages."""
-        chosen = list(stages)
-        return cls(*(sum(getattr(stage, field.name) for stage in chosen) for field in fields(cls)))
+        chosen = [_known(stage) for stage in stages]
+        return cls(*(_total([getattr(stage, field.name) for stage in chosen], sum) for field in fields(cls)))
 
     @classmethod
     def mean(cls, costs: list["Cost"]) -> "Cost":
         """The mean over runs."""
-        return cls(*(statistics.fmean(getattr(cost, field.name) for cost in costs) for field in fields(cls)))
+        return cls(*(_total([getattr(cost, field.name) for cost in costs], statistics.fmean) for field in fields(cls)))
+
+
+def _known(stage: Stage) -> Stage:
+    """The stage, with nothing unknown of what a stage without steps or of rows cannot have spent."""
+    tokens = 0 if not stage.steps else None
+    return replace(
+        stage,
+        importance_flops=0 if stage.importance_flops is None and not stage.is_model else stage.importance_flops,
+        padded_tokens=tokens if stage.padded_tokens is None else stage.padded_tokens,
+        tokens=tokens if stage.tokens is None else stage.tokens,
+    )
+
+
+def _total(values: list[Any], add: Callable[[list[Any]], float]) -> Any:
+    """None if one of the values is."""
+    return None if any(value is None for value in values) else add(values)
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,7 @@ def warnings_of(arms: list[Arm]) -> list[str]:
         found.append(
             f"Means are over different seeds ({seeds}), and so over different teachers if each seed has its own."
         )
+    found += _unequal_looks(arms)
     found += shared_stages(arms)
     devices = sorted({device for arm in arms for device in arm.devices})
     if len(devices) > 1:
@@ -206,6 +207,19 @@ def warnings_of(arms: list[Arm]) -> list[str]:
     if all(len(arm.runs) == 1 for arm in arms):
         found.append("One seed: nothing here says how much the numbers vary from seed to seed.")
     return found
+
+
+def _unequal_looks(arms: list[Arm]) -> list[str]:
+    """A warning if the final checkpoints were chosen from unequally many validations; else none."""
+    looks = {arm.label: max(run.looks for run in arm.runs) for arm in arms}
+    if len(set(looks.values())) == 1:
+        return []
+    shown = "; ".join(f"{label}: {count if count > 1 else 'no choice'}" for label, count in looks.items())
+    return [
+        f"Unequal looks: the final checkpoint is the best of unequally many validations ({shown}). "
+        "The best of more is better by chance alone. stages.NODE.select=last, or an eval_every that gives all arms "
+        "equally many, makes them equal."
+    ]
 
 
 def _difference_data(difference: Difference) -> dict[str, Any]:

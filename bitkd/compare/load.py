@@ -184,6 +184,14 @@ def _make_stage(name: str, artifact: Artifact, manifest: RunManifest, in_chain: 
         trainer_precision=record.precision,
         curve=[(step, score) for step, score in record.curve if math.isfinite(score)],
         predictions=read_predictions(folder / PREDICTIONS_FILE, manifest.labels) if with_predictions else None,
+        importance_flops=flops.importance,
+        validation_seconds=record.validation_seconds,
+        saving_seconds=record.saving_seconds,
+        padded_tokens=record.padded_tokens,
+        tokens=record.tokens,
+        selected=record.selected,
+        selected_step=record.selected_step,
+        selection_rows=record.selection_rows,
     )
 
 

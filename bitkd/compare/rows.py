@@ -35,6 +35,14 @@ class Row:
     student_flops: int
     teacher_flops: int
     device: str
+    importance_flops: int | None
+    validation_seconds: float | None
+    saving_seconds: float | None
+    padded_tokens: int | None
+    tokens: int | None
+    selected: str | None
+    selected_step: int | None
+    selection_rows: int | None
 
 
 def rows_of(run: Run) -> list[Row]:

@@ -104,6 +104,37 @@ class Stage:
     predictions: dict[str, Predictions] | None = None
     """By dev set; of the teacher and the final stage, None for the others."""
 
+    importance_flops: int | None = None
+    """Of estimating importance. None here and below: not recorded, in older records."""
+
+    validation_seconds: float | None = None
+    """Those of `seconds` from the start of a validation to the next step."""
+
+    saving_seconds: float | None = None
+    """Those of `seconds` in which checkpoints were saved."""
+
+    padded_tokens: int | None = None
+    """Tokens of `examples` with their padding."""
+
+    tokens: int | None = None
+    """Tokens of `examples` without padding."""
+
+    selected: str | None = None
+    """Which checkpoint was kept, `best` or `last`; also None if nothing was trained."""
+
+    selected_step: int | None = None
+    """The step of that checkpoint."""
+
+    selection_rows: int | None = None
+    """Rows of the set whose score chose the checkpoint; also None if none did."""
+
+    @property
+    def training_seconds(self) -> float | None:
+        """`seconds` without validations and the saving of checkpoints; None if they were not measured apart."""
+        if self.validation_seconds is None or self.saving_seconds is None:
+            return None if self.steps else self.seconds
+        return max(0.0, self.seconds - self.validation_seconds - self.saving_seconds)
+
     @property
     def is_model(self) -> bool:
         """Whether it makes a model, and not rows."""
@@ -202,6 +233,14 @@ class Run:
         return f"{self.budget.total:,.6g} {self.budget.unit}" if self.budget else ""
 
     @property
+    def looks(self) -> int:
+        """Validations that the final checkpoint is the best of; 1 if its score did not choose it."""
+        final = self.final
+        setting = self.settings.get(f"stages.{final.name}.select")  # for older records
+        chosen = setting != "last" if final.selected is None else final.selected == "best"
+        return max(1, len(final.curve)) if chosen else 1
+
+    @property
     def num_labels(self) -> int | None:
         """None for a regression."""
         return None if self.labels is None else len(self.labels)
@@ -230,6 +269,13 @@ class ComparisonRecord:
     runs: list[Run]
 
 
+_NEWER = (
+    *("importance_flops", "validation_seconds", "saving_seconds", "padded_tokens", "tokens"),
+    *("selected", "selected_step", "selection_rows"),
+)
+"""Fields of a stage that older records lack; written only where they have a value."""
+
+
 def to_json(runs: list[Run]) -> str:
     """The text of a comparison.json: everything that its report is made from. A list of numbers takes one line."""
     data = asdict(ComparisonRecord(FORMAT, runs))
@@ -237,6 +283,10 @@ def to_json(runs: list[Run]) -> str:
         for name in ("exported", "study", "finished"):
             if run[name] is None:
                 del run[name]
+        run["stages"] = [
+            {name: value for name, value in stage.items() if value is not None or name not in _NEWER}
+            for stage in run["stages"]
+        ]
     text = json.dumps(data, indent=1, ensure_ascii=False)
     return re.sub(r"\[\s*(-?\d[-+.\deE,\s]*?)\s*\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 

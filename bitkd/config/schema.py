@@ -147,7 +147,8 @@ class BudgetSpec:
     """Training rows of all stages together, counted as often as they are seen."""
 
     flops: float | None = None
-    """Floating-point operations of all stages together, the teacher's forwards included."""
+    """Floating-point operations of matrix products, of all stages together: the teacher's forwards and the estimate of
+    importance included."""
 
     shares: dict[str, float | None] = field(default_factory=dict)
     """Stage -> its share of the total, see the pipeline's file; they add up to 1."""

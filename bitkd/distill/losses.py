@@ -123,15 +123,18 @@ def relation_kl(student: Tensor, teacher: Tensor, mask: Tensor, relation_heads: 
             )
     mask = mask.bool()
     with torch.autocast(student.device.type, enabled=False):
-        log_student = _log_relation(student.float(), mask, relation_heads)
-        log_teacher = _log_relation(teacher.float(), mask, relation_heads)
+        log_student = log_relation(student.float(), mask, relation_heads)
+        log_teacher = log_relation(teacher.float(), mask, relation_heads)
         divergence = log_teacher.exp() * (log_teacher - log_student)
         total = divergence.masked_fill(~_pairs(mask), 0.0).sum(dim=(1, 2, 3))
         return (total / (relation_heads * _lengths(mask))).mean()
 
 
-def _log_relation(x: Tensor, mask: Tensor, heads: int) -> Tensor:
-    """(batch, heads, query, key): log-softmax over the real keys of the scaled dot products of x with itself."""
+def log_relation(x: Tensor, mask: Tensor, heads: int) -> Tensor:
+    """(batch, heads, query, key): log-softmax over the real keys of the scaled dot products of x with itself.
+
+    x: (batch, length, width).  mask: (batch, length), True = token.  heads: parts that the width is split into.
+    """
     x = x.masked_fill(~mask[:, :, None], 0.0).unflatten(-1, (heads, -1)).transpose(1, 2)
     scores = x @ x.transpose(2, 3) * x.shape[-1] ** -0.5
     # Not -inf: a query without any real key would give NaN.

@@ -14,7 +14,10 @@ class StageFlops:
     """FLOPs of a stage whose steps are not known yet."""
 
     step: float
-    """Of one optimizer step, the teacher's forward included."""
+    """Of one optimizer step, the teacher's forward included; 0 if the stage has none."""
+
+    importance: float = 0.0
+    """Of estimating importance, before the first step."""
 
     kept_step: float | None = None
     """Of one optimizer step on kept logits of the teacher; None if the stage cannot keep them."""
@@ -26,7 +29,7 @@ class StageFlops:
     """Steps from which on the logits are kept."""
 
     def steps_for(self, total: float) -> int:
-        """Optimizer steps that cost at most `total`."""
+        """Optimizer steps that cost at most `total`, importance apart."""
         steps = int(total / self.step + 1e-9)
         if self.kept_step is None or steps < self.kept_from:
             return steps
@@ -42,26 +45,33 @@ def budget_steps(config: Config, flops: Mapping[str, StageFlops]) -> dict[str, i
     """Optimizer steps of every stage that has a share of the run's budget; none if no budget is set.
 
     flops: of each stage; only used for a budget in FLOPs.
-    Steps add up to the total exactly; examples and FLOPs are rounded down to whole steps of each stage.
+    Steps add up to the total exactly; examples and FLOPs are rounded down to whole steps of each stage. A budget in FLOPs
+    also pays for estimating importance, and what is left of it is shared; not for a General KD stage without a share.
     """
     budget = config.budget
     if budget.total is None:
         return {}
     shares = check_budget(config)
     unit, total = budget.total
+    apart = 0.0
     if unit == "steps":
         steps = _apportion(int(total), shares)
     else:
         cost = flops if unit == "flops" else {name: StageFlops(batch_size(config, name)) for name in shares}
-        steps = {name: cost[name].steps_for(share * total) for name, share in shares.items()}
+        apart = sum(cost[name].importance for name in cost if name in shares or not _on_corpus(config, name))
+        steps = {name: cost[name].steps_for(share * (total - apart)) for name, share in shares.items()}
     if short := [name for name, count in steps.items() if count < 1]:
         each = {name: 1.0 if unit == "steps" else cost[name].least for name in shares}
-        least = max(each[name] / share for name, share in shares.items())
+        least = max(each[name] / share for name, share in shares.items()) + apart
         raise InputError(
             f"budget.{unit}={total:g} leaves less than one step for {', '.join(short)}; use at least {math.ceil(least)}, or "
             "other budget.shares"
         )
     return steps
+
+
+def _on_corpus(config: Config, name: str) -> bool:
+    return kind_of(config.stages[name].kind).on_corpus
 
 
 def batch_size(config: Config, name: str) -> int:
@@ -109,7 +119,7 @@ def _check_whole(budget: BudgetSpec, config: Config, trained: list[str], shares:
             else "no stage of this pipeline distils, so there is nothing to spend a budget on; leave budget.* out"
         )
     # General KD may be left out of the budget, because its student is for all tasks.
-    missing = [name for name in trained if name not in shares and not kind_of(config.stages[name].kind).on_corpus]
+    missing = [name for name in trained if name not in shares and not _on_corpus(config, name)]
     if missing:
         raise InputError(f"budget.shares has none for {', '.join(missing)}; every KD stage but General KD needs one")
     for name in shares:

@@ -8,7 +8,6 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, Logger
-from transformers import PreTrainedModel
 
 from bitkd.callbacks.checkpoints import BestCheckpoint, ResumeCheckpoint, latest_checkpoint
 from bitkd.callbacks.flops import TrainingFlops
@@ -23,11 +22,11 @@ from bitkd.data.batches import LoaderSpec
 from bitkd.data.metrics import primary_score
 from bitkd.data.tasks import HOLDOUT, TaskSpec
 from bitkd.models.artifact import save_student
-from bitkd.models.importance import Importance, estimate_importance
 from bitkd.models.size import measure
 from bitkd.pipeline.build import build_module, finish_student, selection
 from bitkd.pipeline.context import StageContext
 from bitkd.pipeline.estimate import workload_of
+from bitkd.pipeline.importance import ImportanceEstimate
 from bitkd.pipeline.stage_record import stage_record, task_record
 from bitkd.pipeline.teacher_logits import KeptLogits, teacher_logits
 from bitkd.processes.group import make_trainer
@@ -52,11 +51,13 @@ def execute(context: StageContext) -> None:
         raise FileNotFoundError(f"{context.plan.augmented_rows(stage)} cannot be seen by this process, or has no rows")
     reset_peak(group.device)
     pl.seed_everything(stage.seed, verbose=False)
-    module = build_module(stage, context.sources, context.load, lambda source: _importance(context, source))
+    importance = ImportanceEstimate(stage, context.sources)
+    module = build_module(stage, context.sources, context.load, importance)
     data, loggers = _data_module(context), _loggers(context)
     metric = context.config.task.metric if stage.kind.keeps_head else None
     progress = Progress(context.console, context.place, metric, context.progress_bar and group.is_global_zero)
-    fitted = _fit(context, module, data, progress, loggers) if stage.trains else _NOT_FITTED
+    make = _fit if stage.trains else _leave
+    fitted = make(context, module, importance, data, progress, loggers)
     values, predictions = _validate(context, module, data, progress)
     _publish(context, module, fitted, values, predictions, loggers)
     group.barrier()
@@ -65,6 +66,7 @@ def execute(context: StageContext) -> None:
 def _fit(
     context: StageContext,
     module: StudentModule,
+    importance: ImportanceEstimate,
     data: pl.LightningDataModule,
     progress: Progress,
     loggers: list[Logger],
@@ -78,7 +80,7 @@ def _fit(
     kept = _keep_logits(context, module)
     best = BestCheckpoint(context.work, SCORE)
     flops = TrainingFlops(row_flops, kept.rows if kept else None)
-    seconds = TrainingSeconds(kept.seconds if kept else 0.0)
+    seconds = TrainingSeconds(importance.seconds + (kept.seconds if kept else 0.0))
     callbacks: list[pl.Callback] = [KeepSignals(context.stopping), progress, flops, seconds]
     compiler = None
     with ExitStack() as stack:
@@ -94,18 +96,29 @@ def _fit(
     if selected == "best" and best.score is not None:
         best.load_into(module)
     return {
-        "seconds": seconds.seconds,
-        "seconds_before": (kept.seconds if kept else 0.0) + (compiler.seconds if compiler else 0.0),
+        **seconds.facts,
+        "seconds_before": round(seconds.before + (compiler.seconds if compiler else 0.0), 2),
         "examples": flops.examples,
-        "flops": FlopsRecord(flops.student, flops.teacher),
+        "padded_tokens": flops.padded_tokens,
+        "tokens": flops.tokens,
+        "flops": FlopsRecord(flops.student, flops.teacher, importance.flops),
         "curve": [(int(step), score) for step, score in best.curve],
         "selected": selected,
         "selected_step": best.step if selected == "best" else trainer.global_step,
+        "selection_rows": context.sources.task.rows.get(module.dev_names[0]) if selected == "best" else None,
         "workload": workload_of(stage, context.plan.by_name, context.sources),
     }
 
 
-_NOT_FITTED: dict[str, Any] = {"seconds": 0.0, "flops": FlopsRecord(0, 0)}
+def _leave(context: StageContext, module: StudentModule, importance: ImportanceEstimate, *_: Any) -> dict[str, Any]:
+    """The same of a stage without steps."""
+    return {
+        **TrainingSeconds(importance.seconds).facts,
+        "seconds_before": round(importance.seconds, 2),
+        "padded_tokens": 0,
+        "tokens": 0,
+        "flops": FlopsRecord(0, 0, importance.flops),
+    }
 
 
 def _validate(
@@ -221,14 +234,6 @@ def _data_module(context: StageContext) -> pl.LightningDataModule:
     if stage.kind.on_corpus:
         return sources.corpus_module(loader)
     return sources.task_module(loader, context.plan.augmented_rows(stage))
-
-
-def _importance(context: StageContext, source: PreTrainedModel) -> Importance:
-    sources = context.sources
-    # Fixed, because the rows that are chosen decide the result and are in no fingerprint.
-    loader = LoaderSpec(batch_size=32, seed=0)
-    data = sources.corpus_module(loader) if context.stage.kind.on_corpus else sources.task_module(loader)
-    return estimate_importance(source, data.importance_batches(context.config.data.importance_rows))
 
 
 def _loggers(context: StageContext) -> list[Logger]:

@@ -1,4 +1,4 @@
-"""The cost of an optimizer step of each stage, computed before any stage is trained."""
+"""The cost of an optimizer step of each stage, and of estimating importance, computed before any stage is trained."""
 
 import copy
 import math
@@ -18,18 +18,20 @@ from bitkd.models.encoder import encoder_layers, read_spec
 from bitkd.models.importance import Importance
 from bitkd.models.prepare import split_ternary_
 from bitkd.pipeline.build import build_module, finish_student
+from bitkd.pipeline.importance import importance_rows
 from bitkd.pipeline.stage import PlannedStage
 from bitkd.sources.sources import Sources
-from bitkd.stages.flops import row_flops
+from bitkd.stages.flops import importance_flops, row_flops
 
 
-def count_flops(stages: Sequence[PlannedStage], sources: Sources) -> dict[str, tuple[float, float]]:
-    """FLOPs of an optimizer step of each stage that trains, over all processes: of the student, and of the teacher.
+def count_flops(stages: Sequence[PlannedStage], sources: Sources) -> dict[str, tuple[float, float, float]]:
+    """FLOPs of each stage that makes a student, over all processes: of the student and of the teacher in an optimizer step
+    (0 if it does not train), and of estimating importance once (0 if it narrows no model).
 
     Counted on untrained models of the same shapes, with the row lengths of the first pass. A stage on augmented rows
     takes the lengths of the original rows; a stream counts every sequence at full length.
     """
-    costs: dict[str, tuple[float, float]] = {}
+    costs: dict[str, tuple[float, float, float]] = {}
     made: dict[str, PreTrainedModel] = {}
 
     def load(name: str) -> PreTrainedModel:
@@ -38,26 +40,40 @@ def count_flops(stages: Sequence[PlannedStage], sources: Sources) -> dict[str, t
     for position, stage in enumerate(stages):
         if stage.kind.makes_rows:
             continue
-        module = build_module(stage, sources, load, _any_heads)
+        importance = _AnyHeads(stage, sources)
+        module = build_module(stage, sources, load, importance)
         if stage.kind.splits:
             split_ternary_(module)
+        student = teacher = 0.0
         if stage.trains:
             powers = _mean_powers(stage, sources)
             student, teacher = (
                 stage.train.batch_size * float(sum(c * power for c, power in zip(curve, powers)))
                 for curve in row_flops(module, _example(sources))
             )
-            costs[stage.name] = student, teacher
+        costs[stage.name] = student, teacher, importance.flops
         made[stage.name] = finish_student(stage, module).requires_grad_(True)
         needed = {name for later in stages[position + 1 :] for name in later.upstream.values()}
         made = {name: model for name, model in made.items() if name in needed}
     return costs
 
 
-def _any_heads(source: PreTrainedModel) -> Importance:
-    """Equal importance for all heads and neurons: the cost does not depend on which ones a student keeps."""
-    spec, layers = read_spec(source), len(encoder_layers(source))
-    return Importance(torch.ones(layers, spec.heads), torch.ones(layers, spec.neurons))
+class _AnyHeads:
+    """Equal importance for all heads and neurons: the cost does not depend on which ones a student keeps.
+
+    flops: what estimating it would take; 0 if no model was narrowed.
+    """
+
+    def __init__(self, stage: PlannedStage, sources: Sources) -> None:
+        self._stage, self._sources = stage, sources
+        self.flops = 0.0
+
+    def __call__(self, source: PreTrainedModel) -> Importance:
+        curve = importance_flops(source, _example(self._sources))
+        sums = importance_rows(self._stage, self._sources)
+        self.flops = float(sum(c * total for c, total in zip(curve, sums)))
+        spec, layers = read_spec(source), len(encoder_layers(source))
+        return Importance(torch.ones(layers, spec.heads), torch.ones(layers, spec.neurons))
 
 
 def _example(sources: Sources) -> dict[str, Any]:

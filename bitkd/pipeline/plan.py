@@ -255,7 +255,7 @@ def _with_fingerprints(stages: list[PlannedStage], sources: Sources) -> list[Pla
 
 
 def _count_flops(stages: list[PlannedStage], sources: Sources) -> dict[str, StageFlops]:
-    """FLOPs of each stage that trains; cached for the same models, rows and settings of the data.
+    """FLOPs of each stage that makes a student; cached for the same models, rows and settings of the data.
 
     The teacher's pass over all rows, where its logits are kept, is taken at the mean cost of a row in training.
     """
@@ -273,7 +273,7 @@ def _count_flops(stages: list[PlannedStage], sources: Sources) -> dict[str, Stag
         for stage in stages
     ]
 
-    def compute() -> dict[str, tuple[float, float]]:
+    def compute() -> dict[str, tuple[float, float, float]]:
         # Imported here, because it imports torch.
         from bitkd.pipeline.flops import count_flops
 
@@ -284,10 +284,10 @@ def _count_flops(stages: list[PlannedStage], sources: Sources) -> dict[str, Stag
     for stage in stages:
         if stage.name not in counted:
             continue
-        student, teacher = counted[stage.name]
-        found[stage.name] = StageFlops(student + teacher)
+        student, teacher, before = counted[stage.name]
+        found[stage.name] = StageFlops(student + teacher, before)
         rows, size = _training_rows(stage, sources), stage.train.batch_size
         if rows is not None and setting != "never" and stage.kind.can_keep_logits(stage.spec.loss, regression):
             least = rows // size + 1 if setting == "auto" else 0
-            found[stage.name] = StageFlops(student + teacher, student, teacher * rows / size, least)
+            found[stage.name] = StageFlops(student + teacher, before, student, teacher * rows / size, least)
     return found

@@ -43,6 +43,12 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
             "Larger is better; an error counts negatively, an undefined correlation as 0.",
         ),
         (
+            "verdict",
+            "the outcome of a rule, for the difference that was named before the runs, from its interval for other rows and "
+            "other seeds (of the mean over the study's tasks): better, all of it is above 0; worse, below 0; equal, within the "
+            "margin; not worse, above minus the margin; undecided, anything else. A point is a hundredth of the metric.",
+        ),
+        (
             "teacher score retained",
             f"(student − majority) / (teacher − majority), of the means over seeds; {comparison.metric} of the majority is "
             f"{comparison.majority:.4f}, the score of always predicting the most frequent dev label (regression: the mean). "
@@ -65,8 +71,8 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
         (
             "p, p by Holm",
             "the chance of a difference at least this large, in either direction, if the arms were equal; then corrected for the "
-            "number of differences in the table: if all arms were equal, any “p by Holm” below 0.05 would occur in at most one "
-            "of twenty such tables.",
+            "number of exploratory differences in the table: if all arms were equal, any “p by Holm” below 0.05 would occur in "
+            "at most one of twenty such tables. A difference that was named before the runs is not corrected.",
         ),
         (
             "detectable",
@@ -109,11 +115,34 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
         ),
         (
             "cost",
-            "of training, over all processes: optimizer steps, examples seen, and FLOP by torch.utils.flop_counter (the "
-            "student's forward and backward passes and the teacher's forward passes; validation does not count). Training "
-            "time is taken by the clock of the first process, from a stage's first step to its last, with the validations "
-            "and checkpoints between them, over all resumptions. The chain is every stage except the teacher and augmented "
-            "rows, which pipelines share. General KD is done once for all tasks, so the cost is given with and without it.",
+            "of training, over all processes and resumptions: optimizer steps, examples (rows) seen, their tokens without "
+            "padding and with it, FLOP and time. The chain is every stage except the teacher and augmented rows, which "
+            "pipelines share. General KD is done once for all tasks, so the cost is given with and without it. A dash: older "
+            "records do not say.",
+        ),
+        (
+            "FLOP of products",
+            "floating-point operations of matrix products, counted by torch.utils.flop_counter: of the student's forward and "
+            "backward passes, of the teacher's forward passes, and of estimating the importance of heads and neurons for a "
+            "narrower student. Not in it: elementwise work, quantizers, the optimizer, and validation.",
+        ),
+        (
+            "training time, training alone",
+            "by the clock of the first process, from a stage's first step to its last, and what must be computed before them "
+            "(importance, kept logits of the teacher, compiling). “Training alone” is without the validations and the saving of "
+            "checkpoints: the time in which the FLOP of products were spent. FLOP per step, time per step and s per TFLOP "
+            "(seconds for 10¹² FLOP of products) are of training alone.",
+        ),
+        (
+            "equal FLOP are not equal time",
+            "work that is no product takes time and no FLOP of products. A split student has the most of it: it updates twice "
+            "the weights of a student of its width, so its stages may take twice the time for each FLOP. Compare s per TFLOP "
+            "before two arms of equal FLOP are called equally expensive.",
+        ),
+        (
+            "chosen step, looks",
+            "the step whose weights a stage passes on, under each seed: the best of so many validations on so many rows, or the "
+            "last step. The best of more validations is better by chance alone.",
         ),
         (
             "stages, hyper-parameters",

@@ -115,7 +115,7 @@ def draw_cost(comparison: Comparison) -> Figure:
     pairs = [(arm.chain.flops, arm.without_general.flops if arm.has_general else None) for arm in comparison.arms]
     hollow = "without General KD" if any(arm.has_general for arm in comparison.arms) else ""
     figure, axes = _scatter(comparison, pairs, "whole chain", hollow, si)
-    axes.set_xlabel("training cost of the whole chain [FLOP],\nteacher's forward passes included")
+    axes.set_xlabel("training cost of the whole chain [FLOP of products],\nteacher's forward passes included")
     return figure
 
 

@@ -1,6 +1,7 @@
 """The tables of a comparison, as text."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,7 +15,8 @@ from bitkd.data.tasks import HOLDOUT
 from bitkd.names import escaped
 from bitkd.report.numbers import DASH, p_text, time_text
 
-PER_STEP = ("FLOP per step", "time per step")
+PER_STEP = ("FLOP per step", "time per step", "s per TFLOP")
+"""Of training alone."""
 
 WHAT_IT_SAYS = "what it says"
 SIZE_RATIO = "size, of the second's"
@@ -49,7 +51,7 @@ def headline(comparison: Comparison) -> TextTable:
     budgets = any(arm.first.budget for arm in comparison.arms)
     header = ["arm", comparison.metric, "teacher score retained", "student / teacher", "bits", "MiB packed"]
     header += [
-        "training FLOP",
+        "FLOP of products",
         "training time",
         "seeds",
         "stages",
@@ -96,9 +98,9 @@ def difference_table(comparison: Comparison) -> TextTable:
         "95 %, these models": [_interval_text(one.estimate.rows) for one in found],
         "95 %, other seeds": [_interval_text(one.estimate.interval()) for one in found],
     }
-    if any(one.p_holm is not None for one in found):
+    if any(one.estimate.p is not None for one in found):
         columns["p"] = [p_text(one.estimate.p) for one in found]
-        columns["p by Holm"] = [p_text(one.p_holm) for one in found]
+        columns["p by Holm"] = ["named before" if one.primary else p_text(one.p_holm) for one in found]
         columns["detectable"] = [
             DASH if one.estimate.detectable is None else f"{one.estimate.detectable:.4f}" for one in found
         ]
@@ -183,8 +185,18 @@ def measured_with(comparison: Comparison) -> list[str]:
 
 def cost_table(comparison: Comparison) -> TextTable:
     """The cost of the chain with and without General KD, and of what is shared, each on its own row."""
-    header = ["arm", "of", "steps", "examples", "student FLOP", "teacher FLOP", "all FLOP", "training time"]
-    header += [*PER_STEP, "device"]
+    header = [
+        "arm",
+        "of",
+        "steps",
+        "examples",
+        "tokens",
+        "with padding",
+        "student FLOP",
+        "teacher FLOP",
+        "importance FLOP",
+    ]
+    header += ["FLOP of products", "training time", "training alone", *PER_STEP, "device"]
     rows = []
     for arm in comparison.arms:
         parts = [("whole chain", arm.chain)]
@@ -199,12 +211,19 @@ def cost_table(comparison: Comparison) -> TextTable:
 
 
 def _cost_cells(cost: Cost) -> list[str]:
-    flops = [si(value) for value in (cost.student_flops, cost.teacher_flops, cost.flops)]
-    return [f"{cost.steps:,.0f}", si(cost.examples), *flops, time_text(cost.seconds), *_step_cells(cost)]
+    seen = [si(cost.examples), _known(cost.tokens, si), _known(cost.padded_tokens, si)]
+    flops = [si(cost.student_flops), si(cost.teacher_flops), _known(cost.importance_flops, si), si(cost.flops)]
+    times = [time_text(cost.seconds), _known(cost.training_seconds, time_text)]
+    return [f"{cost.steps:,.0f}", *seen, *flops, *times, *_step_cells(cost)]
 
 
 def _step_cells(cost: Cost) -> list[str]:
-    return [si(cost.flops / cost.steps), time_text(cost.seconds / cost.steps)] if cost.steps else [DASH, DASH]
+    flops = si(cost.flops / cost.steps) if cost.steps else DASH
+    return [flops, _known(cost.seconds_per_step, time_text), _known(cost.seconds_per_tflop, "{:.3g}".format)]
+
+
+def _known(value: float | None, text: Callable[[float], str]) -> str:
+    return DASH if value is None else text(value)
 
 
 def _measured(arm: Arm) -> list[tuple[str, str]]:
@@ -221,7 +240,17 @@ def stage_table(arm: Arm, measured: list[tuple[str, str]] | None = None) -> Text
     """An arm's stages: each metric of each dev set (those of `measured`) as the mean over seeds, and the cost."""
     measured = measured or _measured(arm)
     header = ["stage", *(f"{dev} {metric}" for dev, metric in measured)]
-    header += ["bits", "steps", "student FLOP", "teacher FLOP", "training time", *PER_STEP]
+    header += [
+        "bits",
+        "steps",
+        "chosen step",
+        "looks",
+        "student FLOP",
+        "teacher FLOP",
+        "importance FLOP",
+        "training time",
+    ]
+    header += ["training alone", *PER_STEP]
     rows = []
     for position, stage in enumerate(arm.first.stages):
         same_stage = [run.stages[position] for run in arm.runs]
@@ -232,11 +261,25 @@ def stage_table(arm: Arm, measured: list[tuple[str, str]] | None = None) -> Text
             for dev, metric in measured
         ]
         cost = Cost.mean([Cost.of([one]) for one in same_stage])
-        costs = [f"{cost.steps:,.0f}", si(cost.student_flops), si(cost.teacher_flops), time_text(cost.seconds)]
+        costs = [f"{cost.steps:,.0f}", *_choice_cells(same_stage), si(cost.student_flops), si(cost.teacher_flops)]
+        costs += [_known(cost.importance_flops, si), time_text(cost.seconds), _known(cost.training_seconds, time_text)]
         costs += _step_cells(cost)
         name = stage.title if stage.title == stage.name else f"{stage.title} ({stage.name})"
         rows.append([name + ("" if stage.in_chain else ", shared"), *cells, stage.precision or DASH, *costs])
     return TextTable(header, rows)
+
+
+def _choice_cells(same_stage: list[Stage]) -> list[str]:
+    """The chosen steps of a stage under each seed, and how many validations on how many rows chose among them."""
+    stages = {stage.key: stage for stage in same_stage if stage.selected_step is not None}.values()
+    looks = {
+        f"best of {len(stage.curve)}" + (f" on {stage.selection_rows:,} rows" if stage.selection_rows else "")
+        if stage.selected == "best"
+        else "last"
+        for stage in stages
+    }
+    steps = [f"{stage.selected_step:,}" for stage in stages]
+    return ["; ".join(steps) or DASH, "; ".join(sorted(looks)) or DASH]
 
 
 def stages_table(comparison: Comparison) -> TextTable:

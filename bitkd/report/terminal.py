@@ -16,7 +16,7 @@ OPTIONAL_TEXT = (
     *(
         "hyper-parameters",
         "stages",
-        "training FLOP",
+        "FLOP of products",
         "training time",
         "rows : seeds : both",
         "detectable",

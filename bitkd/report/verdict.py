@@ -35,7 +35,7 @@ def _outcome(study: Study, found: Finding) -> str:
         "worse": f"{first} is worse than {second} {where}{less}.",
         "equal": f"{first} and {second} are equal to within {margin} {where}.",
         "not worse": f"{first} is not worse than {second} by {margin} {where}.",
-        "undecided": f"Undecided: {where}, {first} may be worse than {second} by more than {margin}, or not.",
+        "undecided": f"Undecided whether {first} is worse than {second} by more than {margin} {where}.",
     }
     return texts[found.word]
 

@@ -1,14 +1,20 @@
-"""What a training step costs in floating-point operations, the teacher's forward included."""
+"""What training costs in floating-point operations of matrix products, the teacher's forward included."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
 
 from bitkd.callbacks.flops import RowFlops
+from bitkd.models.importance import estimate_importance
 from bitkd.models.inputs import model_inputs
 from bitkd.stages.base import StudentModule
 from bitkd.stages.distillation import DistillationModule
+from bitkd.stages.terms import relate_teacher
 
 PROBES = (2, 4, 6)
 """Lengths that a row's FLOPs are counted at: a polynomial of degree 2 in the length is known from three."""
@@ -16,17 +22,16 @@ PROBES = (2, 4, 6)
 
 def row_flops(module: StudentModule, batch: dict[str, Tensor]) -> tuple[RowFlops, RowFlops]:
     """FLOPs of one training row by its padded length: of the student's forward and backward, and of the teacher's forward
-    (0 if no term reads the teacher; with kept logits it is that of computing them).
+    and its own products in the loss (0 if no term reads the teacher; with kept logits it is that of computing them).
 
     Counted by torch.utils.flop_counter: two for each multiplication and addition of a matrix product; elementwise
     operations do not count. FLOPs are quadratic in the length, so three short rows determine them.
-    batch: any training batch, for its columns. The random state and the gradients stay as they are.
+    The module is counted in training mode, whatever mode it is in: outside of it, the halves of a split layer may be
+    multiplied one by one. batch: any training batch, for its columns. Mode, random state and gradients stay as they are.
     """
     students, teachers = [], []
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    device = module.device
-    # Fused attention on a CPU has no count of its own.
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), sdpa_kernel(SDPBackend.MATH):
+    with _probing(module.device), _in_training(module):
         for length in PROBES:
             row = {name: _row(column, length) for name, column in batch.items()}
             with _make_counter() as counter:
@@ -39,9 +44,45 @@ def row_flops(module: StudentModule, batch: dict[str, Tensor]) -> tuple[RowFlops
             with _make_counter() as of_target:
                 if isinstance(module, DistillationModule) and module.runs_teacher:
                     module.ask_teacher(row)  # with the products for the scores that are read
-            teachers.append(of_teacher.get_total_flops())
-            students.append(counter.get_total_flops() - of_target.get_total_flops())
+            with _make_counter() as of_relations:
+                if isinstance(module, DistillationModule) and module.runs_teacher:
+                    relate_teacher(module, row["attention_mask"])
+            teachers.append(of_teacher.get_total_flops() + of_relations.get_total_flops())
+            students.append(counter.get_total_flops() - of_target.get_total_flops() - of_relations.get_total_flops())
     return _fit(students), _fit(teachers)
+
+
+def importance_flops(model: PreTrainedModel, batch: dict[str, Tensor]) -> RowFlops:
+    """FLOPs by the padded length of a row that the importance of heads and neurons is estimated on, forward and backward.
+
+    batch: any training batch, for its columns. Random state, mode and gradients of the model stay as they are.
+    """
+    found = []
+    with _probing(model.device):
+        for length in PROBES:
+            with _make_counter() as counter:
+                estimate_importance(model, [{name: _row(column, length) for name, column in batch.items()}])
+            found.append(counter.get_total_flops())
+    return _fit(found)
+
+
+@contextmanager
+def _probing(device: torch.device) -> Iterator[None]:
+    """Inside, random states of the outside are kept, and attention is counted: fused on a CPU, it has no count."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextmanager
+def _in_training(module: torch.nn.Module) -> Iterator[None]:
+    """Inside, a module and its parts are in training mode; afterwards each is in the mode that it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.train()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 class _NoModules:

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from bitkd.distill.layer_map import group_mean_heads
-from bitkd.distill.losses import attention_score_mse, hidden_mse, logits_mse, relation_kl, soft_cross_entropy
+from bitkd.distill.losses import (
+    attention_score_mse,
+    hidden_mse,
+    log_relation,
+    logits_mse,
+    relation_kl,
+    soft_cross_entropy,
+)
 
 if TYPE_CHECKING:
     from bitkd.stages.distillation import DistillationModule
@@ -48,6 +55,17 @@ def attention_term(module: "DistillationModule", student: Any, teacher: Any, bat
             source = module.select_heads(scores, i)
         losses.append(attention_score_mse(student.attentions[i], source, mask, module.loss.include_padding))
     return torch.stack(losses).sum()
+
+
+def relate_teacher(module: "DistillationModule", mask: Tensor) -> None:
+    """The products that the relation loss makes of the teacher's last projections alone, to count them; none for other
+    losses.
+
+    mask: (batch, length), 1 = token.
+    """
+    for projections in [module.recorders[1].projections[t] for t in module.map.attention] if module.recorders else []:
+        for projection in projections:
+            log_relation(projection.float(), mask.bool(), module.teacher_heads)
 
 
 def _relations(module: "DistillationModule", mask: Tensor) -> Tensor:

@@ -46,13 +46,18 @@ class SizeRecord:
 
 @dataclass(frozen=True)
 class FlopsRecord:
-    """Floating-point operations of a stage's training, over all processes."""
+    """Floating-point operations of a stage's training, over all processes: those of matrix products."""
 
     student: int
     """The student's forward and backward passes."""
 
     teacher: int
-    """The teacher's forward passes."""
+    """The teacher's forward passes, and its own products in the loss."""
+
+    importance: int | None = None
+    """Of estimating the importance of heads and neurons, for a student that is made narrower; 0 for others. None: not
+    counted, in older records.
+    """
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,24 @@ class StageRecord:
     """Hash of what decides the time and the memory of a step, see `bitkd.pipeline.estimate`; None if nothing was trained."""
 
     seconds_before: float = 0.0
-    """Those of `seconds` that do not depend on the steps: computing the teacher's logits, and compiling in the first step."""
+    """Those of `seconds` that do not depend on the steps: estimating importance, computing the teacher's logits, and compiling
+    in the first step."""
+
+    validation_seconds: float | None = None
+    """Those of `seconds` from the start of a validation to the next step. None: not measured, in older records and for rows.
+    """
+
+    saving_seconds: float | None = None
+    """Those of `seconds` in which checkpoints to resume from were saved; None as above."""
+
+    padded_tokens: int | None = None
+    """Tokens of `examples` with their padding: rows times length of each batch; None as above."""
+
+    tokens: int | None = None
+    """Tokens of `examples` without padding; None as above."""
+
+    selection_rows: int | None = None
+    """Rows of the set whose score chose the checkpoint; None if it was not chosen by a score, and in older records."""
 
     memory_mib: float | None = None
     """Peak of the first process: of its GPU if it has one, else its resident memory; None if it is not known."""
@@ -160,10 +182,15 @@ class StageRecord:
         """The content of the JSON file: a student has no `augmented`, rows have no fields of a student."""
         data = asdict(self)
         absent = {"augmented"} if self.augmented is None else {"size", "selected", "curve", "flops", "selected_step"}
-        optional = ("selected_step", "trained_for", "workload", "memory_mib")
+        optional = ("selected_step", "trained_for", "workload", "memory_mib", *_MEASURED)
         absent |= {name for name in optional if data[name] is None}
         absent |= set() if self.seconds_before else {"seconds_before"}
+        if data["flops"] and data["flops"]["importance"] is None:
+            del data["flops"]["importance"]
         return {name: value for name, value in data.items() if name not in absent}
+
+
+_MEASURED = ("validation_seconds", "saving_seconds", "padded_tokens", "tokens", "selection_rows")
 
 
 @dataclass(frozen=True)

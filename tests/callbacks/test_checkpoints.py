@@ -1,4 +1,5 @@
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -177,7 +178,7 @@ def test_two_checkpoints_are_kept_and_seconds_add_up(tmp_path):
     files = sorted(tmp_path.glob("step-*.ckpt"))
     assert [file.name for file in files] == ["step-000000008.ckpt", "step-000000009.ckpt"]
     states = torch.load(files[-1], weights_only=True)["callbacks"]
-    assert states["TrainingSeconds"]["seconds"] > 0
+    assert sum(states["TrainingSeconds"]["spent"].values()) > 0
 
 
 def test_time_is_counted_to_the_end_though_nothing_is_saved(tmp_path):
@@ -185,6 +186,31 @@ def test_time_is_counted_to_the_end_though_nothing_is_saved(tmp_path):
     clock = next(callback for callback in module.trainer.callbacks if isinstance(callback, TrainingSeconds))
     assert clock.seconds > 0
     assert not [*tmp_path.glob("step-*.ckpt")]
+
+
+@pytest.mark.parametrize("stop_at", [None, 8])
+def test_training_validations_and_checkpoints_are_timed_apart_over_resumptions(tmp_path, monkeypatch, stop_at):
+    now = 0.0
+
+    def passes(seconds):
+        nonlocal now
+        now += seconds
+
+    step, validation = Noisy.training_step, Noisy.validation_step
+    monkeypatch.setattr("bitkd.callbacks.seconds.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(Noisy, "training_step", lambda *args: [step(*args), passes(1)][0])
+    monkeypatch.setattr(Noisy, "validation_step", lambda *args: [validation(*args), passes(10)][0])
+    monkeypatch.setattr(ResumeCheckpoint, "_read_positions", lambda self: passes(100))
+    if stop_at is not None:  # the steps since the last checkpoint are made again, and count once
+        fit(tmp_path, stop_at=stop_at, every_steps=5)
+    module, _ = fit(tmp_path, every_steps=5)
+    clock = next(callback for callback in module.trainer.callbacks if isinstance(callback, TrainingSeconds))
+    assert clock.facts["validation_seconds"] == 3 * 2 * 10
+    saving = 200 if stop_at is None else 100  # a checkpoint cannot hold how long it took to write
+    assert clock.facts["saving_seconds"] == saving
+    assert clock.facts["seconds"] == 12 + 60 + saving
+    clock.load_state_dict({"seconds": 5.0})  # as versions wrote it that measured no parts
+    assert (clock.facts["seconds"], clock.facts["validation_seconds"]) == (5.0, None)
 
 
 def test_a_best_that_a_checkpoint_names_outlives_a_better_one(tmp_path, monkeypatch):

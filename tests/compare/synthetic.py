@@ -21,6 +21,15 @@ from bitkd.store.records import FlopsRecord, MetricsRecord, RunManifest, SizeRec
 from bitkd.store.run_folder import MANIFEST
 
 ROWS = 408
+NEWER = (
+    "validation_seconds",
+    "saving_seconds",
+    "padded_tokens",
+    "tokens",
+    "selected",
+    "selected_step",
+    "selection_rows",
+)
 GENERAL = ("general", "General KD", "general", "W32A32", None)
 FP32 = [
     ("stage1", "Stage-I KD", "intermediate", "W32A32", 0.72),
@@ -95,6 +104,14 @@ def make_stage(name, title, kind, precision, accuracy, labels, seed, steps, widt
         trainer_precision="32-true",
         curve=[(step, goal - 0.25 * (1 - step / steps) ** 2 + 0.01 * np.sin(step + seed)) for step in seen],
         predictions=None if predicted is None else {"dev": Predictions(list(labels), predicted)},
+        importance_flops=int(1e12) if kind == "general" else 0,
+        validation_seconds=steps * 0.03 if trains else 0.0,
+        saving_seconds=steps * 0.01 if trains else 0.0,
+        padded_tokens=steps * 32 * 48 if trains else 0,
+        tokens=steps * 32 * 40 if trains else 0,
+        selected=("last" if value is None else "best") if trains else None,
+        selected_step=seen[-1] if trains else None,
+        selection_rows=len(labels) if trains and value is not None else None,
     )
 
 
@@ -224,7 +241,8 @@ def stage_record(run, stage):
         versions=run.versions,
         size=size,
         curve=stage.curve,
-        flops=FlopsRecord(stage.student_flops, stage.teacher_flops),
+        flops=FlopsRecord(stage.student_flops, stage.teacher_flops, stage.importance_flops),
+        **{name: getattr(stage, name) for name in NEWER},
     )
 
 

@@ -39,7 +39,11 @@ def test_costs_are_counted_with_and_without_general_kd_and_the_teacher_apart(run
     for name in ("steps", "examples", "student_flops", "teacher_flops", "seconds"):
         general = getattr(stages["general"], name)
         assert getattr(arm.chain, name) - getattr(arm.without_general, name) == pytest.approx(general)
-    assert arm.chain.flops == sum(stage.student_flops + stage.teacher_flops for stage in chain)
+    products = sum(stage.student_flops + stage.teacher_flops + stage.importance_flops for stage in chain)
+    assert arm.chain.flops == products
+    assert arm.chain.importance_flops == stages["general"].importance_flops > 0
+    assert arm.chain.training_seconds == pytest.approx(arm.chain.steps * (0.31 - 0.03 - 0.01))
+    assert arm.chain.seconds_per_tflop == pytest.approx(arm.chain.training_seconds / (products / 1e12))
     assert arm.num_stages == 7
 
 

@@ -19,7 +19,7 @@ from bitkd.report.plots import draw
 from bitkd.report.tables import cost_table, headline, stages_table
 from bitkd.report.write import markdown
 from bitkd.stages.kinds import KINDS
-from tests.compare.synthetic import make_one, write_run
+from tests.compare.synthetic import NEWER, make_one, write_run
 
 
 def written(runs):
@@ -177,22 +177,71 @@ def test_a_step_costs_what_its_stage_costs_by_its_steps():
     comparison = Comparison.of([make_one("singlestage", 1), make_one("halfternary", 1)])
 
     def per_step(table, name):
-        return [
-            [row[table.header.index(column)] for column in (name, "FLOP per step", "time per step")]
-            for row in table.rows
-        ]
+        columns = [table.header.index(column) for column in (name, "FLOP per step", "time per step")]
+        return [[row[column] for column in columns] for row in table.rows]
 
     costs = per_step(cost_table(comparison), "of")
-    assert costs[0] == ["whole chain", "800 G", "0.31 s"]  # 3 x 200 G of the student, 200 G of the teacher
-    assert costs[1] == ["shared, apart: Teacher", "600 G", "0.31 s"]
-    assert costs[2] == ["whole chain", "500 G", "0.31 s"]
+    assert costs[0] == ["whole chain", "800 G", "0.27 s"]  # 3 x 200 G of the student, 200 G of the teacher
+    assert costs[1] == ["shared, apart: Teacher", "600 G", "0.27 s"]
+    assert costs[2] == ["whole chain", "501 G", "0.27 s"]  # with importance
     stages = stages_table(comparison)
     assert [row[0] for row in stages.rows] == ["singlestage"] * 4 + ["halfternary"] * 5
     assert per_step(stages, "stage")[:3] == [
-        ["Teacher (teacher), shared", "600 G", "0.31 s"],
+        ["Teacher (teacher), shared", "600 G", "0.27 s"],
         ["Initialization (init)", "–", "–"],
-        ["Single-Stage KD (single)", "800 G", "0.31 s"],
+        ["Single-Stage KD (single)", "800 G", "0.27 s"],
     ]
+
+
+def test_what_older_records_lack_is_a_dash():
+    whole = make_one("halfternary", 1)
+    older = with_stages(whole, lambda stage: replace(stage, **dict.fromkeys(["importance_flops", *NEWER])))
+    assert not any(f'"{name}"' in to_json([older]) for name in ["importance_flops", *NEWER])
+    assert all(f'"{name}"' in to_json([whole]) for name in ["importance_flops", *NEWER])
+    lacking = ["tokens", "with padding", "importance FLOP", "training alone", "time per step", "s per TFLOP"]
+    known = ["training time", "FLOP of products"]
+
+    def cells(run, columns):
+        table = cost_table(Comparison.of([run]))
+        return [table.rows[0][table.header.index(name)] for name in columns]
+
+    assert cells(older, lacking) == ["–"] * 6
+    assert cells(older, known) == ["7.8 min", "750 T"]
+    assert cells(whole, lacking) == ["1.92 M", "2.3 M", "1 T", "6.8 min", "0.27 s", "0.539"]
+    assert cells(whole, known) == ["7.8 min", "751 T"]
+
+
+def test_stages_name_the_step_that_was_chosen_and_by_how_many_looks():
+    comparison = Comparison.of([make_one("multistage", 1), make_one("multistage", 2)])
+    table = stages_table(comparison)
+    chosen = {row[1]: [row[table.header.index(name)] for name in ("chosen step", "looks")] for row in table.rows}
+    assert chosen["General KD (general)"] == ["600; 600", "last"]
+    assert chosen["Stage-II KD (stage2)"] == ["300; 300", "best of 4 on 408 rows"]
+    assert chosen["Weight-Splitting (split)"] == ["–", "–"]
+
+
+def test_unequal_looks_at_the_final_checkpoint_are_warned_of():
+    def warning(*runs):
+        return next((text for text in warnings_of(make_arms(list(runs))) if text.startswith("Unequal looks")), None)
+
+    one, other = make_one("singlestage", 1), make_one("multistage", 1)
+    fewer = replace(other, stages=[*other.stages[:-1], replace(other.final, curve=other.final.curve[:2])])
+    assert warning(one, other) is None
+    assert "(singlestage: 4; multistage: 2)" in warning(one, fewer)
+    assert "stages.NODE.select=last" in warning(one, fewer)
+    last = [replace(run, stages=[*run.stages[:-1], replace(run.final, selected="last")]) for run in (one, fewer)]
+    assert warning(*last) is None
+    assert "(singlestage: no choice; multistage: 2)" in warning(last[0], fewer)
+    # Older records say it by their settings.
+    older = [
+        replace(
+            run,
+            stages=[*run.stages[:-1], replace(run.final, selected=None)],
+            settings={f"stages.{run.final.name}.select": how},
+        )
+        for run, how in ((one, "auto"), (fewer, "last"))
+    ]
+    assert "(singlestage: 4; multistage: no choice)" in warning(*older)
 
 
 @pytest.mark.parametrize(

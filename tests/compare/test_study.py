@@ -102,7 +102,9 @@ def test_the_verdict_is_on_the_mean_of_the_tasks_and_then_on_each(run_of):
     assert found.mean.estimate.value == pytest.approx(0, abs=0.01)
     assert found.mean.word == "undecided"
     assert [one.word for one in found.by_task] == ["better", "worse"]
-    assert sentences(found)[0].startswith("Undecided: on mrpc and rte, ")
+    assert sentences(found)[0].startswith(
+        "Undecided whether multistage is worse than singlestage by more than 1 point on mrpc and rte."
+    )
     assert [row[0] for row in task_table(found).rows] == ["mrpc", "rte"]
     assert [one.study for one in comparisons_of(runs)] == [found, found]
 

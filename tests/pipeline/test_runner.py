@@ -221,8 +221,23 @@ def test_a_stages_record_holds_cost_and_scores_on_the_way(finished):
     flops, curve, _ = read_record(finished, "singlestage", "single")
     assert flops["student"] > 2.9 * flops["teacher"] > 0  # forward and backward of all layers, against a forward
     assert [step for step, _ in curve] == [2, 4]
-    assert read_record(finished, "singlestage", "init")[:2] == [{"student": 0, "teacher": 0}, []]
+    assert read_record(finished, "singlestage", "init")[:2] == [{"student": 0, "teacher": 0, "importance": 0}, []]
     assert read_record(finished, "multistage", "teacher")[0]["teacher"] == 0
+
+
+def test_a_stages_record_says_what_was_seen_and_what_was_not_training(finished):
+    single, general, init = (
+        json.loads((finished / "rte" / place / "stage.json").read_text())
+        for place in ("singlestage/single", "multistage/general", "singlestage/init")
+    )
+    assert single["examples"] < single["tokens"] < single["padded_tokens"] <= single["examples"] * 32
+    assert general["tokens"] <= general["padded_tokens"] <= general["examples"] * 32
+    assert init["tokens"] == init["validation_seconds"] == 0
+    for record in (single, general):
+        assert 0 < record["validation_seconds"] + record["saving_seconds"] < record["seconds"]
+    assert general["flops"]["importance"] > 0
+    assert general["seconds_before"] > 0
+    assert (single["selection_rows"], general.get("selection_rows")) == (33, None)
 
 
 def test_a_given_teacher_is_used_instead_of_training_one(finished, settings, console, tmp_path):

@@ -9,7 +9,7 @@ from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
 from bitkd.quant.spec import QuantSpec
 from bitkd.stages.finetune import FineTune
-from bitkd.stages.flops import row_flops
+from bitkd.stages.flops import importance_flops, row_flops
 from bitkd.stages.general import GeneralDistillation
 from bitkd.stages.prediction import PredictionDistillation
 from bitkd.stages.single_stage import SingleStageDistillation
@@ -72,3 +72,41 @@ def test_counting_leaves_no_trace():
     assert torch.equal(torch.get_rng_state(), before)
     assert random.getstate() == state
     assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_the_mode_of_a_module_changes_no_count_and_stays():
+    teacher = classifier()
+    module = PredictionDistillation(build_student(teacher, ShapeSpec()), teacher)
+    prepare(module.student, QuantSpec(weight_bits=2, activation_bits=8))
+    split_ternary_(module)
+    for name, weights in module.named_parameters():
+        if ".second." in name:  # scales that differ: evaluation multiplies the halves one by one
+            weights.data.mul_(torch.rand(weights.shape))
+    counted = row_flops(module.train(), batch())
+    module.eval()
+    module.student.classifier.train()
+    assert row_flops(module, batch()) == counted
+    assert counted[0] == times(3, forward_flops(4))
+    assert not module.training
+    assert [part for part in module.modules() if part.training] == [module.student.classifier]
+
+
+def test_the_teachers_side_of_the_relation_loss_is_the_teachers():
+    student, teacher = classifier(layers=2, hidden_size=16, num_attention_heads=2), classifier()
+    module = GeneralDistillation(student.base_model, teacher.base_model)
+    assert module.recorders
+    of_student, of_teacher = row_flops(module, batch())
+    relations = 2 * 3 * 2 * HIDDEN  # two layers, of queries, keys and values: each row with each
+    assert of_teacher[2] == forward_flops(4)[2] + relations
+    assert of_student[2] == 3 * 2 * 2 * 2 * 16 + 3 * relations / 2  # half the width; a product's gradient is two
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_importance_costs_a_forward_and_the_gradients_of_its_masks(head):
+    model = classifier() if head else classifier().base_model
+    constant, linear, square = importance_flops(model, batch())
+    whole = forward_flops(4, head=head)
+    # No gradient goes further back than the first mask, behind the first layer's attention.
+    assert linear == 2 * whole[1] - 2 * 3 * HIDDEN * HIDDEN
+    assert square == 3 * whole[2] - 2 * 2 * 2 * HIDDEN  # a product of two hidden states has two gradients
+    assert constant == (2 * whole[0] if head else 2 * HIDDEN * HIDDEN)  # a bare encoder's pooler has no gradient
