@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bitkd.commands.output import print_json
 from bitkd.compare.load import read_runs
-from bitkd.compare.power import planned
+from bitkd.compare.planning import planned
 from bitkd.errors import InputError
 from bitkd.report.console import Console
 from bitkd.report.power import above_table, below_table, power_data, power_table

@@ -3,12 +3,15 @@
 import math
 from typing import Any
 
-from bitkd.compare.power import SEEDS, TIMES, Planned
+from bitkd.compare.planning import Planned
 from bitkd.compare.study import POINT
 from bitkd.report.tables import TextTable, shares_text
 from bitkd.report.verdict import joined, points_text
 
 SHARES = "rows : seeds : both"
+SEEDS = (3, 5, 10, 20, 40, math.inf)
+TIMES = (1, 2, 4)
+"""Of the table: seeds per arm, and how many times the rows at hand."""
 
 
 def power_table(planned: Planned) -> TextTable:

@@ -14,7 +14,8 @@ from numpy.random import default_rng
 from bitkd.cli import main
 from bitkd.compare.arms import make_arms
 from bitkd.compare.inference import Estimate, SeedVariance, estimate
-from bitkd.compare.power import ArmVariance, Components, components, mean_components, planned, row_influence
+from bitkd.compare.planning import planned, row_influence
+from bitkd.compare.power import ArmVariance, Components, components, mean_components
 from bitkd.compare.resampling import row_weights
 from bitkd.compare.runs import to_json
 from bitkd.errors import InputError
