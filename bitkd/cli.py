@@ -63,6 +63,17 @@ its latency on this machine are shown beside the teacher's. That takes seconds,
 and is kept in the runs' cache folder for the next time.
 """
 
+POWER_HELP = """
+
+RECORDS are finished runs, or records of earlier comparisons, as `bitkd compare`
+takes them. Of several tasks, the mean difference is planned. Both arms need two
+seeds or more. The table has the chance to find a true difference of the margin,
+by seeds per arm and dev rows. It is also the chance to show that an equal arm
+is not worse by the margin. Below the table: the seeds for a chance of 80 %, or
+the rows if no number of seeds is enough; the smallest difference that unlimited
+seeds show; and how rough these numbers are.
+"""
+
 SWEEP_HELP = """
 
 The file is a sweep file of wandb; its trials run on this machine, without a
@@ -229,6 +240,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument(
         "--out", metavar="DIR", help="also write index.html, report.md, comparison.csv, comparison.json and plots there"
+    )
+
+    power = add("power", "how many seeds and dev rows a next study needs", POWER_HELP, epilog=None)
+    power.add_argument(
+        "records", nargs="+", metavar="RECORD", help="run folder, or an earlier comparison.json (or its folder)"
+    )
+    power.add_argument(
+        "--primary",
+        metavar="FIRST,SECOND",
+        help="the pipelines of the difference (default: those of the runs' study, else multistage,singlestage)",
+    )
+    power.add_argument(
+        "--margin", type=float, metavar="POINTS", help="the difference to find (default: the study's, else 1)"
     )
 
     export = add("export", "write a student as a folder to use and to share", EXPORT_HELP)

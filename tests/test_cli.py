@@ -231,7 +231,7 @@ def test_a_graph_is_drawn_in_the_colours_of_its_states():
 
 @pytest.mark.parametrize(
     "command",
-    ["run", "plan", "augment", "evaluate", "predict", "compare", "store", "sweep", "config", "export", "push"],
+    ["run", "plan", "augment", "evaluate", "predict", "compare", "power", "store", "sweep", "config", "export", "push"],
 )
 def test_help_fits_80_columns(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")

@@ -12,6 +12,7 @@ _MODULES = {
     "evaluate": "evaluate",
     "predict": "predict",
     "compare": "compare",
+    "power": "power",
     "export": "export",
     "push": "push",
     "store": "store",

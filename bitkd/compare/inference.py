@@ -133,11 +133,11 @@ def estimate(first: Array, second: Array) -> Estimate:
         return Estimate(value, rows, variance)
     seeds = [SeedVariance(float(scores[0].var(ddof=1)) / scores.shape[1], scores.shape[1]) for scores in arms]
     # No larger than what is counted twice: then the variance is never smaller than that of the rows alone.
-    both = min(sum(map(_both_variance, arms)), sum(part.variance for part in seeds))
+    both = min(sum(map(both_variance, arms)), sum(part.variance for part in seeds))
     return Estimate(value, rows, variance, both, tuple(seeds))
 
 
-def _both_variance(scores: Array) -> float:
+def both_variance(scores: Array) -> float:
     """Variance of an arm's mean that is due to rows × seeds: what the mean over seeds takes from the variance of one seed."""
     of_one, of_mean = scores[1:].var(axis=0, ddof=1).mean(), scores[1:].mean(axis=1).var(ddof=1)
     return max(0.0, float(of_one - of_mean) / (scores.shape[1] - 1))

@@ -104,7 +104,7 @@ def difference_table(comparison: Comparison) -> TextTable:
         columns["detectable"] = [
             DASH if one.estimate.detectable is None else f"{one.estimate.detectable:.4f}" for one in found
         ]
-        columns["rows : seeds : both"] = [_shares_text(one.estimate.shares) for one in found]
+        columns["rows : seeds : both"] = [shares_text(one.estimate.shares) for one in found]
     columns[SIZE_RATIO] = [f"{comparison.size_ratio(one):.2f}" for one in found]
     if any(one.question for one in found):
         columns[WHAT_IT_SAYS] = [one.question or DASH for one in found]
@@ -115,8 +115,8 @@ def _interval_text(ends: tuple[float, float] | None) -> str:
     return SEEDS_UNKNOWN if ends is None else f"{signed(ends[0])} to {signed(ends[1])}"
 
 
-def _shares_text(shares: Shares | None) -> str:
-    """Percent of the variance."""
+def shares_text(shares: Shares | None) -> str:
+    """Rows : seeds : both, in percent of the variance."""
     if shares is None:
         return DASH
     return " : ".join(f"{100 * share:.0f}" for share in (shares.rows, shares.seeds, shares.both)) + " %"

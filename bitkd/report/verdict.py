@@ -17,8 +17,8 @@ def sentences(study: Study | None) -> list[str]:
     record = study.record
     named = (
         f"Named on {record.named[:10]}, before the runs were finished: {record.primary[0]} − {record.primary[1]} on "
-        f"{_joined(record.tasks)}, {len(record.seeds)} seeds, a margin of {_points(record.margin)}, alpha {record.alpha:g}. All "
-        "other differences are exploratory."
+        f"{joined(record.tasks)}, {len(record.seeds)} seeds, a margin of {points_text(record.margin)}, alpha {record.alpha:g}. "
+        "All other differences are exploratory."
     )
     if study.mean is None:
         return [f"No verdict: {study.problem}."]
@@ -26,8 +26,8 @@ def sentences(study: Study | None) -> list[str]:
 
 
 def _outcome(study: Study, found: Finding) -> str:
-    (first, second), margin = study.record.primary, _points(study.record.margin)
-    where = f"on {_joined(found.tasks)}"
+    (first, second), margin = study.record.primary, points_text(study.record.margin)
+    where = f"on {joined(found.tasks)}"
     small = max(abs(found.low), abs(found.high)) < study.record.margin * POINT
     less = f", by less than {margin}" if small else ""
     texts: dict[Word, str] = {
@@ -53,7 +53,7 @@ def task_table(study: Study | None) -> TextTable:
     if study is None or len(study.by_task) < 2:
         return TextTable(["task"], [])
     level = 100 * (1 - study.record.alpha / len(study.by_task))
-    header = ["task", "points", f"{level:.4g} % interval", "p by Holm", f"to within {_points(study.record.margin)}"]
+    header = ["task", "points", f"{level:.4g} % interval", "p by Holm", f"to within {points_text(study.record.margin)}"]
     rows = [
         [
             found.tasks[0],
@@ -67,7 +67,8 @@ def task_table(study: Study | None) -> TextTable:
     return TextTable(header, rows)
 
 
-def _points(margin: float) -> str:
+def points_text(margin: float) -> str:
+    """1 point or 2 points."""
     return f"{margin:g} point{'' if margin == 1 else 's'}"
 
 
@@ -75,5 +76,6 @@ def _signed(value: float) -> str:
     return f"{round(value / POINT, 2) + 0.0:+.2f}".replace("-", "−")
 
 
-def _joined(names: list[str]) -> str:
+def joined(names: list[str]) -> str:
+    """a, b and c."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
