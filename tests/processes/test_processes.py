@@ -250,7 +250,7 @@ def test_chaos_in_short(tmp_path, tiny_bert, tiny_task):
     options = ["--out", str(tmp_path / "chaos"), "--kills", "2", "--seed", "28056", "--pipelines", "multistage"]
     command = [sys.executable, str(script), *options, "--", *words]
     environment = os.environ | ENVIRONMENT
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((tmp_path / "chaos" / "record.json").read_text())
     kills = [(kill["stage"], kill["signal"], kill["target"], kill["code"]) for kill in record["kills"]]

@@ -228,7 +228,10 @@ def test_recording_does_not_decide_what_auto_compiles(monkeypatch, steps):
     for setting in ("auto", "true", "false"):
         trainer = SimpleNamespace(compile="auto", cuda_graphs=setting)
         context = SimpleNamespace(
-            config=SimpleNamespace(trainer=trainer), group=group, stage=SimpleNamespace(total_steps=steps)
+            config=SimpleNamespace(trainer=trainer),
+            group=group,
+            stage=SimpleNamespace(name="binary", total_steps=steps),
+            say=print,
         )
         compiled.add(execute._compiles(context, module))
     assert compiled == {steps == 3000}
