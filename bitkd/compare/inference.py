@@ -12,7 +12,7 @@ Satterthwaite (1946), as in Welch's test: seeds of two arms have nothing in comm
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -160,6 +160,19 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate:
         return Estimate(value, rows, rows_variance)
     seeds = (SeedVariance(arm.variance / tasks**2, arm.seeds) for one in estimates for arm in one.seed_variances)
     return Estimate(value, rows, rows_variance, sum(known) / tasks**2, tuple(seeds))
+
+
+def with_joint_seeds(mean: Estimate, arms: Sequence[Sequence[Array]]) -> Estimate:
+    """The mean over tasks where a seed has something in common on all of them, such as its General KD: what a seed adds is
+    the variance of its mean over the tasks.
+
+    arms: of each arm, the scores (seeds,) of each task, the seeds in the same order.
+    """
+    seeds = tuple(
+        SeedVariance(float(np.mean(tasks, axis=0).var(ddof=1)) / len(tasks[0]), len(tasks[0])) for tasks in arms
+    )
+    both = min(mean.both_variance or 0.0, sum(part.variance for part in seeds))
+    return replace(mean, seed_variances=seeds, both_variance=both)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

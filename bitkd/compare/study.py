@@ -6,9 +6,10 @@ from datetime import datetime
 from typing import Literal
 
 from bitkd.compare.arms import Arm
-from bitkd.compare.inference import Estimate, estimate, holm, mean_of
+from bitkd.compare.inference import Estimate, estimate, holm, mean_of, with_joint_seeds
 from bitkd.compare.resampling import ResampledScores
 from bitkd.compare.runs import Run
+from bitkd.compare.scores import Array
 from bitkd.store.records import StudyRecord
 
 Word = Literal["better", "worse", "equal", "not worse", "undecided"]
@@ -77,19 +78,38 @@ def study_of(tasks: Sequence[tuple[list[Arm], ResampledScores]]) -> Study | None
         return None
     if problem := _problem(record, runs, {arms[0].first.task: arms for arms, _ in tasks}):
         return Study(record, problem)
-    by_task = {arms[0].first.task: _estimate(record, arms, scores) for arms, scores in tasks}
-    found = [by_task[task] for task in record.tasks]
+    by_task = {arms[0].first.task: _primary_scores(record, arms, scores) for arms, scores in tasks}
+    both = [by_task[task] for task in record.tasks]
+    found = [estimate(*pair) for pair in both]
     level, margin = 1 - record.alpha / len(found), record.margin * POINT
-    mean = _finding(record.tasks, mean_of(found), 1 - record.alpha, margin)
+    whole = mean_of(found)
+    if _seeds_join_tasks(runs, record):
+        whole = with_joint_seeds(whole, [[scores[0] for scores in arm] for arm in zip(*both)])
+    mean = _finding(record.tasks, whole, 1 - record.alpha, margin)
     each = [_finding([task], one, level, margin) for task, one in zip(record.tasks, found)]
     corrected = zip(each, holm([one.p for one in each]))
     return Study(record, "", mean, tuple(_corrected(one, p, record.alpha, margin) for one, p in corrected))
 
 
-def _estimate(record: StudyRecord, arms: list[Arm], scores: ResampledScores) -> Estimate:
-    by_pipeline = {arm.pipeline: values for arm, values in zip(arms, scores.students, strict=True)}
-    first, second = record.primary
-    return estimate(by_pipeline[first], by_pipeline[second])
+def _primary_scores(record: StudyRecord, arms: list[Arm], scores: ResampledScores) -> tuple[Array, Array]:
+    """Of both arms: (1 + resamples, seeds), the study's seeds in their order."""
+    found = []
+    for pipeline in record.primary:
+        arm, values = next(pair for pair in zip(arms, scores.students, strict=True) if pair[0].pipeline == pipeline)
+        found.append(values[:, [arm.seeds.index(seed) for seed in record.seeds]])
+    return found[0], found[1]
+
+
+def _seeds_join_tasks(runs: list[Run], record: StudyRecord) -> bool:
+    """Whether a trained stage serves one seed on several tasks, and other seeds have others, as General KD may."""
+    places: dict[str, set[tuple[str, int]]] = {}
+    for run in runs:
+        if run.pipeline in record.primary:
+            for stage in run.stages:
+                if stage.steps and stage.in_chain:
+                    places.setdefault(stage.key, set()).add((run.task, run.seed))
+    found = [{task for task, _ in where} for where in places.values() if len({seed for _, seed in where}) == 1]
+    return any(len(tasks) > 1 for tasks in found)
 
 
 def _finding(tasks: list[str], found: Estimate, level: float, margin: float) -> Finding:

@@ -109,6 +109,22 @@ def test_the_verdict_is_on_the_mean_of_the_tasks_and_then_on_each(run_of):
     assert [one.study for one in comparisons_of(runs)] == [found, found]
 
 
+def test_seeds_that_serve_several_tasks_are_counted_once(run_of):
+    scores = {"mrpc": (0.9, 0.7), "rte": (0.8, 0.7)}
+    apart = studied(run_of, BOTH, scores)  # the stages of these runs are the same on both tasks
+    for position, run in enumerate(apart):
+        stages = [replace(stage, key=f"{stage.key}-{run.task}") for stage in run.stages]
+        apart[position] = replace(run, stages=stages)
+    joined = studied(run_of, BOTH, scores)
+    one, other = study(apart).mean.estimate, study(joined).mean.estimate
+    assert one.value == other.value
+    assert len(one.seed_variances) == 4
+    assert [part.seeds for part in other.seed_variances] == [3, 3]
+    by_seed = [[run.final.score for run in joined if run.pipeline == name] for name in BOTH.primary]
+    expected = [np.mean([values[:3], values[3:]], axis=0).var(ddof=1) / 3 for values in by_seed]
+    assert [part.variance for part in other.seed_variances] == pytest.approx(expected)
+
+
 def test_the_difference_that_was_named_comes_first_and_the_others_are_corrected_without_it(run_of):
     runs = studied(run_of, RECORD, {"mrpc": (0.9, 0.7)})
     runs += [with_score(run_of(name, seed), "mrpc", 0.8) for name in ("progressive", "halfternary") for seed in SEEDS]
