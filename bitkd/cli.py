@@ -74,6 +74,15 @@ the rows if no number of seeds is enough; the smallest difference that unlimited
 seeds show; and how rough these numbers are.
 """
 
+THROUGHPUT_HELP = """
+
+RUNs are finished runs of the pipelines that are to train for equal time, short
+ones, on the device that is meant, with nothing else at work there. The file
+holds the seconds per step of each stage, for these models, rows, lengths,
+batches and trainer settings. With it, budget.seconds= gives each stage its
+steps, on any machine.
+"""
+
 SWEEP_HELP = """
 
 The file is a sweep file of wandb; its trials run on this machine, without a
@@ -253,6 +262,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     power.add_argument(
         "--margin", type=float, metavar="POINTS", help="the difference to find (default: the study's, else 1)"
+    )
+
+    throughput = add(
+        "throughput", "how long a step of each stage took, for a budget in seconds", THROUGHPUT_HELP, epilog=None
+    )
+    throughput.add_argument("runs", nargs="+", metavar="RUN", help="run folder <run.dir>/<task>/<run.name>")
+    throughput.add_argument("--out", metavar="FILE", help="also write the file for budget.throughput=")
+    throughput.add_argument(
+        "--device", metavar="NAME", help="what to call the device (default: as the runs recorded it)"
     )
 
     export = add("export", "write a student as a folder to use and to share", EXPORT_HELP)

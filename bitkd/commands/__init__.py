@@ -13,6 +13,7 @@ _MODULES = {
     "predict": "predict",
     "compare": "compare",
     "power": "power",
+    "throughput": "throughput",
     "export": "export",
     "push": "push",
     "store": "store",

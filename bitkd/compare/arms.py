@@ -14,7 +14,7 @@ from bitkd.compare.runs import Run, Stage
 from bitkd.compare.scores import majority_score
 from bitkd.errors import InputError
 
-BUDGETS = ("budget.steps", "budget.examples", "budget.flops")
+BUDGETS = ("budget.steps", "budget.examples", "budget.flops", "budget.seconds")
 """Settings that are recorded in Run.budget."""
 
 MAX_SETTINGS_IN_LABEL = 4

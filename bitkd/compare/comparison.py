@@ -184,8 +184,8 @@ def warnings_of(arms: list[Arm]) -> list[str]:
     if len(set(steps.values())) > 1 and all(arm.first.budget is None for arm in arms):
         shown = "; ".join(f"{label}: {count:,.0f} steps" for label, count in steps.items())
         found.append(
-            f"No common budget ({shown}): a difference is that of the training's length as well; budget.steps= or "
-            "budget.flops= makes it equal."
+            f"No common budget ({shown}): a difference is that of the training's length as well; budget.steps=, budget.flops= "
+            "or budget.seconds= makes it equal."
         )
     for arm in arms:
         constant = [str(run.seed) for run in arm.runs if is_constant(run.final_predictions.predicted)]
@@ -245,7 +245,7 @@ def _arm_data(arm: Arm, share: Retained | None) -> dict[str, Any]:
     return {
         "arm": arm.label,
         "pipeline": arm.pipeline,
-        "budget": asdict(arm.first.budget) if arm.first.budget else None,
+        "budget": arm.first.budget.as_data() if arm.first.budget else None,
         "runs": [run.name for run in arm.runs],
         "seeds": arm.seeds,
         "score": asdict(arm.final),

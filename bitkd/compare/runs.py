@@ -225,12 +225,17 @@ class Run:
     @property
     def budget_total(self) -> tuple[str, float] | None:
         """Unit and total of the budget, without its shares, which differ between pipelines; None without a budget."""
-        return (self.budget.unit, self.budget.total) if self.budget else None
+        if self.budget is None:
+            return None
+        return (
+            f"{self.budget.unit} on {self.budget.device}" if self.budget.device else self.budget.unit,
+            self.budget.total,
+        )
 
     @property
     def budget_text(self) -> str:
         """The total for people, such as 960 steps; empty without a budget."""
-        return f"{self.budget.total:,.6g} {self.budget.unit}" if self.budget else ""
+        return f"{self.budget_total[1]:,.6g} {self.budget_total[0]}" if self.budget_total else ""
 
     @property
     def looks(self) -> int:
@@ -279,13 +284,14 @@ _NEWER = (
 def to_json(runs: list[Run]) -> str:
     """The text of a comparison.json: everything that its report is made from. A list of numbers takes one line."""
     data = asdict(ComparisonRecord(FORMAT, runs))
-    for run in data["runs"]:
+    for run, content in zip(runs, data["runs"]):
+        content["budget"] = run.budget.as_data() if run.budget else None
         for name in ("exported", "study", "finished"):
-            if run[name] is None:
-                del run[name]
-        run["stages"] = [
+            if content[name] is None:
+                del content[name]
+        content["stages"] = [
             {name: value for name, value in stage.items() if value is not None or name not in _NEWER}
-            for stage in run["stages"]
+            for stage in content["stages"]
         ]
     text = json.dumps(data, indent=1, ensure_ascii=False)
     return re.sub(r"\[\s*(-?\d[-+.\deE,\s]*?)\s*\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"

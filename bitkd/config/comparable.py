@@ -11,8 +11,8 @@ NO_EFFECT_ON_RESULTS = ("run", "study", "logger", "wandb", "checkpoint", "data.n
               "trainer.accelerator", "trainer.strategy", "trainer.log_every_n_steps", "trainer.cuda_graphs")  # fmt: skip
 """Settings that cannot change a result."""
 
-LOCAL_PATHS = ("data.dir", "data.corpus")
-"""Paths of this machine: another one may keep the same rows elsewhere."""
+LOCAL_PATHS = ("data.dir", "data.corpus", "budget.throughput")
+"""Paths of this machine: another one may keep the same content elsewhere."""
 
 NOT_COMPARED = (*NO_EFFECT_ON_RESULTS, *LOCAL_PATHS, "seed", "share_across_seeds", "pipeline", "model.pretrained",
           "task.augmentation.path", "task.augmentation.model", "task.augmentation.vectors")  # fmt: skip

@@ -133,7 +133,7 @@ def micro_batches(trainer: TrainerSpec) -> int:
     return trainer.devices * trainer.num_nodes * trainer.accumulate_grad_batches
 
 
-BUDGET_UNITS = ("steps", "examples", "flops")
+BUDGET_UNITS = ("steps", "examples", "flops", "seconds")
 
 
 @dataclass
@@ -149,6 +149,13 @@ class BudgetSpec:
     flops: float | None = None
     """Floating-point operations of matrix products, of all stages together: the teacher's forwards and the estimate of
     importance included."""
+
+    seconds: float | None = None
+    """Seconds of training of all stages together, on the device that `budget.throughput` was measured on: without validations
+    and checkpoints."""
+
+    throughput: str | None = None
+    """File of `bitkd throughput`: how long a step of each stage takes on one device. A budget in seconds needs it."""
 
     shares: dict[str, float | None] = field(default_factory=dict)
     """Stage -> its share of the total, see the pipeline's file; they add up to 1."""

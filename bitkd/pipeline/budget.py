@@ -10,17 +10,17 @@ from bitkd.stages.kinds import kind_of
 
 
 @dataclass(frozen=True)
-class StageFlops:
-    """FLOPs of a stage whose steps are not known yet."""
+class StageCost:
+    """What a stage costs, whose steps are not known yet, in the unit of the budget: FLOP, seconds or rows."""
 
     step: float
     """Of one optimizer step, the teacher's forward included; 0 if the stage has none."""
 
-    importance: float = 0.0
-    """Of estimating importance, before the first step."""
+    before: float = 0.0
+    """Before the first step, such as estimating importance."""
 
     kept_step: float | None = None
-    """Of one optimizer step on kept logits of the teacher; None if the stage cannot keep them."""
+    """Of one optimizer step on kept logits of the teacher; None if the stage cannot keep them, or `step` is that already."""
 
     kept_pass: float = 0.0
     """Of the teacher's forward over all training rows, before the first step on kept logits."""
@@ -29,7 +29,7 @@ class StageFlops:
     """Steps from which on the logits are kept."""
 
     def steps_for(self, total: float) -> int:
-        """Optimizer steps that cost at most `total`, importance apart."""
+        """Optimizer steps that cost at most `total`, apart from what comes before them."""
         steps = int(total / self.step + 1e-9)
         if self.kept_step is None or steps < self.kept_from:
             return steps
@@ -41,12 +41,13 @@ class StageFlops:
         return self.step if self.kept_step is None or self.kept_from > 1 else self.kept_pass + self.kept_step
 
 
-def budget_steps(config: Config, flops: Mapping[str, StageFlops]) -> dict[str, int]:
+def budget_steps(config: Config, costs: Mapping[str, StageCost]) -> dict[str, int]:
     """Optimizer steps of every stage that has a share of the run's budget; none if no budget is set.
 
-    flops: of each stage; only used for a budget in FLOPs.
-    Steps add up to the total exactly; examples and FLOPs are rounded down to whole steps of each stage. A budget in FLOPs
-    also pays for estimating importance, and what is left of it is shared; not for a General KD stage without a share.
+    costs: of each stage; only used for a budget in FLOPs or seconds.
+    Steps add up to the total exactly; the other units are rounded down to whole steps of each stage. A budget in FLOPs or
+    seconds also pays for what comes before the steps, and what is left of it is shared; not for a General KD stage without
+    a share.
     """
     budget = config.budget
     if budget.total is None:
@@ -57,11 +58,12 @@ def budget_steps(config: Config, flops: Mapping[str, StageFlops]) -> dict[str, i
     if unit == "steps":
         steps = _apportion(int(total), shares)
     else:
-        cost = flops if unit == "flops" else {name: StageFlops(batch_size(config, name)) for name in shares}
-        apart = sum(cost[name].importance for name in cost if name in shares or not _on_corpus(config, name))
-        steps = {name: cost[name].steps_for(share * (total - apart)) for name, share in shares.items()}
+        if unit == "examples":
+            costs = {name: StageCost(batch_size(config, name)) for name in shares}
+        apart = sum(costs[name].before for name in costs if name in shares or not _on_corpus(config, name))
+        steps = {name: costs[name].steps_for(share * (total - apart)) for name, share in shares.items()}
     if short := [name for name, count in steps.items() if count < 1]:
-        each = {name: 1.0 if unit == "steps" else cost[name].least for name in shares}
+        each = {name: 1.0 if unit == "steps" else costs[name].least for name in shares}
         least = max(each[name] / share for name, share in shares.items()) + apart
         raise InputError(
             f"budget.{unit}={total:g} leaves less than one step for {', '.join(short)}; use at least {math.ceil(least)}, or "
@@ -89,6 +91,8 @@ def check_budget(config: Config) -> dict[str, float]:
         )
     if given and not 0 < getattr(budget, given[0]) < math.inf:
         raise InputError(f"budget.{given[0]}={getattr(budget, given[0])} is no budget; use a positive number")
+    if budget.seconds is not None:
+        _check_seconds(config)
     shares = budget.given_shares
     trained = [name for name, stage in stages.items() if kind_of(stage.kind).distils]
     for name, share in shares.items():
@@ -108,6 +112,26 @@ def check_budget(config: Config) -> dict[str, float]:
             "they must add up to 1"
         )
     return shares
+
+
+def _check_seconds(config: Config) -> None:
+    """A step must take the same time however many steps the budget turns out to give."""
+    if config.budget.throughput is None:
+        raise InputError(
+            "budget.seconds needs budget.throughput=FILE, the seconds of a step of each stage on one device; "
+            "`bitkd throughput RUN… --out FILE` writes it"
+        )
+    trainer = config.trainer
+    if trainer.keep_teacher_logits == "auto":
+        raise InputError(
+            "trainer.keep_teacher_logits=auto depends on the number of steps, which budget.seconds is to decide; use always or "
+            "never, here and in the runs of budget.throughput"
+        )
+    if trainer.compile == "auto" and trainer.accelerator != "cpu":
+        raise InputError(
+            "trainer.compile=auto depends on the number of steps, which budget.seconds is to decide; use true or false, here "
+            "and in the runs of budget.throughput"
+        )
 
 
 def _check_whole(budget: BudgetSpec, config: Config, trained: list[str], shares: dict[str, float]) -> None:

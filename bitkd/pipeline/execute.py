@@ -115,6 +115,7 @@ def _leave(context: StageContext, module: StudentModule, importance: ImportanceE
     return {
         **TrainingSeconds(importance.seconds).facts,
         "seconds_before": round(importance.seconds, 2),
+        "workload": workload_of(context.stage, context.plan.by_name, context.sources) if importance.flops else None,
         "padded_tokens": 0,
         "tokens": 0,
         "flops": FlopsRecord(0, 0, importance.flops),

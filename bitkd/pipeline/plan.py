@@ -11,7 +11,7 @@ from bitkd.data.hub import resolve_pretrained
 from bitkd.data.tasks import check_metrics, check_task
 from bitkd.errors import InputError
 from bitkd.files import digest
-from bitkd.pipeline.budget import StageFlops, budget_steps, check_budget
+from bitkd.pipeline.budget import StageCost, budget_steps, check_budget
 from bitkd.pipeline.checks import (
     check_checkpoint,
     check_graph,
@@ -27,6 +27,7 @@ from bitkd.pipeline.identity import identity_of
 from bitkd.pipeline.inputs import row_makers, upstream_of, uses_corpus, wants_augmented
 from bitkd.pipeline.stage import PlannedStage
 from bitkd.pipeline.study import check_study
+from bitkd.pipeline.throughput import Throughput, read_throughput, stage_seconds
 from bitkd.processes.machine import check_machine
 from bitkd.sources.cache import FactCache, open_cache
 from bitkd.sources.sources import Sources, open_sources
@@ -43,6 +44,8 @@ class Plan:
     sources: Sources
     store: Store
     folder: RunFolder
+    throughput: Throughput | None = None
+    """What a budget in seconds is divided by; None for another budget."""
 
     @property
     def config(self) -> Config:
@@ -90,7 +93,7 @@ class Plan:
         return [path.name for path in resolved if path.parent == self.store.root]
 
     def content_read(self) -> dict[str, str]:
-        """Hashes of what the run reads: model, rows, corpus and augmented rows. Paths do not count."""
+        """Hashes of what the run reads: model, rows, corpus, augmented rows and throughput. Paths do not count."""
         read = {"model": self.sources.hash_of(self.sources.model), "rows": self.sources.task.hash}
         if any(stage.kind.on_corpus for stage in self.stages):
             read["corpus"] = self.sources.corpus.hash
@@ -98,6 +101,8 @@ class Plan:
             read["augmented rows"] = made
         elif given := next((stage.augmented for stage in self.stages if stage.augmented), None):
             read["augmented rows"] = digest(read_artifact(given).stage.checksums)
+        if self.throughput is not None:
+            read["throughput"] = digest(asdict(self.throughput))
         return {f"content of {name}": found[:12] for name, found in read.items()}
 
     def rows(self) -> list[dict[str, Any]]:
@@ -141,10 +146,14 @@ def make_plan(config: Config, cache: FactCache | None = None) -> Plan:
     drafts = [_draft(name, sources) for name in order(nodes, {PRETRAINED})]
     for stage in drafts:
         _check_rows(stage, sources)
-    flops = _count_flops(drafts, sources) if config.budget.flops is not None else {}
-    steps = budget_steps(config, flops)
+    throughput = read_throughput(config.budget)
+    if throughput is not None:
+        costs = stage_seconds(drafts, sources, throughput)
+    else:
+        costs = _count_flops(drafts, sources) if config.budget.flops is not None else {}
+    steps = budget_steps(config, costs)
     stages = _with_fingerprints([_with_steps(stage, sources, steps.get(stage.name)) for stage in drafts], sources)
-    return Plan(stages, sources, Store(store_root(config)), folder).with_known_rows()
+    return Plan(stages, sources, Store(store_root(config)), folder, throughput).with_known_rows()
 
 
 def check_settings(config: Config) -> Config:
@@ -159,7 +168,7 @@ def check_settings(config: Config) -> Config:
     check_budget(config)
     check_study(config)
     check_training(config)
-    if config.budget.flops is None:
+    if config.budget.flops is None and config.budget.seconds is None:
         budget_steps(config, {})
     return config
 
@@ -254,7 +263,7 @@ def _with_fingerprints(stages: list[PlannedStage], sources: Sources) -> list[Pla
     return [replace(stage, fingerprint=found[stage.name]) for stage in stages]
 
 
-def _count_flops(stages: list[PlannedStage], sources: Sources) -> dict[str, StageFlops]:
+def _count_flops(stages: list[PlannedStage], sources: Sources) -> dict[str, StageCost]:
     """FLOPs of each stage that makes a student; cached for the same models, rows and settings of the data.
 
     The teacher's pass over all rows, where its logits are kept, is taken at the mean cost of a row in training.
@@ -285,9 +294,9 @@ def _count_flops(stages: list[PlannedStage], sources: Sources) -> dict[str, Stag
         if stage.name not in counted:
             continue
         student, teacher, before = counted[stage.name]
-        found[stage.name] = StageFlops(student + teacher, before)
+        found[stage.name] = StageCost(student + teacher, before)
         rows, size = _training_rows(stage, sources), stage.train.batch_size
         if rows is not None and setting != "never" and stage.kind.can_keep_logits(stage.spec.loss, regression):
             least = rows // size + 1 if setting == "auto" else 0
-            found[stage.name] = StageFlops(student + teacher, before, student, teacher * rows / size, least)
+            found[stage.name] = StageCost(student + teacher, before, student, teacher * rows / size, least)
     return found

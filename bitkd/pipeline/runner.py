@@ -159,7 +159,7 @@ def _registered(plan: Plan, group: Group, console: Console) -> Iterator[None]:
 
 def _manifest(plan: Plan) -> RunManifest:
     config, stages = plan.config, plan.stages
-    total = config.budget.total
+    total, throughput = config.budget.total, plan.throughput
     return RunManifest(
         task=config.task.name,
         pipeline=config.pipeline.name,
@@ -170,7 +170,7 @@ def _manifest(plan: Plan) -> RunManifest:
         labels=config.task.labels,
         processes=config.trainer.devices * config.trainer.num_nodes,
         hyperparameters=hyperparameters(config),
-        budget=BudgetRecord(*total, config.budget.shares) if total else None,
+        budget=BudgetRecord(*total, config.budget.shares, throughput.device if throughput else None) if total else None,
         settings=result_settings(config) | plan.content_read(),
         titles={stage.name: stage.title for stage in stages},
         kinds={stage.name: stage.kind.name for stage in stages},

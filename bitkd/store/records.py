@@ -255,10 +255,16 @@ class BudgetRecord:
     """The total cost that a run distributes over its stages."""
 
     unit: str
-    """steps, examples or flops."""
+    """steps, examples, flops or seconds."""
 
     total: int | float
     shares: dict[str, float | None] = field(default_factory=dict)
+    device: str | None = None
+    """That the seconds are of; None for other units."""
+
+    def as_data(self) -> dict[str, Any]:
+        """Its content in JSON files."""
+        return {name: value for name, value in asdict(self).items() if name != "device" or value is not None}
 
 
 @dataclass(frozen=True)
@@ -309,7 +315,8 @@ class RunManifest:
 
     def as_data(self) -> dict[str, Any]:
         """The content of the JSON file."""
-        return {name: value for name, value in asdict(self).items() if name != "study" or value is not None}
+        data = asdict(self) | {"budget": self.budget.as_data() if self.budget else None}
+        return {name: value for name, value in data.items() if name != "study" or value is not None}
 
 
 @cache

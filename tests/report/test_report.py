@@ -140,7 +140,7 @@ def test_records_can_be_taken_together(run_of, tmp_path, capsys):
     assert [difference["low"] for difference in found["differences"]] == [None]
     assert found["warnings"] == [
         "No common budget (multistage: 2,100 steps; singlestage: 600 steps): a difference is that of the training's length as "
-        "well; budget.steps= or budget.flops= makes it equal.",
+        "well; budget.steps=, budget.flops= or budget.seconds= makes it equal.",
         "One seed: nothing here says how much the numbers vary from seed to seed.",
     ]
 
