@@ -231,8 +231,23 @@ def test_a_graph_is_drawn_in_the_colours_of_its_states():
 
 @pytest.mark.parametrize(
     "command",
-    ["run", "plan", "augment", "evaluate", "predict", "compare", "power", "store", "sweep", "config", "export", "push"]
-    + ["throughput", "benchmark"],
+    [
+        *(
+            "run",
+            "plan",
+            "augment",
+            "evaluate",
+            "predict",
+            "compare",
+            "power",
+            "store",
+            "sweep",
+            "config",
+            "export",
+            "push",
+        ),
+        *("throughput", "benchmark"),
+    ],
 )
 def test_help_fits_80_columns(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")

@@ -94,7 +94,7 @@ def check_bitkd(words):
         }
         spec.config(given, check=True)
     else:
-        assert arguments.command in ("compare", "power", "push", "benchmark")
+        assert arguments.command in ("compare", "power", "push", "benchmark", "throughput")
 
 
 def check_make(words):

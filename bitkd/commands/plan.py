@@ -8,6 +8,7 @@ from bitkd.commands.output import print_json
 from bitkd.config.load import load_config, to_yaml
 from bitkd.pipeline.plan import make_plan
 from bitkd.pipeline.replaced import replaced_by
+from bitkd.pipeline.study import study_notes, study_text
 from bitkd.processes.libraries import quieten
 from bitkd.processes.machine import note_emulation
 from bitkd.report.console import Console
@@ -31,7 +32,8 @@ def plan_command(arguments: argparse.Namespace) -> int:
     stages, replaced = plan.rows(), replaced_by(plan)
     if arguments.json:
         facts = {"run": str(plan.folder.folder), "store": str(plan.store.root), "stages": stages}
-        print_json(facts | {"replaces": replaced and asdict(replaced)})
+        study = plan.study and asdict(plan.study)
+        print_json(facts | {"study": study, "replaces": replaced and asdict(replaced)})
     elif arguments.mermaid:
         print(draw_graph(stages))
     else:
@@ -40,6 +42,11 @@ def plan_command(arguments: argparse.Namespace) -> int:
         for line in _estimated(stages):
             console.print(line)
         console.print(f"run: {plan.folder.folder}\nstore: {plan.store.root}")
+        if plan.study is not None:
+            named = plan.folder.manifest is not None and plan.folder.manifest.study == plan.study
+            console.print(study_text(plan.study, began=named))
+        for note in study_notes(config):
+            console.print(f"note: {note}")
         if replaced:
             console.print(f"note: {replaced.note(plan.folder.folder.name)}")
     return 0

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from bitkd.compare.exported import Exported
+from bitkd.compare.question import question_problem
 from bitkd.data.tasks import HOLDOUT
 from bitkd.errors import InputError
 from bitkd.stages.kinds import KINDS, Kind
@@ -355,9 +356,11 @@ def check_run(run: Run) -> None:
         raise ValueError(f"the budget of {run.name} is {run.budget.total}")
     if run.final.score is None or not math.isfinite(run.final.score):
         raise ValueError(f"the final score of {run.name} is {run.final.score}")
+    if run.study is not None and (problem := question_problem(run.study)):
+        raise ValueError(f"the study of {run.name}: {problem}")
     for moment in (run.finished, run.study.named if run.study else None):
-        if moment is not None:
-            datetime.fromisoformat(moment)
+        if moment is not None and datetime.fromisoformat(moment).tzinfo is None:
+            raise ValueError(f"the time {moment} of {run.name} has no time zone")
     plain = {name: asdict(found) for name in ("budget", "exported", "study") if (found := vars(run)[name])}
     check_values({**vars(run), "stages": None, **plain}, run.name)
     for stage in run.stages:

@@ -26,13 +26,14 @@ from bitkd.pipeline.graph import Node, fingerprints, order
 from bitkd.pipeline.identity import identity_of
 from bitkd.pipeline.inputs import row_makers, upstream_of, uses_corpus, wants_augmented
 from bitkd.pipeline.stage import PlannedStage
-from bitkd.pipeline.study import check_study
+from bitkd.pipeline.study import check_study, study_record
 from bitkd.pipeline.throughput import Throughput, read_throughput, stage_seconds
 from bitkd.processes.machine import check_machine
 from bitkd.sources.cache import FactCache, open_cache
 from bitkd.sources.sources import Sources, open_sources
 from bitkd.stages.kinds import AUGMENT, kind_of
 from bitkd.store.artifacts import Store, read_artifact
+from bitkd.store.records import StudyRecord
 from bitkd.store.run_folder import RunFolder, state_of
 
 
@@ -46,6 +47,9 @@ class Plan:
     folder: RunFolder
     throughput: Throughput | None = None
     """What a budget in seconds is divided by; None for another budget."""
+
+    study: StudyRecord | None = None
+    """What the run's record says of its study; None if it belongs to none."""
 
     @property
     def config(self) -> Config:
@@ -153,7 +157,9 @@ def make_plan(config: Config, cache: FactCache | None = None) -> Plan:
         costs = _count_flops(drafts, sources) if config.budget.flops is not None else {}
     steps = budget_steps(config, costs)
     stages = _with_fingerprints([_with_steps(stage, sources, steps.get(stage.name)) for stage in drafts], sources)
-    return Plan(stages, sources, Store(store_root(config)), folder, throughput).with_known_rows()
+    store, final = Store(store_root(config)), stages[-1]
+    study = study_record(config, folder.manifest, (final.name, final.key), store)
+    return Plan(stages, sources, store, folder, throughput, study).with_known_rows()
 
 
 def check_settings(config: Config) -> Config:

@@ -4,7 +4,7 @@ import contextlib
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -21,7 +21,7 @@ from bitkd.pipeline.execute import execute
 from bitkd.pipeline.observer import Observer
 from bitkd.pipeline.plan import Plan, make_plan
 from bitkd.pipeline.replaced import replaced_by
-from bitkd.pipeline.study import study_record
+from bitkd.pipeline.study import study_notes, study_text
 from bitkd.processes.group import Group
 from bitkd.processes.machine import note_emulation
 from bitkd.processes.signals import Stopping, exit_if_parent_is_gone
@@ -134,7 +134,11 @@ def _registered(plan: Plan, group: Group, console: Console) -> Iterator[None]:
         yield
         return
     before = plan.folder.manifest
-    manifest = replace(_manifest(plan), study=study_record(plan.config, before.study if before else None))
+    manifest = _manifest(plan)
+    for note in study_notes(plan.config):
+        console.print(f"note: {note}")
+    if plan.study is not None:
+        console.print(study_text(plan.study, began=True))
     if replaced := replaced_by(plan):
         console.print(f"note: {replaced.note(plan.folder.folder.name)}")
     plan.folder.begin(manifest, to_yaml(plan.config))
@@ -176,6 +180,7 @@ def _manifest(plan: Plan) -> RunManifest:
         kinds={stage.name: stage.kind.name for stage in stages},
         upstream={stage.name: stage.upstream for stage in stages},
         planned={stage.name: stage.key for stage in stages},
+        study=plan.study,
     )
 
 

@@ -1,57 +1,92 @@
 """The study that a run belongs to: its checks, and its record."""
 
 import datetime
-import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
+from bitkd.compare.question import question_problem, question_text, same_question
+from bitkd.config.load import choices
 from bitkd.config.schema import Config
-from bitkd.errors import InputError
-from bitkd.store.records import StudyRecord
-
-MIN_SEEDS = 3
+from bitkd.config.sections import StudySpec
+from bitkd.errors import InputError, nearest
+from bitkd.store.artifacts import Store
+from bitkd.store.records import RunManifest, StudyRecord
 
 
 def check_study(config: Config) -> None:
     """Raise InputError if the settings under `study` name no question, or one that this run is not a part of."""
     study = config.study
     if not study.primary:
-        if study.tasks or study.seeds:
+        if study != StudySpec():
             raise InputError(
-                "study.tasks or study.seeds is given without study.primary; name the two pipelines that the study compares, "
+                "study.* is given without study.primary; name the two pipelines that the study compares, "
                 "such as study.primary=[multistage,singlestage]"
             )
         return
-    if len(set(study.primary)) != 2 or len(study.primary) != 2:
-        raise InputError(
-            f"study.primary={_list(study.primary)} is no difference; name two pipelines, such as [multistage,singlestage]"
-        )
+    if problem := question_problem(study):
+        raise InputError(problem)
     if config.task.name not in study.tasks:
         raise InputError(
-            f"study.tasks={_list(study.tasks)} does not name this run's task {config.task.name}; name all tasks of the study"
-        )
-    if len(set(study.seeds)) < MIN_SEEDS:
-        raise InputError(
-            f"study.seeds={_list(study.seeds)}: fewer than {MIN_SEEDS} seeds say nothing of other seeds; name at least "
-            f"{MIN_SEEDS}"
+            f"study.tasks=[{','.join(study.tasks)}] does not name this run's task {config.task.name}; name all tasks of the study"
         )
     if config.pipeline.name in study.primary and config.seed not in study.seeds:
-        raise InputError(f"seed={config.seed} is none of study.seeds={_list(study.seeds)}; name all seeds of the study")
-    if not 0 < study.margin < math.inf:
-        raise InputError(f"study.margin={study.margin:g} is no margin; use a number of points above 0")
-    if not 0 < study.alpha < 0.5:
-        raise InputError(f"study.alpha={study.alpha:g} is no chance of a false finding; use one above 0 and below 0.5")
+        seeds = ",".join(map(str, study.seeds))
+        raise InputError(f"seed={config.seed} is none of study.seeds=[{seeds}]; name all seeds of the study")
 
 
-def study_record(config: Config, before: StudyRecord | None) -> StudyRecord | None:
-    """The record of the run's study; None if it belongs to none.  before: what the run's record has said so far, whose time
-    stays if the question is the same.
+def study_notes(config: Config) -> list[str]:
+    """What is odd in a study, but may be meant."""
+    study, notes = config.study, []
+    if not study.primary:
+        return []
+    if config.pipeline.name not in study.primary:
+        notes.append(
+            f"the study is on {' and '.join(study.primary)}: this run of {config.pipeline.name} is exploratory"
+        )
+    for setting, names, own, group in (
+        ("primary", study.primary, config.pipeline.name, "pipeline"),
+        ("tasks", study.tasks, config.task.name, "task"),
+    ):
+        for name in names:
+            if name != own and name not in choices(group):
+                hint = nearest(name, choices(group))
+                notes.append(
+                    f"study.{setting} names {name}, which is no {group} of conf/; right if it is your own, else {hint}"
+                )
+    return notes
+
+
+def study_record(
+    config: Config, manifest: RunManifest | None, final: tuple[str, str], store: Store
+) -> StudyRecord | None:
+    """The record of the run's study; None if it belongs to none.
+
+    A question that the run has named stays, with its time, also where a later start names none.
+    manifest: of the run's earlier start.  final: name and key of the last stage.  Raises InputError for a question that comes
+    after the last stage began, or in place of another one.
     """
+    name, key = final
+    before = manifest.study if manifest is not None and manifest.planned.get(name) == key else None
     if not config.study.primary:
-        return None
+        return before
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     record = StudyRecord(**asdict(config.study), named=now)
-    return before if before is not None and replace(before, named=now) == record else record
+    if before is not None:
+        if not same_question(before, record):
+            raise InputError(
+                f"this run has named another question at {before.named}: {question_text(before)}. Found now: "
+                f"{question_text(record)}. Leave study.* out, or repeat the first one; another question takes runs that have "
+                "not begun"
+            )
+        return before
+    if store.finished(key) or store.has_checkpoint(key):
+        raise InputError(
+            f"the last stage of this run ({name}) has begun, and no question was named before; a question that is named now "
+            "decides nothing. Leave study.* out; `bitkd compare` shows the differences as exploratory"
+        )
+    return record
 
 
-def _list(values: list[str] | list[int]) -> str:
-    return f"[{','.join(map(str, values))}]"
+def study_text(study: StudyRecord, began: bool) -> str:
+    """The study for people.  began: whether the run's record holds it already."""
+    moment = f"named {study.named}" if began else "to be named when the run starts"
+    return f"study: {question_text(study)}; {moment}"

@@ -11,10 +11,7 @@ from bitkd.compare.comparison import comparisons_of
 from bitkd.compare.inference import Estimate
 from bitkd.compare.runs import Predictions, from_json, to_json
 from bitkd.compare.study import Finding, _corrected, word_of
-from bitkd.config.load import load_config
 from bitkd.errors import InputError
-from bitkd.pipeline.plan import check_settings
-from bitkd.pipeline.study import study_record
 from bitkd.report.verdict import sentences, task_table
 from bitkd.report.write import write_report
 from bitkd.store.records import StudyRecord
@@ -182,52 +179,26 @@ def test_a_study_of_several_tasks_is_a_folder_that_its_record_makes_again(run_of
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
 
 
-def test_a_record_keeps_the_study_and_refuses_a_time_that_is_none(run_of):
+def test_a_record_keeps_the_study(run_of):
     runs = studied(run_of, RECORD, {"mrpc": (0.9, 0.7)})
     assert from_json(to_json(runs), "record") == runs
-    content = json.loads(to_json(runs))
-    content["runs"][0]["study"]["named"] = "yesterday"
-    with pytest.raises(InputError, match="damaged"):
-        from_json(json.dumps(content), "record")
-
-
-SETTINGS = {"primary": "[multistage,singlestage]", "tasks": "[demo]", "seeds": "[42,1,2]"}
-
-
-def configured(**changes):
-    given = [f"study.{key}={value}" for key, value in (SETTINGS | changes).items() if value]
-    return load_config(["pipeline=singlestage", "task=demo", *given])
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    "change",
     [
-        ({"primary": "[multistage]"}, r"study\.primary=\[multistage\] is no difference"),
-        ({"primary": "[multistage,multistage]"}, r"is no difference"),
-        ({"primary": None}, r"without study\.primary"),
-        ({"tasks": "[rte]"}, r"study\.tasks=\[rte\] does not name this run's task demo"),
-        ({"seeds": "[42,1]"}, r"fewer than 3 seeds"),
-        ({"seeds": "[1,2,3]"}, r"seed=42 is none of study\.seeds=\[1,2,3\]"),
-        ({"margin": "0"}, r"study\.margin=0 is no margin"),
-        ({"alpha": "0.5"}, r"study\.alpha=0\.5 is no chance"),
+        {"named": "yesterday"},
+        {"named": "2026-01-01T00:00:00"},
+        {"primary": ["multistage"]},
+        {"tasks": []},
+        {"tasks": ["mrpc", "mrpc"]},
+        {"seeds": [1, 2]},
+        {"margin": 0.0},
+        {"alpha": 1.0},
     ],
 )
-def test_a_question_that_cannot_be_decided_is_refused(changes, message):
-    with pytest.raises(InputError, match=message):
-        check_settings(configured(**changes))
-
-
-def test_the_time_of_a_question_stays_until_the_question_changes():
-    first = study_record(configured(), None)
-    old = replace(first, named="2020-01-01T00:00:00+00:00")
-    assert study_record(configured(), old) == old
-    assert study_record(configured(margin="2"), old).named != old.named
-    assert study_record(load_config(["pipeline=singlestage", "task=demo"]), old) is None
-
-
-def test_a_study_is_no_part_of_what_is_computed(settings, finished):
-    from bitkd.pipeline.plan import make_plan
-
-    given = [f"study.{key}={value}" for key, value in (SETTINGS | {"tasks": "[rte]"}).items()]
-    plain, other = (make_plan(load_config(settings(finished, "singlestage", *more))) for more in ([], given))
-    assert [stage.key for stage in plain.stages] == [stage.key for stage in other.stages]
+def test_a_record_of_a_question_that_cannot_be_decided_is_damaged(run_of, change):
+    content = json.loads(to_json(studied(run_of, RECORD, {"mrpc": (0.9, 0.7)})))
+    content["runs"][0]["study"] |= change
+    with pytest.raises(InputError, match="record is damaged"):
+        from_json(json.dumps(content), "record")
