@@ -1,8 +1,8 @@
 """Rebuild tables and pictures of the studies whose RESULTS.md marks them, from their records (`make results`).
 
 A study's RESULTS.md holds a table between `<!-- table: FILE WHAT -->` and `<!-- end -->`, made from FILE. For a
-comparison.json, WHAT is headline (with the comparison's warnings), differences, sizes, cost or stages, and pictures and page are
-written beside it; for a CSV file the table is all rows.
+comparison.json, WHAT is headline (with the comparison's warnings), differences (with what each says), sizes, cost or stages,
+and pictures and page are written beside it; for a CSV file the table is all rows.
 """
 
 import csv
@@ -13,7 +13,17 @@ from pathlib import Path
 from bitkd.compare.comparison import Comparison
 from bitkd.compare.load import read_runs
 from bitkd.errors import InputError
-from bitkd.report.tables import TextTable, cost_table, difference_table, escaped, headline, size_table, stages_table
+from bitkd.report.tables import (
+    TextTable,
+    cost_table,
+    difference_table,
+    escaped,
+    headline,
+    paragraph,
+    questions,
+    size_table,
+    stages_table,
+)
 from bitkd.report.write import write_comparisons
 
 TABLES = {"headline": headline, "differences": difference_table, "sizes": size_table, "cost": cost_table,
@@ -35,7 +45,9 @@ def rebuild(results: Path, check: bool = False) -> str:
         text = _table(file, what, made).markdown()
         if what == "headline":
             text = "".join(f"**Note.** {escaped(warning)}\n\n" for warning in made[file].warnings) + text
-        return f"{begin}\n{text}\n\n{end}"
+        if what == "differences":
+            text += "\n\n" + "\n".join(f"- {paragraph(line)}" for line in questions(made[file]))
+        return f"{begin}\n{text.rstrip()}\n\n{end}"
 
     before = results.read_text(encoding="utf-8")
     if not BLOCK.search(before):

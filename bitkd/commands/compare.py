@@ -9,7 +9,7 @@ from bitkd.compare.load import artifact_folders, read_runs
 from bitkd.compare.measure import measure_students
 from bitkd.report.console import Console
 from bitkd.report.glossary import training_state
-from bitkd.report.tables import difference_table, exported_table, headline, measured_with
+from bitkd.report.tables import difference_table, exported_table, headline, measured_with, questions
 from bitkd.report.terminal import render, render_text
 from bitkd.report.verdict import sentences, task_table
 from bitkd.report.write import check_folder, write_comparisons
@@ -59,7 +59,7 @@ def _print_tables(comparison: Comparison, console: Console) -> None:
     for table, below in (
         (headline(comparison), training_state(comparison)),
         (exported_table(comparison), measured_with(comparison)),
-        (difference_table(comparison), comparison.size_notes),
+        (difference_table(comparison), questions(comparison) + comparison.size_notes),
     ):
         if table.rows:
             console.print(render_text(table))

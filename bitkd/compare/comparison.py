@@ -12,7 +12,7 @@ from bitkd.compare.retained import Retained, retained
 from bitkd.compare.rows import Row, rows_of
 from bitkd.compare.runs import Run
 from bitkd.compare.shared import shared_stages
-from bitkd.compare.sizes import size_notes, size_ratio
+from bitkd.compare.sizes import MOST_NAMED, size_notes, size_ratio
 from bitkd.compare.study import Study, study_of
 from bitkd.errors import InputError
 
@@ -166,7 +166,7 @@ def warnings_of(arms: list[Arm]) -> list[str]:
     found = []
     totals = {arm.label: arm.first.budget_text or "none" for arm in arms}
     if len({arm.first.budget_total for arm in arms}) > 1:
-        shown = "; ".join(f"{label}: {total}" for label, total in totals.items())
+        shown = _of_arms(totals)
         found.append(f"Budgets differ ({shown}): a difference between such arms is that of their budgets as well.")
     teachers: dict[int, dict[str, list[str]]] = {}
     for arm in arms:
@@ -182,7 +182,7 @@ def warnings_of(arms: list[Arm]) -> list[str]:
             )
     steps = {arm.label: arm.chain.steps for arm in arms}
     if len(set(steps.values())) > 1 and all(arm.first.budget is None for arm in arms):
-        shown = "; ".join(f"{label}: {count:,.0f} steps" for label, count in steps.items())
+        shown = _of_arms({label: f"{count:,.0f} steps" for label, count in steps.items()})
         found.append(
             f"No common budget ({shown}): a difference is that of the training's length as well; budget.steps=, budget.flops= "
             "or budget.seconds= makes it equal."
@@ -195,7 +195,7 @@ def warnings_of(arms: list[Arm]) -> list[str]:
                 "nothing that the metric shows."
             )
     if any(arm.seeds != arms[0].seeds for arm in arms):
-        seeds = "; ".join(f"{arm.label} {', '.join(map(str, arm.seeds))}" for arm in arms)
+        seeds = _of_arms({arm.label: ", ".join(map(str, arm.seeds)) for arm in arms})
         found.append(
             f"Means are over different seeds ({seeds}), and so over different teachers if each seed has its own."
         )
@@ -209,12 +209,21 @@ def warnings_of(arms: list[Arm]) -> list[str]:
     return found
 
 
+def _of_arms(values: dict[str, str]) -> str:
+    """The value of each arm by its label. Arms of one value are counted, not named, if they are more than MOST_NAMED."""
+    shown: dict[str, None] = {}
+    for label, value in values.items():
+        count = list(values.values()).count(value)
+        shown[f"{f'{count} arms' if count > MOST_NAMED else label}: {value}"] = None
+    return "; ".join(shown)
+
+
 def _unequal_looks(arms: list[Arm]) -> list[str]:
     """A warning if the final checkpoints were chosen from unequally many validations; else none."""
     looks = {arm.label: max(run.looks for run in arm.runs) for arm in arms}
     if len(set(looks.values())) == 1:
         return []
-    shown = "; ".join(f"{label}: {count if count > 1 else 'no choice'}" for label, count in looks.items())
+    shown = _of_arms({label: str(count) if count > 1 else "no choice" for label, count in looks.items()})
     return [
         f"Unequal looks: the final checkpoint is the best of unequally many validations ({shown}). "
         "The best of more is better by chance alone. stages.NODE.select=last, or an eval_every that gives all arms "

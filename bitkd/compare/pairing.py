@@ -9,6 +9,9 @@ from bitkd.compare.runs import Run
 REFERENCE = "singlestage"
 """The pipeline that every arm is compared with."""
 
+DIFFERS = "differs from"
+"""Begins what is said of two arms that differ in several things; the first of them is its subject."""
+
 CONTRASTS = (("multistage", "halfternary"), ("multistage", "splitdirect"), ("progressive", "singlestage"))
 """Further pairs of pipelines whose arms are compared, if both arms have the same budget."""
 
@@ -70,7 +73,7 @@ def question(first: Arm, second: Arm) -> str:
     settings = [aspect.text for aspect in found if aspect.is_setting]
     texts = [aspect.text for aspect in found if not aspect.is_setting] + settings[:MAX_SETTINGS_IN_LABEL]
     texts += ["…"] if len(settings) > MAX_SETTINGS_IN_LABEL else []
-    return f"differs from {second.label} in: {', '.join(texts)}" if texts else ""
+    return f"{DIFFERS} {second.label} in: {', '.join(texts)}" if texts else ""
 
 
 def _of_teachers(first: Arm, second: Arm) -> list[Aspect]:

@@ -8,6 +8,9 @@ from bitkd.store.records import MIB
 EQUAL = 0.05
 """Files whose sizes differ by at most this share of the larger one count as equally large."""
 
+MOST_NAMED = 3
+"""Differences at equal sizes that a sentence names; of more, it gives the number."""
+
 IN_FILE = {FP32: 16}
 """Bits of a weight in a packed file, of those widths that are kept otherwise (see bitkd.models.size)."""
 
@@ -44,10 +47,13 @@ def size_notes(pairs: list[tuple[Arm, Arm]]) -> list[str]:
         return []
     equal = [f"{first.label} − {second.label}" for first, second in pairs if are_equal(size_ratio(first, second))]
     within = f"to within {100 * EQUAL:.0f} %"
-    found = [
-        f"{'; '.join(_compared(*pair) for pair in unequal)}.",
-        f"At equal real sizes, {within}: {'; '.join(equal)}." if equal else f"No two are of equal real size, {within}.",
-    ]
+    if not equal:
+        sentence = f"No two are of equal real size, {within}."
+    elif len(equal) > MOST_NAMED:
+        sentence = f"The other {len(equal)} differences are at equal real sizes, {within}."
+    else:
+        sentence = f"At equal real sizes, {within}: {'; '.join(equal)}."
+    found = [f"{'; '.join(_compared(*pair) for pair in unequal)}.", sentence]
     remedies = [_remedy(*(pair if size_ratio(*pair) < 1 else pair[::-1])) for pair in unequal]
     return found + [text for text in dict.fromkeys(remedies) if text]
 

@@ -1,8 +1,10 @@
 """The report as one HTML page: everything inline, light and dark, nothing fetched from elsewhere."""
 
+import re
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, Template
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from bitkd.compare.arms import Arm
@@ -17,6 +19,7 @@ from bitkd.report.tables import (
     exported_table,
     headline,
     measured_with,
+    questions,
     size_table,
     stage_table,
 )
@@ -24,7 +27,7 @@ from bitkd.report.verdict import sentences, task_table
 
 LONGEST_TITLE = 100
 
-TEXT_COLUMNS = {"95 %, other seeds", "bits", "budget", "device", "of", "what it says", "word tables"}
+TEXT_COLUMNS = {"95 %, other seeds", "bits", "budget", "device", "of", "word tables"}
 """Columns that hold words, not numbers."""
 
 DARK = {
@@ -58,6 +61,7 @@ def render_page(comparison: Comparison, figures: dict[str, Figure]) -> str:
         headline=headline(comparison),
         notes=notes(comparison),
         differences=difference_table(comparison),
+        questions=questions(comparison),
         pictures={name: to_svg(figures[name], name, shown[name]) for name in shown if name != "pipelines"},
         captions=shown,
         legend=in_order(box.look for arm in arms for box in arm["boxes"]),
@@ -91,7 +95,14 @@ def _template(name: str) -> Template:
     environment = Environment(
         loader=PackageLoader("bitkd.report", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["prose"] = prose
     return environment.get_template(name)
+
+
+def prose(text: str) -> Markup:
+    """Text as HTML: `code` as an element, and long names of settings may be broken after a dot or =."""
+    coded = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    return Markup(re.sub(r"\S{25,}", lambda word: re.sub(r"(?<=\w)([.=])(?=\w)", r"\1<wbr>", word[0]), coded))
 
 
 def _arm_content(arm: Arm) -> dict[str, Any]:

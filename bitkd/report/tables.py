@@ -9,6 +9,7 @@ from bitkd.compare.arms import Arm, Cost, Mean, mean_of_artifacts
 from bitkd.compare.comparison import Comparison
 from bitkd.compare.exported import Exported
 from bitkd.compare.inference import Shares
+from bitkd.compare.pairing import DIFFERS
 from bitkd.compare.retained import Retained
 from bitkd.compare.runs import Stage
 from bitkd.data.tasks import HOLDOUT
@@ -18,7 +19,6 @@ from bitkd.report.numbers import DASH, p_text, time_text
 PER_STEP = ("FLOP per step", "time per step", "s per TFLOP")
 """Of training alone."""
 
-WHAT_IT_SAYS = "what it says"
 SIZE_RATIO = "size, of the second's"
 
 ONLY_A_RECORD = "not measured: only its record is at hand"
@@ -106,9 +106,18 @@ def difference_table(comparison: Comparison) -> TextTable:
         ]
         columns["rows : seeds : both"] = [shares_text(one.estimate.shares) for one in found]
     columns[SIZE_RATIO] = [f"{comparison.size_ratio(one):.2f}" for one in found]
-    if any(one.question for one in found):
-        columns[WHAT_IT_SAYS] = [one.question or DASH for one in found]
     return TextTable(list(columns), [list(row) for row in zip(*columns.values())])
+
+
+def questions(comparison: Comparison) -> list[str]:
+    """Sentences below the table of differences: what each shows, or in what its arms differ, as far as the records tell."""
+    return [
+        f"{one.first} {one.question}."
+        if one.question.startswith(DIFFERS)
+        else f"{one.first} − {one.second}: {one.question}."
+        for one in comparison.differences
+        if one.question
+    ]
 
 
 def _interval_text(ends: tuple[float, float] | None) -> str:

@@ -7,7 +7,7 @@ from bitkd.compare.rows import Row
 from bitkd.data.tasks import HOLDOUT
 from bitkd.report.fitted import FittedTable
 from bitkd.report.numbers import DASH
-from bitkd.report.tables import WHAT_IT_SAYS, TextTable
+from bitkd.report.tables import SEEDS_UNKNOWN, SIZE_RATIO, TextTable
 
 OPTIONAL = ("MiB on paper", "parameters", "seconds", "steps", "seed", "MiB packed", "bits")
 """Columns that a narrow terminal may leave out, the first to go first: never names and scores."""
@@ -24,21 +24,19 @@ OPTIONAL_TEXT = (
         "MiB packed",
     ),
     *("seeds", "budget", "bits", "student / teacher", "MiB counted", "MiB teacher"),
+    *(SIZE_RATIO, "95 %, these models"),
 )
 """The same of a comparison's tables."""
 
 
-PROSE_WIDTH = 40
-"""Characters of a line in a cell that holds a sentence."""
+INTERVAL_WIDTH = 18
+"""Characters of an interval; words in its place are wrapped to as many."""
 
 
 def render_text(table: TextTable) -> FittedTable:
     """A table of text."""
     times_of_teacher = [name for name in table.header if name.startswith("teacher ") and "×" in name]
-    rows = [
-        [fill(cell, PROSE_WIDTH) if name == WHAT_IT_SAYS else cell for name, cell in zip(table.header, row)]
-        for row in table.rows
-    ]
+    rows = [[fill(cell, INTERVAL_WIDTH) if cell == SEEDS_UNKNOWN else cell for cell in row] for row in table.rows]
     return FittedTable(table.header, rows, [*OPTIONAL_TEXT, *times_of_teacher], ruled=True)
 
 

@@ -22,6 +22,7 @@ from bitkd.report.tables import (
     headline,
     measured_with,
     paragraph,
+    questions,
     size_table,
     stage_table,
 )
@@ -111,6 +112,7 @@ def markdown(comparison: Comparison) -> str:
         parts += map(paragraph, measured_with(comparison))
     if comparison.differences:
         parts += ["## Differences", difference_table(comparison).markdown()]
+        parts += ["\n".join(f"- {paragraph(text)}" for text in questions(comparison))]
     parts += ["## Pictures", *(f"![{caption}]({name}.png)" for name, caption in captions(comparison).items())]
     parts += ["## Sizes of the final students", size_table(comparison).markdown()]
     parts += ["## Training cost", cost_table(comparison).markdown()]
