@@ -1,15 +1,20 @@
 """Runs in processes of their own that need not import the libraries: a server that has imported them forks each one."""
 
+import json
 import multiprocessing
 import os
 import signal
 import socket
 import sys
 import threading
-from multiprocessing import forkserver
+import time
+from multiprocessing import forkserver, popen_fork
+from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
+from lightning.fabric.strategies.launchers import subprocess_script
 
 from bitkd.cli import main
 
@@ -58,6 +63,58 @@ class Children:
         return output
 
 
+class Launched:
+    """`bitkd run` with two processes in a session of their own, as subprocess.Popen starts it; Lightning starts rank 1.
+
+    forks: whether rank 1 is forked too. Else it is a new program, which imports everything.
+    """
+
+    def __init__(self, arguments, forks):
+        children = Children(arguments, prepare=launch_by_fork if forks else os.setsid)
+        (self._process,), self.stdout = children.processes, children.stdout
+        self.pid = self._process.pid
+        self._lock = threading.Lock()
+
+    def poll(self):
+        with self._lock:  # the code can be read once
+            return self._process.exitcode
+
+    def wait(self):
+        while self.poll() is None:
+            time.sleep(0.02)
+        return self.poll()
+
+
+def launch_by_fork():
+    """Start a session, and fork the rank that Lightning will start: before any work, when there are no threads yet."""
+    os.setsid()
+    rank = ForkedRank()
+    subprocess_script.subprocess = SimpleNamespace(Popen=rank.begin)
+
+
+class ForkedRank:
+    """A process that waits for its environment, and then does what its command says; a Popen for Lightning."""
+
+    def __init__(self):
+        self._reader, self._writer = os.pipe()
+        self._popen = popen_fork.Popen(self)  # calls _bootstrap in the new process
+
+    def begin(self, command, env):
+        assert command == [sys.executable, *sys.argv]
+        os.write(self._writer, json.dumps(env).encode())
+        os.close(self._writer)
+        return self._popen
+
+    def _bootstrap(self, parent_sentinel):
+        os.close(self._writer)
+        with open(self._reader) as stream:
+            environment = stream.read()
+        if not environment:  # the other rank has ended before
+            return 0
+        os.environ |= json.loads(environment)
+        return main(sys.argv[1:])
+
+
 def free_port():
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -78,7 +135,7 @@ def _work(output, place, arguments, prepare):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores Ctrl-C
     os.environ.update(place)
     torch.set_num_threads(1)
-    sys.argv = ["bitkd", *arguments]
+    sys.argv = [str(Path(sys.executable).with_name("bitkd")), *arguments]
     if prepare:
         prepare()
     sys.exit(main(arguments))
