@@ -1,6 +1,5 @@
 """Runs in processes of their own that need not import the libraries: a server that has imported them forks each one."""
 
-import json
 import multiprocessing
 import os
 import signal
@@ -8,13 +7,11 @@ import socket
 import sys
 import threading
 import time
-from multiprocessing import forkserver, popen_fork
+from multiprocessing import forkserver
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
-from lightning.fabric.strategies.launchers import subprocess_script
 
 from bitkd.cli import main
 
@@ -64,13 +61,11 @@ class Children:
 
 
 class Launched:
-    """`bitkd run` with two processes in a session of their own, as subprocess.Popen starts it; Lightning starts rank 1.
+    """What subprocess.Popen gives, of a command in a session of its own. Lightning starts the other ranks as programs."""
 
-    forks: whether rank 1 is forked too. Else it is a new program, which imports everything.
-    """
-
-    def __init__(self, arguments, forks):
-        children = Children(arguments, prepare=launch_by_fork if forks else os.setsid)
+    def __init__(self, arguments):
+        children = Children(arguments, prepare=os.setsid)
+        children._limit.cancel()  # whoever starts it has limits
         (self._process,), self.stdout = children.processes, children.stdout
         self.pid = self._process.pid
         self._lock = threading.Lock()
@@ -82,37 +77,8 @@ class Launched:
     def wait(self):
         while self.poll() is None:
             time.sleep(0.02)
+        self.stdout.close()
         return self.poll()
-
-
-def launch_by_fork():
-    """Start a session, and fork the rank that Lightning will start: before any work, when there are no threads yet."""
-    os.setsid()
-    rank = ForkedRank()
-    subprocess_script.subprocess = SimpleNamespace(Popen=rank.begin)
-
-
-class ForkedRank:
-    """A process that waits for its environment, and then does what its command says; a Popen for Lightning."""
-
-    def __init__(self):
-        self._reader, self._writer = os.pipe()
-        self._popen = popen_fork.Popen(self)  # calls _bootstrap in the new process
-
-    def begin(self, command, env):
-        assert command == [sys.executable, *sys.argv]
-        os.write(self._writer, json.dumps(env).encode())
-        os.close(self._writer)
-        return self._popen
-
-    def _bootstrap(self, parent_sentinel):
-        os.close(self._writer)
-        with open(self._reader) as stream:
-            environment = stream.read()
-        if not environment:  # the other rank has ended before
-            return 0
-        os.environ |= json.loads(environment)
-        return main(sys.argv[1:])
 
 
 def free_port():
