@@ -25,8 +25,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """The longest tests first, so that two workers end together."""
-    items.sort(key=lambda item: item.path.name != "test_processes.py")
+    """Those with processes of their own first: they are the longest, and one worker then starts the server that forks."""
+    items.sort(key=lambda item: not hasattr(getattr(item, "module", None), "Children"))
 
 
 @pytest.fixture

@@ -53,11 +53,15 @@ class Children:
         """The rest of the output, once all processes have ended with this exit code."""
         with self.stdout:
             output = self.stdout.read()
+        assert self.wait() == {code}, output
+        return output
+
+    def wait(self):
+        """The exit codes, once all processes have ended."""
         for process in self.processes:
             process.join()
         self._limit.cancel()
-        assert {process.exitcode for process in self.processes} == {code}, output
-        return output
+        return {process.exitcode for process in self.processes}
 
 
 class Launched:
