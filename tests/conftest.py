@@ -1,26 +1,19 @@
-"""What several folders of tests share: a tiny tokenizer, a tiny BERT, a tiny task in files."""
+"""What several folders of tests share: a tiny tokenizer, a tiny BERT, a tiny task in files.
+
+Fixtures import the libraries: pytest-xdist's first process reads this file too, and runs no test.
+"""
 
 import json
 import os
 import shutil
-from contextlib import contextmanager
 from functools import partial
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as bitkd.cli does
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import pytest
-import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-from bitkd.config.load import load_config
-from bitkd.pipeline.runner import run
-
-torch.set_num_threads(1)
 
 WORDS = ["a", "the", "dog", "cat", "bird", "sees", "likes", "runs", "sleeps", "not", "big", "small"]
 WORDS += ["red", "blue", "fast", "old", "new", "and", "with", "in"]
@@ -32,42 +25,14 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """The longest tests first, so that two workers end together."""
-    items.sort(key=lambda item: item.path.name != "test_processes.py")
-
-
-class _NoHostReads(TorchDispatchMode):
-    """Fails where code asks for a tensor's value, or makes a tensor out of Python numbers: on a GPU, the program would
-    wait there until all work before is done."""
-
-    READS = ("_local_scalar_dense", "equal", "lift_fresh", "masked_select", "nonzero", "repeat_interleave")
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        by_mask = name == "index" and any(x is not None and x.dtype == torch.bool for x in args[1])
-        assert name not in self.READS, f"aten.{name} waits for the device"
-        assert not by_mask, "indexing by truth values waits for the device"
-        return function(*args, **(kwargs or {}))
-
-
-class _NoLists(TorchFunctionMode):
-    """The same for what reads the memory of a CPU's tensor without an operation."""
-
-    READS = (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__)
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        assert function not in self.READS, f"{function.__name__} waits for the device"
-        return function(*args, **(kwargs or {}))
+    """Those with processes of their own first: they are the longest, and one worker then starts the server that forks."""
+    items.sort(key=lambda item: not hasattr(getattr(item, "module", None), "Children"))
 
 
 @pytest.fixture
 def no_host_reads():
     """Makes a context in which nothing may wait for a device; it works on a CPU."""
-
-    @contextmanager
-    def forbid():
-        with _NoLists(), _NoHostReads():
-            yield
+    from tests.host_reads import forbid
 
     return forbid
 
@@ -75,6 +40,9 @@ def no_host_reads():
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
     """A WordPiece tokenizer over WORDS, arranged as BERT's."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     pieces = [
         *names,
@@ -103,6 +71,9 @@ def tiny_tokenizer():
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory, tiny_tokenizer):
     """The folder of a random BERT with 4 layers of 4 heads, hidden size 32."""
+    import torch
+    from transformers import BertConfig, BertModel
+
     folder = tmp_path_factory.mktemp("bert")
     torch.manual_seed(0)
     config = BertConfig(
@@ -122,6 +93,8 @@ def tiny_bert(tmp_path_factory, tiny_tokenizer):
 @pytest.fixture(scope="session")
 def tiny_task(tmp_path_factory):
     """A folder with RTE's files in the official layout, 96 rows to train and 33 in dev, and a corpus beside them."""
+    import torch
+
     folder = tmp_path_factory.mktemp("glue")
     generator = torch.Generator().manual_seed(1)
 
@@ -185,6 +158,9 @@ def settings(tiny_bert, tiny_task):
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, tiny_bert, tiny_task):
     """A run folder in which both pipelines are finished; tests copy it before they change it."""
+    from bitkd.config.load import load_config
+    from bitkd.pipeline.runner import run
+
     runs = tmp_path_factory.mktemp("finished")
     for pipeline in ("multistage", "singlestage"):
         run(load_config(make_settings(tiny_bert, tiny_task, runs, pipeline)), Lines())

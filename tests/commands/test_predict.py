@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from transformers import AutoTokenizer
 import bitkd
 from bitkd.cli import main
 from bitkd.commands.checkpoints import is_setting
+from tests.processes.children import Children
 
 CPU = "trainer.accelerator=cpu"
 
@@ -274,16 +276,23 @@ def test_the_libraries_add_nothing_to_the_error_output(one, tiny_bert, tmp_path,
     ]
 
 
-def test_a_reader_that_has_enough_ends_the_work_quietly(one, start):
-    with start("-m", "bitkd", "predict", one, "-", "data.eval_batch_size=1") as process:
-        process.stdin.write("a dog\n")
-        process.stdin.flush()
-        lines = [process.stdout.readline() for _ in range(2)]  # before the input ends
-        process.stdout.close()
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write("a dog\n" * 20000)
-            process.stdin.close()
-        assert process.wait() == 141
-        assert process.stderr.read() == ""
+def connect(rows, errors):
+    os.dup2(os.open(rows, os.O_RDONLY), 0)
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+
+
+def test_a_reader_that_has_enough_ends_the_work_quietly(one, tmp_path):
+    rows, errors = tmp_path / "rows", tmp_path / "errors"
+    os.mkfifo(rows)
+    arguments = ["predict", str(one), "-", "data.eval_batch_size=1"]
+    children = Children(arguments, prepare=partial(connect, rows, errors))
+    with contextlib.suppress(BrokenPipeError), open(rows, "w") as stream:
+        stream.write("a dog\n")
+        stream.flush()
+        lines = [children.stdout.readline() for _ in range(2)]  # before the input ends
+        children.stdout.close()
+        stream.write("a dog\n" * 20000)
+    assert children.wait() == {141}
+    assert errors.read_text() == ""
     assert lines[0].startswith("index\tlabel")
     assert lines[1].startswith("0\t")

@@ -36,6 +36,12 @@ def classifiers(tmp_path_factory, tiny_tokenizer):
     return folder
 
 
+@pytest.fixture(scope="session")
+def planned(tmp_path_factory):
+    """A run folder in which facts about the undamaged sources are kept, once they are known."""
+    return tmp_path_factory.mktemp("planned")
+
+
 @pytest.fixture
 def folder(classifiers, tmp_path):
     """A copy that may be damaged."""
@@ -212,11 +218,11 @@ def test_no_tokenizer_is_loaded_from_a_damaged_checkpoint(name, folder):
 
 @pytest.mark.parametrize("name", DAMAGES)
 @pytest.mark.parametrize("setting", ["model.pretrained", "stages.teacher.checkpoint", "task.augmentation.model"])
-def test_a_damaged_checkpoint_is_refused_by_plan(name, setting, folder, settings, tmp_path, capsys):
+def test_a_damaged_checkpoint_is_refused_by_plan(name, setting, folder, settings, planned, capsys):
     damage, _ = DAMAGES[name]
     damage(folder)
     more = ["task.augmentation.enabled=true"] if "augmentation" in setting else []
-    assert main(["plan", *settings(tmp_path / "runs", "singlestage", f"{setting}={folder}", *more)]) == 2
+    assert main(["plan", *settings(planned, "singlestage", f"{setting}={folder}", *more)]) == 2
     refusal = capsys.readouterr().err.strip()
     assert str(folder) in refusal
     assert "Traceback" not in refusal
