@@ -117,8 +117,8 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
             "cost",
             "of training, over all processes and resumptions: optimizer steps, examples (rows) seen, their tokens without "
             "padding and with it, FLOP and time. The chain is every stage except the teacher and augmented rows, which "
-            "pipelines share. General KD is done once for all tasks, so the cost is given with and without it. A dash: older "
-            "records do not say.",
+            "pipelines share. General KD is done once for all tasks, so the cost is given with and without it. A dash, or "
+            "no such column: older records do not say.",
         ),
         (
             "FLOP of products",
@@ -142,7 +142,8 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
         (
             "chosen step, looks",
             "the step whose weights a stage passes on, under each seed: the best of so many validations on so many rows, or the "
-            "last step. The best of more validations is better by chance alone.",
+            "last step. On the rows that chose, the score of the best is too high by chance, the more so the more validations "
+            "there were.",
         ),
         (
             "stages, hyper-parameters",
