@@ -126,7 +126,7 @@ def test_names_are_text_and_never_markup(tmp_path, capsys):
     assert "<b>" not in text
     (tmp_path / "comparison.json").write_text(to_json(runs))
     assert main(["compare", str(tmp_path)]) == 0
-    assert "note: Means are over different seeds (a<b>[red]c|d 1, 2; plain 1)" in capsys.readouterr().out
+    assert "note: Means are over different seeds (a<b>[red]c|d: 1, 2; plain: 1)" in capsys.readouterr().out
 
 
 def test_machines_are_named_with_processes_and_arithmetic():

@@ -85,6 +85,10 @@ def test_the_page_holds_all_parts_and_fetches_nothing(report):
         "x86_64",
     ):
         assert expected in words
+    cells = re.findall(r"<td.*?</td>", text)
+    assert max(map(len, cells)) < 80  # sentences stand below the tables
+    for link in re.findall(r'href="#([a-z]+)"', text[: text.index("<svg")]):
+        assert link in page.ids
     assert words.index("teacher score retained") < words.index("95 %, these models") < words.index("Score, size, cost")
 
 
