@@ -15,6 +15,7 @@ from bitkd.compare.arms import Cost
 from bitkd.compare.comparison import Comparison
 from bitkd.compare.load import read_runs
 from bitkd.compare.planning import planned
+from bitkd.compare.runs import Run
 from bitkd.data.tasks import HOLDOUT
 from bitkd.errors import InputError
 from bitkd.report.numbers import DASH, time_text
@@ -37,15 +38,26 @@ BLOCK = re.compile(r"(<!-- table: (\S+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.
 
 
 def finals(comparison: Comparison) -> TextTable:
-    """The final student of each seed."""
-    header = ["arm", "seed", f"dev {comparison.metric}", f"{HOLDOUT} {comparison.metric}", "training time"]
-    rows = []
-    for label, run in [(arm.label, run) for arm in comparison.arms for run in arm.runs]:
-        scores = (run.final.dev.get(name, {}).get(comparison.metric) for name in (run.dev_set, HOLDOUT))
-        cells = [DASH if score is None else f"{score:.4f}" for score in scores]
-        chain = Cost.of([stage for stage in run.stages if stage.in_chain])
-        rows.append([label, str(run.seed), *cells, time_text(chain.seconds)])
-    return TextTable(header, rows).without_dashes()
+    """The final students, seed by seed."""
+    metric = comparison.metric
+    header = ["arm", "seeds", f"dev {metric}", f"hold-out {metric}", "training time"]
+    rows = [
+        [
+            arm.label,
+            "; ".join(map(str, arm.seeds)),
+            *("; ".join(_score(run, name, metric) for run in arm.runs) for name in (comparison.first.dev_set, HOLDOUT)),
+            "; ".join(
+                time_text(Cost.of([stage for stage in run.stages if stage.in_chain]).seconds) for run in arm.runs
+            ),
+        ]
+        for arm in comparison.arms
+    ]
+    return TextTable(header, rows)
+
+
+def _score(run: Run, dev: str, metric: str) -> str:
+    value = run.final.dev.get(dev, {}).get(metric)
+    return DASH if value is None else f"{value:.4f}"
 
 
 def power(comparison: Comparison) -> TextTable:

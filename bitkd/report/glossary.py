@@ -56,6 +56,7 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
             "resamples of the rows, the same for students, teachers and majority. No value if the teacher's margin over the "
             f"majority is below {MARGIN_ERRORS} of its standard errors: such a ratio may be anything.",
         ),
+        ("student / teacher", f"{comparison.metric} of the student / that of its teacher; the mean over seeds."),
         (
             "95 %, these models",
             f"the {LEVEL:.0%} interval of a difference between these very models on other dev rows: percentiles of {RESAMPLES:,} "

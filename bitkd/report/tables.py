@@ -289,7 +289,8 @@ def _stage_rows(arm: Arm, measured: list[tuple[str, str]]) -> list[list[str]]:
         ]
         cost = Cost.mean([Cost.of([one]) for one in same_stage])
         costs = [f"{cost.steps:,.0f}", *_choice_cells(same_stage), si(cost.student_flops), si(cost.teacher_flops)]
-        costs += [_known(cost.importance_flops, si), time_text(cost.seconds), _known(cost.training_seconds, time_text)]
+        alone = cost.training_seconds if cost.steps else None
+        costs += [_known(cost.importance_flops, si), time_text(cost.seconds), _known(alone, time_text)]
         costs += _step_cells(cost)
         name = stage.title if stage.title == stage.name else f"{stage.title} ({stage.name})"
         rows.append([name + ("" if stage.in_chain else ", shared"), *cells, stage.precision or DASH, *costs])
