@@ -1,6 +1,7 @@
 # Every target sets itself up: a virtual environment in .venv with pinned packages, nothing else.
 PYTHON ?= python3
 TASK ?= mnli
+NAME ?= xtc-6l-w1a8
 DEVICES ?= 1
 RUNS ?= runs
 SUITE ?= data
@@ -9,12 +10,13 @@ ARGS ?=
 BIN := .venv/bin
 SETTINGS = task=$(TASK) run.dir=$(RUNS) trainer.devices=$(DEVICES) $(ARGS)
 
-.PHONY: help setup demo test check multistage singlestage compare sweep bench results chaos sanitize docs clean
+.PHONY: help setup demo test check recipe multistage singlestage compare sweep bench results chaos sanitize docs clean
 
 help:
 	@echo "make setup                          virtual environment with pinned packages"
 	@echo "make demo                           both pipelines on the embedded task, then the comparison"
 	@echo "make multistage|singlestage TASK=mnli DEVICES=1 RUNS=runs ARGS=\"key=value …\""
+	@echo "make recipe NAME=xtc-6l-w1a8 TASK=mnli   a published recipe; docs/recipes.md lists them"
 	@echo "make compare TASK=mnli RUNS=runs    the two pipelines' runs side by side"
 	@echo "make sweep FILE=experiments/sweeps/arms.yaml ARGS=\"key=value …\"   the trials of a wandb sweep file"
 	@echo "make bench SUITE=data|overhead|training|sizes|inference|coverage   speed, memory, file sizes, intervals; into build/bench"
@@ -41,6 +43,9 @@ demo: setup
 	$(BIN)/bitkd run pipeline=multistage task=demo run.dir=$(RUNS)
 	$(BIN)/bitkd run pipeline=singlestage task=demo run.dir=$(RUNS)
 	$(BIN)/bitkd compare $(RUNS)/demo/multistage $(RUNS)/demo/singlestage --out $(RUNS)/reports/demo
+
+recipe: setup
+	$(BIN)/bitkd run recipe=$(NAME) $(SETTINGS)
 
 multistage singlestage: setup
 	$(BIN)/bitkd run pipeline=$@ $(SETTINGS)

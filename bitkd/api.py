@@ -40,13 +40,13 @@ class RunResult:
         return self.folder / self.stages[-1].name
 
 
-def run(pipeline: str, *settings: str, console: "Console | None" = None, **values: Any) -> RunResult:
+def run(pipeline: str | None = None, *settings: str, console: "Console | None" = None, **values: Any) -> RunResult:
     """Run a pipeline to its end: finished stages are skipped, a stage that was stopped is resumed.
 
         result = bitkd.run("singlestage", "run.dir=build/runs", "train.max_steps=20", task="demo", seed=1)
         student = bitkd.load_student(result.student)
 
-    pipeline: a name in conf/pipeline, or a path to a YAML file.
+    pipeline: a name in conf/pipeline, or a path to a YAML file; None with `recipe="xtc-6l-w1a8"`.
     settings: key=value, as `bitkd run` takes them.
     values: the same as keyword arguments; a dotted key goes into a dictionary: `**{"train.lr": 1e-4}`. None is `null`.
     console: gets a line at each stage's start and end, by its `print`; None prints to the standard output. Lightning's
@@ -56,7 +56,9 @@ def run(pipeline: str, *settings: str, console: "Console | None" = None, **value
     stop (SIGTERM, SIGUSR1, Ctrl-C): run it again to continue. With `trainer.devices` > 1 every process gets the result.
     """
     files = [f"{key}={values.pop(key)}" for key in GROUPS if key in values]
-    config = with_run_name(load_config([f"pipeline={pipeline}", *settings, *files], values=values))
+    config = with_run_name(
+        load_config([*([f"pipeline={pipeline}"] if pipeline else []), *settings, *files], values=values)
+    )
     check_before_imports(config)
     set_environment()
     if "LOCAL_RANK" in os.environ:  # one of the processes that Lightning or torchrun starts

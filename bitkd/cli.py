@@ -16,6 +16,9 @@ SETTINGS_HELP = """\
 settings are key=value, in any order:
   task=NAME pipeline=NAME model=NAME trainer=NAME  a file of conf/, or the path
                                                    of a YAML file
+  recipe=NAME                                      a published recipe: in place
+                                                   of pipeline=, with its values
+                                                   for the task
   stages.NODE.max_steps|epochs|lr|teacher|…=VALUE  one stage of the pipeline
   train.epochs|max_steps|batch_size|lr|…=VALUE     the default of all stages
   student.layers=[1,3,5] student.width=0.5         the student's shape

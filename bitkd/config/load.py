@@ -2,6 +2,9 @@
 
 `task=`, `pipeline=`, `model=` and `trainer=` choose a file of `conf/`, or give the path of another one. Every file is a
 part of the whole configuration. They are merged in this order: config.yaml, model, trainer, pipeline, task, overrides.
+
+`recipe=` stands in place of `pipeline=`: its file is a pipeline's, and may have a section `tasks`, whose entry of the chosen
+task is merged after the task's file.
 """
 
 import json
@@ -17,16 +20,20 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml.nodes import MappingNode, Node
+from yaml.nodes import MappingNode, Node, ScalarNode
 
 from bitkd.config.schema import Config
-from bitkd.config.typed import compose, from_data, of_override, typed, unknown_key
+from bitkd.config.typed import compose, entries_of, from_data, of_override, typed, unknown_key
 from bitkd.errors import InputError, nearest
 from bitkd.names import shown
 
 log = logging.getLogger(__name__)
 
-GROUPS = ("model", "trainer", "pipeline", "task")
+GROUPS = ("model", "trainer", "recipe", "pipeline", "task")
+"""In the order in which their files are merged."""
+
+TASKS = "tasks"
+"""Section of a recipe: task -> settings for it."""
 
 
 def conf_dir() -> Path:
@@ -61,13 +68,20 @@ def load_config(
     Raises InputError if a setting is wrong; the message suggests the nearest known key or name.
     """
     chosen, dotted = _split(overrides)
+    if "recipe" in chosen and "pipeline" in chosen:
+        raise InputError(
+            f"recipe={chosen['recipe']} and pipeline={chosen['pipeline']} are both given; a recipe has its own stages, so leave "
+            "pipeline= out"
+        )
     for group in require:
-        if group not in chosen:
+        if group not in chosen and not (group == "pipeline" and "recipe" in chosen):
             raise InputError(
                 f"{group}= is missing; choose one of {', '.join(choices(group))}, or a path to a YAML file"
+                + (f"; or recipe= with one of {', '.join(choices('recipe'))}" if group == "pipeline" else "")
             )
-    files = [conf_dir() / "config.yaml", *(_file_of(group, chosen[group]) for group in GROUPS if group in chosen)]
-    merged = pickle.loads(_merge_files(tuple((file, _read(file)) for file in files), "task" in chosen))
+    files = {"config": conf_dir() / "config.yaml"}
+    files |= {group: _file_of(group, chosen[group]) for group in GROUPS if group in chosen}
+    merged = pickle.loads(_merge_files(tuple((group, file, _read(file)) for group, file in files.items())))
     if recorded:
         _merge(merged, _as_layer(recorded))
     for text in dotted:
@@ -149,25 +163,46 @@ def _file_of(group: str, name: str) -> Path:
 
 
 @lru_cache(maxsize=64)
-def _merge_files(files: tuple[tuple[Path, str], ...], last_is_task: bool) -> bytes:
-    """The merged content of (file, text) pairs, pickled: to unpickle it takes 3 ms, to merge again 100 ms."""
+def _merge_files(files: tuple[tuple[str, Path, str], ...]) -> bytes:
+    """The merged content of (group, file, text), pickled: to unpickle it takes 3 ms, to merge again 100 ms."""
     merged: Any = OmegaConf.structured(Config)
-    for file, text in files:
-        layer = _layer_of(file, text)
-        if last_is_task and file == files[-1][0] and isinstance(layer.get("stages"), dict):
+    of_tasks: dict[str, dict[str, Any]] = {}
+    for group, file, text in files:
+        node = _mapping_of(file, text)
+        if group == "recipe":
+            node, of_tasks = _without_tasks(node, file)
+        layer = typed(node, Config, "")
+        if group == "task" and isinstance(layer.get("stages"), dict):
             # A task's file may have settings for stages of any pipeline.
             layer["stages"] = {name: stage for name, stage in layer["stages"].items() if name in merged.stages}
         _merge(merged, layer)
+    _merge(merged, of_tasks.get(merged.task.name, {}))
     return pickle.dumps(merged)
 
 
-def _layer_of(file: Path, text: str) -> dict[str, Any]:
-    """The settings in a file, as plain data."""
+def _mapping_of(file: Path, text: str) -> MappingNode:
     node: Node | None = compose(text, str(file))
     if not isinstance(node, MappingNode):
         raise InputError(f"{file} holds no mapping; write key: value lines")
-    settings: dict[str, Any] = typed(node, Config, "")
-    return settings
+    return node
+
+
+def _without_tasks(recipe: MappingNode, file: Path) -> tuple[MappingNode, dict[str, dict[str, Any]]]:
+    """A recipe's settings for all tasks, and task -> settings for it. All are checked, whatever the task."""
+    entries = entries_of(recipe, "")
+    stages, tasks = entries.get("stages"), entries.pop(TASKS, None)
+    known = entries_of(stages, "stages") if isinstance(stages, MappingNode) else {}
+    found: dict[str, dict[str, Any]] = {}
+    if tasks is not None and not isinstance(tasks, MappingNode):
+        raise InputError(f"{file}: {TASKS} is no mapping; write a task's name and the settings for it")
+    for task, node in entries_of(tasks, TASKS).items() if tasks is not None else ():
+        found[task] = typed(node, Config, f"{TASKS}.{task}")
+        if unknown := [name for name in found[task].get("stages", {}) if name not in known]:
+            raise InputError(
+                f"{file}: {TASKS}.{task}.stages.{unknown[0]} is no stage of this recipe; {nearest(unknown[0], known)}"
+            )
+    pairs = [(ScalarNode("tag:yaml.org,2002:str", name), node) for name, node in entries.items()]
+    return MappingNode(recipe.tag, pairs), found
 
 
 def _read(file: Path) -> str:

@@ -46,9 +46,10 @@ def study_notes(config: Config) -> list[str]:
         ("primary", study.primary, config.pipeline.name, "pipeline"),
         ("tasks", study.tasks, config.task.name, "task"),
     ):
+        known = choices(group) + (choices("recipe") if group == "pipeline" else [])
         for name in names:
-            if name != own and name not in choices(group):
-                hint = nearest(name, choices(group))
+            if name != own and name not in known:
+                hint = nearest(name, known)
                 notes.append(
                     f"study.{setting} names {name}, which is no {group} of conf/; right if it is your own, else {hint}"
                 )

@@ -1,0 +1,110 @@
+"""The recipes of conf/recipe, and what a recipe's file may hold."""
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from bitkd.config.load import choices, load_config
+from bitkd.errors import InputError
+from bitkd.pipeline.plan import check_settings
+from bitkd.pipeline.runner import run
+from bitkd.store.artifacts import read_artifact
+
+RECIPE = """\
+pipeline: {name: own, title: Own}
+train: {epochs: 3}
+stages:
+  teacher: {kind: finetune}
+tasks:
+  rte: {train: {epochs: 7}, stages: {teacher: {lr: 1e-3}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def twelve_layers(tmp_path_factory, tiny_tokenizer):
+    """The folder of a random BERT with 12 layers of 12 heads, hidden size 24."""
+    folder = tmp_path_factory.mktemp("twelve")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 48}
+    BertModel(BertConfig(vocab_size=len(tiny_tokenizer), max_position_embeddings=64, **sizes)).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shared_runs(tmp_path_factory):
+    """One folder of runs, so that recipes share their teachers."""
+    return tmp_path_factory.mktemp("recipes")
+
+
+@pytest.mark.parametrize("recipe", choices("recipe"))
+@pytest.mark.parametrize("task", choices("task"))
+def test_every_recipe_goes_with_every_task(recipe, task):
+    config = load_config([f"recipe={recipe}", f"task={task}"])
+    assert (config.pipeline.name, config.task.name) == (recipe, task)
+    check_settings(config)
+
+
+@pytest.mark.parametrize("recipe", choices("recipe"))
+def test_every_recipe_runs(recipe, twelve_layers, shared_runs, tiny_task, console):
+    small = {
+        "tinybert-6l": ["student.hidden_size=24"],
+        "tinybert-4l": ["student.hidden_size=12", "student.intermediate_size=20"],
+    }
+    names = load_config([f"recipe={recipe}", "task=rte"]).stages
+    settings = [
+        *(f"recipe={recipe}", "task=rte", f"run.dir={shared_runs}", f"data.dir={tiny_task}"),
+        *(f"model.pretrained={twelve_layers}", f"data.corpus=[{tiny_task / 'corpus.txt'}]", "data.max_length=32"),
+        *("data.importance_rows=16", "trainer.accelerator=cpu", "task.augmentation.enabled=false"),
+        *(f"stages.{name}.max_steps=2" for name in names),
+        *(f"stages.{name}.batch_size=8" for name in names),
+        *small.get(recipe, []),
+    ]
+    plan = run(load_config(settings), console)
+    final = read_artifact(plan.store.path(plan.stages[-1].key)).stage
+    assert final.steps == 2
+    assert final.size.precision == {"w1a8": "W1A8", "w2a8": "W2A8"}.get(recipe.rpartition("-")[2], "W32A32")
+
+
+@pytest.mark.parametrize(("task", "epochs", "lr"), [("rte", 7.0, 1e-3), ("mrpc", 3.0, None)])
+def test_a_recipe_has_values_for_tasks(tmp_path, task, epochs, lr):
+    (tmp_path / "own.yaml").write_text(RECIPE)
+    config = load_config([f"recipe={tmp_path / 'own.yaml'}", f"task={task}"])
+    assert (config.train.epochs, config.stages["teacher"].lr) == (epochs, lr)
+    assert load_config([f"recipe={tmp_path / 'own.yaml'}", f"task={task}", "train.epochs=9"]).train.epochs == 9
+
+
+def test_published_values_differ_between_tasks():
+    def epochs(task):
+        return load_config(["recipe=xtc-6l-w1a8", f"task={task}"]).stages["single"].epochs
+
+    assert (epochs("mnli"), epochs("qqp"), epochs("rte")) == (36, 36, None)
+    assert load_config(["recipe=binarybert-w1a8", "task=cola"]).data.max_length == 64
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("{epochs: 7}", "{epoch: 7}"), r"unknown key tasks\.rte\.train\.epoch; did you mean epochs\?"),
+        (
+            ("{teacher: {lr", "{techer: {lr"),
+            r"tasks\.rte\.stages\.techer is no stage of this recipe; did you mean teacher\?",
+        ),
+        (
+            ("rte: {train: {epochs: 7}, stages: {teacher: {lr: 1e-3}}}", "rte: 7"),
+            r"tasks\.rte= takes no value of its own",
+        ),
+        (("tasks:\n  rte: {train: {epochs: 7}, stages: {teacher: {lr: 1e-3}}}", "tasks: 7"), "tasks is no mapping"),
+    ],
+)
+def test_a_wrong_value_is_refused_whatever_the_task(tmp_path, change, message):
+    (tmp_path / "own.yaml").write_text(RECIPE.replace(*change))
+    with pytest.raises(InputError, match=message):
+        load_config([f"recipe={tmp_path / 'own.yaml'}", "task=mrpc"])
+
+
+def test_a_recipe_stands_in_place_of_a_pipeline():
+    with pytest.raises(InputError, match="recipe=xtc-6l-w1a8 and pipeline=singlestage are both given"):
+        load_config(["recipe=xtc-6l-w1a8", "pipeline=singlestage", "task=rte"])
+    with pytest.raises(InputError, match=r"pipeline= is missing; .*or recipe= with one of binarybert-w1a8"):
+        load_config(["task=rte"])
