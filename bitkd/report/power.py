@@ -5,8 +5,9 @@ from typing import Any
 
 from bitkd.compare.planning import Planned
 from bitkd.compare.study import POINT
+from bitkd.names import joined
 from bitkd.report.tables import TextTable, shares_text
-from bitkd.report.verdict import joined, points_text
+from bitkd.report.verdict import points_text
 
 SHARES = "rows : seeds : both"
 SEEDS = (3, 5, 10, 20, 40, math.inf)

@@ -182,7 +182,7 @@ def test_a_step_costs_what_its_stage_costs_by_its_steps():
 
     costs = per_step(cost_table(comparison), "of")
     assert costs[0] == ["whole chain", "800 G", "0.27 s"]  # 3 x 200 G of the student, 200 G of the teacher
-    assert costs[1] == ["shared, apart: Teacher", "600 G", "0.27 s"]
+    assert costs[1] == ["apart, shared between arms: Teacher", "600 G", "0.27 s"]
     assert costs[2] == ["whole chain", "501 G", "0.27 s"]  # with importance
     stages = stages_table(comparison)
     assert [row[0] for row in stages.rows] == ["singlestage"] * 4 + ["halfternary"] * 5
