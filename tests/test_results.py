@@ -67,7 +67,7 @@ def test_what_a_reader_must_know_first_stands_above_the_table(study):
         (
             "json headline",
             "json headlin",
-            "there is no table headlin; use one of headline, differences, sizes, cost, stages",
+            "there is no table headlin; use one of headline, differences, sizes, cost, stages, finals, power",
         ),
         ("rows.csv", "row.csv", "row.csv does not exist"),
     ],

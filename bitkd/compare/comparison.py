@@ -14,6 +14,7 @@ from bitkd.compare.runs import Run
 from bitkd.compare.shared import shared_stages
 from bitkd.compare.sizes import MOST_NAMED, size_notes, size_ratio
 from bitkd.compare.study import Study, study_of
+from bitkd.data.tasks import HOLDOUT
 from bitkd.errors import InputError
 from bitkd.names import joined
 
@@ -233,10 +234,16 @@ def _unequal_looks(arms: list[Arm]) -> list[str]:
     if len(set(looks.values())) == 1:
         return []
     shown = _of_arms({label: str(count) if count > 1 else "no choice" for label, count in looks.items()})
+    apart = all(HOLDOUT in run.final.dev for arm in arms for run in arm.runs)
     return [
         f"Unequal looks: the final checkpoint is the best of unequally many validations ({shown}). "
-        "The best of more is better by chance alone. stages.NODE.select=last, or an eval_every that gives all arms "
-        "equally many, makes them equal."
+        + (
+            "More validations give more to choose from. By chance the hold-out score of the chosen one is too high; its dev "
+            "score is not. "
+            if apart
+            else "Dev rows choose it, so that the best of more has a higher score by chance alone. "
+        )
+        + "stages.NODE.select=last, or an eval_every that gives all arms equally many, makes them equal."
     ]
 
 

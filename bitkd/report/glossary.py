@@ -56,6 +56,7 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
             "resamples of the rows, the same for students, teachers and majority. No value if the teacher's margin over the "
             f"majority is below {MARGIN_ERRORS} of its standard errors: such a ratio may be anything.",
         ),
+        ("student / teacher", f"{comparison.metric} of the student / that of its teacher; the mean over seeds."),
         (
             "95 %, these models",
             f"the {LEVEL:.0%} interval of a difference between these very models on other dev rows: percentiles of {RESAMPLES:,} "
@@ -117,8 +118,8 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
             "cost",
             "of training, over all processes and resumptions: optimizer steps, examples (rows) seen, their tokens without "
             "padding and with it, FLOP and time. The chain is every stage except the teacher and augmented rows, which "
-            "pipelines share. General KD is done once for all tasks, so the cost is given with and without it. A dash: older "
-            "records do not say.",
+            "pipelines share. General KD is done once for all tasks, so the cost is given with and without it. A dash, or "
+            "no such column: older records do not say.",
         ),
         (
             "FLOP of products",
@@ -142,7 +143,8 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
         (
             "chosen step, looks",
             "the step whose weights a stage passes on, under each seed: the best of so many validations on so many rows, or the "
-            "last step. The best of more validations is better by chance alone.",
+            "last step. On the rows that chose, the score of the best is too high by chance, the more so the more validations "
+            "there were.",
         ),
         (
             "stages, hyper-parameters",

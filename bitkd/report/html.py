@@ -103,7 +103,7 @@ def _template(name: str) -> Template:
 def prose(text: str) -> Markup:
     """Text as HTML: `code` as an element, and long names of settings may be broken after a dot or =."""
     coded = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
-    return Markup(re.sub(r"(?<=\w)([.=])(?=\w*[a-z])", r"\1<wbr>", coded))
+    return Markup(re.sub(r"\S{25,}", lambda word: re.sub(r"(?<=\w)([.=])(?=\w)", r"\1<wbr>", word[0]), coded))
 
 
 def _arm_content(arm: Arm) -> dict[str, Any]:

@@ -19,6 +19,9 @@ from bitkd.report.tables import si, size_text
 LOG_FROM = 15
 """Largest value / smallest value from which an axis is logarithmic."""
 
+FAR_BELOW = 2
+"""Times the span of all scores from which the majority is too far below them to be shown."""
+
 
 def draw(comparison: Comparison) -> dict[str, Figure]:
     """The pictures by name: score against size, against cost, against speed if it was measured, learning curves, pipelines."""
@@ -88,10 +91,9 @@ def _scatter(
         )
         name = wrapped(arm.label, 25)
         handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", markersize=8, label=name))
-    handles += reference_lines(axes, comparison)
+    handles += _references(axes, comparison)
     _scale(axes, [value for pair in pairs for value in pair if value], text)
     axes.set_ylabel(f"{comparison.metric} (dev, larger is better)")
-    axes.margins(y=0.08)
     if hollow:
         handles.append(Line2D([], [], color=INK, marker="o", linestyle="", label=solid))
         handles.append(Line2D([], [], color=INK, marker="o", markerfacecolor=PAPER, linestyle="", label=hollow))
@@ -99,6 +101,20 @@ def _scatter(
     lines = legend_lines([str(handle.get_label()) for handle in handles], 2)
     figure.set_size_inches(4.6, 4.1 + 0.16 * max(0, lines - 5))
     return figure, axes
+
+
+def _references(axes: Axes, comparison: Comparison) -> list[Line2D]:
+    """The teacher and the majority; a majority so far below that all scores would coincide is left to the legend."""
+    axes.margins(y=0.08)
+    finals = [arm.final for arm in comparison.arms]
+    scores = [one.mean + sign * (one.deviation or 0) for one in (*finals, comparison.teacher) if one.mean is not None
+              for sign in (-1, 1)]  # fmt: skip
+    handles = reference_lines(axes, comparison)
+    span = max(scores, default=0) - min(scores, default=0)
+    if span > 0 and min(scores) - comparison.majority > FAR_BELOW * span:
+        axes.set_ylim(min(scores) - 0.08 * span, max(scores) + 0.08 * span)
+        handles[-1].set_label(f"{handles[-1].get_label()} (below)")
+    return handles
 
 
 def draw_size(comparison: Comparison) -> Figure:

@@ -8,7 +8,7 @@ from functools import partial
 from bitkd.compare.arms import Arm, Cost, Mean, mean_of_artifacts
 from bitkd.compare.comparison import Comparison
 from bitkd.compare.exported import Exported
-from bitkd.compare.inference import Shares
+from bitkd.compare.inference import MIN_SEEDS, Shares
 from bitkd.compare.pairing import DIFFERS
 from bitkd.compare.retained import Retained
 from bitkd.compare.runs import Stage
@@ -35,6 +35,12 @@ class TextTable:
         """The table in Markdown, with the cells' text as it is."""
         header, *rows = [[escaped(cell) for cell in line] for line in (self.header, *self.rows)]
         return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows))
+
+    def without_dashes(self) -> "TextTable":
+        """The table without columns in which every cell is a dash, or empty."""
+        columns = list(zip(self.header, *self.rows)) if self.rows else []
+        told = [column for column in columns if {*column[1:]} - {DASH, ""}]
+        return TextTable([name for name, *_ in told], [list(row) for row in zip(*(cells for _, *cells in told))])
 
 
 def paragraph(text: str) -> str:
@@ -87,6 +93,7 @@ def retained_text(share: Retained | None) -> str:
 
 
 SEEDS_UNKNOWN = "says nothing of other seeds"
+FEW_SEEDS = f"Too few seeds for an interval for other seeds; it needs {MIN_SEEDS} in both arms."
 
 
 def difference_table(comparison: Comparison) -> TextTable:
@@ -96,9 +103,9 @@ def difference_table(comparison: Comparison) -> TextTable:
         "difference": [f"{one.first} − {one.second}" for one in found],
         f"in {comparison.metric}": [signed(one.estimate.value) for one in found],
         "95 %, these models": [_interval_text(one.estimate.rows) for one in found],
-        "95 %, other seeds": [_interval_text(one.estimate.interval()) for one in found],
     }
     if any(one.estimate.p is not None for one in found):
+        columns["95 %, other seeds"] = [_interval_text(one.estimate.interval()) for one in found]
         columns["p"] = [p_text(one.estimate.p) for one in found]
         columns["p by Holm"] = [_named_text(comparison) if one.primary else p_text(one.p_holm) for one in found]
         columns["detectable"] = [_known(one.estimate.detectable(), "{:.4f}".format) for one in found]
@@ -108,12 +115,16 @@ def difference_table(comparison: Comparison) -> TextTable:
 
 
 def questions(comparison: Comparison) -> list[str]:
-    """Sentences below the table of differences: what each shows, or in what its arms differ, as far as the records tell."""
-    return [
+    """Sentences below the table of differences: what each shows, or in what its arms differ, as far as the records tell; before
+    them, why there is no interval for other seeds if no difference has one.
+    """
+    found = comparison.differences
+    few = bool(found) and all(one.estimate.p is None for one in found)
+    return [FEW_SEEDS] * few + [
         f"{one.first} {one.question}."
         if one.question.startswith(DIFFERS)
         else f"{one.first} − {one.second}: {one.question}."
-        for one in comparison.differences
+        for one in found
         if one.question
     ]
 
@@ -200,7 +211,9 @@ def measured_with(comparison: Comparison) -> list[str]:
 
 
 def cost_table(comparison: Comparison) -> TextTable:
-    """The cost of the chain with and without General KD, and of what is shared, each on its own row."""
+    """The cost of the chain with and without General KD, and of what is shared, each on its own row; what several arms share
+    is one row.
+    """
     header = [
         "arm",
         "of",
@@ -214,16 +227,23 @@ def cost_table(comparison: Comparison) -> TextTable:
     ]
     header += ["FLOP of products", "training time", "training alone", *PER_STEP, "device"]
     rows = []
+    sharing: dict[frozenset[str], list[Arm]] = {}
     for arm in comparison.arms:
-        parts = [("whole chain", arm.chain)]
+        rows.append([arm.label, "whole chain", *_cost_cells(arm.chain), "; ".join(arm.devices) or DASH])
         if arm.has_general:
-            parts.append(("without General KD", arm.without_general))
-        shared = ", ".join(stage.title for stage in arm.first.stages if not stage.in_chain)
-        parts.append((f"apart, shared between arms: {shared or DASH}", arm.shared))
-        for position, (name, cost) in enumerate(parts):
-            device = "; ".join(arm.devices) or DASH if position == 0 else ""
-            rows.append([arm.label if position == 0 else "", name, *_cost_cells(cost), device])
-    return TextTable(header, rows)
+            rows.append(["", "without General KD", *_cost_cells(arm.without_general), ""])
+        if shared := frozenset(stage.key for run in arm.runs for stage in run.stages if not stage.in_chain):
+            sharing.setdefault(shared, []).append(arm)
+    for arms in sharing.values():
+        titles = ", ".join(stage.title for stage in arms[0].first.stages if not stage.in_chain)
+        rows.append([_of(arms, comparison), f"shared, apart: {titles}", *_cost_cells(arms[0].shared), ""])
+    return TextTable(header, rows).without_dashes()
+
+
+def _of(arms: list[Arm], comparison: Comparison) -> str:
+    """The names of some of a comparison's arms."""
+    every = 1 < len(arms) == len(comparison.arms)
+    return "all arms" if every else ", ".join(arm.label for arm in arms)
 
 
 def _cost_cells(cost: Cost) -> list[str]:
@@ -252,21 +272,19 @@ def _measured(arm: Arm) -> list[tuple[str, str]]:
     return [(dev, metric) for dev, values in sets.items() for metric in sorted(values, key=place)]
 
 
-def stage_table(arm: Arm, measured: list[tuple[str, str]] | None = None) -> TextTable:
-    """An arm's stages: each metric of each dev set (those of `measured`) as the mean over seeds, and the cost."""
-    measured = measured or _measured(arm)
-    header = ["stage", *(f"{dev} {metric}" for dev, metric in measured)]
-    header += [
-        "bits",
-        "steps",
-        "chosen step",
-        "looks",
-        "student FLOP",
-        "teacher FLOP",
-        "importance FLOP",
-        "training time",
-    ]
-    header += ["training alone", *PER_STEP]
+def stage_table(arm: Arm) -> TextTable:
+    """An arm's stages: each metric of each dev set as the mean over seeds, and the cost."""
+    measured = _measured(arm)
+    return TextTable(_stage_header(measured), _stage_rows(arm, measured)).without_dashes()
+
+
+def _stage_header(measured: list[tuple[str, str]]) -> list[str]:
+    metrics = [f"{dev} {metric}" for dev, metric in measured]
+    costs = ["student FLOP", "teacher FLOP", "importance FLOP", "training time", "training alone", *PER_STEP]
+    return ["stage", *metrics, "bits", "steps", "chosen step", "looks", *costs]
+
+
+def _stage_rows(arm: Arm, measured: list[tuple[str, str]]) -> list[list[str]]:
     rows = []
     for position, stage in enumerate(arm.first.stages):
         same_stage = [run.stages[position] for run in arm.runs]
@@ -278,11 +296,12 @@ def stage_table(arm: Arm, measured: list[tuple[str, str]] | None = None) -> Text
         ]
         cost = Cost.mean([Cost.of([one]) for one in same_stage])
         costs = [f"{cost.steps:,.0f}", *_choice_cells(same_stage), si(cost.student_flops), si(cost.teacher_flops)]
-        costs += [_known(cost.importance_flops, si), time_text(cost.seconds), _known(cost.training_seconds, time_text)]
+        alone = cost.training_seconds if cost.steps else None
+        costs += [_known(cost.importance_flops, si), time_text(cost.seconds), _known(alone, time_text)]
         costs += _step_cells(cost)
         name = stage.title if stage.title == stage.name else f"{stage.title} ({stage.name})"
         rows.append([name + ("" if stage.in_chain else ", shared"), *cells, stage.precision or DASH, *costs])
-    return TextTable(header, rows)
+    return rows
 
 
 def _choice_cells(same_stage: list[Stage]) -> list[str]:
@@ -299,10 +318,17 @@ def _choice_cells(same_stage: list[Stage]) -> list[str]:
 
 
 def stages_table(comparison: Comparison) -> TextTable:
-    """The stages of all arms."""
+    """The stages of all arms; those that several arms share once."""
     measured = list(dict.fromkeys(found for arm in comparison.arms for found in _measured(arm)))
-    tables = [(arm.label, stage_table(arm, measured)) for arm in comparison.arms]
-    return TextTable(["arm", *tables[0][1].header], [[label, *row] for label, table in tables for row in table.rows])
+    cells: dict[tuple[str, ...], list[str]] = {}
+    sharing: dict[tuple[str, ...], list[Arm]] = {}
+    for arm in comparison.arms:
+        for position, row in enumerate(_stage_rows(arm, measured)):
+            keys = tuple(run.stages[position].key for run in arm.runs)
+            cells.setdefault(keys, row)
+            sharing.setdefault(keys, []).append(arm)
+    rows = [[_of(sharing[keys], comparison), *row] for keys, row in cells.items()]
+    return TextTable(["arm", *_stage_header(measured)], rows).without_dashes()
 
 
 def _dev_value(stage: Stage, dev: str, metric: str) -> float | None:

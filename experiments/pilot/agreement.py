@@ -54,7 +54,7 @@ def main(runs: list[str]) -> None:
             train = made.settings["train"]
             settings = [stage, made.size.precision, made.steps, train["batch_size"], train["lr"]]
             rows[key] = [manifest.seed, *settings, *agreement(run, stage)]
-    header = ["arms", "seed", "stage", "bits", "steps", "batch", "lr", "accuracy", "rows called positive",
+    header = ["arms", "seed", "stage", "bits", "steps", "batch", "lr", "accuracy", "share called positive",
               "area under ROC", "correlation with the teacher"]  # fmt: skip
     csv.writer(sys.stdout, lineterminator="\n").writerows(
         [header, *sorted([", ".join(sorted(arms[key])), *row] for key, row in rows.items())]

@@ -89,7 +89,10 @@ def test_devices_and_single_seeds_are_named(run_of):
 def test_arms_over_different_seeds_are_named(run_of):
     arms = make_arms([run_of("singlestage", 1), run_of("singlestage", 2), run_of("multistage", 1)])
     warning = warnings_of(arms)[-1]
-    assert "over different seeds (singlestage 1, 2; multistage 1)" in warning
+    assert "over different seeds (singlestage: 1, 2; multistage: 1)" in warning
+    many = [run_of(name, 1) for name in ("multistage", "progressive", "halfternary", "splitdirect")]
+    arms = make_arms([run_of("singlestage", 1), run_of("singlestage", 2), *many])
+    assert "(singlestage: 1, 2; 4 arms: 1)" in " ".join(warnings_of(arms))
 
 
 def test_a_student_that_predicts_one_label_only_is_named(run_of):

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from bitkd.compare.arms import make_arms
+from bitkd.compare.comparison import Comparison
 from bitkd.compare.inference import holm, percentiles
 from bitkd.compare.pairing import pairs
 from bitkd.compare.resampling import RESAMPLES
 from bitkd.compare.runs import Predictions
+from bitkd.report.tables import FEW_SEEDS, difference_table, questions
 from bitkd.store.records import BudgetRecord
 from tests.compare.synthetic import differences
 
@@ -100,3 +102,12 @@ def test_thousands_of_resamples_take_seconds(runs_of):
     first = differences(arms, RESAMPLES)
     assert time.process_time() - began < 5
     assert differences(arms, RESAMPLES) == first
+
+
+def test_without_an_interval_for_other_seeds_a_sentence_says_why_once(run_of):
+    def shown(*seeds):
+        comparison = Comparison.of([run_of(name, seed) for name in ("singlestage", "multistage") for seed in seeds])
+        return "95 %, other seeds" in difference_table(comparison).header, FEW_SEEDS in questions(comparison)
+
+    assert shown(1, 2) == (False, True)
+    assert shown(1, 2, 3) == (True, False)

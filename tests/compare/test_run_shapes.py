@@ -12,6 +12,7 @@ from bitkd.compare.load import chain_of, load_run
 from bitkd.compare.rows import rows_of
 from bitkd.compare.runs import Predictions, from_json, to_json
 from bitkd.compare.scores import score
+from bitkd.data.tasks import HOLDOUT
 from bitkd.errors import InputError
 from bitkd.report.glossary import glossary, versions
 from bitkd.report.html import render_page
@@ -125,7 +126,7 @@ def test_names_are_text_and_never_markup(tmp_path, capsys):
     assert "<b>" not in text
     (tmp_path / "comparison.json").write_text(to_json(runs))
     assert main(["compare", str(tmp_path)]) == 0
-    assert "note: Means are over different seeds (a<b>[red]c|d 1, 2; plain 1)" in capsys.readouterr().out
+    assert "note: Means are over different seeds (a<b>[red]c|d: 1, 2; plain: 1)" in capsys.readouterr().out
 
 
 def test_machines_are_named_with_processes_and_arithmetic():
@@ -182,10 +183,10 @@ def test_a_step_costs_what_its_stage_costs_by_its_steps():
 
     costs = per_step(cost_table(comparison), "of")
     assert costs[0] == ["whole chain", "800 G", "0.27 s"]  # 3 x 200 G of the student, 200 G of the teacher
-    assert costs[1] == ["apart, shared between arms: Teacher", "600 G", "0.27 s"]
-    assert costs[2] == ["whole chain", "501 G", "0.27 s"]  # with importance
+    assert costs[1] == ["whole chain", "501 G", "0.27 s"]  # with importance
+    assert costs[3] == ["shared, apart: Teacher", "600 G", "0.27 s"]
     stages = stages_table(comparison)
-    assert [row[0] for row in stages.rows] == ["singlestage"] * 4 + ["halfternary"] * 5
+    assert [row[0] for row in stages.rows] == ["all arms"] + ["singlestage"] * 3 + ["halfternary"] * 4
     assert per_step(stages, "stage")[:3] == [
         ["Teacher (teacher), shared", "600 G", "0.27 s"],
         ["Initialization (init)", "–", "–"],
@@ -193,7 +194,7 @@ def test_a_step_costs_what_its_stage_costs_by_its_steps():
     ]
 
 
-def test_what_older_records_lack_is_a_dash():
+def test_what_older_records_lack_is_a_dash_and_no_column_is_dashes_alone():
     whole = make_one("halfternary", 1)
     older = with_stages(whole, lambda stage: replace(stage, **dict.fromkeys(["importance_flops", *NEWER])))
     assert not any(f'"{name}"' in to_json([older]) for name in ["importance_flops", *NEWER])
@@ -201,14 +202,18 @@ def test_what_older_records_lack_is_a_dash():
     lacking = ["tokens", "with padding", "importance FLOP", "training alone", "time per step", "s per TFLOP"]
     known = ["training time", "FLOP of products"]
 
-    def cells(run, columns):
-        table = cost_table(Comparison.of([run]))
-        return [table.rows[0][table.header.index(name)] for name in columns]
+    both = cost_table(Comparison.of([replace(older, pipeline="older"), whole]))
 
-    assert cells(older, lacking) == ["–"] * 6
-    assert cells(older, known) == ["7.8 min", "750 T"]
-    assert cells(whole, lacking) == ["1.92 M", "2.3 M", "1 T", "6.8 min", "0.27 s", "0.539"]
-    assert cells(whole, known) == ["7.8 min", "751 T"]
+    def cells(row, columns):
+        return [both.rows[row][both.header.index(name)] for name in columns]
+
+    assert cells(0, lacking) == ["–"] * 6
+    assert cells(0, known) == ["7.8 min", "750 T"]
+    assert cells(2, lacking) == ["1.92 M", "2.3 M", "1 T", "6.8 min", "0.27 s", "0.539"]
+    assert cells(2, known) == ["7.8 min", "751 T"]
+    alone = cost_table(Comparison.of([older]))
+    assert alone.header == [name for name in both.header if name not in lacking]
+    assert all(len(row) == len(alone.header) for row in alone.rows)
 
 
 def test_stages_name_the_step_that_was_chosen_and_by_how_many_looks():
@@ -229,6 +234,9 @@ def test_unequal_looks_at_the_final_checkpoint_are_warned_of():
     assert warning(one, other) is None
     assert "(singlestage: 4; multistage: 2)" in warning(one, fewer)
     assert "stages.NODE.select=last" in warning(one, fewer)
+    assert "a higher score by chance alone" in warning(one, fewer)
+    apart = [with_stages(run, lambda s: replace(s, dev=s.dev | {HOLDOUT: {}})) for run in (one, fewer)]
+    assert "its dev score is not" in warning(*apart)  # hold-out rows chose
     last = [replace(run, stages=[*run.stages[:-1], replace(run.final, selected="last")]) for run in (one, fewer)]
     assert warning(*last) is None
     assert "(singlestage: no choice; multistage: 2)" in warning(last[0], fewer)

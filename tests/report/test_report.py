@@ -12,7 +12,7 @@ from matplotlib.image import imread
 
 from bitkd.cli import main
 from bitkd.compare.comparison import Comparison
-from bitkd.compare.runs import to_json
+from bitkd.compare.runs import Predictions, to_json
 from bitkd.errors import InputError
 from bitkd.report import plots
 from bitkd.report.write import write_report
@@ -85,6 +85,10 @@ def test_the_page_holds_all_parts_and_fetches_nothing(report):
         "x86_64",
     ):
         assert expected in words
+    cells = re.findall(r"<td.*?</td>", text)
+    assert max(map(len, cells)) < 80  # sentences stand below the tables
+    for link in re.findall(r'href="#([a-z]+)"', text[: text.index("<svg")]):
+        assert link in page.ids
     assert words.index("teacher score retained") < words.index("95 %, these models") < words.index("Score, size, cost")
 
 
@@ -235,3 +239,15 @@ def test_a_browser_renders_the_page_on_a_phone(report, tmp_path, scheme, darker)
     corner = picture[0, 0]
     assert corner < 0.2 if darker == "paper" else corner > 0.9
     assert picture.std() > 0.05
+
+
+@pytest.mark.parametrize(("wrong", "shown"), [(60, False), (160, True)])
+def test_a_majority_far_below_all_scores_is_left_to_the_legend(run_of, wrong, shown):
+    run = run_of("singlestage", 1)  # of 408 rows, the majority has about 68 %, the teacher 87 %
+    labels = run.final_predictions.labels
+    predicted = [1 - label if row < wrong else label for row, label in enumerate(labels)]
+    final = replace(run.final, score=1 - wrong / 408, predictions={"dev": Predictions(labels, predicted)})
+    comparison = Comparison.of([replace(run, stages=[*run.stages[:-1], final])])
+    figure = plots.draw_cost(comparison)
+    assert (figure.axes[0].get_ylim()[0] < comparison.majority) == shown
+    assert any("(below)" in text.get_text() for text in figure.legends[0].get_texts()) != shown

@@ -55,6 +55,11 @@ def test_a_comparisons_tables_fit(runs_of, width):
     assert all(f"{row.score:.4f}" in rows for _, row in comparison.rows if row.score is not None)
 
 
+def test_differences_are_one_table_on_a_terminal_of_80_columns(runs_of):
+    lines = printed(render_text(difference_table(Comparison.of(runs_of()))), 80).splitlines()
+    assert any("multistage − singlestage" in line and line.count(" to ") == 1 for line in lines)
+
+
 @pytest.mark.parametrize("width", [30, 80])
 def test_a_name_that_is_longer_than_the_terminal_is_shown_whole(width):
     name = "a_stage_with_a_long_name_" * 5
