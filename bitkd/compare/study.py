@@ -106,7 +106,8 @@ def _question(study: StudyRecord) -> Hashable:
     return tuple(study.primary), frozenset(study.tasks), frozenset(study.seeds), study.margin, study.alpha
 
 
-def _described(study: StudyRecord) -> str:
+def described(study: StudyRecord) -> str:
+    """A question, for messages."""
     first, second = study.primary
     return (
         f"{first} − {second} on {joined(study.tasks)}, {numbered('seed', study.seeds)}, a margin of {study.margin:g}, "
@@ -133,7 +134,7 @@ def study_of(tasks: Sequence[ScoredArms]) -> Study | None:
     found = [estimate(*pair.scores) for pair in pairs]
     level, margin = 1 - record.alpha / len(found), record.margin * POINT
     whole = mean_of(found)
-    if _seeds_join_tasks(own):
+    if seeds_join_tasks(own):
         whole = with_joint_seeds(whole, [[scores[0] for scores in arm] for arm in zip(*(one.scores for one in pairs))])
     mean = _finding(record.tasks, whole, 1 - record.alpha, margin)
     each = [_finding([task], one, level, margin) for task, one in zip(record.tasks, found)]
@@ -164,7 +165,7 @@ def _pair(record: StudyRecord, task: ScoredArms) -> _Pair:
     return _Pair((arms[0], arms[1]), (scores[0], scores[1]))
 
 
-def _seeds_join_tasks(runs: list[Run]) -> bool:
+def seeds_join_tasks(runs: list[Run]) -> bool:
     """Whether a trained stage serves one seed on several tasks, and other seeds have others, as General KD may."""
     places: dict[str, set[tuple[str, int]]] = {}
     for run in runs:
@@ -194,7 +195,7 @@ def _problem(studies: list[StudyRecord], own: list[Run], by_task: dict[str, list
     """Why these runs do not decide the question; empty if they do.  own: the runs that are part of the first study."""
     record = studies[0]
     if len(studies) > 1:
-        return f"the runs name {len(studies)} studies ({'; '.join(map(_described, studies))}); compare those of one at a time"
+        return f"the runs name {len(studies)} studies ({'; '.join(map(described, studies))}); compare those of one at a time"
     if other := next((run for run in own if run.study is None or _question(run.study) != _question(record)), None):
         what = "names no study" if other.study is None else "names another study"
         return f"{other.name} {what}; compare runs that were all started with the same settings under study"
