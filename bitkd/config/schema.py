@@ -46,7 +46,7 @@ class TrainSpec(OptimSpec):
     """Rows of one optimizer step, over all processes and accumulated batches together."""
 
     gradient_clip: float = 1.0
-    """Largest norm of the gradient; 0 turns clipping off."""
+    """Largest norm of the gradient, with `optimizer=bert_adam` of each tensor's; 0 turns clipping off."""
 
     eval_every: int | None = None
     """Optimizer steps between validations; null validates once an epoch (and always after the last step)."""
@@ -96,6 +96,9 @@ class StageSpec:
 
     lr: float | None = None
     """Peak learning rate; null takes train.lr · lr_scale."""
+
+    optimizer: Literal["adamw", "bert_adam"] | None = None
+    """Overrides train.optimizer."""
 
     warmup_ratio: float | None = None
     """Overrides train.warmup_ratio."""

@@ -41,8 +41,7 @@ def identity_of(stage: PlannedStage, sources: Sources) -> dict[str, Any]:
         if config.student.width < 1:
             identity |= {"importance_rows": config.data.importance_rows}
     if stage.trains:
-        settings = asdict(stage.train)
-        del settings["max_tokens"]
+        settings = _train_identity(stage)
         if "data" not in stage.upstream:
             for name in ("epochs", "max_steps", "eval_every"):
                 del settings[name]
@@ -67,6 +66,15 @@ def identity_of(stage: PlannedStage, sources: Sources) -> dict[str, Any]:
         if kind.can_keep_logits(spec.loss, config.task.labels is None):
             identity["keep_teacher_logits"] = config.trainer.keep_teacher_logits
     return identity
+
+
+def _train_identity(stage: PlannedStage) -> dict[str, Any]:
+    """How a stage is trained. Settings that are newer than FORMAT are left out where they change nothing."""
+    settings = asdict(stage.train)
+    del settings["max_tokens"]
+    if stage.train.optimizer == "adamw":
+        del settings["optimizer"]
+    return settings
 
 
 def _loss_identity(stage: PlannedStage) -> dict[str, Any]:

@@ -71,6 +71,10 @@ class OptimSpec:
     lr: float = 5e-5
     """Peak learning rate."""
 
+    optimizer: Literal["adamw", "bert_adam"] = "adamw"
+    """`adamw`, or `bert_adam`: Adam without bias correction and with eps 1e-6, as in TinyBERT's, TernaryBERT's and BinaryBERT's
+    code. Its first steps are several times as large, and `gradient_clip` then holds for each tensor and not for all together."""
+
     warmup_ratio: float = 0.1
     """Share of all optimizer steps spent in linear warm-up."""
 
@@ -78,7 +82,7 @@ class OptimSpec:
     """After warm-up: `linear` decay to zero, or `constant`."""
 
     weight_decay: float = 0.01
-    """AdamW's decay of weight matrices; biases and LayerNorm have none."""
+    """Decay of weight matrices; biases and LayerNorm have none."""
 
     def __post_init__(self) -> None:
         check_choices(self)
