@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 
@@ -32,7 +32,7 @@ class BertAdam(Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the parameters that have a gradient. It reads nothing on the host.
 
         closure: computes the gradients and returns the loss, which is returned.
@@ -42,16 +42,16 @@ class BertAdam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+            trained: list[Tensor] = [parameter for parameter in group["params"] if parameter.grad is not None]
             if trained:
                 self._update(trained, group)
         return loss
 
-    def _update(self, trained: list[nn.Parameter], group: dict[str, Any]) -> None:
+    def _update(self, trained: list[Tensor], group: dict[str, Any]) -> None:
         for parameter in trained:
             if not self.state[parameter]:
                 self.state[parameter] = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-        gradients = [parameter.grad for parameter in trained]
+        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
         means = [self.state[parameter]["exp_avg"] for parameter in trained]
         squares = [self.state[parameter]["exp_avg_sq"] for parameter in trained]
         beta1, beta2 = group["betas"]

@@ -9,7 +9,6 @@ from bitkd.stages.finetune import FineTune
 from bitkd.stages.spec import OptimSpec
 from tests.stages.test_stages import batch, classifier
 
-
 DRY = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -23,7 +22,7 @@ def by_hand(weights, gradients, lr, decay, clip):
             norm = math.sqrt(sum(g * g for g in gradient))
             factor = min(1.0, clip / (norm + 1e-6))
             for i, g in enumerate(gradient):
-                g *= factor  # noqa: PLW2901
+                g *= factor
                 means[t][i] = 0.9 * means[t][i] + 0.1 * g
                 squares[t][i] = 0.999 * squares[t][i] + 0.001 * g * g
                 change = means[t][i] / (math.sqrt(squares[t][i]) + 1e-6) + decay * weights[t][i]
