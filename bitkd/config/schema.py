@@ -42,11 +42,15 @@ class TrainSpec(OptimSpec):
     max_tokens: int | None = None
     """General KD only: length of the stage in tokens, instead of max_steps; every sequence counts at full length."""
 
+    warmup_epochs: float | None = None
+    """Passes over the stage's data spent in linear warm-up, instead of warmup_ratio. A longer warm-up than the stage is cut off
+    by its end. XTC warms up for one."""
+
     batch_size: int = 32
     """Rows of one optimizer step, over all processes and accumulated batches together."""
 
     gradient_clip: float = 1.0
-    """Largest norm of the gradient; 0 turns clipping off."""
+    """Largest norm of the gradient, with `optimizer=bert_adam` of each tensor's; 0 turns clipping off."""
 
     eval_every: int | None = None
     """Optimizer steps between validations; null validates once an epoch (and always after the last step)."""
@@ -97,8 +101,14 @@ class StageSpec:
     lr: float | None = None
     """Peak learning rate; null takes train.lr · lr_scale."""
 
+    optimizer: Literal["adamw", "bert_adam"] | None = None
+    """Overrides train.optimizer."""
+
     warmup_ratio: float | None = None
-    """Overrides train.warmup_ratio."""
+    """Overrides train.warmup_ratio, and train.warmup_epochs."""
+
+    warmup_epochs: float | None = None
+    """Overrides train.warmup_epochs, and train.warmup_ratio."""
 
     schedule: Literal["linear", "constant"] | None = None
     """Overrides train.schedule."""
@@ -206,7 +216,7 @@ class Config:
 
 
 def settings_of(stage: StageSpec, train: TrainSpec) -> dict[str, Any]:
-    """The training settings of one stage: its own if given, else those of `train`."""
+    """The training settings of one stage: its own if given, else those of `train`. A warm-up in epochs goes before a ratio."""
     names = [f for f in train.__dataclass_fields__ if f != "lr"]
     settings = {
         name: getattr(stage, name) if getattr(stage, name) is not None else getattr(train, name) for name in names
@@ -216,6 +226,8 @@ def settings_of(stage: StageSpec, train: TrainSpec) -> dict[str, Any]:
         settings["max_steps"] = None
     if stage.max_tokens is None and (stage.epochs is not None or stage.max_steps is not None):
         settings["max_tokens"] = None
+    if stage.warmup_epochs is None and stage.warmup_ratio is not None:
+        settings["warmup_epochs"] = None
     settings["lr"] = stage.lr if stage.lr is not None else train.lr * stage.lr_scale
     return settings
 

@@ -17,8 +17,11 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from bitkd.errors import InputError, choices_of, nearest
 from bitkd.names import CONTROL, shown
 
-RENAMED = {"quant.gradient_clip": "quant.ste_clip"}
-"""Old end of a key -> its new name, for settings that earlier versions named otherwise."""
+RENAMED = {
+    "quant.gradient_clip": "quant.ste_clip",
+    "loss.include_padding": "loss.padding (skip for false, zero for true)",
+}
+"""Old end of a key -> its new name, for settings that earlier versions named otherwise, and what its values are now."""
 
 LONGEST_FILE = 2**20
 """Characters of a file of settings."""

@@ -2,16 +2,19 @@
 
 Losses over tokens take the mean over each example's real tokens, then over the batch: padding, the
 composition of the batch and the number of processes change nothing. Values in padded positions are never
-read, not even NaN.
+read, not even NaN. Two of them can also count padding as published code does (Padding).
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bitkd.errors import InputError
+
+Padding = Literal["skip", "zero", "leave"]
+"""How a mean over tokens counts padded positions, see `attention_score_mse`."""
 
 
 class _SquaredError(torch.autograd.Function):
@@ -58,48 +61,57 @@ def _pairs(mask: Tensor) -> Tensor:
     return mask[:, None, :, None] & mask[:, None, None, :]
 
 
-def attention_score_mse(student: Tensor, teacher: Tensor, mask: Tensor, include_padding: bool = False) -> Tensor:
+def attention_score_mse(student: Tensor, teacher: Tensor, mask: Tensor, padding: Padding = "skip") -> Tensor:
     """Mean squared error of pre-softmax attention scores (TinyBERT, arXiv:1909.10351).
 
-    student, teacher: (batch, heads, query, key).  mask: (batch, length), True = token.
-    Mean over each example's real query-key pairs, then over the batch, so padding changes nothing.
-    include_padding: the published normalization; only padded keys count as zero, the mean is over all
-    positions.
+    student, teacher: (batch, heads, query, key), without the mask.  mask: (batch, length), True = token.
+    padding: `skip` takes the mean over each example's real query-key pairs, then over the batch, so padding changes nothing.
+    The others take the mean over all positions, so that it depends on the length of the batch. `zero` counts padded keys as
+    zero, and reads padded queries: TinyBERT's, TernaryBERT's and BinaryBERT's code sets scores of -100 and less to zero, which
+    are those with the mask. `leave` reads padded keys too: XTC's code (DeepSpeedExamples, compression/bert) adds the mask to
+    both scores, and -10000, as transformers had it then, leaves their difference. (The lowest number, which later versions
+    add, swallows the scores: with these the same code computes `zero`.)
     """
     _same_shape(student, teacher)
     mask = mask.bool()
-    if include_padding:
-        return _squared_error(student, teacher, ~mask[:, None, None, :]).sum() / student.numel()
-    error = _squared_error(student, teacher, ~_pairs(mask))
-    return (error / (student.shape[1] * _lengths(mask).square())).mean()
+    if padding == "skip":
+        error = _squared_error(student, teacher, ~_pairs(mask))
+        return (error / (student.shape[1] * _lengths(mask).square())).mean()
+    unread = ~mask[:, None, None, :] if padding == "zero" else None
+    return _squared_error(student, teacher, unread).sum() / student.numel()
 
 
-def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor, include_padding: bool = False) -> Tensor:
+def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor, padding: Padding = "skip") -> Tensor:
     """Mean squared error of hidden states (TinyBERT, arXiv:1909.10351).
 
     student, teacher: (batch, length, width).  mask: (batch, length), True = token.
-    Mean over each example's real tokens, then over the batch, so padding changes nothing.
-    include_padding: the published normalization, the mean over everything, padded positions too.
+    padding: `skip` takes the mean over each example's real tokens, then over the batch, so padding changes nothing. The others
+    take the mean over everything, padded positions too, as all the published code does.
     """
     _same_shape(student, teacher)
-    if include_padding:
+    if padding != "skip":
         return _squared_error(student, teacher).sum() / student.numel()
     mask = mask.bool()
     error = _squared_error(student, teacher, ~mask[:, :, None])
     return (error / (student.shape[2] * _lengths(mask))).mean()
 
 
-def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+def soft_cross_entropy(
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, mean_over_classes: bool = False
+) -> Tensor:
     """-Σ softmax(teacher / T) · log softmax(student / T) · T², mean over the batch (arXiv:1503.02531).
 
-    student, teacher: (batch, classes) logits. Published code often divides by the number of classes as well.
+    student, teacher: (batch, classes) logits.
+    mean_over_classes: the mean over the classes in place of their sum, as the code of TinyBERT, TernaryBERT, BinaryBERT, XTC and
+    BiT takes it.
     """
     _same_shape(student, teacher)
     if student.shape[-1] == 1:
         raise InputError("soft cross entropy of a single logit is always zero and trains nothing; use regression")
     target = torch.softmax(teacher.float() / temperature, dim=-1)
     log_student = torch.log_softmax(student.float() / temperature, dim=-1)
-    return -(target * log_student).sum(dim=-1).mean() * temperature**2
+    loss = -(target * log_student).sum(dim=-1).mean() * temperature**2
+    return loss / student.shape[-1] if mean_over_classes else loss
 
 
 def logits_mse(student: Tensor, teacher: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from bitkd.pretrained.files import read_config_data
 from bitkd.sources.locations import make_documents
 from bitkd.sources.sources import Sources
 from bitkd.stages.kinds import AUGMENT, Kind, kind_of
+from bitkd.stages.spec import ATTENTION, HIDDEN
 
 RESERVED_STAGES = (PRETRAINED, "logs", "report")
 """What a run calls its own: a source, the folder of its logs, its summary in wandb."""
@@ -93,11 +94,23 @@ def _check_stage(name: str, stage: StageSpec, kind: Kind, config: Config) -> Non
         raise InputError(f"{where}.checkpoint is only for a finetune stage, this is {kind.name}; remove it")
     if kind.distils and not kind.active_terms(stage.loss):
         raise InputError(f"{where}.loss has no term left; give one of {', '.join(kind.terms)} a positive weight")
+    reads_tokens = bool({HIDDEN, ATTENTION} & set(kind.active_terms(stage.loss)))
+    one_length = kind.on_corpus or config.data.pad_to_max_length
+    if stage.loss.padding != "skip" and reads_tokens and not one_length:
+        raise InputError(
+            f"{where}.loss.padding={stage.loss.padding} takes means over padding, so all batches must have one length; set "
+            f"data.pad_to_max_length=true, or {where}.loss.padding=skip"
+        )
     if kind.on_corpus and config.data.streaming:
         settings = settings_of(stage, config.train)
         share = config.budget.total is not None and config.budget.shares.get(name)
         if not settings["max_steps"] and not settings["max_tokens"] and not share:
             raise InputError(f"{where} reads a stream, which has no epochs; give {where}.max_steps= or .max_tokens=")
+        if settings["warmup_epochs"] is not None:
+            raise InputError(
+                f"{where} reads a stream, which has no epochs to warm up for (warmup_epochs={settings['warmup_epochs']}); give "
+                f"{where}.warmup_ratio="
+            )
     if kind.makes_rows and stage.student != PRETRAINED:
         raise InputError(f"{where}.student={stage.student}: an {kind.name} stage has none; remove it")
     if stage.augmented and not augmentation.enabled and not row_makers(config):
@@ -169,6 +182,11 @@ def check_training(config: Config) -> None:
 
 def _check_stage_training(name: str, stage: StageSpec, train: TrainSpec, parts: int) -> None:
     settings = settings_of(stage, train)
+    if stage.warmup_epochs is not None and stage.warmup_ratio is not None:
+        raise InputError(
+            f"stages.{name}.warmup_epochs={stage.warmup_epochs} and .warmup_ratio={stage.warmup_ratio} both say how long the "
+            "stage warms up; set one of them to null"
+        )
 
     def refuse(key: str, problem: str) -> None:
         own = getattr(stage, key) is not None or (key == "lr" and stage.lr_scale != 1)
@@ -182,6 +200,8 @@ def _check_stage_training(name: str, stage: StageSpec, train: TrainSpec, parts: 
     ):
         if not low <= settings[key] <= high:
             refuse(key, "is negative" if high == math.inf else f"is outside {low} to {high}")
+    if settings["warmup_epochs"] is not None and not 0 <= settings["warmup_epochs"] < math.inf:
+        refuse("warmup_epochs", "is no length; use 0 or a positive number")
     for key in ("batch_size", "max_steps", "max_tokens", "eval_every"):
         if settings[key] is not None and settings[key] < 1:
             refuse(key, "is too small; use at least 1")

@@ -41,8 +41,7 @@ def identity_of(stage: PlannedStage, sources: Sources) -> dict[str, Any]:
         if config.student.width < 1:
             identity |= {"importance_rows": config.data.importance_rows}
     if stage.trains:
-        settings = asdict(stage.train)
-        del settings["max_tokens"]
+        settings = _train_identity(stage)
         if "data" not in stage.upstream:
             for name in ("epochs", "max_steps", "eval_every"):
                 del settings[name]
@@ -69,9 +68,26 @@ def identity_of(stage: PlannedStage, sources: Sources) -> dict[str, Any]:
     return identity
 
 
+def _train_identity(stage: PlannedStage) -> dict[str, Any]:
+    """How a stage is trained. Settings that are newer than FORMAT are left out where they change nothing."""
+    settings = asdict(stage.train)
+    del settings["max_tokens"]
+    if stage.train.optimizer == "adamw":
+        del settings["optimizer"]
+    del settings["warmup_epochs" if stage.train.warmup_epochs is None else "warmup_ratio"]
+    return settings
+
+
 def _loss_identity(stage: PlannedStage) -> dict[str, Any]:
-    """The objective's settings without the weights of terms that the stage does not read."""
+    """The objective's settings without the weights of terms that the stage does not read, and with the names that
+    FORMAT was set for."""
     settings = asdict(stage.spec.loss)
+    if not settings["mean_over_classes"]:
+        del settings["mean_over_classes"]
+    if (padding := settings.pop("padding")) == "leave":
+        settings["padding"] = padding
+    else:
+        settings["include_padding"] = padding == "zero"
     terms = stage.kind.terms
     extra = {name: weight for name, weight in settings.pop("extra").items() if weight or name in terms}
     unread = set(TERMS) - set(terms)

@@ -65,7 +65,9 @@ class PlannedStage:
         per_epoch: steps of a pass over its rows; None if these do not exist yet.  rows: their number, if it is known.
         """
         train = self.train
-        known = per_epoch is not None or bool(train.max_steps and train.eval_every)
+        known = per_epoch is not None or bool(train.max_steps and train.eval_every and train.warmup_epochs is None)
         total = train.max_steps or (max(1, math.ceil(train.epochs * per_epoch)) if per_epoch else 0)
         eval_every = min(train.eval_every or per_epoch or 0, total) if known else 0
-        return replace(self, total_steps=total, eval_every=eval_every, steps_known=known, rows=rows)
+        if train.warmup_epochs is not None and per_epoch:
+            train = replace(train, warmup_ratio=train.warmup_epochs * per_epoch / total)
+        return replace(self, train=train, total_steps=total, eval_every=eval_every, steps_known=known, rows=rows)

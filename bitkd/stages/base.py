@@ -22,6 +22,7 @@ from bitkd.models.student import build_student
 from bitkd.quant.inputs import InputQuantizer
 from bitkd.quant.reuse import hold_codes, release_codes
 from bitkd.quant.spec import QuantSpec
+from bitkd.stages.bert_adam import BertAdam, clip_each_
 from bitkd.stages.cuda_graphs import GraphedLosses, own_stream, uncached_autocast
 from bitkd.stages.finite import FiniteCheck
 from bitkd.stages.spec import SCORE, OptimSpec
@@ -237,6 +238,10 @@ class StudentModule(pl.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
+        if isinstance(optimizer, BertAdam) and gradient_clip_algorithm != "value":
+            if gradient_clip_val:
+                clip_each_(self.parameters(), gradient_clip_val)
+            return
         # Lightning's mixed precision refuses to clip for a fused optimizer, because that would divide by FP16's scale after
         # the clipping; bf16 has no scale.
         if self._scales_gradients or not gradient_clip_val:
@@ -268,11 +273,15 @@ class StudentModule(pl.LightningModule):
                 if parameter.requires_grad:
                     free = isinstance(module, nn.LayerNorm | InputQuantizer) or name == "bias"
                     (plain if free else decayed).append(parameter)
-        optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": self.optim.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-            lr=self.optim.lr,
-            fused=self._allows_fused([*decayed, *plain]) or None,  # None: as few passes as the device has kernels for
-        )
+        groups = [{"params": decayed, "weight_decay": self.optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        optimizer: torch.optim.Optimizer
+        if self.optim.optimizer == "bert_adam":
+            optimizer = BertAdam(groups, lr=self.optim.lr)
+        else:
+            # fused=None: as few passes as the device has kernels for
+            optimizer = torch.optim.AdamW(
+                groups, lr=self.optim.lr, fused=self._allows_fused([*decayed, *plain]) or None
+            )
         names = {"linear": "linear", "constant": "constant_with_warmup"}
         steps = int(self.trainer.estimated_stepping_batches) if self.total_steps is None else self.total_steps
         scheduler = get_scheduler(

@@ -71,6 +71,10 @@ class OptimSpec:
     lr: float = 5e-5
     """Peak learning rate."""
 
+    optimizer: Literal["adamw", "bert_adam"] = "adamw"
+    """`adamw`, or `bert_adam`: Adam without bias correction and with eps 1e-6, as in TinyBERT's, TernaryBERT's and BinaryBERT's
+    code. Its first steps are several times as large, and `gradient_clip` then holds for each tensor and not for all together."""
+
     warmup_ratio: float = 0.1
     """Share of all optimizer steps spent in linear warm-up."""
 
@@ -78,7 +82,7 @@ class OptimSpec:
     """After warm-up: `linear` decay to zero, or `constant`."""
 
     weight_decay: float = 0.01
-    """AdamW's decay of weight matrices; biases and LayerNorm have none."""
+    """Decay of weight matrices; biases and LayerNorm have none."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -100,8 +104,14 @@ class LossSpec:
     temperature: float = 1.0
     """Softens both distributions of the logits term."""
 
-    include_padding: bool = False
-    """True: average over padding too, as the published code does; results then depend on batch composition."""
+    mean_over_classes: bool = False
+    """Divide the soft cross entropy by the number of classes, as all the published code does, which weighs it less against the
+    other terms."""
+
+    padding: Literal["skip", "zero", "leave"] = "skip"
+    """What the hidden and attention terms do with padding: `skip` it, so that it changes nothing; or take the mean over all
+    positions as published code does, with the scores of padded keys counted as `zero` (TinyBERT, TernaryBERT, BinaryBERT) or
+    left as they are (`leave`: XTC). The others than `skip` need data.pad_to_max_length=true."""
 
     unmatched_heads: Literal["relation", "group_mean"] = "relation"
     """Heads without a source in the teacher: `relation` compares query, key and value relations (MiniLMv2,

@@ -29,7 +29,8 @@ Batch = dict[str, Tensor]
 def logits_term(module: "DistillationModule", student: Any, teacher: Any, batch: Batch) -> Tensor:
     """Soft cross entropy on the teacher's logits; for a regression, the squared error."""
     if student.logits.shape[1] > 1:
-        return soft_cross_entropy(student.logits, teacher.logits, module.loss.temperature)
+        settings = module.loss
+        return soft_cross_entropy(student.logits, teacher.logits, settings.temperature, settings.mean_over_classes)
     target = batch["labels"].unsqueeze(1) if module.loss.regression_target == "label" else teacher.logits
     return logits_mse(student.logits, target)
 
@@ -38,7 +39,7 @@ def hidden_term(module: "DistillationModule", student: Any, teacher: Any, batch:
     """MSE of the embedding output and of each layer's output, summed over layers."""
     mask, project = batch["attention_mask"].bool(), module.project or nn.Identity()
     pairs = [(project(student.hidden_states[j]), teacher.hidden_states[t]) for j, t in enumerate(module.map.hidden)]
-    return torch.stack([hidden_mse(s, t, mask, module.loss.include_padding) for s, t in pairs]).sum()
+    return torch.stack([hidden_mse(s, t, mask, module.loss.padding) for s, t in pairs]).sum()
 
 
 def attention_term(module: "DistillationModule", student: Any, teacher: Any, batch: Batch) -> Tensor:
@@ -53,7 +54,7 @@ def attention_term(module: "DistillationModule", student: Any, teacher: Any, bat
             source = group_mean_heads(scores, student.attentions[i].shape[1])
         else:
             source = module.select_heads(scores, i)
-        losses.append(attention_score_mse(student.attentions[i], source, mask, module.loss.include_padding))
+        losses.append(attention_score_mse(student.attentions[i], source, mask, module.loss.padding))
     return torch.stack(losses).sum()
 
 

@@ -45,6 +45,8 @@ def test_a_key_of_an_earlier_version_is_refused_with_its_new_name():
     given = ["pipeline=singlestage", "task=demo"]
     with pytest.raises(InputError, match=message):
         load_config([*given, "stages.single.quant.gradient_clip=2.5"])
+    with pytest.raises(InputError, match=r"use stages\.single\.loss\.padding \(skip for false, zero for true\)"):
+        load_config([*given, "stages.single.loss.include_padding=true"])
     config = load_config([*given, "stages.single.quant.ste_clip=2.5", "stages.single.gradient_clip=0.5"])
     assert (config.stages["single"].quant.ste_clip, config.stages["single"].gradient_clip) == (2.5, 0.5)
 

@@ -1,11 +1,19 @@
 import math
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from bitkd.distill.losses import attention_score_mse, hidden_mse, logits_mse, relation_kl, soft_cross_entropy
+from bitkd.distill.losses import (
+    Padding,
+    attention_score_mse,
+    hidden_mse,
+    logits_mse,
+    relation_kl,
+    soft_cross_entropy,
+)
 from bitkd.errors import InputError
 
 MASK = torch.tensor([[True, True, True], [True, False, False]])
@@ -22,7 +30,10 @@ def test_attention_by_hand() -> None:
     assert attention_score_mse(student, teacher, MASK).item() == pytest.approx((1 + (4 + 16) / 2) / 2)
     # Published: padded keys are zero, padded queries count (column 0 of rows 1 and 2), the mean is over all 36.
     expected = (18 * 1 + 4 + 16 + 4 * 25) / 36
-    assert attention_score_mse(student, teacher, MASK, include_padding=True).item() == pytest.approx(expected)
+    assert attention_score_mse(student, teacher, MASK, "zero").item() == pytest.approx(expected)
+    # Padded keys count as well: the 18 scores of the second example are 2, 4, and 16 times 5.
+    expected = (18 * 1 + 4 + 16 + 16 * 25) / 36
+    assert attention_score_mse(student, teacher, MASK, "leave").item() == pytest.approx(expected)
 
 
 def test_hidden_by_hand() -> None:
@@ -31,7 +42,8 @@ def test_hidden_by_hand() -> None:
     teacher[1, 0] = torch.tensor([3.0, 0.0])
     assert hidden_mse(student, teacher, MASK).item() == pytest.approx((2.5 + 4.5) / 2)
     expected = (3 * 5 + 9 + 4 * 25) / 12
-    assert hidden_mse(student, teacher, MASK, include_padding=True).item() == pytest.approx(expected)
+    for padding in ("zero", "leave"):
+        assert hidden_mse(student, teacher, MASK, padding).item() == pytest.approx(expected)
 
 
 def test_soft_cross_entropy_by_hand() -> None:
@@ -41,6 +53,8 @@ def test_soft_cross_entropy_by_hand() -> None:
     expected = (math.log(2) - 0.25 * math.log(0.75) - 0.75 * math.log(0.25)) / 2
     assert soft_cross_entropy(student, teacher).item() == pytest.approx(expected)
     assert soft_cross_entropy(2 * student, 2 * teacher, temperature=2).item() == pytest.approx(4 * expected)
+    mean = soft_cross_entropy(2 * student, 2 * teacher, temperature=2, mean_over_classes=True)
+    assert mean.item() == pytest.approx(4 * expected / 2)
 
 
 def test_soft_cross_entropy_is_least_at_the_teacher() -> None:
@@ -146,31 +160,31 @@ def test_an_example_of_padding_only_is_zero(loss: Callable[..., Tensor], shape: 
     assert student.grad.isfinite().all()
 
 
-def by_the_formula(student: Tensor, teacher: Tensor, mask: Tensor, include_padding: bool) -> Tensor:
+def by_the_formula(student: Tensor, teacher: Tensor, mask: Tensor, padding: Padding) -> Tensor:
     """Squared errors of scores or of hidden states as the papers write them, on copies."""
     scores = student.dim() == 4
     keys = mask[:, None, None, :] if scores else mask[:, :, None]
     real = keys & mask[:, None, :, None] if scores else keys
-    if include_padding:
-        real = keys if scores else torch.ones_like(keys)
+    if padding != "skip":
+        real = keys if scores and padding == "zero" else torch.ones_like(keys)
     error = torch.where(real, student.float() - teacher.float(), 0.0).square()
-    if include_padding:
+    if padding != "skip":
         return error.mean()
     positions = (mask.sum(1).square() if scores else mask.sum(1)) * student.shape[1 if scores else 2]
     return (error.flatten(1).sum(1) / positions).mean()
 
 
-@pytest.mark.parametrize("include_padding", [False, True])
+@pytest.mark.parametrize("padding", get_args(Padding))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("loss", "shape"), CASES[:2])
 def test_squared_errors_are_those_of_the_formula(
-    loss: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype, include_padding: bool
+    loss: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype, padding: Padding
 ) -> None:
     results = []
     for function in (loss, by_the_formula):
         student = normal(*shape, seed=1).to(dtype).requires_grad_()
         teacher = normal(*shape, seed=2).to(dtype).requires_grad_()
-        value = 3 * function(student, teacher, MASK, include_padding)
+        value = 3 * function(student, teacher, MASK, padding)
         results.append((value, *torch.autograd.grad(value, (student, teacher))))
     for found, expected in zip(*results, strict=True):
         assert found.dtype == expected.dtype

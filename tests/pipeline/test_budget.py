@@ -34,6 +34,28 @@ def test_arms_share_the_stages_that_they_have_in_common(settings, tmp_path, tota
     assert len({key["teacher"] for key in keys.values()}) == 1
 
 
+def test_a_warm_up_in_epochs_is_one_in_steps(settings, tmp_path):
+    """An epoch has 12 steps: 96 rows by 8."""
+
+    def warm_up(*more):
+        stages = make_plan(load_config(settings(tmp_path, "singlestage", "train.max_steps=24", *more))).stages
+        return {stage.name: stage.total_steps * stage.train.warmup_ratio for stage in stages if stage.trains}
+
+    everywhere = ["train.warmup_epochs=0.5", "train.warmup_ratio=0.9"]
+    own = ["stages.teacher.warmup_ratio=0.125", "stages.single.warmup_epochs=1", "stages.single.batch_size=16"]
+    assert warm_up(*everywhere, *own) == pytest.approx({"teacher": 3, "single": 6, "single_binary": 6})
+    # The steps of a stage that ends early are those of a longer one.
+    early = warm_up("train.warmup_epochs=1", "stages.single.max_steps=2", "budget.steps=null")
+    assert early["single"] == pytest.approx(12)
+    # Without max_steps, as published: 1 of 3 epochs; and on augmented rows, once these are counted.
+    more = ["train.max_steps=null", "train.epochs=3", "train.warmup_epochs=1", "task.augmentation.enabled=true"]
+    stages = make_plan(load_config(settings(tmp_path, "singlestage", *more))).by_name
+    assert stages["teacher"].total_steps * stages["teacher"].train.warmup_ratio == pytest.approx(12)
+    assert not stages["single"].steps_known
+    counted = stages["single"].with_steps(20)
+    assert (counted.total_steps, counted.train.warmup_ratio) == (60, pytest.approx(1 / 3))
+
+
 def test_examples_are_counted_by_each_stages_batch(settings, tmp_path):
     more = ["budget.examples=800", "stages.single_binary.batch_size=16"]
     assert steps_of(settings(tmp_path, "singlestage", *more)) == {"teacher": 4, "single": 40, "single_binary": 30}

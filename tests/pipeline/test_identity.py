@@ -35,6 +35,23 @@ def test_padding_to_the_limit_is_in_the_identity_of_stages_that_train_on_the_tas
     assert changed == {stage: {"padded_length"} for stage in trained}
 
 
+def test_what_a_setting_of_an_earlier_version_said_keeps_its_fingerprint(identities):
+    """Published runs are found again by the names that their fingerprints were made with."""
+    plain = identities()["stage1"]
+    assert plain["loss"]["include_padding"] is False
+    assert not {"padding", "mean_over_classes", "optimizer", "warmup_epochs"} & {*plain["loss"], *plain["train"]}
+    zero = ["data.pad_to_max_length=true", "stages.stage1.loss.padding=zero"]
+    other = ["stages.stage2.loss.mean_over_classes=true", "stages.stage2.optimizer=bert_adam"]
+    changed = identities(*zero, *other, "stages.stage1.warmup_epochs=1")
+    assert changed["stage1"]["loss"] == plain["loss"] | {"include_padding": True}
+    assert changed["stage1"]["train"].keys() - plain["train"].keys() == {"warmup_epochs"}
+    assert "warmup_ratio" not in changed["stage1"]["train"]
+    assert changed["stage2"]["loss"]["mean_over_classes"] is True
+    assert changed["stage2"]["train"]["optimizer"] == "bert_adam"
+    left = identities(zero[0], "stages.stage1.loss.padding=leave")["stage1"]["loss"]
+    assert left not in (plain["loss"], changed["stage1"]["loss"])
+
+
 def test_the_precision_of_augmentation_in_an_identity_is_the_one_that_computes(identities, monkeypatch):
     monkeypatch.setattr(machine, "read_cpu_fields", lambda: {"model name": "x"})
     found = {}

@@ -341,6 +341,15 @@ stages:
         (["stages.single.loss.hidden=-1"], r"loss.hidden=-1.0 is no weight"),
         (["stages.single.loss.temperature=0"], r"loss.temperature=0.0 is unsupported"),
         ([f"stages.single.loss.{term}=0" for term in ("logits", "hidden", "attention")], "has no term left"),
+        (
+            ["stages.single.loss.padding=zero"],
+            r"stages\.single\.loss\.padding=zero takes means over padding.*set data\.pad_to_max_length=true",
+        ),
+        (["train.warmup_epochs=-1"], r"train\.warmup_epochs=-1\.0 is no length; use 0 or a positive number"),
+        (
+            ["stages.single.warmup_epochs=1", "stages.single.warmup_ratio=0.1"],
+            r"stages\.single\.warmup_epochs=1\.0 and \.warmup_ratio=0\.1 both say how long",
+        ),
         (["stages.single.seed=-1"], "seed=-1 is out of range"),
         (["data.eval_batch_size=0"], "data.eval_batch_size=0 is too small"),
         (["trainer.log_every_n_steps=0"], "trainer.log_every_n_steps=0 is too small"),
@@ -361,6 +370,10 @@ def test_bad_input_is_found_before_any_work(settings, console, tmp_path, more, m
     [
         (["data.corpus=[]"], "General KD needs a text corpus"),
         (["data.corpus=[/nowhere.txt]"], "there is no such file"),
+        (
+            ["data.streaming=true", "train.warmup_epochs=1"],
+            r"stages\.general reads a stream, which has no epochs to warm up for.*give stages\.general\.warmup_ratio=",
+        ),
         (["stages.stage1_binary.quant.weight_bits=2"], "is split into binary halves; use 1"),
         (["stages.split.quant.weight_bits=2"], "a split student is binary; use 1"),
         (["stages.split.quant.embedding_bits=2"], "use 1, or 32"),

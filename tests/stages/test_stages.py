@@ -281,6 +281,48 @@ def test_weight_decay_spares_biases_and_layer_norms():
     assert len(decayed["params"]) + len(plain["params"]) == len(list(module.parameters()))
 
 
+@pytest.mark.parametrize(("ratio", "expected"), [(0.0, [1.0] * 5), (0.4, [0.0, 0.5, 1.0, 1.0, 1.0])])
+def test_a_constant_rate_stays_after_warm_up(ratio, expected):
+    """Without warm-up it is TinyBERT's schedule of Stage-I."""
+    optim = OptimSpec(lr=1.0, warmup_ratio=ratio, schedule="constant")
+    settings, rates = FineTune(classifier(layers=1), optim=optim, total_steps=5).configure_optimizers(), []
+    for _ in range(5):
+        rates.append(settings["optimizer"].param_groups[0]["lr"])
+        settings["optimizer"].step()
+        settings["lr_scheduler"]["scheduler"].step()
+    assert rates == expected
+
+
+@pytest.mark.parametrize("padding", ["zero", "leave"])
+def test_published_means_are_over_rows_of_one_length(padding):
+    """The squared errors of one layer, number by number, with what published code makes of a mask."""
+    teacher = classifier(layers=1)
+    student = build_student(classifier(layers=1, seed=1), ShapeSpec(dropout=0.0))
+    module = IntermediateDistillation(student, teacher, LossSpec(padding=padding))
+    rows = batch(length=5, padded_to=8)
+    sums = {"hidden": 0.0, "attention": 0.0}
+    with torch.no_grad():
+        found = module.loss_terms(rows)
+        ours, theirs = (
+            model(**model_inputs(rows, model), output_hidden_states=True, output_attentions=True)
+            for model in (student.eval(), teacher)
+        )
+    for one, other in zip(ours.hidden_states, theirs.hidden_states, strict=True):
+        pairs = zip(one.flatten().tolist(), other.flatten().tolist(), strict=True)
+        sums["hidden"] += sum((a - b) ** 2 for a, b in pairs) / one.numel()
+    scores, targets = (outputs.attentions[0].tolist() for outputs in (ours, theirs))
+    for row in range(4):
+        for head in range(4):
+            for query in range(8):
+                for key in range(8):
+                    mask = 0 if rows["attention_mask"][row, key] else -1e4
+                    one, other = scores[row][head][query][key] + mask, targets[row][head][query][key] + mask
+                    if padding == "zero":
+                        one, other = (0.0 if score <= -1e2 else score for score in (one, other))
+                    sums["attention"] += (one - other) ** 2 / (4 * 4 * 8 * 8)
+    assert {name: float(value) for name, value in found.items()} == pytest.approx(sums, rel=1e-4)
+
+
 def test_warm_up_and_decay_follow_the_whole_stage():
     module = FineTune(classifier(), optim=OptimSpec(lr=1.0, warmup_ratio=0.2), total_steps=10)
     settings = module.configure_optimizers()
