@@ -60,7 +60,7 @@ class DataSpec:
     """General KD: 2 packs [CLS] A [SEP] B [SEP] with token types, 1 a single segment."""
 
     importance_rows: int = 512
-    """Training rows for estimating the importance of heads and neurons, if student.width is below 1."""
+    """Training rows for estimating the importance of heads and neurons, where a copy leaves some out."""
 
     def __post_init__(self) -> None:
         check_choices(self, "data.")

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from bitkd.errors import InputError
 from bitkd.models.marks import METHOD, is_packed
 from bitkd.models.saving import SavedByBitkd, StudentQuantizationConfig
-from bitkd.models.spec import StudentSpec, check_spec_data
+from bitkd.models.spec import Source, StudentSpec, check_spec_data
 from bitkd.quant.layout import layers_of
 from bitkd.quant.spec import QuantSpec
 from bitkd.store.records import parse_record
@@ -54,6 +54,12 @@ def read_spec(source: PreTrainedModel | PretrainedConfig) -> StudentSpec:
         layers=list(range(layers)),
         kept_heads=[list(range(heads)) for _ in range(layers)],
     )
+
+
+def describe_source(config: PretrainedConfig) -> Source:
+    """The shape of a model of this configuration. Raises InputError where `read_spec` does."""
+    rotary = getattr(config, "rope_parameters", None) is not None
+    return Source(read_spec(config), config.num_hidden_layers, config.hidden_size, rotary)
 
 
 def write_spec(model: PreTrainedModel, spec: StudentSpec) -> None:

@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, Pretrain
 from bitkd.errors import InputError
 from bitkd.models.attention import ATTENTION, KEPT_HEADS, use_score_attention
 from bitkd.models.encoder import (
+    describe_source,
     encoder_layers,
     ffn_neurons,
     keep_layers,
@@ -90,7 +91,7 @@ def build_student(source: PreTrainedModel, shape: ShapeSpec, importance: Importa
     """An FP32 student made of parts of `source` (XTC's initialization, arXiv:2206.01859; width as in DynaBERT,
     arXiv:2004.04037).
 
-    importance: needed if `shape.width` < 1 and weights are copied. Embeddings, pooler and classifier are copied.
+    importance: needed if weights are copied and heads or neurons left out. Embeddings, pooler and classifier are copied.
     A bare encoder gives a bare encoder, a classifier a classifier. The source is left unchanged.
     Raises InputError if `shape` does not fit the source, or if that is packed.
     """
@@ -101,24 +102,17 @@ def build_student(source: PreTrainedModel, shape: ShapeSpec, importance: Importa
             "a split student cannot be made smaller: its halves belong together; reduce it before splitting"
         )
     check_heads(source)
-    source_layers = len(encoder_layers(source))
-    check_shape(shape, origin, source_layers)
-    layers = list(range(source_layers)) if shape.layers is None else list(shape.layers)
-    heads, neurons = round(origin.heads * shape.width), round(origin.neurons * shape.width)
+    check_shape(shape, describe_source(source.config))
+    layers = list(range(len(encoder_layers(source)))) if shape.layers is None else list(shape.layers)
+    heads, neurons = kept_sizes(shape, origin)
 
     config = copy.deepcopy(source.config)
     keep_layers(config, layers)
     set_dropout(config, shape.dropout)
     spec = StudentSpec(origin.root_layers, origin.root_heads, origin.head_size, heads, neurons)
     classification = hasattr(source, "classifier")
-    if shape.hidden_size is not None:
-        ratio = shape.hidden_size / config.hidden_size
-        set_hidden_size(config, shape.hidden_size)
-        config.num_attention_heads = shape.hidden_size // origin.head_size
-        set_ffn_neurons(config, round(ffn_neurons(config) * ratio))
-        spec.heads = round(config.num_attention_heads * shape.width)
-        spec.neurons = round(ffn_neurons(config) * shape.width)
     if shape.init == "random":
+        _set_sizes(config, spec, shape)
         return _build(config, spec, classification)
 
     kept = list(_kept(importance, layers, origin, heads, neurons))
@@ -132,6 +126,30 @@ def build_student(source: PreTrainedModel, shape: ShapeSpec, importance: Importa
     for target, index, (kept_heads, kept_neurons) in zip(encoder_layers(student), layers, kept):
         _copy_layer(target, encoder_layers(source)[index], layout, kept_heads, kept_neurons, origin.head_size)
     return student
+
+
+def kept_sizes(shape: ShapeSpec, source: StudentSpec) -> tuple[int, int]:
+    """Heads and neurons that each layer of a copy of `source` keeps."""
+    heads = round(source.heads * shape.width) if shape.heads is None else shape.heads
+    neurons = round(source.neurons * shape.width) if shape.intermediate_size is None else shape.intermediate_size
+    return heads, neurons
+
+
+def _set_sizes(config: PretrainedConfig, spec: StudentSpec, shape: ShapeSpec) -> None:
+    """Give a student with new weights its sizes, in place. Where `shape` names them, it is a stock model of these sizes."""
+    if shape.hidden_size is not None:
+        ratio = shape.hidden_size / config.hidden_size
+        set_hidden_size(config, shape.hidden_size)
+        config.num_attention_heads = shape.hidden_size // spec.head_size
+        set_ffn_neurons(config, round(ffn_neurons(config) * ratio))
+        spec.heads = round(config.num_attention_heads * shape.width)
+        spec.neurons = round(ffn_neurons(config) * shape.width)
+    if shape.heads is not None:
+        config.num_attention_heads = spec.heads = shape.heads
+        spec.head_size = config.hidden_size // shape.heads
+    if shape.intermediate_size is not None:
+        set_ffn_neurons(config, shape.intermediate_size)
+        spec.neurons = shape.intermediate_size
 
 
 def check_heads(model: PreTrainedModel) -> None:
@@ -155,7 +173,7 @@ def _kept(
         return
     if importance is None:
         raise InputError(
-            "student.width < 1 needs the importance of the source's heads and neurons; pass "
+            "a copy that leaves out heads or neurons (student.width, .heads, .intermediate_size) needs their importance; pass "
             "bitkd.estimate_importance(source, batches)"
         )
     for i in layers:

@@ -263,7 +263,7 @@ def _check_shapes(sources: Sources) -> None:
         given = source.checkpoint if source else None
         folder = resolve_pretrained(given, f"stages.{stage.student}.checkpoint=") if given else sources.model
         try:
-            check_shape(config.student, *sources.shape_of(folder))
+            check_shape(config.student, sources.shape_of(folder))
         except InputError as error:
             raise InputError(f"stages.{name}: {error}") from error
 
@@ -297,9 +297,10 @@ def _check_architecture(sources: Sources, folder: Path, where: str) -> None:
     for name, stage in config.stages.items():
         if stage.quant.pooler and not found.pooler:
             raise InputError(f"stages.{name}.quant.pooler=true: {where} has no pooler to quantize; use false")
-    if config.student.width < 1 and config.student.init == "copy" and found.narrowing:
+    if config.student.leaves_out and found.narrowing:
         raise InputError(
-            f"student.width={config.student.width}: heads and neurons of {where} cannot be left out ({found.narrowing}); use 1"
+            f"{' '.join(config.student.leaves_out)}: heads and neurons of {where} cannot be left out ({found.narrowing}); use "
+            "student.width=1 and null for the others"
         )
 
 

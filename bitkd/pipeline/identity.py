@@ -37,8 +37,12 @@ def identity_of(stage: PlannedStage, sources: Sources) -> dict[str, Any]:
     else:
         identity |= _task_identity(sources)
     if kind.reshapes:
-        identity |= {"shape": asdict(config.student), "seed": stage.seed}
-        if config.student.width < 1:
+        shape = asdict(config.student)
+        for name in ("heads", "intermediate_size"):  # null: a student's shape as it was before there were such settings
+            if shape[name] is None:
+                del shape[name]
+        identity |= {"shape": shape, "seed": stage.seed}
+        if config.student.width < 1 or config.student.leaves_out:
             identity |= {"importance_rows": config.data.importance_rows}
     if stage.trains:
         settings = _train_identity(stage)

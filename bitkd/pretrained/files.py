@@ -86,7 +86,10 @@ def read_config_data(folder: Path) -> dict[str, Any]:
     if weights is not None and (not isinstance(weights, str) or Path(weights).name != weights):
         raise InputError(f"{file}: transformers_weights is {shown(str(weights))}, which is no file beside it; {AGAIN}")
     if not isinstance(content.get("model_type"), str):
-        raise InputError(f"{file} names no model_type; name a folder with a saved Hugging Face model")
+        raise InputError(
+            f"{file} names no model_type; name a folder with a saved Hugging Face model, or write the family into the file if it "
+            'lacks that alone: "model_type": "bert" for a BERT or a TinyBERT'
+        )
     return content
 
 

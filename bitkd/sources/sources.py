@@ -25,7 +25,7 @@ from bitkd.data.hub import (
 from bitkd.data.tasks import task_fingerprint
 from bitkd.errors import InputError
 from bitkd.files import checksum, digest
-from bitkd.models.spec import Architecture, StudentSpec
+from bitkd.models.spec import Architecture, Source
 from bitkd.sources.cache import FactCache
 from bitkd.sources.facts import ModelInfo, RowsInfo, TokenizerInfo, by_folder, folder_hash
 from bitkd.sources.locations import locate, make_documents
@@ -71,13 +71,12 @@ class Sources:
         return try_architecture(read_model_config(folder))
 
     @by_folder
-    def shape_of(self, folder: Path) -> tuple[StudentSpec, int]:
-        """The StudentSpec of the model in a folder, and its number of layers."""
+    def shape_of(self, folder: Path) -> Source:
+        """The shape of the model in a folder."""
         from bitkd.models.artifact import read_model_config
-        from bitkd.models.encoder import read_spec
+        from bitkd.models.encoder import describe_source
 
-        config = read_model_config(folder)
-        return read_spec(config), config.num_hidden_layers
+        return describe_source(read_model_config(folder))
 
     @by_folder
     def labels_of(self, folder: Path) -> list[str]:

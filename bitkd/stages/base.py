@@ -13,12 +13,12 @@ from torchmetrics import Metric, MetricCollection
 from transformers import PreTrainedModel, get_scheduler
 
 from bitkd.errors import InputError
-from bitkd.models.encoder import refuse_packed
+from bitkd.models.encoder import read_spec, refuse_packed
 from bitkd.models.importance import Importance
 from bitkd.models.inputs import model_inputs
 from bitkd.models.prepare import prepare
 from bitkd.models.spec import ShapeSpec
-from bitkd.models.student import build_student
+from bitkd.models.student import build_student, kept_sizes
 from bitkd.quant.inputs import InputQuantizer
 from bitkd.quant.reuse import hold_codes, release_codes
 from bitkd.quant.spec import QuantSpec
@@ -57,7 +57,8 @@ class Origin:
     def reshape(self) -> PreTrainedModel:
         """A student of `shape`, made out of the loaded model's layers, heads and neurons."""
         source = self.load()
-        narrowed = self.shape.width < 1 and self.shape.init == "copy"
+        spec = read_spec(source)
+        narrowed = self.shape.init == "copy" and kept_sizes(self.shape, spec) != (spec.heads, spec.neurons)
         return build_student(source, self.shape, self.importance(source) if narrowed else None)
 
 

@@ -1,5 +1,7 @@
 """Families of encoders: what works gives scores, is made smaller, quantized, split and loaded again; the rest is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
@@ -79,6 +81,24 @@ def make(name):
     torch.manual_seed(0)
     config = config_of(name, WORKING[name])
     return AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
+
+
+@families
+@torch.no_grad()
+def test_a_random_student_has_sizes_of_its_own_and_is_a_stock_model(name, tmp_path):
+    shape = ShapeSpec(layers=[0, 2], init="random", hidden_size=60, heads=6, intermediate_size=50)
+    student = build_student(make(name), shape).eval()
+    spec = read_spec(student)
+    assert (spec.heads, spec.head_size, spec.neurons) == (6, 10, 50)
+    save_student(student, tmp_path)
+    stock, report = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    torch.testing.assert_close(stock.eval()(**ROWS).logits, student(**ROWS).logits)
+    if name == "ModernBert":
+        with pytest.raises(
+            InputError, match="heads of an even size, as rotary positions need; use one of 1, 3, 13, 39"
+        ):
+            build_student(make(name), replace(shape, hidden_size=78))
 
 
 @families

@@ -4,7 +4,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, BertConf
 
 from bitkd.errors import InputError
 from bitkd.models.attention import ATTENTION
-from bitkd.models.encoder import encoder_layers, read_spec
+from bitkd.models.encoder import describe_source, encoder_layers, read_spec
 from bitkd.models.prepare import prepare, split_ternary_
 from bitkd.models.spec import ShapeSpec, check_shape
 from bitkd.models.student import add_head, build_student
@@ -66,6 +66,18 @@ def test_the_neurons_that_matter_most_are_kept():
     )
 
 
+def test_a_copy_keeps_as_many_heads_and_neurons_as_it_is_told():
+    teacher = classifier()
+    importance = importance_of(teacher)
+    half = build_student(teacher, ShapeSpec(width=0.5), importance)
+    told = build_student(teacher, ShapeSpec(heads=2, intermediate_size=32), importance)
+    torch.testing.assert_close(told.state_dict(), half.state_dict(), rtol=0, atol=0)
+    spec = read_spec(build_student(teacher, ShapeSpec(intermediate_size=10), importance))
+    assert (spec.heads, spec.neurons) == (4, 10)
+    with pytest.raises(InputError, match="leaves out heads or neurons .* needs their importance"):
+        build_student(teacher, ShapeSpec(intermediate_size=10))
+
+
 @pytest.mark.parametrize("family", [RobertaConfig, ElectraConfig])
 def test_other_bert_shaped_encoders_work_alike(family, tmp_path):
     teacher = classifier(family(**SHAPE, pad_token_id=0))
@@ -94,13 +106,25 @@ def test_a_split_student_is_not_reduced_again():
         (ShapeSpec(width=0.0), "leaves 0 of 4 heads"),
         (ShapeSpec(width=2.0), "leaves 8 of 4 heads"),
         (ShapeSpec(hidden_size=16), "needs student.init=random"),
-        (ShapeSpec(hidden_size=20, init="random"), "use a multiple of the head size 8"),
+        (ShapeSpec(hidden_size=20, init="random"), "use a multiple of the head size 8, or give student.heads"),
+        (
+            ShapeSpec(hidden_size=20, heads=3, init="random"),
+            "does not divide the hidden size 20 .* one of 1, 2, 4, 5, 10, 20",
+        ),
+        (ShapeSpec(heads=0, init="random"), "does not divide the hidden size 32"),
+        (ShapeSpec(intermediate_size=0, init="random"), "leaves no neuron"),
+        (
+            ShapeSpec(heads=5),
+            "student.heads=5 cannot be copied from a source that has 4; use 1 to 4, or student.init=random",
+        ),
+        (ShapeSpec(intermediate_size=65), "intermediate_size=65 cannot be copied from a source that has 64"),
+        (ShapeSpec(width=0.5, heads=2), "set student.width=1 to use those"),
         (ShapeSpec(dropout=1.0), r"is not in \[0, 1\)"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(shape, message):
     with pytest.raises(InputError, match=message):
-        check_shape(shape, read_spec(BertConfig(**SHAPE)), 4)
+        check_shape(shape, describe_source(BertConfig(**SHAPE)))
 
 
 def test_an_unknown_initialization_is_refused():

@@ -52,6 +52,13 @@ def test_what_a_setting_of_an_earlier_version_said_keeps_its_fingerprint(identit
     assert left not in (plain["loss"], changed["stage1"]["loss"])
 
 
+def test_a_shape_without_sizes_of_its_own_has_the_identity_that_it_had_before_there_were_any(identities):
+    before = identities("student.width=1")
+    assert before["general"]["shape"].keys() == {"layers", "width", "init", "hidden_size", "dropout"}
+    changed = differences(before, identities("student.width=1", "student.heads=2", "student.intermediate_size=9"))
+    assert changed == {"general": {"shape", "importance_rows"}}
+
+
 def test_the_precision_of_augmentation_in_an_identity_is_the_one_that_computes(identities, monkeypatch):
     monkeypatch.setattr(machine, "read_cpu_fields", lambda: {"model name": "x"})
     found = {}

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import BertConfig, BertModel
 
 from bitkd.config.comparable import result_settings
 from bitkd.config.load import load_config
@@ -309,6 +310,39 @@ stages:
     assert order == ["small", "teacher", "helper", "binary", "direct"]
 
 
+def test_a_published_general_tinybert_learns_from_a_wider_teacher(
+    finished, settings, tiny_tokenizer, console, tmp_path
+):
+    """Files as TinyBERT's authors publish them: settings that BERT lacks, no family, the projections of General KD."""
+    shape = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 50}
+    general = BertModel(BertConfig(vocab_size=len(tiny_tokenizer), max_position_embeddings=64, **shape))
+    weights = {f"bert.{name}": tensor for name, tensor in general.state_dict().items()}
+    folder = tmp_path / "general"
+    tiny_tokenizer.save_pretrained(folder)
+    torch.save(weights | {f"fit_denses.{i}.weight": torch.ones(32, 12) for i in range(3)}, folder / "pytorch_model.bin")
+    file = tmp_path / "tinybert.yaml"
+    file.write_text("""
+pipeline: {name: tinybert}
+stages:
+  teacher: {kind: finetune}
+  stage1: {kind: intermediate, student: pretrained, teacher: teacher}
+  stage2: {kind: prediction, student: stage1, teacher: teacher, quant: {weight_bits: 1, activation_bits: 8}}
+""")
+    teacher = f"stages.teacher.checkpoint={finished / 'rte' / 'singlestage' / 'teacher'}"
+    overrides = settings(tmp_path / "runs", str(file), f"model.pretrained={folder}", teacher, "train.max_steps=2")
+    config = general.config.to_dict() | {"cell": {}, "emb_size": 12, "pre_trained": "", "structure": [], "training": ""}
+    del config["model_type"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match='"model_type": "bert" for a BERT or a TinyBERT'):
+        make_plan(load_config(overrides))
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
+    plan = run(load_config(overrides), console)
+    first = plan.folder.artifacts()["stage1"].stage
+    assert (first.selected, first.selected_step) == ("last", 2)
+    spec = read_spec(load_classifier(plan.folder.folder / "stage2"))
+    assert (spec.heads, spec.head_size, spec.neurons, spec.root_layers) == (4, 3, 50, 2)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -324,6 +358,7 @@ stages:
         (["stages.init.checkpoint=x"], "is only for a finetune stage"),
         (["student.layers=[1,9]"], "layer 9; the source has 4 layers"),
         (["student.width=0.3"], "must leave a whole number of heads"),
+        (["student.heads=5"], r"stages\.init: student\.heads=5 cannot be copied"),
         (["train.batch_size=7", "trainer.devices=2"], "train.batch_size=7 does not divide into 2 equal parts"),
         (["train.schedule=cosine"], "schedule=cosine is unknown"),
         (["train.lr=-1"], "train.lr=-1.0 is outside 0 to 1"),
