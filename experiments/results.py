@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from bitkd.compare.arms import Cost
-from bitkd.compare.comparison import Comparison
+from bitkd.compare.comparison import Comparison, StudyComparison
 from bitkd.compare.load import read_runs
 from bitkd.compare.planning import planned
 from bitkd.compare.runs import Run
@@ -31,7 +31,7 @@ from bitkd.report.tables import (
     size_table,
     stages_table,
 )
-from bitkd.report.write import write_comparisons
+from bitkd.report.write import write_comparison
 
 NOTHING = "no tables"
 BLOCK = re.compile(r"(<!-- table: (\S+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -100,7 +100,7 @@ def rebuild(results: Path, check: bool = False) -> str:
     if check:
         return "the same" if after == before else "another"
     for file, comparison in made.items():
-        write_comparisons([comparison], file.parent)
+        write_comparison(StudyComparison([comparison], comparison.study), file.parent)
     results.write_text(after, encoding="utf-8")
     return "the same" if after == before else "rebuilt, and it is another now"
 
