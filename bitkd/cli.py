@@ -56,15 +56,15 @@ COMPARE_HELP = """
 
 Runs of one pipeline with the same settings and different seeds are one arm.
 The tables show means, deviations, and differences between arms with 95 %
-intervals: of these models on other dev rows, and, from three seeds in both arms,
-for other rows and other seeds (Student's t).
+intervals: of these models on other dev rows, and, from three seeds in both
+arms, for other rows and other seeds (Student's t).
 
 If the runs name a study (study.primary= and the other settings under study=),
 the output begins with a verdict on its question, over all its tasks; all other
 differences are exploratory. Without a study, runs of different tasks are
-refused. Unfinished runs are refused too, and so are different dev rows or labels
-of one task. Warnings follow, such as on different teachers at one seed. A
-comparison.json gives the same tables and plots again without the runs.
+refused. Unfinished runs are refused too, and so are different dev rows or
+labels of one task. Warnings follow, such as on different teachers at one seed.
+A comparison.json gives the same tables and plots again without the runs.
 
 One final student of each arm is packed as `bitkd export` does, and its file and
 its latency on this machine are shown beside the teacher's. That takes seconds,

@@ -138,7 +138,8 @@ def test_the_difference_that_was_named_comes_first_and_the_others_are_corrected_
     assert others
     smallest = min(others, key=lambda one: one.estimate.p)
     assert smallest.p_holm == pytest.approx(min(1, len(others) * smallest.estimate.p))
-    assert not any(one.primary for one in others)
+    shown = compared(runs).tasks[0].as_data()["differences"]
+    assert [one["primary"] for one in shown] == [True] + [False] * len(others)
 
 
 LATE = "2025-12-31T23:59:59+00:00"

@@ -54,10 +54,10 @@ def test_every_recipe_runs(recipe, twelve_layers, shared_runs, tiny_task, consol
     names = load_config([f"recipe={recipe}", "task=rte"]).stages
     settings = [
         *(f"recipe={recipe}", "task=rte", f"run.dir={shared_runs}", f"data.dir={tiny_task}"),
-        *(f"model.pretrained={twelve_layers}", f"data.corpus=[{tiny_task / 'corpus.txt'}]", "data.max_length=32"),
+        *(f"model.pretrained={twelve_layers}", f"data.corpus=[{tiny_task / 'corpus.txt'}]", "data.max_length=16"),
         *("data.importance_rows=16", "trainer.accelerator=cpu", "task.augmentation.enabled=false"),
         *(f"stages.{name}.max_steps=2" for name in names),
-        *(f"stages.{name}.batch_size=8" for name in names),
+        *(f"stages.{name}.batch_size=4" for name in names),
         *small.get(recipe, []),
     ]
     plan = run(load_config(settings), console)

@@ -8,6 +8,7 @@ from bitkd.compare.comparison import Comparison
 from bitkd.compare.rows import rows_of
 from bitkd.report.console import Console
 from bitkd.report.fitted import FittedTable
+from bitkd.report.numbers import p_text
 from bitkd.report.tables import difference_table, exported_table, headline
 from bitkd.report.terminal import render, render_text
 from tests.compare.synthetic import with_measurement
@@ -109,3 +110,10 @@ def test_text_is_wrapped_between_words_and_paths_stay_whole():
 def test_text_is_printed_as_it_is(text):
     assert printed(text, 80) == text + "\n"
     assert text.strip() in printed(FittedTable(["a", "b"], [["x", text]]), 80)
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(None, "–"), (0.0004, "< 0.001"), (0.0502, "0.0502"), (0.0096, "0.010"), (0.42, "0.420")]
+)
+def test_a_p_value_has_one_more_digit_near_its_bound(p, text):
+    assert p_text(p) == text
