@@ -77,7 +77,10 @@ def test_the_record_names_the_device_and_other_times_are_another_arm(settings, t
         (["trainer.keep_teacher_logits=auto"], "use always or never, here and in the runs of budget.throughput"),
         (["trainer.accelerator=auto"], "trainer.compile=auto depends on the number of steps"),
         (["budget.seconds=0"], "budget.seconds=0.0 is no budget"),
-        (["budget.seconds=0.1"], "budget.seconds=0.1 leaves less than one step for single, single_binary; use at least 1,"),
+        (
+            ["budget.seconds=0.1"],
+            "budget.seconds=0.1 leaves less than one step for single, single_binary; use at least 1,",
+        ),
         (["train.batch_size=16"], "has no time of a step of single, single_binary with these settings"),
         (["budget.steps=100"], "budget.steps and budget.seconds are both given"),
     ],
