@@ -12,7 +12,7 @@ from bitkd.models.marks import METHOD, is_packed
 from bitkd.models.saving import SavedByBitkd, StudentQuantizationConfig
 from bitkd.models.spec import Source, StudentSpec, check_spec_data
 from bitkd.quant.layout import layers_of
-from bitkd.quant.spec import QuantSpec
+from bitkd.quant.spec import QuantSpec, quant_data
 from bitkd.store.records import parse_record
 
 _NEURONS = ("intermediate_size", "hidden_dim")
@@ -69,7 +69,7 @@ def write_spec(model: PreTrainedModel, spec: StudentSpec) -> None:
     `save_pretrained` refuses it.
     """
     config, layout = model.config, layers_of(model).layout
-    config.bitkd = asdict(spec)
+    config.bitkd = asdict(spec) | {"quant": quant_data(spec.quant)}
     stock = (spec.heads * spec.head_size, spec.neurons) == (config.hidden_size, ffn_neurons(config))
     if stock and layout.first_lacks and spec.layers:
         stock = spec.layers[0] == 0

@@ -58,6 +58,7 @@ def split_ternary_(root: nn.Module) -> int:
             quant.embedding_bits = HALF_BITS
         if is_splittable(quant.weight_bits):
             quant.weight_bits = HALF_BITS
+        quant.forward_clip = False
         student.split = True
         write_spec(model, student)
     return count

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from bitkd.errors import InputError, check_choices
-from bitkd.quant.spec import QuantSpec
+from bitkd.quant.spec import NEWER, QuantSpec
 
 SPEC_FORMAT = 3
 """Version of the StudentSpec in config.json; models of another version are refused."""
@@ -119,7 +119,7 @@ def check_spec_data(content: Any, where: str) -> None:
         )
     for part, spec in ((content, StudentSpec), (content["quant"], QuantSpec)):
         expected = {item.name for item in fields(spec)}
-        unknown, missing = sorted(set(part) - expected), sorted(expected - set(part))
+        unknown, missing = sorted(set(part) - expected), sorted(expected - set(part) - set(NEWER))
         if unknown or missing:
             raise InputError(
                 f"{where} was saved by another version of bitkd or changed by hand (unknown: {', '.join(unknown) or 'none'}; "

@@ -10,6 +10,7 @@ from bitkd.errors import InputError
 from bitkd.files import digest, read_json
 from bitkd.models.marks import TYPE_PREFIX
 from bitkd.pipeline.stage import PlannedStage
+from bitkd.quant.spec import quant_data
 from bitkd.sources.sources import Sources
 from bitkd.store.artifacts import STAGE_FILE, Store
 from bitkd.store.records import StageRecord, parse_record
@@ -50,7 +51,7 @@ def workload_of(stage: PlannedStage, stages: Mapping[str, PlannedStage], sources
 
     def _changes(made: PlannedStage) -> list[Any]:
         reshaped = asdict(config.student) if made.kind.reshapes else None
-        return [reshaped, made.kind.splits, asdict(made.spec.quant)]
+        return [reshaped, made.kind.splits, quant_data(made.spec.quant)]
 
     return digest(
         [

@@ -6,6 +6,7 @@ from typing import Any
 
 from bitkd.pipeline.stage import PlannedStage
 from bitkd.processes.machine import augmentation_precision
+from bitkd.quant.spec import quant_data
 from bitkd.sources.sources import Sources
 from bitkd.stages.spec import TERMS
 from bitkd.store.artifacts import read_artifact
@@ -21,7 +22,7 @@ def identity_of(stage: PlannedStage, sources: Sources) -> dict[str, Any]:
     identity: dict[str, Any] = {"format": FORMAT, "kind": kind.name}
     if kind.makes_rows:
         return identity | _augmentation_identity(sources)
-    identity |= {"quant": asdict(spec.quant), "precision": config.trainer.precision}
+    identity |= {"quant": quant_data(spec.quant), "precision": config.trainer.precision}
     if stage.checkpoint is not None:
         return identity | {
             "checkpoint": sources.hash_of(stage.checkpoint),

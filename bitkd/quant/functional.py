@@ -6,6 +6,7 @@ for a matmul.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,6 +46,18 @@ def ternary_codes(w: Tensor, per_row: bool = False) -> tuple[Tensor, Tensor]:
         kept = w * (w.abs() > threshold)
         count = torch.count_nonzero(kept, dim=-1).unsqueeze(-1) if per_row else torch.count_nonzero(kept)
         return kept.sign(), _mean_magnitude(kept, per_row, count.clamp_min(1)).float()
+
+
+@dataclass(frozen=True)
+class ClippedCodes:
+    """Codes and scale of weights that are clipped first, as TernaryBERT's code does (`TwnQuantizer`, arXiv:2009.12812)."""
+
+    codes_of: Callable[..., tuple[Tensor, Tensor]]
+    clip: float
+
+    def __call__(self, w: Tensor, per_row: bool = False) -> tuple[Tensor, Tensor]:
+        """As `ternary_codes`, of w clipped to ±clip."""
+        return self.codes_of(w.detach().clamp(-self.clip, self.clip), per_row)
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -5,16 +5,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from bitkd.quant.functional import quantize_weight
+from bitkd.quant.functional import ClippedCodes, quantize_weight
 from bitkd.quant.inputs import WIDEST, InputQuantizer, make_input_quantizer
 from bitkd.quant.product import Codes, ProductSpec, low_bit_linear
 from bitkd.quant.reuse import HeldTerms, HoldsCodes
 from bitkd.quant.table import FP32, HALF_BITS, weight_quantizer
 
 
-def _weight_codes(bits: int) -> Codes | None:
+def _weight_codes(bits: int, clip: float | None) -> Codes | None:
     row = weight_quantizer(bits)
-    return None if row is None else row.resolve()
+    if row is None:
+        return None
+    return row.resolve() if clip is None else ClippedCodes(row.resolve(), clip)
 
 
 def _held_by(layer: HoldsCodes) -> HeldTerms | None:
@@ -39,6 +41,7 @@ class QuantLinear(HoldsCodes, nn.Linear):
     weight_bits, activation_bits: widths of `bitkd.quant.table`, or 32; InputError for others.
     per_row: one scale for each output row instead of one for the matrix.
     ste_clip: latent weights beyond it get no gradient; None lets every gradient pass.
+    forward_clip: quantize the weights clipped to ±ste_clip.
     """
 
     def __init__(
@@ -51,14 +54,15 @@ class QuantLinear(HoldsCodes, nn.Linear):
         activation_bits: int = 32,
         per_row: bool = False,
         ste_clip: float | None = None,
+        forward_clip: bool = False,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
         self.weight_bits = weight_bits
-        self.weight_codes = _weight_codes(weight_bits)
+        self.weight_codes = _weight_codes(weight_bits, ste_clip if forward_clip else None)
         self.per_row = per_row
-        self.ste_clip = ste_clip
+        self.ste_clip, self.forward_clip = ste_clip, forward_clip
         self.input_quantizer = make_input_quantizer(activation_bits)
 
     @classmethod
@@ -91,20 +95,27 @@ class QuantEmbedding(nn.Embedding):
     """nn.Embedding with a low-bit or FP32 table and one scale per row; only the rows that are looked up are quantized.
 
     weight_bits: a width of `bitkd.quant.table.WEIGHTS`, or 32; InputError for others.
-    ste_clip: as in QuantLinear.
+    ste_clip, forward_clip: as in QuantLinear.
     """
 
     per_row = True
 
-    def __init__(self, *args: Any, weight_bits: int = 1, ste_clip: float | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        weight_bits: int = 1,
+        ste_clip: float | None = None,
+        forward_clip: bool = False,
+        **settings: Any,
+    ) -> None:
         super().__init__(*args, **settings)
         self.weight_bits = weight_bits
-        self.weight_codes = _weight_codes(weight_bits)
-        self.ste_clip = ste_clip
+        self.weight_codes = _weight_codes(weight_bits, ste_clip if forward_clip else None)
+        self.ste_clip, self.forward_clip = ste_clip, forward_clip
 
     @classmethod
     def from_float(cls, module: nn.Embedding, **settings: Any) -> Self:
-        """A QuantEmbedding that shares the Parameter of `module`; settings: weight_bits, ste_clip."""
+        """A QuantEmbedding that shares the Parameter of `module`; settings: weight_bits, ste_clip, forward_clip."""
         new = cls(**embedding_options(module), device="meta", **settings)
         new.weight = module.weight
         return new.train(module.training)

@@ -102,7 +102,10 @@ def _ternary_children(parent: nn.Module) -> list[tuple[str, nn.Module]]:
 
 @torch.no_grad()
 def _split_module(module: Any) -> SplitLinear | SplitEmbedding:
-    weights = split_ternary(module.weight, module.per_row)
+    weight = module.weight
+    if module.forward_clip:  # the halves sum up to what is quantized
+        weight = weight.clamp(-module.ste_clip, module.ste_clip)
+    weights = split_ternary(weight, module.per_row)
     split: SplitLinear | SplitEmbedding
     if isinstance(module, QuantEmbedding):
         split = SplitEmbedding.from_float(module, ste_clip=module.ste_clip)

@@ -95,6 +95,8 @@ def find_mismatch(model: Any, spec: QuantSpec) -> str | None:
             return f"{name} is W{found[0]}A{found[1]}, not W{wanted.weight_bits}A{wanted.activation_bits}"
         if wanted.weight_bits < FP32 and _bits(layer, "per_row") != wanted.per_row:
             return f"{name} has per_row={not wanted.per_row}, not {wanted.per_row}"
+        if (clips := getattr(layer, "forward_clip", False)) != wanted.clips(wanted.weight_bits):
+            return f"{name} has forward_clip={clips}, not {not clips}"
     if (bits := _bits(embeddings, "weight_bits")) != spec.resolved_embedding_bits:
         return f"the word embedding is {bits}-bit, not {spec.resolved_embedding_bits}-bit"
     for attention in layers.parts("attention"):
@@ -157,16 +159,15 @@ def _refuse_rejoining(
 
 
 def _linear(module: Any, spec: QuantSpec) -> nn.Module:
-    settings = {"per_row": spec.per_row, "ste_clip": spec.ste_clip}
+    settings: dict[str, Any] = {"per_row": spec.per_row, "ste_clip": spec.ste_clip}
     if isinstance(module, SplitLinear):
         first, second = (
             QuantLinear.from_float(half, weight_bits=HALF_BITS, **settings) for half in (module.first, module.second)
         )
         return SplitLinear(first, second, quantizer_for(module, spec.activation_bits))
     if spec.weight_bits < FP32 or spec.activation_bits < FP32:
-        return QuantLinear.from_float(
-            module, weight_bits=spec.weight_bits, activation_bits=spec.activation_bits, **settings
-        )
+        settings |= {"weight_bits": spec.weight_bits, "activation_bits": spec.activation_bits}
+        return QuantLinear.from_float(module, forward_clip=spec.clips(spec.weight_bits), **settings)
     if type(module) is nn.Linear:
         return module
     plain = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
@@ -179,8 +180,9 @@ def _embedding(module: Any, spec: QuantSpec) -> nn.Module:
         for half in (module.first, module.second):
             half.ste_clip = spec.ste_clip
         return module
-    if spec.resolved_embedding_bits < FP32:
-        return QuantEmbedding.from_float(module, weight_bits=spec.resolved_embedding_bits, ste_clip=spec.ste_clip)
+    if (bits := spec.resolved_embedding_bits) < FP32:
+        clips = {"ste_clip": spec.ste_clip, "forward_clip": spec.clips(bits)}
+        return QuantEmbedding.from_float(module, weight_bits=bits, **clips)
     if type(module) is nn.Embedding:
         return module
     plain = nn.Embedding(**embedding_options(module), device="meta")

@@ -14,6 +14,9 @@ from bitkd.errors import InputError
 FP32 = 32
 """The width of what is not quantized."""
 
+TERNARY = 2
+"""The width of ternary weights."""
+
 HALF_BITS = 1
 """The width of both halves that a splittable weight is split into."""
 
@@ -56,7 +59,7 @@ class ActivationQuantizer:
 
 WEIGHTS: dict[int, WeightQuantizer] = {
     1: WeightQuantizer("1-bit", "binary", "bitkd.quant.functional:binary_codes"),
-    2: WeightQuantizer("2-bit", "ternary", "bitkd.quant.functional:ternary_codes", splittable=True),
+    TERNARY: WeightQuantizer("2-bit", "ternary", "bitkd.quant.functional:ternary_codes", splittable=True),
 }
 """By bits of a weight. To add a width, add a row."""
 

@@ -134,6 +134,7 @@ def test_a_prepared_model_comes_back_as_it_was(tmp_path, family, config, bits):
         QuantSpec(weight_bits=1, embedding_bits=32),
         QuantSpec(weight_bits=1, embedding_bits=2, per_row=True),
         QuantSpec(weight_bits=1, activation_bits=8, pooler=True, ste_clip=2.5),
+        QuantSpec(weight_bits=2, ste_clip=0.02, forward_clip=True),
         QuantSpec(activation_bits=8),
         QuantSpec(embedding_bits=1),
     ],

@@ -37,12 +37,16 @@ def test_padding_to_the_limit_is_in_the_identity_of_stages_that_train_on_the_tas
 
 def test_what_a_setting_of_an_earlier_version_said_keeps_its_fingerprint(identities):
     """Published runs are found again by the names that their fingerprints were made with."""
-    plain = identities()["stage1"]
+    before = identities()
+    plain = before["stage1"]
     assert plain["loss"]["include_padding"] is False
     assert not {"padding", "mean_over_classes", "optimizer", "warmup_epochs"} & {*plain["loss"], *plain["train"]}
     zero = ["data.pad_to_max_length=true", "stages.stage1.loss.padding=zero"]
     other = ["stages.stage2.loss.mean_over_classes=true", "stages.stage2.optimizer=bert_adam"]
-    changed = identities(*zero, *other, "stages.stage1.warmup_epochs=1")
+    clip = ["stages.ternary.quant.ste_clip=2.5", "stages.ternary.quant.forward_clip=true"]
+    changed = identities(*zero, *other, *clip, "stages.stage1.warmup_epochs=1")
+    assert changed["ternary"]["quant"] == before["ternary"]["quant"] | {"ste_clip": 2.5, "forward_clip": True}
+    assert "forward_clip" not in before["ternary"]["quant"]
     assert changed["stage1"]["loss"] == plain["loss"] | {"include_padding": True}
     assert changed["stage1"]["train"].keys() - plain["train"].keys() == {"warmup_epochs"}
     assert "warmup_ratio" not in changed["stage1"]["train"]

@@ -116,3 +116,25 @@ def test_nothing_to_split() -> None:
         split_layers(model)
     with pytest.raises(InputError, match=r"no ternary layer to split; prepare\(model"):
         split_layers(nn.Sequential(nn.Linear(2, 2), QuantLinear(2, 2, weight_bits=1)))
+
+
+def test_weights_that_are_clipped_forward_are_split_and_exported_as_they_are_quantized() -> None:
+    """By hand: clipped to 2.5, the mean is 7.0 / 4, the threshold 1.225, and the scale (2.5 + 2.5 + 1.5) / 3."""
+    layer = QuantLinear(4, 1, bias=False, weight_bits=2, ste_clip=2.5, forward_clip=True)
+    plain = QuantLinear(4, 1, bias=False, weight_bits=2, ste_clip=2.5)
+    for one in (layer, plain):
+        one.weight.data = torch.tensor([[8.0, -4.0, 1.5, 0.5]])
+    x = torch.eye(4)
+    scale = 6.5 / 3
+    torch.testing.assert_close(layer(x)[:, 0], torch.tensor([scale, -scale, scale, 0.0]))
+    # Not clipped: the mean is 3.5, the threshold 2.45, the scale 6.
+    torch.testing.assert_close(plain(x)[:, 0], torch.tensor([6.0, -6.0, 0.0, 0.0]))
+    layer(x).sum().backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.tolist() == [[0, 0, 1, 1]]
+    model = nn.Sequential(layer).eval()
+    expected = model(x)
+    split_layers(model)
+    torch.testing.assert_close(model(x), expected)
+    halves = model[0].first.weight + model[0].second.weight
+    torch.testing.assert_close(halves, torch.tensor([[2.5, -2.5, 1.5, 0.5]]))
