@@ -74,7 +74,7 @@ def test_a_copy_keeps_as_many_heads_and_neurons_as_it_is_told():
     torch.testing.assert_close(told.state_dict(), half.state_dict(), rtol=0, atol=0)
     spec = read_spec(build_student(teacher, ShapeSpec(intermediate_size=10), importance))
     assert (spec.heads, spec.neurons) == (4, 10)
-    with pytest.raises(InputError, match="leaves out heads or neurons .* needs their importance"):
+    with pytest.raises(InputError, match=r"leaves out heads or neurons .* needs their importance"):
         build_student(teacher, ShapeSpec(intermediate_size=10))
 
 
