@@ -32,6 +32,11 @@ setup: .venv/installed
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# Python compiles what it imports first. Several processes of tests would each compile the same.
+.venv/compiled: .venv/installed
+	$(BIN)/python -c "import bitkd.pipeline.runner, bitkd.tracking"
+	@touch $@
+
 demo: setup
 	$(BIN)/bitkd run pipeline=multistage task=demo run.dir=$(RUNS)
 	$(BIN)/bitkd run pipeline=singlestage task=demo run.dir=$(RUNS)
@@ -65,7 +70,7 @@ docs: setup
 	$(BIN)/python -m bitkd.config.reference > docs/configuration.new
 	mv docs/configuration.new docs/configuration.md
 
-test: setup
+test: setup .venv/compiled
 	$(BIN)/pytest -n 2 --dist worksteal
 
 check: setup

@@ -52,11 +52,16 @@ jobs are never deleted.
 COMPARE_HELP = """
 
 Runs of one pipeline with the same settings and different seeds are one arm.
-The tables show means, deviations, and differences between arms with a 95 %
-bootstrap interval. Unfinished runs are refused, and so are runs of different
-tasks, dev rows or labels. If teachers differ at one seed, every output begins
-with a warning. A comparison.json gives the same tables and plots again
-without the runs.
+The tables show means, deviations, and differences between arms with 95 %
+intervals: of these models on other dev rows, and, from three seeds in both arms,
+for other rows and other seeds (Student's t).
+
+If the runs name a study (study.primary= and the other settings under study=),
+the output begins with a verdict on its question, over all its tasks; all other
+differences are exploratory. Without a study, runs of different tasks are
+refused. Unfinished runs are refused too, and so are different dev rows or labels
+of one task. Warnings follow, such as on different teachers at one seed. A
+comparison.json gives the same tables and plots again without the runs.
 
 One final student of each arm is packed as `bitkd export` does, and its file and
 its latency on this machine are shown beside the teacher's. That takes seconds,
@@ -69,8 +74,10 @@ RECORDS are finished runs, or records of earlier comparisons, as `bitkd compare`
 takes them. Of several tasks, the mean difference is planned. Both arms need two
 seeds or more. The table has the chance to find a true difference of the margin,
 by seeds per arm and dev rows. It is also the chance to show that an equal arm
-is not worse by the margin. Below the table: the seeds for a chance of 80 %, or
-the rows if no number of seeds is enough; the smallest difference that unlimited
+is not worse by the margin; the chance to show that it is equal to within the
+margin is in a column of its own. Above the table: what the seeds at hand share,
+which is in no number. Below it: the seeds for a chance of 80 %, or seeds and
+rows if no number of seeds is enough; the smallest difference that unlimited
 seeds show; and how rough these numbers are.
 """
 

@@ -3,7 +3,7 @@
 import html
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from bitkd.errors import InputError
 
@@ -51,6 +51,17 @@ def shown(text: str, longest: int = 60) -> str:
     """Text of others for a message: characters that no one can see as escapes, and not too long."""
     visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: longest + 1])
     return f"{visible[:longest]}…" if len(text) > longest else visible
+
+
+def joined(words: Iterable[object]) -> str:
+    """a, b and c."""
+    *before, last = map(str, words)
+    return f"{', '.join(before)} and {last}" if before else last
+
+
+def numbered(noun: str, numbers: Sequence[int]) -> str:
+    """seed 1, or seeds 1, 2 and 3."""
+    return f"{noun}{'' if len(numbers) == 1 else 's'} {joined(numbers)}"
 
 
 def escaped(text: str) -> str:

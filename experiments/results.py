@@ -31,7 +31,7 @@ from bitkd.report.tables import (
     size_table,
     stages_table,
 )
-from bitkd.report.write import write_comparisons
+from bitkd.report.write import write_report
 
 NOTHING = "no tables"
 BLOCK = re.compile(r"(<!-- table: (\S+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -100,7 +100,7 @@ def rebuild(results: Path, check: bool = False) -> str:
     if check:
         return "the same" if after == before else "another"
     for file, comparison in made.items():
-        write_comparisons([comparison], file.parent)
+        write_report(comparison.runs, file.parent)
     results.write_text(after, encoding="utf-8")
     return "the same" if after == before else "rebuilt, and it is another now"
 

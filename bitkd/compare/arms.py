@@ -202,6 +202,14 @@ def majority(run: Run) -> float:
     return majority_score(run.metric, run.num_labels, labels)
 
 
+def runs_by_task(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Task -> its runs, both in the order of the runs."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.task, []).append(run)
+    return found
+
+
 def make_arms(runs: list[Run]) -> list[Arm]:
     """The arms in the order of their first runs; a run that is given twice counts once.
 

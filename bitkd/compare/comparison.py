@@ -1,13 +1,13 @@
 """A comparison: arms, their differences, and warnings."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from bitkd.compare.arms import Arm, Mean, majority, make_arms, mean_of_artifacts
-from bitkd.compare.checks import is_constant
+from bitkd.compare.arms import Arm, Mean, majority, make_arms, mean_of_artifacts, runs_by_task
+from bitkd.compare.caveats import constant
 from bitkd.compare.differences import Difference, differences
-from bitkd.compare.resampling import ResampledScores, resampled_scores
+from bitkd.compare.resampling import ScoredArms
 from bitkd.compare.retained import Retained, retained
 from bitkd.compare.rows import Row, rows_of
 from bitkd.compare.runs import Run
@@ -16,48 +16,38 @@ from bitkd.compare.sizes import MOST_NAMED, size_notes, size_ratio
 from bitkd.compare.study import Study, study_of
 from bitkd.data.tasks import HOLDOUT
 from bitkd.errors import InputError
+from bitkd.names import joined
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Runs of one task, as arms."""
 
-    arms: list[Arm]
+    scored: ScoredArms
     warnings: list[str]
     """Plain sentences for the top of every output."""
 
-    whole_study: Study | None = None
-    """The study over several tasks that this one belongs to, if the others are at hand."""
+    study: Study | None = None
+    """The study that the runs name, over all its tasks, see `bitkd.compare.study.study_of`."""
 
     @classmethod
     def of(cls, runs: list[Run]) -> "Comparison":
-        """The comparison of these runs. Raises InputError if they cannot be compared (see `make_arms`)."""
-        arms = make_arms(runs)
-        return cls(arms, warnings_of(arms))
+        """The comparison of runs of one task. Raises InputError if they cannot be compared (see `make_arms`)."""
+        return StudyComparison.of([make_arms(runs)]).tasks[0]
+
+    @property
+    def arms(self) -> list[Arm]:
+        return self.scored.arms
 
     @cached_property
     def differences(self) -> list[Difference]:
         """Between the arms, see `bitkd.compare.differences.differences`."""
-        return differences(self.arms, self._scores, self.study.record.primary if self.study else ())
-
-    @cached_property
-    def study(self) -> Study | None:
-        """The study that the runs name, see `bitkd.compare.study.study_of`."""
-        return self.whole_study or study_of([self.scored])
-
-    @property
-    def scored(self) -> tuple[list[Arm], ResampledScores]:
-        """The arms and their scores, for a study of several tasks."""
-        return self.arms, self._scores
+        return differences(self.arms, self.scored.scores, self.study)
 
     @cached_property
     def retained(self) -> list[Retained | None]:
         """The share of the teacher's score that each arm retains, see `bitkd.compare.retained.retained`."""
-        return retained(self._scores)
-
-    @cached_property
-    def _scores(self) -> ResampledScores:
-        return resampled_scores(self.arms)
+        return retained(self.scored.scores)
 
     def size_ratio(self, difference: Difference) -> float:
         """The real size of the first arm's final student in multiples of the second's, see `bitkd.compare.sizes`."""
@@ -143,23 +133,48 @@ class Comparison:
         }
 
 
-def comparisons_of(runs: list[Run]) -> list[Comparison]:
-    """A comparison for each task, in the order of the first runs. Those of several tasks have the study in common that their
-    runs name.
+@dataclass(frozen=True)
+class StudyComparison:
+    """Runs of one task, or of the tasks of a study."""
+
+    tasks: list[Comparison]
+    study: Study | None
+
+    @classmethod
+    def of(cls, tasks: list[list[Arm]]) -> "StudyComparison":
+        """The comparison of arms, those of each task together, see `arms_of`."""
+        scored = [ScoredArms(arms) for arms in tasks]
+        study = study_of(scored)
+        told = study.caveats if study else ()
+        warnings = [[text for text in warnings_of(one.arms) if text not in told] for one in scored]
+        return cls([Comparison(one, texts, study) for one, texts in zip(scored, warnings)], study)
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for comparison in self.tasks for run in comparison.runs]
+
+    @property
+    def warnings(self) -> list[str]:
+        """Those of all tasks, each once; one that is not of every task begins with its task."""
+        tasks: dict[str, list[str]] = {}
+        for comparison in self.tasks:
+            for text in comparison.warnings:
+                tasks.setdefault(text, []).append(comparison.first.task)
+        return [text if len(of) == len(self.tasks) else f"{joined(of)}: {text}" for text, of in tasks.items()]
+
+
+def arms_of(runs: list[Run]) -> list[list[Arm]]:
+    """The arms of each task, in the order of the first runs.
 
     Raises InputError if runs of one task cannot be compared, or runs of several tasks name no study.
     """
-    by_task: dict[str, list[Run]] = {}
-    for run in runs:
-        by_task.setdefault(run.task, []).append(run)
+    by_task = runs_by_task(runs)
     if len(by_task) > 1 and not any(run.study for run in runs):
         raise InputError(
             f"these runs are of different tasks ({', '.join(sorted(by_task))}) and name no study of them; compare runs of one "
-            "task at a time"
+            f"task at a time, or start all of them with study.tasks=[{','.join(by_task)}] and the other settings of a study"
         )
-    found = [Comparison.of(group) for group in by_task.values()]
-    study = study_of([one.scored for one in found])
-    return [replace(one, whole_study=study) for one in found] if len(found) > 1 else found
+    return [make_arms(group) for group in by_task.values()]
 
 
 def warnings_of(arms: list[Arm]) -> list[str]:
@@ -188,13 +203,7 @@ def warnings_of(arms: list[Arm]) -> list[str]:
             f"No common budget ({shown}): a difference is that of the training's length as well; budget.steps=, budget.flops= "
             "or budget.seconds= makes it equal."
         )
-    for arm in arms:
-        constant = [str(run.seed) for run in arm.runs if is_constant(run.final_predictions.predicted)]
-        if constant:
-            found.append(
-                f"{arm.label}: the final student predicts the same for every dev row (seed {', '.join(constant)}): it learned "
-                "nothing that the metric shows."
-            )
+    found += [text for arm in arms for text in constant(arm)]
     if any(arm.seeds != arms[0].seeds for arm in arms):
         seeds = _of_arms({arm.label: ", ".join(map(str, arm.seeds)) for arm in arms})
         found.append(
@@ -250,9 +259,10 @@ def _difference_data(difference: Difference) -> dict[str, Any]:
         "low": low,
         "high": high,
         "p": found.p,
+        "primary": difference.primary,
         "p_holm": difference.p_holm,
         "shares": asdict(found.shares) if found.shares else None,
-        "detectable": found.detectable,
+        "detectable": found.detectable(),
     }
 
 

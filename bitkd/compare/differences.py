@@ -1,12 +1,12 @@
 """Differences between arms, each with its intervals and p values."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bitkd.compare.arms import Arm
 from bitkd.compare.inference import Estimate, estimate, holm
 from bitkd.compare.pairing import pairs, question
 from bitkd.compare.resampling import ResampledScores
+from bitkd.compare.study import Study
 
 
 @dataclass(frozen=True)
@@ -28,25 +28,30 @@ class Difference:
     """The p value corrected for all exploratory differences of the comparison; None if it has none, or is the primary one."""
 
     primary: bool = False
-    """Whether it was named before the runs. All others are exploratory."""
+    """Whether it was named before the runs; then the estimate is of the study's seeds alone. All others are exploratory."""
 
 
-def differences(arms: list[Arm], scores: ResampledScores, primary: Sequence[str] = ()) -> list[Difference]:
+def differences(arms: list[Arm], scores: ResampledScores, study: Study | None = None) -> list[Difference]:
     """Compare every arm with singlestage (or the first arm), and the pairs of CONTRASTS.
 
-    scores: of these arms.  primary: the two pipelines whose difference was named before the runs.
+    scores: of these arms.  study: of these runs; if it has a verdict, its difference comes first.
     """
     by_label = {arm.label: values for arm, values in zip(arms, scores.students, strict=True)}
-    found = [
-        Difference(
-            first=first.label,
-            second=second.label,
-            question=question(first, second),
-            estimate=estimate(by_label[first.label], by_label[second.label]),
-            primary=[first.pipeline, second.pipeline] == list(primary),
+    named = study.estimate_on(arms[0].first.task) if study else None
+    primary = study.record.primary if study and named else []
+    found = []
+    for first, second in pairs(arms, primary):
+        is_primary = [first.pipeline, second.pipeline] == primary
+        of_all_seeds = estimate(by_label[first.label], by_label[second.label])
+        found.append(
+            Difference(
+                first=first.label,
+                second=second.label,
+                question=question(first, second),
+                estimate=named if named and is_primary else of_all_seeds,
+                primary=is_primary,
+            )
         )
-        for first, second in pairs(arms, primary)
-    ]
     p_values = [None if one.primary else one.estimate.p for one in found]
     corrected = iter(holm([p for p in p_values if p is not None]))
     return [one if p is None else replace(one, p_holm=next(corrected)) for one, p in zip(found, p_values)]

@@ -18,7 +18,8 @@ import numpy as np
 
 from bitkd.compare.scores import Array
 
-LEVEL = 0.95
+ALPHA = 0.05
+LEVEL = 1 - ALPHA
 POWER = 0.8
 MIN_SEEDS = 3
 """Of each arm. With fewer, the variance between seeds is not known well enough for an interval that is of any use."""
@@ -109,14 +110,13 @@ class Estimate:
         seeds = (sum(part.variance for part in self.seed_variances) - self.both_variance) / self.variance
         return Shares(rows, seeds, 1 - rows - seeds)
 
-    @property
-    def detectable(self) -> float | None:
-        """The true difference that a study like this finds (p < 0.05) with a chance of 80 %: 2.8 standard errors with many
-        seeds, 3.7 at four degrees of freedom. None if an arm has fewer than three seeds.
+    def detectable(self, level: float = LEVEL) -> float | None:
+        """The true difference that a study like this finds (p < 1 - level) with a chance of 80 %: of the level 0.95, 2.8 standard
+        errors with many seeds, 3.7 at four degrees of freedom. None if an arm has fewer than three seeds.
         """
         if self.error is None or self.degrees is None:
             return None
-        return (_quantile(self.degrees, (1 + LEVEL) / 2) + _quantile(self.degrees, POWER)) * self.error
+        return (_quantile(self.degrees, (1 + level) / 2) + _quantile(self.degrees, POWER)) * self.error
 
 
 def estimate(first: Array, second: Array) -> Estimate:

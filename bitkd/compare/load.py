@@ -32,7 +32,7 @@ def read_runs(source: Path) -> list[Run]:
             return from_json(file.read_text(encoding="utf-8"), str(file))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{file} cannot be read ({error})") from error
-    if source.suffix == ".json":
+    if source.suffix == ".json" or not source.exists():
         raise InputError(f"{source} does not exist; {advice}")
     return [load_run(source, to_compare=True)]
 

@@ -13,7 +13,6 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from bitkd.compare.arms import Arm
-from bitkd.compare.comparison import Comparison
 from bitkd.compare.exported import Exported, processor_name
 from bitkd.compare.runs import Run
 from bitkd.errors import InputError
@@ -51,14 +50,14 @@ class _Subject:
 
 
 def measure_students(
-    comparison: Comparison,
+    arms: list[Arm],
     folders: Mapping[str, Path],
     *,
     latency: bool = True,
     again: bool = False,
     tell: Callable[[str], object] = lambda text: None,
-) -> Comparison:
-    """The comparison with the exported file and the speed of one final student of each arm.
+) -> list[Arm]:
+    """The arms of a task with the exported file and the speed of one final student of each.
 
     folders: key of an artifact -> its folder, of those that are at hand; other arms keep what their records say.
     latency: also measure the speed.  again: also measure what an earlier call has kept.
@@ -68,24 +67,24 @@ def measure_students(
     code. A student or a teacher that cannot be loaded is no error: the measurement says why it is missing. Without its
     teacher, a student is timed alone.
     """
-    subjects = [one for place, arm in enumerate(comparison.arms) if (one := _subject(place, arm, folders))]
+    subjects = [one for place, arm in enumerate(arms) if (one := _subject(place, arm, folders))]
     kept = {subject.arm: None if again else _read(subject.kept, latency) for subject in subjects}
     results = {place: found for place, found in kept.items() if found}
     todo = [subject for subject in subjects if subject.arm not in results]
     if todo:
-        names = ", ".join(comparison.arms[subject.arm].label for subject in todo)
+        names = ", ".join(arms[subject.arm].label for subject in todo)
         tell(f"measuring {'file and latency' if latency else 'the file'} of {names}")
         results |= _measure(todo, latency)
     for subject in todo:
         results[subject.arm] = _keep(subject, results[subject.arm], latency)
-    arms = list(comparison.arms)
+    arms = list(arms)
     for subject in subjects:
         runs = [
             replace(run, exported=results[subject.arm] if run is subject.run else None)
             for run in arms[subject.arm].runs
         ]
         arms[subject.arm] = Arm(arms[subject.arm].label, runs)
-    return Comparison(arms, comparison.warnings)
+    return arms
 
 
 def _subject(place: int, arm: Arm, folders: Mapping[str, Path]) -> _Subject | None:

@@ -5,17 +5,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bitkd.compare.arms import Arm, make_arms
+from bitkd.compare.arms import Arm, make_arms, runs_by_task
 from bitkd.compare.pairing import pairs
-from bitkd.compare.power import ALPHA, Components, components, mean_components
+from bitkd.compare.power import Components, components, mean_components
+from bitkd.compare.question import question_text
 from bitkd.compare.resampling import CELLS, resampled_scores
 from bitkd.compare.runs import Run
 from bitkd.compare.scores import Array, weighted_scores
-from bitkd.compare.study import POINT
+from bitkd.compare.shared import in_common
+from bitkd.compare.study import POINT, named_studies, seeds_join_tasks
+from bitkd.config.sections import StudySpec
 from bitkd.errors import InputError
+from bitkd.names import joined
 from bitkd.store.records import StudyRecord
 
-MARGIN = 1.0
 DEFAULT = ("multistage", "singlestage")
 GROUPS = 1000
 """Of rows, at most, that scores are computed without."""
@@ -46,6 +49,8 @@ class Planned:
 
     alpha: float
     components: Components
+    notes: list[str]
+    """Sentences on what the plan does not hold."""
 
     @property
     def difference(self) -> float:
@@ -54,6 +59,9 @@ class Planned:
 
     def power(self, seeds: float, times: float = 1) -> float:
         return self.components.power(self.difference, seeds, times, self.alpha)
+
+    def equality(self, seeds: float) -> float:
+        return self.components.equality(self.difference, seeds, alpha=self.alpha)
 
     def seeds_needed(self, times: float = 1) -> int | None:
         return self.components.seeds_needed(self.difference, times, self.alpha)
@@ -74,13 +82,16 @@ def planned(runs: Sequence[Run], primary: Sequence[str] = (), margin: float | No
     first difference of `bitkd compare`.  margin: in points; else that of the study, else 1.
 
     Raises InputError if the runs of a task cannot be compared (see `make_arms`), a task lacks one of the two arms or has
-    several of it, or an arm has one seed.
+    several of it, an arm has one seed, or the runs name several studies and `primary` is not given.
     """
-    record = next((run.study for run in runs if run.study), None)
-    grouped: dict[str, list[Run]] = {}
-    for run in runs:
-        grouped.setdefault(run.task, []).append(run)
-    by_task = {task: make_arms(group) for task, group in grouped.items()}
+    studies = named_studies(runs)
+    if len(studies) > 1 and not primary:
+        texts = "; ".join(map(question_text, studies))
+        raise InputError(
+            f"the runs name {len(studies)} studies ({texts}); give the runs of one, or --primary FIRST,SECOND and --margin"
+        )
+    record = studies[0] if len(studies) == 1 else None
+    by_task = {task: make_arms(group) for task, group in runs_by_task(runs).items()}
     for task, arms in by_task.items():
         if len(arms) < 2:
             raise InputError(
@@ -96,8 +107,7 @@ def planned(runs: Sequence[Run], primary: Sequence[str] = (), margin: float | No
                     "of it with other seeds (seed=N run.name=NAME), two in all or more"
                 )
     ours, theirs = next(iter(chosen.values()))
-    if margin is None:
-        margin = record.margin if record else MARGIN
+    of_study = record or StudySpec()
     return Planned(
         ours.label,
         theirs.label,
@@ -106,10 +116,28 @@ def planned(runs: Sequence[Run], primary: Sequence[str] = (), margin: float | No
             TaskRuns(task, len(pair[0].first.final_predictions.labels), (len(pair[0].runs), len(pair[1].runs)))
             for task, pair in chosen.items()
         ],
-        margin,
-        record.alpha if record else ALPHA,
+        of_study.margin if margin is None else margin,
+        of_study.alpha,
         mean_components([_of_pair(*pair) for pair in chosen.values()]),
+        _notes(list(chosen.values()), record),
     )
+
+
+def _notes(pairs: list[tuple[Arm, Arm]], record: StudyRecord | None) -> list[str]:
+    found = []
+    if shared := in_common([arm for pair in pairs for arm in pair]):
+        found.append(
+            f"The seeds at hand have {joined(shared)}: how that varies is in no number here. share_across_seeds=false gives each "
+            "seed its own."
+        )
+    if len(pairs) > 1 and record is None:
+        found.append("No study names these tasks together; what is planned is the mean of their differences.")
+    if seeds_join_tasks([run for pair in pairs for arm in pair for run in arm.runs]):
+        found.append(
+            "Stages of one seed serve several tasks, so that what a seed adds is alike on them. The plan takes the tasks as "
+            "independent: the study may need more seeds."
+        )
+    return found
 
 
 def _of_pair(first: Arm, second: Arm) -> Components:

@@ -15,10 +15,8 @@ from functools import cached_property
 import numpy as np
 from numpy.random import default_rng
 
-from bitkd.compare.inference import LEVEL, MIN_SEEDS, POWER, Shares, both_variance
+from bitkd.compare.inference import ALPHA, LEVEL, MIN_SEEDS, POWER, Shares, both_variance
 from bitkd.compare.scores import Array
-
-ALPHA = 1 - LEVEL
 
 DRAWS = 2000
 """Of the variances that a study sees between its seeds."""
@@ -101,14 +99,22 @@ class Components:
 
         It is also the chance that the interval is above -difference ("not worse") if the arms are equal.
         """
+        return float(self._chances(difference, seeds, times, alpha).mean())
+
+    def equality(self, margin: float, seeds: float, times: float = 1, alpha: float = ALPHA) -> float:
+        """The chance that the interval is between -margin and margin if the arms are equal."""
+        return float(np.maximum(0.0, 2 * self._chances(margin, seeds, times, alpha) - 1).mean())
+
+    def _chances(self, difference: float, seeds: float, times: float, alpha: float) -> Array:
+        """The chance that the interval is above 0, for each of DRAWS variances that the study may see; one if it is known."""
         from scipy.special import gammaincinv, ndtr, ndtri, stdtrit
 
         error = math.sqrt(self.variance(seeds, times))
         if error == 0:
-            return 1.0
+            return np.ones(1)
         both, of_seeds = self.both / times / seeds, (self.seeds + self.both / times) / seeds
         if of_seeds == 0:
-            return float(ndtr(difference / error - ndtri(1 - alpha / 2)))
+            return np.array([ndtr(difference / error - ndtri(1 - alpha / 2))])
         # The study will see other variances between its seeds than there are: each arm's is a chi-square number. What seeds
         # add is divided between the arms as it is now; an arm has its part of rows × seeds at least.
         parts = np.array([max(arm.between, arm.both) for arm in self.arms])
@@ -118,7 +124,7 @@ class Components:
         variance = self.rows / times + np.maximum(seen.sum(axis=0), both)
         degrees = np.maximum(variance**2 / (seen**2).sum(axis=0) * (seeds - 1), seeds - 1)
         half = stdtrit(degrees, 1 - alpha / 2) * np.sqrt(variance)
-        return float(ndtr((difference - half) / error).mean())
+        return np.asarray(ndtr((difference - half) / error))
 
     def seeds_needed(self, difference: float, times: float = 1, alpha: float = ALPHA) -> int | None:
         """The fewest seeds of each arm that find this difference with a chance of 80 %, three or more; None if no number does."""
@@ -140,7 +146,9 @@ class Components:
         """The true difference that unlimited seeds find with a chance of 80 % on the rows at hand: the estimate, and the ends of
         its 95 % interval.
         """
-        half = 1.96 * self.rows_error
+        from scipy.special import ndtri
+
+        half = float(ndtri((1 + LEVEL) / 2)) * self.rows_error
         low, high = max(0.0, self.rows - half), self.rows + half
         of_one = _errors(alpha)
         return of_one * math.sqrt(self.rows), of_one * math.sqrt(low), of_one * math.sqrt(high)

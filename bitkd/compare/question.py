@@ -1,11 +1,11 @@
 """Whether a study's question can be decided at all."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
 
 from bitkd.compare.inference import MIN_SEEDS
 from bitkd.config.sections import StudySpec
+from bitkd.names import joined, numbered
 from bitkd.store.records import StudyRecord
 
 Question = StudySpec | StudyRecord
@@ -32,22 +32,17 @@ def question_problem(study: Question) -> str | None:
     return None
 
 
-def same_question(first: Question, second: Question) -> bool:
-    """Whether two records name one question; tasks and seeds in any order."""
-    return _parts(first) == _parts(second)
-
-
-def _parts(study: Question) -> tuple[Any, ...]:
-    return tuple(study.primary), sorted(study.tasks), sorted(study.seeds), study.margin, study.alpha
+def identity(study: Question) -> Hashable:
+    """What two records of one question have in common; tasks and seeds in any order."""
+    return tuple(study.primary), frozenset(study.tasks), frozenset(study.seeds), study.margin, study.alpha
 
 
 def question_text(study: Question) -> str:
-    """The question in a few words."""
-    points = f"{study.margin:g} point{'' if study.margin == 1 else 's'}"
-    seeds = ", ".join(map(str, study.seeds))
+    """A question, for people."""
+    first, second = study.primary
     return (
-        f"{study.primary[0]} − {study.primary[1]} on {', '.join(study.tasks)}; seeds {seeds}; margin {points}; "
-        f"alpha {study.alpha:g}"
+        f"{first} − {second} on {joined(study.tasks)}, {numbered('seed', study.seeds)}, a margin of "
+        f"{study.margin:g} point{'' if study.margin == 1 else 's'}, alpha {study.alpha:g}"
     )
 
 

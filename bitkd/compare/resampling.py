@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.random import default_rng
@@ -29,6 +30,17 @@ class ResampledScores:
 
     majority: Array
     """(1 + resamples,), of always predicting the label that is the most frequent in the dev set itself."""
+
+
+@dataclass(frozen=True)
+class ScoredArms:
+    """The arms of one task, and their scores once something needs them."""
+
+    arms: list[Arm]
+
+    @cached_property
+    def scores(self) -> ResampledScores:
+        return resampled_scores(self.arms)
 
 
 def resampled_scores(arms: list[Arm], resamples: int = RESAMPLES) -> ResampledScores:

@@ -11,23 +11,39 @@ def shared_stages(arms: list[Arm]) -> list[str]:
     """A sentence for each trained stage, teachers included, that is the same artifact at several seeds of an arm."""
     places: dict[tuple[str, str, tuple[int, ...], bool], list[str]] = {}
     for arm in arms:
-        for position, stage in enumerate(arm.first.stages):
-            given = bool(arm.first.settings.get(GIVEN.format(name=stage.name)))
-            for seeds in _seeds_of_artifacts(arm, position):
-                if len(seeds) > 1 and (stage.steps or given):
-                    share = _share_of_cost(arm, stage)
-                    where = places.setdefault((stage.title, stage.name, seeds, given), [])
-                    where.append(arm.label + (f" ({100 * share:.0f} % of its FLOP)" if share else ""))
+        for stage, given, seeds in _shared_in(arm):
+            share = _share_of_cost(arm, stage)
+            where = places.setdefault((stage.title, stage.name, seeds, given), [])
+            where.append(arm.label + (f" ({100 * share:.0f} % of its FLOP)" if share else ""))
     return [_sentence(*place, labels, len(arms)) for place, labels in places.items()]
 
 
-def _seeds_of_artifacts(arm: Arm, position: int) -> list[tuple[int, ...]]:
-    """Of each artifact that an arm's runs have at this position: the seeds of its runs."""
-    found: dict[str, tuple[int, ...]] = {}
-    for run in arm.runs:
-        key = run.stages[position].key
-        found[key] = (*found.get(key, ()), run.seed)
-    return list(found.values())
+def in_common(arms: list[Arm]) -> list[str]:
+    """What seeds of an arm share, in words: “one General KD”, or “one teacher for several seeds” if not all share it."""
+    found = [
+        f"one {_name(stage)}" if len(seeds) == len(arm.seeds) else f"one {_name(stage)} for several seeds"
+        for arm in arms
+        for stage, _, seeds in _shared_in(arm)
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _shared_in(arm: Arm) -> list[tuple[Stage, bool, tuple[int, ...]]]:
+    """The trained stages whose artifact is the same at several seeds: whether it was given, and these seeds."""
+    found = []
+    for position, stage in enumerate(arm.first.stages):
+        given = bool(arm.first.settings.get(GIVEN.format(name=stage.name)))
+        seeds_of: dict[str, tuple[int, ...]] = {}
+        for run in arm.runs:
+            key = run.stages[position].key
+            seeds_of[key] = (*seeds_of.get(key, ()), run.seed)
+        if stage.steps or given:
+            found += [(stage, given, seeds) for seeds in seeds_of.values() if len(seeds) > 1]
+    return found
+
+
+def _name(stage: Stage) -> str:
+    return stage.name if stage.title.lower() == stage.name else stage.title
 
 
 def _share_of_cost(arm: Arm, stage: Stage) -> float:

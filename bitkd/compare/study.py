@@ -1,15 +1,19 @@
 """The verdict of a study: on the difference that was named before the runs, and on nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
 
 from bitkd.compare.arms import Arm
+from bitkd.compare.caveats import caveats
 from bitkd.compare.inference import Estimate, estimate, holm, mean_of, with_joint_seeds
-from bitkd.compare.resampling import ResampledScores
+from bitkd.compare.question import identity, question_text
+from bitkd.compare.resampling import ScoredArms
 from bitkd.compare.runs import Run
 from bitkd.compare.scores import Array
+from bitkd.compare.shared import in_common
+from bitkd.names import joined, numbered
 from bitkd.store.records import StudyRecord
 
 Word = Literal["better", "worse", "equal", "not worse", "undecided"]
@@ -47,6 +51,28 @@ class Study:
     by_task: tuple[Finding, ...] = ()
     """One for each task, in the study's order; empty with a problem."""
 
+    last_named: str = ""
+    """When the last of its runs named the question; `record.named` is when the first did. Empty with a problem."""
+
+    in_common: tuple[str, ...] = ()
+    """What all seeds of an arm share, such as “one teacher”, so that the interval does not hold how it varies."""
+
+    caveats: tuple[str, ...] = ()
+    """Sentences to be read with the verdict."""
+
+    def estimate_on(self, task: str) -> Estimate | None:
+        """The primary difference on one task, of the study's seeds; None without a verdict, or on another task."""
+        return next((found.estimate for found in self.by_task if found.tasks == [task]), None)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The two arms of the question on one task, of the study's seeds alone."""
+
+    arms: tuple[Arm, Arm]
+    scores: tuple[Array, Array]
+    """(1 + resamples, seeds) of both, the seeds in the study's order."""
+
 
 def word_of(low: float, high: float, margin: float) -> Word:
     """The rule's word for a difference with this interval.
@@ -64,50 +90,75 @@ def word_of(low: float, high: float, margin: float) -> Word:
     return "undecided"
 
 
-def study_of(tasks: Sequence[tuple[list[Arm], ResampledScores]]) -> Study | None:
+def named_studies(runs: Sequence[Run]) -> list[StudyRecord]:
+    """The questions that runs of both of their pipelines name, each once; if there are none, all that runs name."""
+    records: dict[Hashable, StudyRecord] = {}
+    pipelines: dict[Hashable, set[str]] = {}
+    for run in runs:
+        if run.study:
+            records.setdefault(identity(run.study), run.study)
+            pipelines.setdefault(identity(run.study), set()).add(run.pipeline)
+    both = [record for question, record in records.items() if pipelines[question] >= set(record.primary)]
+    return both or list(records.values())
+
+
+def study_of(tasks: Sequence[ScoredArms]) -> Study | None:
     """The verdict of the study that the runs name; None if no run names one.
 
-    tasks: the arms of each task, and their scores.
-
     Per task, the words better and worse follow from the p values after Holm, the others from intervals of the level
-    1 - alpha / tasks: the chance of any false one among all tasks is alpha.
+    1 - alpha / tasks. Each of the two by itself has a chance of at most alpha of a false word among all tasks.
     """
-    runs = [run for arms, _ in tasks for arm in arms for run in arm.runs]
-    record = next((run.study for run in runs if run.study), None)
-    if record is None:
+    runs = [run for one in tasks for arm in one.arms for run in arm.runs]
+    studies = named_studies(runs)
+    if not studies:
         return None
-    if problem := _problem(record, runs, {arms[0].first.task: arms for arms, _ in tasks}):
+    record = studies[0]
+    by_task = {one.arms[0].first.task: one for one in tasks}
+    own = [run for run in runs if _is_part(run, record)]
+    if problem := _problem(studies, own, {task: one.arms for task, one in by_task.items()}):
         return Study(record, problem)
-    by_task = {arms[0].first.task: _primary_scores(record, arms, scores) for arms, scores in tasks}
-    both = [by_task[task] for task in record.tasks]
-    found = [estimate(*pair) for pair in both]
+    pairs = [_pair(record, by_task[task]) for task in record.tasks]
+    found = [estimate(*pair.scores) for pair in pairs]
     level, margin = 1 - record.alpha / len(found), record.margin * POINT
     whole = mean_of(found)
-    if _seeds_join_tasks(runs, record):
-        whole = with_joint_seeds(whole, [[scores[0] for scores in arm] for arm in zip(*both)])
+    if seeds_join_tasks(own):
+        whole = with_joint_seeds(whole, [[scores[0] for scores in arm] for arm in zip(*(one.scores for one in pairs))])
     mean = _finding(record.tasks, whole, 1 - record.alpha, margin)
     each = [_finding([task], one, level, margin) for task, one in zip(record.tasks, found)]
     corrected = zip(each, holm([one.p for one in each]))
-    return Study(record, "", mean, tuple(_corrected(one, p, record.alpha, margin) for one, p in corrected))
+    named = sorted((run.study.named for run in own if run.study), key=datetime.fromisoformat)
+    arms = [pair.arms for pair in pairs]
+    return Study(
+        replace(record, named=named[0]),
+        mean=mean,
+        by_task=tuple(_corrected(one, p, record.alpha) for one, p in corrected),
+        last_named=named[-1],
+        in_common=tuple(in_common([arm for pair in arms for arm in pair])),
+        caveats=tuple(caveats(arms)),
+    )
 
 
-def _primary_scores(record: StudyRecord, arms: list[Arm], scores: ResampledScores) -> tuple[Array, Array]:
-    """Of both arms: (1 + resamples, seeds), the study's seeds in their order."""
-    found = []
+def _is_part(run: Run, record: StudyRecord) -> bool:
+    return run.pipeline in record.primary and run.task in record.tasks and run.seed in record.seeds
+
+
+def _pair(record: StudyRecord, task: ScoredArms) -> _Pair:
+    arms, scores = [], []
     for pipeline in record.primary:
-        arm, values = next(pair for pair in zip(arms, scores.students, strict=True) if pair[0].pipeline == pipeline)
-        found.append(values[:, [arm.seeds.index(seed) for seed in record.seeds]])
-    return found[0], found[1]
+        arm, values = next(pair for pair in zip(task.arms, task.scores.students) if pair[0].pipeline == pipeline)
+        places = [arm.seeds.index(seed) for seed in record.seeds]
+        arms.append(Arm(arm.label, [arm.runs[place] for place in places]))
+        scores.append(values[:, places])
+    return _Pair((arms[0], arms[1]), (scores[0], scores[1]))
 
 
-def _seeds_join_tasks(runs: list[Run], record: StudyRecord) -> bool:
+def seeds_join_tasks(runs: list[Run]) -> bool:
     """Whether a trained stage serves one seed on several tasks, and other seeds have others, as General KD may."""
     places: dict[str, set[tuple[str, int]]] = {}
     for run in runs:
-        if run.pipeline in record.primary:
-            for stage in run.stages:
-                if stage.steps and stage.in_chain:
-                    places.setdefault(stage.key, set()).add((run.task, run.seed))
+        for stage in run.stages:
+            if stage.steps and stage.in_chain:
+                places.setdefault(stage.key, set()).add((run.task, run.seed))
     found = [{task for task, _ in where} for where in places.values() if len({seed for _, seed in where}) == 1]
     return any(len(tasks) > 1 for tasks in found)
 
@@ -120,30 +171,41 @@ def _finding(tasks: list[str], found: Estimate, level: float, margin: float) -> 
     return Finding(tasks, found, *interval, word_of(*interval, margin), p)
 
 
-def _corrected(found: Finding, p: float, alpha: float, margin: float) -> Finding:
+def _corrected(found: Finding, p: float, alpha: float) -> Finding:
+    """With the p value after Holm. If it is alpha or more, the interval of the level 1 - alpha / tasks holds 0."""
     if p < alpha:
-        word: Word = "better" if found.estimate.value > 0 else "worse"
-    else:  # without better and worse, for which the corrected p is too large
-        word = word_of(min(found.low, 0.0), max(found.high, 0.0), margin)
-    return replace(found, word=word, p=p)
+        return replace(found, word="better" if found.estimate.value > 0 else "worse", p=p)
+    return replace(found, p=p)
 
 
-def _problem(record: StudyRecord, runs: list[Run], by_task: dict[str, list[Arm]]) -> str:
-    """Why these runs do not decide the question; empty if they do."""
-    own = [run for run in runs if run.pipeline in record.primary]
-    if other := next((run for run in own if not _same(run.study, record)), None):
+def _problem(studies: list[StudyRecord], own: list[Run], by_task: dict[str, list[Arm]]) -> str:
+    """Why these runs do not decide the question; empty if they do.  own: the runs that are part of the first study."""
+    record = studies[0]
+    if len(studies) > 1:
+        return f"the runs name {len(studies)} studies ({'; '.join(map(question_text, studies))}); compare those of one at a time"
+    if other := next((run for run in own if run.study is None or identity(run.study) != identity(record)), None):
         what = "names no study" if other.study is None else "names another study"
         return f"{other.name} {what}; compare runs that were all started with the same settings under study"
-    if missing := [task for task in record.tasks if task not in by_task]:
-        return f"the study is over {', '.join(record.tasks)}, and runs of {', '.join(missing)} are not among these"
-    for task in record.tasks:
-        for pipeline in record.primary:
-            arms = [arm for arm in by_task[task] if arm.pipeline == pipeline]
-            if len(arms) != 1:
-                labels = ", ".join(arm.label for arm in arms) or "none"
-                return f"the study needs one arm of {pipeline} on {task}, and there are these: {labels}"
-            if absent := sorted(set(record.seeds) - set(arms[0].seeds)):
-                return f"{arms[0].label} on {task} lacks seeds {', '.join(map(str, absent))} of the study"
+    places = [(task, pipeline) for task in record.tasks for pipeline in record.primary]
+    seeds = {place: {run.seed for run in own if (run.task, run.pipeline) == place} for place in places}
+    if absent := {
+        place: sorted(set(record.seeds) - there) for place, there in seeds.items() if set(record.seeds) - there
+    }:
+        (task, pipeline), (seed, *_) = next(iter(absent.items()))
+        texts = [
+            f"{pipeline} on {task} with {numbered('seed', missing)}" for (task, pipeline), missing in absent.items()
+        ]
+        return (
+            f"of the study's runs there is no {'; no '.join(texts)}. Name their folders too, or run what is missing with the "
+            f"study's settings: bitkd run pipeline={pipeline} task={task} seed={seed}, and so on"
+        )
+    for task, pipeline in places:
+        arms = [arm.label for arm in by_task[task] if arm.pipeline == pipeline]
+        if len(arms) > 1:
+            return (
+                f"there are {len(arms)} arms of {pipeline} on {task}: {joined(arms)}. Compare each apart, with its own arm of "
+                f"{next(name for name in record.primary if name != pipeline)}; several tries at one question are exploratory"
+            )
     late = [run for run in own if not _named_before(run)]
     if late:
         return (
@@ -151,10 +213,6 @@ def _problem(record: StudyRecord, runs: list[Run], by_task: dict[str, list[Arm]]
             "the results are known is exploratory"
         )
     return ""
-
-
-def _same(study: StudyRecord | None, record: StudyRecord) -> bool:
-    return study is not None and replace(study, named=record.named) == record
 
 
 def _named_before(run: Run) -> bool:

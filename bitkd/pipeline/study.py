@@ -3,7 +3,7 @@
 import datetime
 from dataclasses import asdict
 
-from bitkd.compare.question import question_problem, question_text, same_question
+from bitkd.compare.question import identity, question_problem, question_text
 from bitkd.config.load import choices
 from bitkd.config.schema import Config
 from bitkd.config.sections import StudySpec
@@ -71,7 +71,7 @@ def study_record(
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     record = StudyRecord(**asdict(config.study), named=now)
     if before is not None:
-        if not same_question(before, record):
+        if identity(before) != identity(record):
             raise InputError(
                 f"this run has named another question at {before.named}: {question_text(before)}. Found now: "
                 f"{question_text(record)}. Leave study.* out, or repeat the first one; another question takes runs that have "

@@ -8,7 +8,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from bitkd.compare.arms import Arm
-from bitkd.compare.comparison import Comparison
+from bitkd.compare.comparison import Comparison, StudyComparison
 from bitkd.report.boxes import boxes
 from bitkd.report.glossary import captions, glossary, notes, versions
 from bitkd.report.looks import in_order
@@ -23,7 +23,7 @@ from bitkd.report.tables import (
     size_table,
     stage_table,
 )
-from bitkd.report.verdict import sentences, task_table
+from bitkd.report.verdict import TASK_NOTE, sentences, task_table
 
 LONGEST_TITLE = 100
 
@@ -76,17 +76,18 @@ def render_page(comparison: Comparison, figures: dict[str, Figure]) -> str:
     return page + "\n"
 
 
-def render_study(comparisons: list[Comparison]) -> str:
+def render_study(compared: StudyComparison) -> str:
     """The page of a study over several tasks (study.html.j2), which leads to the pages of its tasks."""
-    study = comparisons[0].study
     page = _template("study.html.j2").render(
-        title=f"Study: {', '.join(comparison.first.task for comparison in comparisons)}",
+        title=f"Study: {', '.join(comparison.first.task for comparison in compared.tasks)}",
         light=LIGHT,
         dark=DARK,
         text_columns=TEXT_COLUMNS,
-        verdict=sentences(study),
-        tasks=task_table(study),
-        parts=[(comparison.first.task, headline(comparison)) for comparison in comparisons],
+        verdict=sentences(compared.study),
+        warnings=compared.warnings,
+        tasks=task_table(compared.study),
+        task_note=TASK_NOTE,
+        parts=[(comparison.first.task, headline(comparison)) for comparison in compared.tasks],
     )
     return page + "\n"
 

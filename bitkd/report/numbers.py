@@ -12,7 +12,9 @@ def time_text(seconds: float) -> str:
 
 
 def p_text(p: float | None) -> str:
-    """A p value."""
+    """A p value, with one more digit around 0.05."""
     if p is None:
         return DASH
-    return f"{p:.3f}" if p >= 0.0005 else "< 0.001"
+    if p < 0.0005:
+        return "< 0.001"
+    return f"{p:.4f}" if 0.01 <= p < 0.1 else f"{p:.3f}"

@@ -5,10 +5,15 @@ from typing import Any
 
 from bitkd.compare.planning import Planned
 from bitkd.compare.study import POINT
+from bitkd.names import joined
 from bitkd.report.tables import TextTable, shares_text
-from bitkd.report.verdict import joined, points_text
+from bitkd.report.verdict import points_text
 
 SHARES = "rows : seeds : both"
+EQUAL = "shown equal"
+ROUGH = 10
+"""Degrees of freedom below which a variance may be several times larger or smaller."""
+
 SEEDS = (3, 5, 10, 20, 40, math.inf)
 TIMES = (1, 2, 4)
 """Of the table: seeds per arm, and how many times the rows at hand."""
@@ -16,11 +21,12 @@ TIMES = (1, 2, 4)
 
 def power_table(planned: Planned) -> TextTable:
     """A row for each number of seeds; the chance by rows, and where the variance comes from at the rows at hand."""
-    header = ["seeds per arm", *("rows at hand" if times == 1 else f"rows × {times}" for times in TIMES), SHARES]
+    header = ["seeds per arm", *("rows at hand" if times == 1 else f"rows × {times}" for times in TIMES), EQUAL, SHARES]
     rows = [
         [
             "unlimited" if math.isinf(seeds) else str(seeds),
             *(f"{100 * planned.power(seeds, times):.0f} %" for times in TIMES),
+            f"{100 * planned.equality(seeds):.0f} %",
             shares_text(planned.components.shares(seeds)),
         ]
         for seeds in SEEDS
@@ -38,7 +44,9 @@ def above_table(planned: Planned) -> list[str]:
     return [
         f"{planned.first} − {planned.second} ({planned.reason}) on {at_hand}{mean}.",
         f"The chance to find a true difference of {margin} ({100 * (1 - planned.alpha):g} % interval above 0). It is also the "
-        f"chance to show “not worse by {margin}” if the two are equal.",
+        f"chance to show “not worse by {margin}” if the two are equal. “{EQUAL.capitalize()}” is the chance to show “equal to "
+        f"within {margin}” then, on the rows at hand.",
+        *planned.notes,
     ]
 
 
@@ -56,15 +64,11 @@ def _needed(planned: Planned) -> list[str]:
     needed = planned.seeds_needed()
     if needed is not None:
         return [f"For a chance of 80 % at {margin}, the rows at hand need {needed:,} seeds per arm.", floor]
-    times = planned.times_needed
-    rows = joined([f"{math.ceil(times * one.rows):,} rows of {one.task}" for one in planned.tasks])
-    more = planned.seeds_needed(2 * times)
-    twice = f"; with twice as many rows as that, {more:,} seeds per arm" if more else ""
-    return [
-        f"With the rows at hand no number of seeds gives a chance of 80 % at {margin}. It needs more than {rows} ({times:.2g} "
-        f"times those at hand) even with unlimited seeds{twice}.",
-        floor,
-    ]
+    # Twice the rows that unlimited seeds need.
+    times = 2 * planned.times_needed
+    rows = joined(f"{math.ceil(times * one.rows):,} rows of {one.task}" for one in planned.tasks)
+    enough = f" {planned.seeds_needed(times):,} seeds per arm and {rows} ({times:.2g} times those at hand) give it."
+    return [f"With the rows at hand no number of seeds gives a chance of 80 % at {margin}.{enough}", floor]
 
 
 def _sources(planned: Planned) -> list[str]:
@@ -78,8 +82,12 @@ def _sources(planned: Planned) -> list[str]:
     return [
         "From seed to seed an arm's score has a standard deviation, without what comes from the choice of rows, of "
         f"{_with_interval(found.seed_deviation())}.",
-        f"These numbers are rough, often no more than an order of magnitude: the variance between seeds has "
-        f"{found.seed_degrees:.1f} degrees of freedom, from {runs} runs.",
+        f"What depends on seeds is rough: their variance has {found.seed_degrees:.1f} degrees of freedom, from {runs} runs"
+        + (
+            ", so that the seeds that are needed may be several times more or fewer."
+            if found.seed_degrees < ROUGH
+            else "."
+        ),
     ]
 
 
@@ -103,6 +111,7 @@ def power_data(planned: Planned) -> dict[str, Any]:
                 "seeds": None if math.isinf(seeds) else seeds,
                 "times_rows": times,
                 "power": planned.power(seeds, times),
+                "equal": planned.components.equality(planned.difference, seeds, times, planned.alpha),
             }
             for seeds in SEEDS
             for times in TIMES
@@ -113,6 +122,7 @@ def power_data(planned: Planned) -> dict[str, Any]:
         "variance": {"rows": found.rows, "rows_error": found.rows_error, "seeds": found.seeds, "both": found.both},
         "seed_deviation": _interval_data(found.seed_deviation()) if found.seed_degrees else None,
         "seed_degrees": found.seed_degrees,
+        "notes": planned.notes,
     }
 
 

@@ -13,7 +13,7 @@ from bitkd.compare.pairing import DIFFERS
 from bitkd.compare.retained import Retained
 from bitkd.compare.runs import Stage
 from bitkd.data.tasks import HOLDOUT
-from bitkd.names import escaped
+from bitkd.names import escaped, numbered
 from bitkd.report.numbers import DASH, p_text, time_text
 
 PER_STEP = ("FLOP per step", "time per step", "s per TFLOP")
@@ -107,10 +107,8 @@ def difference_table(comparison: Comparison) -> TextTable:
     if any(one.estimate.p is not None for one in found):
         columns["95 %, other seeds"] = [_interval_text(one.estimate.interval()) for one in found]
         columns["p"] = [p_text(one.estimate.p) for one in found]
-        columns["p by Holm"] = ["named before" if one.primary else p_text(one.p_holm) for one in found]
-        columns["detectable"] = [
-            DASH if one.estimate.detectable is None else f"{one.estimate.detectable:.4f}" for one in found
-        ]
+        columns["p by Holm"] = [_named_text(comparison) if one.primary else p_text(one.p_holm) for one in found]
+        columns["detectable"] = [_known(one.estimate.detectable(), "{:.4f}".format) for one in found]
         columns["rows : seeds : both"] = [shares_text(one.estimate.shares) for one in found]
     columns[SIZE_RATIO] = [f"{comparison.size_ratio(one):.2f}" for one in found]
     return TextTable(list(columns), [list(row) for row in zip(*columns.values())])
@@ -129,6 +127,15 @@ def questions(comparison: Comparison) -> list[str]:
         for one in found
         if one.question
     ]
+
+
+def _named_text(comparison: Comparison) -> str:
+    """Of the difference that was named; it names the study's seeds if runs of others are at hand."""
+    if comparison.study is None:
+        return DASH
+    study = comparison.study.record
+    others = any(set(arm.seeds) - set(study.seeds) for arm in comparison.arms if arm.pipeline in study.primary)
+    return "named before" + (f", {numbered('seed', study.seeds)}" if others else "")
 
 
 def _interval_text(ends: tuple[float, float] | None) -> str:

@@ -1,28 +1,32 @@
 """The verdict of a study in words, and its table."""
 
+from bitkd.compare.inference import POWER
 from bitkd.compare.study import POINT, Finding, Study, Word
+from bitkd.names import joined
 from bitkd.report.numbers import p_text
 from bitkd.report.tables import TextTable
 
 HOW_TO = (
-    "No verdict: these runs named no question before they began. To name one, start all runs of a study with "
+    "No verdict: the records of these runs name no question. To name one, start all runs of a study with "
     "study.primary=[FIRST,SECOND] study.tasks=[…] study.seeds=[…] (and study.margin=). All differences here are exploratory."
 )
 
+TASK_NOTE = (
+    "Better and worse follow from p by Holm; the other words from the interval, which is wider, so that it may hold 0 beside "
+    "better or worse."
+)
+"""Below the table of tasks."""
+
 
 def sentences(study: Study | None) -> list[str]:
-    """The report's first sentences: the rule's outcome, or why there is none; and when and how the question was named."""
+    """The report's first sentences: the rule's outcome, or why there is none; what must be read with it; where its variance
+    comes from; when and how the question was named."""
     if study is None:
         return [HOW_TO]
-    record = study.record
-    named = (
-        f"Named on {record.named[:10]}, before the runs were finished: {record.primary[0]} − {record.primary[1]} on "
-        f"{joined(record.tasks)}, {len(record.seeds)} seeds, a margin of {points_text(record.margin)}, alpha {record.alpha:g}. "
-        "All other differences are exploratory."
-    )
     if study.mean is None:
         return [f"No verdict: {study.problem}."]
-    return [f"{_outcome(study, study.mean)} {_numbers(study, study.mean)}", named]
+    outcome = f"{_outcome(study, study.mean)} {_numbers(study, study.mean)}"
+    return [outcome, *study.caveats, *_precision(study, study.mean), _named(study)]
 
 
 def _outcome(study: Study, found: Finding) -> str:
@@ -35,16 +39,40 @@ def _outcome(study: Study, found: Finding) -> str:
         "worse": f"{first} is worse than {second} {where}{less}.",
         "equal": f"{first} and {second} are equal to within {margin} {where}.",
         "not worse": f"{first} is not worse than {second} by {margin} {where}.",
-        "undecided": f"Undecided whether {first} is worse than {second} by more than {margin} {where}.",
+        "undecided": f"Undecided: {where}, {first} may be no worse than {second}, or worse by {margin} or more.",
     }
     return texts[found.word]
 
 
 def _numbers(study: Study, found: Finding) -> str:
     mean = "The mean difference over the tasks" if len(found.tasks) > 1 else "The difference"
+    shared = f", with {joined(study.in_common)}" if study.in_common else ""
     return (
         f"{mean} is {_signed(found.estimate.value)} points; {100 * (1 - study.record.alpha):g} % interval for other rows and "
-        f"other seeds: {_signed(found.low)} to {_signed(found.high)}."
+        f"other seeds{shared}: {_signed(found.low)} to {_signed(found.high)}."
+    )
+
+
+def _precision(study: Study, found: Finding) -> list[str]:
+    shares, detectable = found.estimate.shares, found.estimate.detectable(1 - study.record.alpha)
+    if shares is None or detectable is None:
+        return []
+    rows, seeds, both = (f"{100 * share:.0f} %" for share in (shares.rows, shares.seeds, shares.both))
+    return [
+        f"The variance of this difference comes from the choice of dev rows ({rows}), the seeds ({seeds}) and rows × seeds "
+        f"({both}). A study with this variance finds a true difference of {detectable / POINT:.2g} points with a chance of "
+        f"{100 * POWER:.0f} %."
+    ]
+
+
+def _named(study: Study) -> str:
+    record = study.record
+    days = list(dict.fromkeys(moment[:10] for moment in (record.named, study.last_named)))
+    when = f"on {days[0]}" if len(days) == 1 else f"between {days[0]} and {days[1]}"
+    return (
+        f"Named {when}, before the runs were finished: {record.primary[0]} − {record.primary[1]} on {joined(record.tasks)}, "
+        f"{len(record.seeds)} seeds, a margin of {points_text(record.margin)}, alpha {record.alpha:g}. All other differences are "
+        "exploratory."
     )
 
 
@@ -53,7 +81,7 @@ def task_table(study: Study | None) -> TextTable:
     if study is None or len(study.by_task) < 2:
         return TextTable(["task"], [])
     level = 100 * (1 - study.record.alpha / len(study.by_task))
-    header = ["task", "points", f"{level:.4g} % interval", "p by Holm", f"to within {points_text(study.record.margin)}"]
+    header = ["task", "points", f"{level:.4g} % interval", "p by Holm", "verdict"]
     rows = [
         [
             found.tasks[0],
@@ -74,8 +102,3 @@ def points_text(margin: float) -> str:
 
 def _signed(value: float) -> str:
     return f"{round(value / POINT, 2) + 0.0:+.2f}".replace("-", "−")
-
-
-def joined(names: list[str]) -> str:
-    """a, b and c."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bitkd.compare.comparison import Comparison, comparisons_of
+from bitkd.compare.comparison import Comparison, StudyComparison, arms_of
 from bitkd.compare.rows import Row
 from bitkd.compare.runs import RECORD_FILE, Run, to_json
 from bitkd.errors import InputError
@@ -26,7 +26,7 @@ from bitkd.report.tables import (
     size_table,
     stage_table,
 )
-from bitkd.report.verdict import sentences, task_table
+from bitkd.report.verdict import TASK_NOTE, sentences, task_table
 
 
 def write_report(runs: list[Run], folder: Path) -> None:
@@ -34,25 +34,25 @@ def write_report(runs: list[Run], folder: Path) -> None:
 
     Of a study over several tasks, the folder has the verdict and the record of all runs, and a folder for each task.
     The same runs give the same bytes, and so does a comparison.json that was written before.
-    Raises InputError if the runs cannot be compared (see `comparisons_of`), or the folder cannot be written.
+    Raises InputError if the runs cannot be compared (see `arms_of`), or the folder cannot be written.
     """
-    write_comparisons(comparisons_of(runs), folder)
+    write_comparison(StudyComparison.of(arms_of(runs)), folder)
 
 
-def write_comparisons(comparisons: list[Comparison], folder: Path) -> None:
-    """Like `write_report`, for existing comparisons: one for each task."""
+def write_comparison(compared: StudyComparison, folder: Path) -> None:
+    """Like `write_report`, for an existing comparison."""
     from bitkd.report.html import render_study
 
-    for comparison in comparisons:
+    for comparison in compared.tasks:
         check_name(comparison.first.task, "task ")
     # The record first: a folder that cannot be written is found before the pictures are drawn.
-    _write(folder, {RECORD_FILE: to_json([run for comparison in comparisons for run in comparison.runs])})
-    if len(comparisons) == 1:
-        _write_pages(comparisons[0], folder)
+    _write(folder, {RECORD_FILE: to_json(compared.runs)})
+    if len(compared.tasks) == 1:
+        _write_pages(compared.tasks[0], folder)
         return
-    for comparison in comparisons:
+    for comparison in compared.tasks:
         _write_pages(comparison, folder / comparison.first.task)
-    _write(folder, {"report.md": study_markdown(comparisons), "index.html": render_study(comparisons)})
+    _write(folder, {"report.md": study_markdown(compared), "index.html": render_study(compared)})
 
 
 def _write_pages(comparison: Comparison, folder: Path) -> None:
@@ -68,13 +68,13 @@ def _write_pages(comparison: Comparison, folder: Path) -> None:
     _write(folder, files)
 
 
-def study_markdown(comparisons: list[Comparison]) -> str:
+def study_markdown(compared: StudyComparison) -> str:
     """report.md of a study over several tasks."""
-    study = comparisons[0].study
-    parts = ["# Study", *map(paragraph, sentences(study))]
-    if (table := task_table(study)).rows:
-        parts.append(table.markdown())
-    for comparison in comparisons:
+    parts = ["# Study", *map(paragraph, sentences(compared.study))]
+    parts += [f"> **{escaped(text)}**" for text in compared.warnings]
+    if (table := task_table(compared.study)).rows:
+        parts += [table.markdown(), paragraph(TASK_NOTE)]
+    for comparison in compared.tasks:
         task = escaped(comparison.first.task)
         parts += [f"## {task}", headline(comparison).markdown(), f"[Report of {task}]({task}/report.md)"]
     return "\n\n".join(parts) + "\n"

@@ -62,7 +62,7 @@ def test_the_formula_written_out():
     assert (found.shares.rows, found.shares.seeds, found.shares.both) == pytest.approx(
         ((rows - both) / variance, (sum(seeds) - both) / variance, both / variance)
     )
-    assert found.detectable == pytest.approx(student.ppf(0.975) + student.ppf(0.8) - 0.09)
+    assert found.detectable() == pytest.approx(student.ppf(0.975) + student.ppf(0.8) - 0.09)
     assert found.rows == pytest.approx(tuple(np.quantile(first.mean(axis=1) - second.mean(axis=1), [0.025, 0.975])))
 
 
@@ -70,7 +70,7 @@ def test_the_formula_written_out():
 def test_fewer_than_three_seeds_say_nothing_of_others(seeds):
     found = estimate(SECOND[:, : seeds[0]], SECOND[:, : seeds[1]])
     assert found.rows[0] <= found.value <= found.rows[1]
-    unknown = (found.variance, found.degrees, found.error, found.interval(), found.p, found.shares, found.detectable)
+    unknown = (found.variance, found.degrees, found.error, found.interval(), found.p, found.shares, found.detectable())
     assert unknown == (None,) * 7
 
 
@@ -82,7 +82,7 @@ def test_the_variance_is_never_below_that_of_the_rows():
     assert 0 < found.variance == found.rows_variance
     assert found.degrees == np.inf
     same = estimate(constant, constant)
-    assert (same.interval(), same.p, same.shares, same.detectable) == ((0, 0), 1, None, 0)
+    assert (same.interval(), same.p, same.shares, same.detectable()) == ((0, 0), 1, None, 0)
     assert estimate(constant, constant / 2).p == 0
 
 

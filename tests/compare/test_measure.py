@@ -9,7 +9,8 @@ import pytest
 
 from bitkd.cli import main
 from bitkd.compare import loaded, measure
-from bitkd.compare.comparison import Comparison
+from bitkd.compare.arms import make_arms
+from bitkd.compare.comparison import Comparison, StudyComparison
 from bitkd.compare.exported import Exported, Speed, processor_name
 from bitkd.compare.load import artifact_folders, read_runs
 from bitkd.compare.measure import measure_students
@@ -52,9 +53,9 @@ def places(run_of, tmp_path):
 
 
 def measured(places, **settings):
-    comparison = Comparison.of([run for place in places for run in read_runs(place)])
+    arms = make_arms([run for place in places for run in read_runs(place)])
     folders = {key: folder for place in places for key, folder in artifact_folders(place).items()}
-    return measure_students(comparison, folders, **settings)
+    return StudyComparison.of([measure_students(arms, folders, **settings)]).tasks[0]
 
 
 def test_one_student_of_each_arm_is_measured_beside_its_teacher(bench, places):
@@ -162,7 +163,7 @@ def test_a_teacher_that_is_not_at_hand_is_said_to_be_missing(bench, places):
     teacher = comparison.runs[0].teacher.key
     folders = {key: folder for key, folder in artifact_folders(places[0]).items() if key != teacher}
     for _ in range(2):
-        found = measure_students(comparison, folders).arms[0].exported
+        found = measure_students(comparison.arms, folders)[0].exported
         assert found.speeds
         assert found.missing == measure.NO_TEACHER
     assert bench.timed == [(["0"], None)]
@@ -185,7 +186,7 @@ def test_a_record_keeps_what_was_measured_and_others_have_none(bench, places):
     bare = [replace(run, exported=None) for run in runs]
     assert '"exported"' not in to_json(bare)
     again = Comparison.of(from_json(to_json([runs[2], *bare[:2]]), "it"))
-    assert measure_students(again, {}) == again
+    assert measure_students(again.arms, {}) == again.arms
     assert [arm.exported is None for arm in again.arms] == [False, True]
     with pytest.raises(InputError, match="damaged"):
         from_json(to_json(runs).replace('"student_ms": 2.0', '"student_ms": 1e40'), "it")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import astuple, replace
@@ -51,14 +52,16 @@ def test_a_planned_study_finds_its_difference_as_often_as_simulated_ones(deviati
     arms = tuple(ArmVariance(one**2 + BOTH, BOTH, 5) for one in deviations)
     found = Components(0.0215 / ROWS, 0.0, arms)
     random, seeds, margin = default_rng(3), 5, 0.03
-    hits = []
+    hits, equal = [], []
     for value in random.normal(margin, found.variance(seeds) ** 0.5, 1500):
         seen = [arm.between / seeds * random.chisquare(seeds - 1) / (seeds - 1) for arm in arms]
         both = min(found.both / seeds, sum(seen))
         parts = tuple(SeedVariance(one, seeds) for one in seen)
         of_study = Estimate(value, (0, 0), found.rows + found.both / seeds, both, parts)
         hits.append(of_study.p < 0.05 and value > 0)
+        equal.append(max(map(abs, replace(of_study, value=value - margin).interval())) < margin)
     assert found.power(margin, seeds) == pytest.approx(np.mean(hits), abs=0.04)
+    assert found.equality(margin, seeds) == pytest.approx(np.mean(equal), abs=0.04)
 
 
 def test_more_seeds_or_rows_never_lower_the_power_and_unlimited_seeds_are_the_limit():
@@ -155,6 +158,11 @@ def test_what_cannot_be_planned_is_refused(run_of, runs_of):
         (runs, ("multistage", "single"), "no runs of single on mrpc, but of multistage, singlestage; .* --primary"),
         ([*runs, other], ("multistage", "singlestage"), "singlestage has 2 arms on mrpc"),
         ([*runs, *(replace(run, task="rte") for run in runs[:2])], (), "on rte there is one arm alone"),
+        (
+            [replace(run, study=replace(RECORD, margin=run.seed)) for run in runs],
+            (),
+            "name 2 studies .*; give the runs of one, or --primary FIRST,SECOND and --margin",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             planned(given, primary)
@@ -176,8 +184,12 @@ def test_the_power_of_the_pilots_runs(capsys):
     assert text.startswith("multistage − singlestage (the runs name no study")
     assert "on mrpc (408 rows; 2 and 2 seeds) and sst2 (872 rows; 2 and 2 seeds), mean over the tasks" in text
     assert "a true difference of 1 point (95 % interval above 0)" in text
-    assert "no number of seeds gives a chance of 80 % at 1 point. It needs more than" in text
-    assert "2.0 degrees of freedom, from 8 runs" in text
+    assert re.search(
+        r"no number of seeds gives .* at 1 point. \d+ seeds per arm and [\d,]+ rows of mrpc and [\d,]+ rows of sst2", text
+    )
+    assert "2.0 degrees of freedom, from 8 runs, so that" in text
+    assert "The seeds at hand have one teacher and one General KD: how that varies is in no number here" in text
+    assert "No study names these tasks together" in text
     assert main(["power", str(PILOT / "mrpc"), "--margin", "5", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     enough = [cell["power"] >= 0.8 for cell in found["power"] if cell["times_rows"] == 1]

@@ -35,7 +35,7 @@ def test_bad_input_is_refused_before_slow_libraries_are_imported(run_of, tmp_pat
     codes, seconds, modules = json.loads(done.stdout)
     assert codes == [2] * len(cases)
     for message in (
-        "nowhere is no run",
+        "nowhere does not exist",
         "file is no comparison.json",
         "report is not writable",
         "nowhere.json does not",

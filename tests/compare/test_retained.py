@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bitkd.compare.arms import majority, make_arms
+from bitkd.compare.arms import majority
 from bitkd.compare.comparison import Comparison
 from bitkd.compare.resampling import ResampledScores
 from bitkd.compare.retained import Retained, retained
@@ -13,7 +13,7 @@ from tests.compare.test_arms import change_stage
 
 
 def shares(*runs):
-    return Comparison(make_arms(list(runs)), []).retained
+    return Comparison.of(list(runs)).retained
 
 
 def test_it_is_the_ratio_of_the_means_above_the_majority(run_of):

@@ -63,7 +63,7 @@ def test_a_collapsed_regression_is_not_damaged_but_named():
     noise = np.random.default_rng(6).normal(size=60)
     stuck = regression(lambda labels: list(2.5 + 1e-5 * noise), recorded=0.31)
     assert warnings_of(make_arms([stuck]))[0].startswith(
-        "singlestage: the final student predicts the same for every dev row"
+        "With seed 1 the final student of singlestage predicts the same for every dev row"
     )
     with pytest.raises(InputError, match=r"is recorded with pearson 0\.3100, but its predictions give"):
         make_arms([regression(lambda labels: list(2.5 + noise), recorded=0.31)])

@@ -77,7 +77,7 @@ def test_a_question_stays_with_its_time_however_the_run_is_started_again(setting
 
 def test_a_run_has_one_question(settings, named):
     with pytest.raises(
-        InputError, match=r"named another question at 2020.*margin 1 point.*margin 2 points.*Leave study"
+        InputError, match=r"named another question at 2020.*margin of 1 point.*margin of 2 points.*Leave study"
     ):
         study_of(settings, named, *QUESTION, "study.margin=2")
     assert study_of(settings, named, *QUESTION, "study.margin=2", "train.lr=2e-3").margin == 2.0  # another run
@@ -101,7 +101,7 @@ def test_names_that_may_be_wrong_are_told(capsys, settings, tmp_path):
     assert main(["plan", *settings(tmp_path, "halfternary", *odd)]) == 0
     found = " ".join(capsys.readouterr().out.split())
     assert (
-        "study: multistage − singlestge on rte, mrcp; seeds 42, 1, 2; margin 1 point; alpha 0.05; to be named" in found
+        "study: multistage − singlestge on rte and mrcp, seeds 42, 1 and 2, a margin of 1 point, alpha 0.05; to be named" in found
     )
     assert "this run of halfternary is exploratory" in found
     assert (

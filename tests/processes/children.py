@@ -6,9 +6,7 @@ import signal
 import socket
 import sys
 import threading
-import time
 from multiprocessing import forkserver
-from pathlib import Path
 from unittest.mock import patch
 
 import torch
@@ -64,27 +62,6 @@ class Children:
         return {process.exitcode for process in self.processes}
 
 
-class Launched:
-    """What subprocess.Popen gives, of a command in a session of its own. Lightning starts the other ranks as programs."""
-
-    def __init__(self, arguments):
-        children = Children(arguments, prepare=os.setsid)
-        children._limit.cancel()  # whoever starts it has limits
-        (self._process,), self.stdout = children.processes, children.stdout
-        self.pid = self._process.pid
-        self._lock = threading.Lock()
-
-    def poll(self):
-        with self._lock:  # the code can be read once
-            return self._process.exitcode
-
-    def wait(self):
-        while self.poll() is None:
-            time.sleep(0.02)
-        self.stdout.close()
-        return self.poll()
-
-
 def free_port():
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -105,7 +82,7 @@ def _work(output, place, arguments, prepare):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores Ctrl-C
     os.environ.update(place)
     torch.set_num_threads(1)
-    sys.argv = [str(Path(sys.executable).with_name("bitkd")), *arguments]
+    sys.argv = ["bitkd", *arguments]
     if prepare:
         prepare()
     sys.exit(main(arguments))
