@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from bitkd.compare.arms import Cost
-from bitkd.compare.comparison import Comparison, StudyComparison
+from bitkd.compare.comparison import Comparison
 from bitkd.compare.load import read_runs
 from bitkd.compare.planning import planned
 from bitkd.compare.runs import Run
