@@ -185,7 +185,8 @@ def test_the_power_of_the_pilots_runs(capsys):
     assert "on mrpc (408 rows; 2 and 2 seeds) and sst2 (872 rows; 2 and 2 seeds), mean over the tasks" in text
     assert "a true difference of 1 point (95 % interval above 0)" in text
     assert re.search(
-        r"no number of seeds gives .* at 1 point. \d+ seeds per arm and [\d,]+ rows of mrpc and [\d,]+ rows of sst2", text
+        r"no number of seeds gives .* at 1 point. \d+ seeds per arm and [\d,]+ rows of mrpc and [\d,]+ rows of sst2",
+        text,
     )
     assert "2.0 degrees of freedom, from 8 runs, so that" in text
     assert "The seeds at hand have one teacher and one General KD: how that varies is in no number here" in text

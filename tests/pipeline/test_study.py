@@ -101,7 +101,8 @@ def test_names_that_may_be_wrong_are_told(capsys, settings, tmp_path):
     assert main(["plan", *settings(tmp_path, "halfternary", *odd)]) == 0
     found = " ".join(capsys.readouterr().out.split())
     assert (
-        "study: multistage − singlestge on rte and mrcp, seeds 42, 1 and 2, a margin of 1 point, alpha 0.05; to be named" in found
+        "study: multistage − singlestge on rte and mrcp, seeds 42, 1 and 2, a margin of 1 point, alpha 0.05; to be named"
+        in found
     )
     assert "this run of halfternary is exploratory" in found
     assert (
