@@ -186,7 +186,7 @@ def test_names_and_titles_are_text_in_every_form_of_a_report(tmp_path, capsys):
     write_report([hostile, make_one("multistage", 1)], tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert not re.search(
-        r"<script|<b>|(?<!\\)\[a|(?<!\\)\]\(http|http://|www\.j|(?<!\\)`|^# l|^- m", text, re.MULTILINE
+        r"<script|<b>|(?<!\\)\[a|(?<!\\)\]\(http|http://|www\.j|(?<!\\)`|^# l|^- m\b", text, re.MULTILINE
     )
     # Pipes that make cells: as many in each row of a table.
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):

@@ -25,6 +25,7 @@ TRIALS = {
     "half": 12,
     "pipelines": 40,
     "rates": 4,
+    "table": 12,
     "xtc_budgets": 8,
     "xtc_learning_rates": 9,
 }
