@@ -184,7 +184,8 @@ def test_yaml_is_loaded(code, checkout):
     assert name, "a YAML block begins with its file's name in a comment"
     content = yaml.safe_load(code)
     if "stages" in content:
-        check_settings(load_config(["task=demo", f"pipeline={name[1]}"]))
+        group = "recipe" if "tasks" in content else "pipeline"
+        check_settings(load_config(["task=demo", f"{group}={name[1]}"]))
     elif "task" in content:
         load_config(["pipeline=multistage", f"task={name[1]}"])
     else:
