@@ -110,6 +110,8 @@ def check_make(words):
     if target in ("multistage", "singlestage"):
         task, devices = variables["TASK"], variables["DEVICES"]
         check_bitkd(["run", f"pipeline={target}", f"task={task}", f"trainer.devices={devices}", *extra])
+    elif target == "recipe":
+        check_bitkd(["run", f"recipe={variables['NAME']}", f"task={variables['TASK']}", *extra])
     elif target == "sweep":
         check_bitkd(["sweep", variables["FILE"], *extra])
     elif target == "bench":

@@ -177,6 +177,9 @@ def _merge_files(files: tuple[tuple[str, Path, str], ...]) -> bytes:
             layer["stages"] = {name: stage for name, stage in layer["stages"].items() if name in merged.stages}
         _merge(merged, layer)
     _merge(merged, of_tasks.get(merged.task.name, {}))
+    for task in of_tasks:
+        if task != merged.task.name and task not in choices("task"):
+            log.warning("%s.%s of the recipe is no task of conf/; %s", TASKS, task, nearest(task, choices("task")))
     return pickle.dumps(merged)
 
 

@@ -1,6 +1,6 @@
 """Descriptions of a student: as settings ask for it (ShapeSpec), and as its config.json records it (StudentSpec). No torch."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from bitkd.errors import InputError, check_choices
@@ -41,6 +41,11 @@ class ShapeSpec:
 
     def __post_init__(self) -> None:
         check_choices(self, "student.")
+
+    def as_data(self) -> dict[str, Any]:
+        """Its settings; without those that are newer than published runs where they are null, so that these keep their hashes."""
+        newer = ("heads", "intermediate_size")
+        return {name: value for name, value in asdict(self).items() if name not in newer or value is not None}
 
     @property
     def leaves_out(self) -> list[str]:

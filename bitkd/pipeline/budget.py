@@ -93,6 +93,8 @@ def check_budget(config: Config) -> dict[str, float]:
         raise InputError(f"budget.{given[0]}={getattr(budget, given[0])} is no budget; use a positive number")
     if budget.seconds is not None:
         _check_seconds(config)
+    elif budget.throughput is not None:
+        raise InputError(f"budget.throughput={budget.throughput} is only for budget.seconds=; leave it out")
     shares = budget.given_shares
     trained = [name for name, stage in stages.items() if kind_of(stage.kind).distils]
     for name, share in shares.items():

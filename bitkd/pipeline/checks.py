@@ -172,6 +172,11 @@ def check_training(config: Config) -> None:
             raise InputError(f"{key}={count} is too small; use at least 1")
     if config.data.num_workers < 0:
         raise InputError(f"data.num_workers={config.data.num_workers} is negative; use 0 or more")
+    if config.train.warmup_epochs is not None and config.train.warmup_ratio != TrainSpec().warmup_ratio:
+        raise InputError(
+            f"train.warmup_epochs={config.train.warmup_epochs} and train.warmup_ratio={config.train.warmup_ratio} both say how "
+            "long stages warm up; set train.warmup_epochs=null for the ratio"
+        )
     for name, stage in config.stages.items():
         kind = kind_of(stage.kind)
         if stage.max_tokens is not None and not kind.on_corpus:

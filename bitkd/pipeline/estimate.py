@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from bitkd.config.schema import PRETRAINED, micro_batches
@@ -50,8 +50,16 @@ def workload_of(stage: PlannedStage, stages: Mapping[str, PlannedStage], sources
         return [shape(made.upstream["student"]), *_changes(made)]
 
     def _changes(made: PlannedStage) -> list[Any]:
-        reshaped = asdict(config.student) if made.kind.reshapes else None
+        reshaped = config.student.as_data() if made.kind.reshapes else None
         return [reshaped, made.kind.splits, quant_data(made.spec.quant)]
+
+    newer: dict[str, Any] = {
+        "optimizer": stage.train.optimizer if stage.train.optimizer != "adamw" else None,
+        "unclipped": stage.train.gradient_clip == 0 or None,
+        "padding": loss.padding if loss.padding != "skip" else None,
+        "importance_rows": config.data.importance_rows if stage.kind.reshapes and config.student.leaves_out else None,
+    }
+    others = {name: value for name, value in newer.items() if value is not None}
 
     return digest(
         [
@@ -68,6 +76,7 @@ def workload_of(stage: PlannedStage, stages: Mapping[str, PlannedStage], sources
             ],
             [config.trainer.compile, config.trainer.cuda_graphs],
             [config.trainer.accelerator, config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy],
+            *([others] if others else []),
         ]
     )
 

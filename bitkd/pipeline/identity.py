@@ -38,11 +38,7 @@ def identity_of(stage: PlannedStage, sources: Sources) -> dict[str, Any]:
     else:
         identity |= _task_identity(sources)
     if kind.reshapes:
-        shape = asdict(config.student)
-        for name in ("heads", "intermediate_size"):  # null: a student's shape as it was before there were such settings
-            if shape[name] is None:
-                del shape[name]
-        identity |= {"shape": shape, "seed": stage.seed}
+        identity |= {"shape": config.student.as_data(), "seed": stage.seed}
         if config.student.width < 1 or config.student.leaves_out:
             identity |= {"importance_rows": config.data.importance_rows}
     if stage.trains:

@@ -79,10 +79,10 @@ def study_record(
                 "not begun"
             )
         return before
-    if store.finished(key) or store.has_checkpoint(key):
+    if config.pipeline.name in record.primary and (store.finished(key) or store.has_checkpoint(key)):
         raise InputError(
-            f"the last stage of this run ({name}) has begun, and no question was named before; a question that is named now "
-            "decides nothing. Leave study.* out; `bitkd compare` shows the differences as exploratory"
+            f"the last stage of this run ({name}) has begun, and the run's record holds no question from before; a question that "
+            "is named now decides nothing. Leave study.* out; `bitkd compare` shows the differences as exploratory"
         )
     return record
 

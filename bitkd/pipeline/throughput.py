@@ -1,5 +1,6 @@
 """How long a step of each stage takes on one device: measured by earlier runs, read by a budget in seconds."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from bitkd.pipeline.budget import StageCost
 from bitkd.pipeline.estimate import workload_of
 from bitkd.pipeline.stage import PlannedStage
 from bitkd.sources.sources import Sources
+from bitkd.stages.kinds import kind_of
 from bitkd.store.records import StageRecord, parse_record
 
 FORMAT = 1
@@ -50,12 +52,13 @@ class Throughput:
 def measured(records: Sequence[StageRecord], device: str | None = None) -> Throughput:
     """The throughput of stages that were trained on one device.
 
-    records: those without a workload are left out.  device: a name for it; None takes the one that the records have.
+    records: those without a workload are left out, and fine-tuned models, which no budget pays for.
+    device: a name for it; None takes the one that the records have.
     Raises InputError if nothing was trained, or on several devices, or by a version that did not measure the training alone.
     """
     workloads: dict[str, list[StageRecord]] = {}
     for record in records:
-        if record.workload is not None:
+        if record.workload is not None and not kind_of(record.kind).fine_tunes:
             if record.validation_seconds is None or record.saving_seconds is None:
                 raise InputError(
                     f"{record.title} ({record.kind}-{record.fingerprint}) was trained by a version that did not measure "
@@ -100,8 +103,11 @@ def read_throughput(budget: BudgetSpec) -> Throughput | None:
     except OSError as error:
         raise InputError(f"budget.throughput={file} cannot be read ({error.strerror}); {advice}") from error
     found = parse_record(Throughput, text, f"budget.throughput={file}", advice)
-    if found.format != FORMAT or not found.device:
-        raise InputError(f"budget.throughput={file} is of another version or names no device; {advice}")
+    times = [value for time in found.stages for value in (time.seconds_per_step, time.seconds_before)]
+    if found.format != FORMAT or not found.device or not all(0 <= value < math.inf for value in times):
+        raise InputError(
+            f"budget.throughput={file} is of another version, names no device, or has a time that is none; {advice}"
+        )
     return found
 
 
@@ -118,7 +124,7 @@ def stage_seconds(stages: Sequence[PlannedStage], sources: Sources, throughput: 
         time = times.get(workload_of(stage, by_name, sources))
         if time is not None and (time.seconds_per_step > 0 or not shared):
             costs[stage.name] = StageCost(time.seconds_per_step, time.seconds_before)
-        elif shared:
+        elif shared or config.student.leaves_out:
             missing.append(stage.name)
     if missing:
         raise InputError(

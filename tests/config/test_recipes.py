@@ -5,6 +5,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from bitkd.config.load import choices, load_config
+from bitkd.config.schema import settings_of
 from bitkd.errors import InputError
 from bitkd.pipeline.plan import check_settings
 from bitkd.pipeline.runner import run
@@ -74,6 +75,36 @@ def test_a_recipe_has_values_for_tasks(tmp_path, task, epochs, lr):
     assert load_config([f"recipe={tmp_path / 'own.yaml'}", f"task={task}", "train.epochs=9"]).train.epochs == 9
 
 
+@pytest.mark.parametrize(
+    ("recipe", "stage", "optimizer", "lr", "batch_size", "epochs", "warmup", "padding"),
+    [
+        ("xtc-12l-w1a8", "single_binary", "adamw", 5e-5, 32, 18, 1, "leave"),
+        ("xtc-12l-w2a8", "single_ternary", "adamw", 5e-5, 32, 18, 1, "leave"),
+        ("xtc-6l-w1a8", "single", "adamw", 5e-5, 32, 36, 1, "leave"),
+        ("xtc-6l-w2a8", "single_ternary", "adamw", 5e-5, 32, 18, 1, "leave"),
+        ("xtc-5l-w1a8", "single_binary", "adamw", 5e-5, 32, 18, 1, "leave"),
+        ("xtc-5l-w2a8", "single", "adamw", 5e-5, 32, 36, 1, "leave"),
+        ("ternarybert-w2a8", "ternary", "bert_adam", 2e-5, 32, 3, 0.1, "zero"),
+        ("binarybert-w1a8", "stage1_ternary", "bert_adam", 2.5e-5, 16, 2, 0.1, "zero"),
+        ("binarybert-w1a8", "stage2_ternary", "bert_adam", 1e-5, 16, 2, 0.1, "zero"),
+        ("binarybert-w1a8", "stage1_binary", "bert_adam", 1.25e-4, 16, 2, 0.1, "zero"),
+        ("binarybert-w1a8", "stage2_binary", "bert_adam", 5e-5, 16, 2, 0.1, "zero"),
+        ("tinybert-6l", "general", "bert_adam", 5e-5, 256, 3, 0.1, "zero"),
+        ("tinybert-6l", "stage1", "bert_adam", 5e-5, 32, 10, 0, "zero"),
+        ("tinybert-4l", "stage2", "bert_adam", 3e-5, 32, 3, 0.1, "zero"),
+    ],
+)
+def test_values_on_mnli_are_the_published_ones(recipe, stage, optimizer, lr, batch_size, epochs, warmup, padding):
+    config = load_config([f"recipe={recipe}", "task=mnli"])
+    found = settings_of(config.stages[stage], config.train)
+    length = found["warmup_ratio"] if found["warmup_epochs"] is None else found["warmup_epochs"]
+    assert (found["optimizer"], found["lr"], found["batch_size"]) == (optimizer, lr, batch_size)
+    assert (found["epochs"], length, found["gradient_clip"], found["weight_decay"]) == (epochs, warmup, 1.0, 0.01)
+    assert config.stages[stage].loss.padding == padding
+    assert config.stages[stage].loss.mean_over_classes
+    assert (config.data.max_length, config.data.pad_to_max_length) == (128, True)
+
+
 def test_published_values_differ_between_tasks():
     def epochs(task):
         return load_config(["recipe=xtc-6l-w1a8", f"task={task}"]).stages["single"].epochs
@@ -101,6 +132,12 @@ def test_a_wrong_value_is_refused_whatever_the_task(tmp_path, change, message):
     (tmp_path / "own.yaml").write_text(RECIPE.replace(*change))
     with pytest.raises(InputError, match=message):
         load_config([f"recipe={tmp_path / 'own.yaml'}", "task=mrpc"])
+
+
+def test_a_task_that_may_be_misspelt_is_told(tmp_path, caplog):
+    (tmp_path / "own.yaml").write_text(RECIPE.replace("rte:", "mlni:"))
+    load_config([f"recipe={tmp_path / 'own.yaml'}", "task=mnli"])
+    assert "tasks.mlni of the recipe is no task of conf/; did you mean mnli?" in caplog.text
 
 
 def test_a_recipe_stands_in_place_of_a_pipeline():
