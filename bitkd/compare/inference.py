@@ -16,13 +16,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from bitkd.compare.question import MIN_SEEDS
 from bitkd.compare.scores import Array
 
 ALPHA = 0.05
 LEVEL = 1 - ALPHA
 POWER = 0.8
-MIN_SEEDS = 3
-"""Of each arm. With fewer, the variance between seeds is not known well enough for an interval that is of any use."""
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Hashable, Sequence
 
-from bitkd.compare.inference import MIN_SEEDS
 from bitkd.config.sections import StudySpec
 from bitkd.names import joined, numbered
 from bitkd.store.records import StudyRecord
+
+MIN_SEEDS = 3
+"""Of each arm. With fewer, the variance between seeds is not known well enough for an interval that is of any use."""
 
 Question = StudySpec | StudyRecord
 

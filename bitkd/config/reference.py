@@ -21,8 +21,8 @@ generated from the docstrings in the code by `make docs`; do not edit it.
 
 `task=`, `pipeline=`, `recipe=`, `model=` and `trainer=` take the name of a file of [`conf/`](../conf), or a path to another YAML
 file. Later files override earlier ones: config.yaml, model, trainer, pipeline or recipe, task, the recipe's values for the task.
-The settings of the command line override all files. The defaults below are those of the code, before any file. `bitkd config` with the same settings prints the resulting
-values.
+The settings of the command line override all files. The defaults below are those of the code, before any file. `bitkd config`
+with the same settings prints the resulting values.
 
 `NODE` is a stage of the pipeline, `NAME` a name of your choice, and `null` means none."""
 

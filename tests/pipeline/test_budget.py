@@ -41,7 +41,7 @@ def test_a_warm_up_in_epochs_is_one_in_steps(settings, tmp_path):
         stages = make_plan(load_config(settings(tmp_path, "singlestage", "train.max_steps=24", *more))).stages
         return {stage.name: stage.total_steps * stage.train.warmup_ratio for stage in stages if stage.trains}
 
-    everywhere = ["train.warmup_epochs=0.5", "train.warmup_ratio=0.9"]
+    everywhere = ["train.warmup_epochs=0.5"]
     own = ["stages.teacher.warmup_ratio=0.125", "stages.single.warmup_epochs=1", "stages.single.batch_size=16"]
     assert warm_up(*everywhere, *own) == pytest.approx({"teacher": 3, "single": 6, "single_binary": 6})
     # The steps of a stage that ends early are those of a longer one.
