@@ -128,7 +128,7 @@ def test_a_bad_setting_is_refused_before_anything_heavy_is_imported(arguments, f
     code, heavy, seconds = fresh_process(arguments)
     assert code == 2
     assert not heavy
-    assert seconds < 1.5
+    assert seconds < 3  # 0.7 on a quiet machine; importing torch and transformers takes more than 3
 
 
 @pytest.fixture(scope="module")

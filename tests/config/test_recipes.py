@@ -39,8 +39,8 @@ def shared_runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("recipe", choices("recipe"))
-@pytest.mark.parametrize("task", choices("task"))
-def test_every_recipe_goes_with_every_task(recipe, task):
+@pytest.mark.parametrize("task", ["mnli", "stsb", "cola", "demo"])
+def test_every_recipe_goes_with_tasks_of_every_form(recipe, task):
     config = load_config([f"recipe={recipe}", f"task={task}"])
     assert (config.pipeline.name, config.task.name) == (recipe, task)
     check_settings(config)
