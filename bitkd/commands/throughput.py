@@ -24,7 +24,9 @@ def throughput_command(arguments: argparse.Namespace) -> int:
     found = measured([artifact.stage for artifact in artifacts.values()], arguments.device)
     if arguments.out:
         try:
-            write_json(Path(arguments.out).expanduser(), dataclasses.asdict(found))
+            out = Path(arguments.out).expanduser()
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_json(out, dataclasses.asdict(found))
         except OSError as error:
             raise InputError(
                 f"--out={arguments.out} cannot be written ({error.strerror}); name another file"

@@ -20,7 +20,7 @@ NO_STEPS = ("train.max_steps=null", "trainer.keep_teacher_logits=never")
 @pytest.fixture(scope="module")
 def throughput(finished, tmp_path_factory):
     """A file of the finished runs' stages; those that train take 0.1 s a step, and 0.2 s in each second one."""
-    file = tmp_path_factory.mktemp("throughput") / "throughput.json"
+    file = tmp_path_factory.mktemp("throughput") / "new" / "throughput.json"
     runs = [str(finished / "rte" / pipeline) for pipeline in ("multistage", "singlestage")]
     assert main(["throughput", *runs, "--device", "a quiet one", "--out", str(file)]) == 0
     content = json.loads(file.read_text())
