@@ -24,6 +24,12 @@ OF_NUMBERS = (
 )
 """Metrics of a regression, by torchmetrics' own names."""
 
+OF_ANSWERS = ("exact_match", "answer_f1")
+"""Metrics of extracted answers (question answering)."""
+
+OF_ENTITIES = ("entity_f1", "entity_precision", "entity_recall")
+"""Metrics of entities (token classification), micro averages."""
+
 GLUE_OF_LABELS = ("accuracy", "f1", "matthews")
 GLUE_OF_NUMBERS = ("pearson", "spearman", "pearson_spearman")
 
