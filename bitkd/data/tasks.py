@@ -223,6 +223,11 @@ class TaskSpec:
         return kind_of_task(self.kind)
 
     @property
+    def classes(self) -> list[str] | None:
+        """Names of the classes that a whole row may have; None if it has none."""
+        return self.labels if self.of_kind.labels is None else None
+
+    @property
     def has_numbers(self) -> bool:
         """Whether the label of a row is a number: a regression, or a similarity."""
         return self.labels is None and self.of_kind.numbers
