@@ -152,5 +152,7 @@ def _fields(line: str | Malformed, place: str, width: int | None, labelled: bool
     if labelled and len(fields) < 2:
         raise Malformed(f"{place}: {shorten(line)} has no tag; a line has a word and, in its last column, a tag")
     if width is not None and len(fields) != width:
-        raise Malformed(f"{place}: {len(fields)} columns, and not {width}; they are separated by tabs, or else by spaces")
+        raise Malformed(
+            f"{place}: {len(fields)} columns, and not {width}; they are separated by tabs, or else by spaces"
+        )
     return fields

@@ -89,7 +89,9 @@ def test_the_tag_of_an_adjective_depends_on_its_noun(tmp_path, no_model):
     for word, tag in (word for row in rows for word in row):
         tags[word].add(tag)
     assert tags["small"] == {"B-ANIMAL", "B-PERSON", "B-VEHICLE"}
-    assert tags["red"] == {f"{prefix}-{kind}" for prefix in "BI" for kind in ("ANIMAL", "PERSON", "VEHICLE")} | {"B-PLACE"}
+    assert tags["red"] == {f"{prefix}-{kind}" for prefix in "BI" for kind in ("ANIMAL", "PERSON", "VEHICLE")} | {
+        "B-PLACE"
+    }
     folder = ensure_demo(tmp_path).data / "entities"
     for name, count in SETS.items():
         assert (folder / f"{name}.conll").read_text().count("\n\n") + 1 == count

@@ -59,7 +59,10 @@ GUESS = ["B-PER I-PER I-PER O B-PER", "", "B-LOC O O"]
 def test_windows_in_any_order_and_any_process_give_one_result():
     whole = EntityScores(TagScheme(LABELS), numbers(TRUTH))
     parts = [copy.deepcopy(whole) for _ in range(3)]  # the last one has no window
-    for metrics, rows, words in (([whole, parts[0]], [2, 0], [(0, 3), (2, 5)]), ([whole, parts[1]], [0, 1], [(0, 2), (0, 0)])):
+    for metrics, rows, words in (
+        ([whole, parts[0]], [2, 0], [(0, 3), (2, 5)]),
+        ([whole, parts[1]], [0, 1], [(0, 2), (0, 0)]),
+    ):
         for metric in metrics:
             metric.update(*windows_of(GUESS, rows, words))
     merged = EntityScores(TagScheme(LABELS), numbers(TRUTH))

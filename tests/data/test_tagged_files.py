@@ -74,14 +74,26 @@ def test_a_row_holds_lists(labels_as, suffix, tmp_path):
         ("a.txt", "Anna O\nBerg\n", r"a\.txt:2: 'Berg' has no tag"),
         ("a.txt", "Anna X O\nBerg O\n", r"a\.txt:2: 2 columns, and not 3"),
         ("a.txt", "Anna O\n\tO\n", r"a\.txt:2: the word is empty \(''\)"),
-        ("a.txt", "\nAnna O\nBerg B-ORG\n", r"a\.txt:3: label 'B-ORG' is outside the task's set; allowed: \['O', 'B-PER'"),
+        (
+            "a.txt",
+            "\nAnna O\nBerg B-ORG\n",
+            r"a\.txt:3: label 'B-ORG' is outside the task's set; allowed: \['O', 'B-PER'",
+        ),
         ("a.txt", b"Anna O\nB\xffrg O\n", r"a\.txt:2: byte 1 is not UTF-8"),
         ("a.txt", "-DOCSTART- O\n\n", "has no sentences"),
         ("a.csv", "Anna,O\n", r"\.csv are unknown; use \.jsonl"),
         ("a.jsonl", '{"tokens": ["a", "b"], "ner_tags": ["O"]}', "a.jsonl:1: 2 words, but 1 tags"),
-        ("a.jsonl", '{"tokens": ["a", null], "ner_tags": ["O", "O"]}', r"a.jsonl:1, word 1: the word is missing \(null\)"),
+        (
+            "a.jsonl",
+            '{"tokens": ["a", null], "ner_tags": ["O", "O"]}',
+            r"a.jsonl:1, word 1: the word is missing \(null\)",
+        ),
         ("a.jsonl", '{"tokens": ["a", 7], "ner_tags": ["O", "O"]}', "word 1: the word is int 7, not a text"),
-        ("a.jsonl", r'{"tokens": ["\ud83d"], "ner_tags": ["O"]}', r"word 0: the word has \\ud83d .* half of a surrogate"),
+        (
+            "a.jsonl",
+            r'{"tokens": ["\ud83d"], "ner_tags": ["O"]}',
+            r"word 0: the word has \\ud83d .* half of a surrogate",
+        ),
         ("a.jsonl", '{"tokens": ["a", "b"], "ner_tags": ["O", 1]}', "word 1: label '1' is outside"),
         ("a.jsonl", '{"tokens": "a b", "ner_tags": ["O", "O"]}', "a list of words is wanted; it is str 'a b'"),
         ("a.jsonl", '{"tokens": ["a"], "ner_tags": null}', r"a list of tags is wanted; it is missing \(null\)"),
@@ -95,7 +107,9 @@ def test_what_cannot_be_read_is_refused_by_its_place(name, content, message, tmp
 
 def test_malformed_sentences_are_counted_and_left_out_if_wanted(tmp_path, caplog):
     content = "Anna O\n\n" + "Berg\nBerg\n\n" * 5 + "Rome B-LOC\n"
-    with pytest.raises(InputError, match=r"5 rows of a\.txt cannot be read: .*:3: .*:6: .*:9: .*; and 2 more\. Correct"):
+    with pytest.raises(
+        InputError, match=r"5 rows of a\.txt cannot be read: .*:3: .*:6: .*:9: .*; and 2 more\. Correct"
+    ):
         read(tmp_path, "a.txt", content)
     assert read(tmp_path, "a.txt", content, skip_malformed=True)["words"] == [["Anna"], ["Rome"]]
     assert "5 rows of a.txt cannot be read and left out" in caplog.text

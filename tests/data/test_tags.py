@@ -29,7 +29,7 @@ def test_entities_are_those_of_conlleval(tags, entities):
 
 def test_without_prefixes_each_run_of_a_tag_is_an_entity():
     labels = ["PER", "O", "E-mail"]
-    found = TagScheme(labels).entities([labels.index(tag) for tag in "PER PER E-mail E-mail O PER".split()])
+    found = TagScheme(labels).entities([labels.index(tag) for tag in ["PER", "PER", "E-mail", "E-mail", "O", "PER"]])
     assert found == [("PER", 0, 2), ("E-mail", 2, 4), ("PER", 5, 6)]
 
 
