@@ -18,6 +18,7 @@ class EntityScores(Metric):
     division of the windows. A word without a prediction counts as O.
 
     scheme: of the task's labels.  labels: position of each word's true tag, a list for each sentence.
+    rows: numbers of the sentences that count; None: all.
     """
 
     full_state_update = False
@@ -26,10 +27,11 @@ class EntityScores(Metric):
     predicted: Tensor
     """(words of all sentences,): position of each predicted tag + 1; 0 without a prediction."""
 
-    def __init__(self, scheme: TagScheme, labels: Sequence[Sequence[int]]) -> None:
+    def __init__(self, scheme: TagScheme, labels: Sequence[Sequence[int]], rows: Sequence[int] | None = None) -> None:
         super().__init__()
         self.scheme = scheme
         self.labels = labels
+        self.rows = range(len(labels)) if rows is None else rows
         starts = np.cumsum([0, *(len(sentence) for sentence in labels)])
         self.register_buffer("_starts", torch.from_numpy(starts), persistent=False)
         self._scores: Tensor | None = None
@@ -72,8 +74,9 @@ class EntityScores(Metric):
 
     def _count(self) -> Tensor:
         """(sentences, 3): matched, predicted and true entities."""
-        counts = np.zeros((len(self.labels), 3), dtype=np.int64)
-        for row, (tags, truth) in enumerate(zip(self.predicted_tags(), self.labels)):
-            found, true = set(self.scheme.entities(tags)), set(self.scheme.entities(truth))
-            counts[row] = len(found & true), len(found), len(true)
+        tags = self.predicted_tags()
+        counts = np.zeros((len(self.rows), 3), dtype=np.int64)
+        for place, row in enumerate(self.rows):
+            found, true = (set(self.scheme.entities(of_row[row])) for of_row in (tags, self.labels))
+            counts[place] = len(found & true), len(found), len(true)
         return torch.from_numpy(counts)

@@ -1,7 +1,7 @@
 """Reads sentences whose words have tags: from files of columns, as CoNLL-2003's, or from rows of lists."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,13 @@ PlaceOf = Callable[[str, int], str]
 """(place of a sentence, number of a word) -> place of the word."""
 
 
-def read_sentences(task: TaskSpec, file: Path, labelled: bool = True, suffix: str | None = None) -> Rows:
+def read_sentences(
+    task: TaskSpec,
+    file: Path,
+    labelled: bool = True,
+    suffix: str | None = None,
+    others: Sequence[list[str]] = (),
+) -> Rows:
     """All sentences of a file: `words`, a list of texts each, and `label`, the positions of their tags in the task's labels.
 
     In .jsonl, .json and .parquet each row has a list of words in the task's text column and a list of tags in the column
@@ -33,7 +39,8 @@ def read_sentences(task: TaskSpec, file: Path, labelled: bool = True, suffix: st
     line between sentences; lines that start with -DOCSTART- are skipped. There the word is the first column and the tag
     the last one, or `files.header` names the columns.
 
-    labelled: False reads only the words, as of a test set.  suffix: read the file as if its name ended so.
+    labelled: False reads only the words, as of a test set.  suffix: read the file as if its name ended so.  others:
+    names that the columns of lists may have instead, if the file lacks the task's.
 
     Raises InputError with file and line if a column is missing, or if sentences cannot be read: bytes that are not UTF-8,
     a word that is empty or no text, a word without a tag, a tag outside the task's labels, lists of two lengths. The
@@ -44,7 +51,7 @@ def read_sentences(task: TaskSpec, file: Path, labelled: bool = True, suffix: st
     columns = [words, *([task.files.label] if labelled else [])]
     ending = f".{(suffix or file.name).lower().removesuffix('.gz').rpartition('.')[2]}"
     if ending in LISTS:
-        records, place_of = read_records(file, columns, suffix=suffix), _place_in_list
+        records, place_of = read_records(file, columns, suffix=suffix, others=others), _place_in_list
     elif ending in COLUMNS:
         records, place_of = _read_columns(file, columns, task.files.header), _place_in_lines
     else:

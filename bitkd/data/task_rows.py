@@ -5,7 +5,7 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from datasets import Dataset
 from torchmetrics import Metric, MetricCollection
 
 from bitkd.data.files import Rows, check_single_label, collect_rows, content_hash, find_file, read_rows
+from bitkd.data.formats import Record
 from bitkd.data.hub import SAMPLED_ROWS, load_hub_dataset, tokenizer_state, without_progress_bars
 from bitkd.data.lines import Malformed
 from bitkd.data.metrics import build_metrics
@@ -269,19 +270,24 @@ class TaskRows:
     def _hub_rows(self, rows: Dataset, split: str, labelled: bool = True) -> Rows:
         hub, task = self.task.hub, self.task
         texts = hub.text or task.text
-        columns = [*texts, *([hub.label] if labelled else [])]
+        source, records = self.hub_records(rows, split, [*texts, *([hub.label] if labelled else [])])
+        names = getattr(rows.features[hub.label], "names", None) if labelled else None
+        read_label = (lambda value, place: hub_label(task, value, names, place)) if labelled else None
+        return collect_rows(records, texts, read_label, source, skip=task.files.skip_malformed and labelled)
+
+    def hub_records(self, rows: Dataset, split: str, columns: list[str]) -> tuple[str, Iterator[Record]]:
+        """What to call a split of a dataset on the hub in messages, and its rows, reduced to `columns`."""
         missing = [column for column in columns if column not in rows.column_names]
         if missing:
-            raise InputError(f"{hub.path} {split}: column {missing[0]} is missing; it has {rows.column_names}")
-        names = getattr(rows.features[hub.label], "names", None) if labelled else None
-        source = f"{hub.path} {split}"
+            raise InputError(
+                f"{self.task.hub.path} {split}: column {missing[0]} is missing; it has {rows.column_names}"
+            )
+        source = f"{self.task.hub.path} {split}"
         try:
             values = [rows[column][:] for column in columns]
         except UnicodeDecodeError as error:
             raise InputError(f"{source}: a text is not UTF-8 ({error}); use another dataset, or files") from error
-        records = ((f"{source}, row {number}", list(fields)) for number, fields in enumerate(zip(*values)))
-        read_label = (lambda value, place: _hub_label(task, value, names, place)) if labelled else None
-        return collect_rows(records, texts, read_label, source, skip=task.files.skip_malformed and labelled)
+        return source, ((f"{source}, row {number}", list(fields)) for number, fields in enumerate(zip(*values)))
 
     def _tokenize(self, rows: Rows, split: str) -> Dataset:
         # The name depends on everything that changes the tokens, so an existing file is right. `map` writes a temporary
@@ -316,7 +322,7 @@ def _of_rows(rows: Dataset, numbers: list[int]) -> Dataset:
     return rows.select(np.flatnonzero(np.isin(rows.with_format("numpy")["row"][:], numbers)))
 
 
-def _hub_label(task: TaskSpec, value: Any, names: list[str] | None, place: str) -> int | float:
+def hub_label(task: TaskSpec, value: Any, names: list[str] | None, place: str) -> int | float:
     """The label of a row on the hub. Classes are matched by name, which is `value` itself or `names[value]`.
 
     place: of the row, for messages.  Raises Malformed if the task has no such label.

@@ -5,10 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from bitkd.data.tokenized import UNLABELLED
 from bitkd.errors import InputError
-
-NO_LABEL = -100
-"""Label of a token that is not the first one of a word, or whose word belongs to another window."""
 
 NO_WORD = -1
 """Number of the word at such a token."""
@@ -78,7 +76,7 @@ def encode_words(
             windows["word"].append(marked)
             windows["length"].append(len(marked))
             if labels is not None:
-                windows["label"].append([NO_LABEL if word == NO_WORD else labels[row][word] for word in marked])
+                windows["label"].append([UNLABELLED if word == NO_WORD else labels[row][word] for word in marked])
     return windows
 
 

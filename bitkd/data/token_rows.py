@@ -1,0 +1,69 @@
+"""The rows of a task that gives each word a tag, as windows of tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from torchmetrics import Metric
+
+from bitkd.data.entity_metric import EntityScores
+from bitkd.data.files import Rows
+from bitkd.data.tagged_files import collect_sentences, read_sentences
+from bitkd.data.tags import TagScheme
+from bitkd.data.task_rows import TaskRows, hub_label
+from bitkd.data.tasks import HOLDOUT
+from bitkd.data.word_windows import check_words_tokenizer, encode_words
+
+
+@dataclass(eq=False)
+class TokenRows(TaskRows):
+    """Sentences of words with tags (`task.kind=token_classification`).
+
+    A sentence with more tokens than `max_length` becomes several windows that overlap; each is a row here, with the columns
+    of `TaskRows` and `row` (the number of the sentence), `label` and `word`: see `bitkd.data.word_windows.encode_words`.
+    Nothing is truncated.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.scheme = TagScheme(self.task.labels or [])
+        self.overlap = check_words_tokenizer(self.tokenizer, self.max_length, self.task.windows.overlap)
+
+    @property
+    def encoding_settings(self) -> list[Any]:
+        return [self.overlap]
+
+    def metrics_of(self, name: str) -> Metric:
+        if name == HOLDOUT:
+            labels = self._raw["train"]["label"]
+            return EntityScores(self.scheme, labels, self._held_out)
+        return EntityScores(self.scheme, self._raw[name]["label"])
+
+    @cached_property
+    def _held_out(self) -> list[int]:
+        return self._divide(self.groups(self._raw["train"]))[0]
+
+    def read_file(
+        self, file: Path, labelled: bool, suffix: str | None = None, others: Sequence[list[str]] = ()
+    ) -> Rows:
+        return read_sentences(self.task, file, labelled, suffix, others)
+
+    def read_hub(self, rows: Dataset, split: str, labelled: bool) -> Rows:
+        hub, task = self.task.hub, self.task
+        columns = [*(hub.text or task.text), *([hub.label] if labelled else [])]
+        source, records = self.hub_records(rows, split, columns)
+        names = getattr(getattr(rows.features[hub.label], "feature", None), "names", None) if labelled else None
+        read_tag = (lambda value, place: hub_label(task, value, names, place)) if labelled else None
+        return collect_sentences(records, read_tag, source, skip=task.files.skip_malformed and labelled)
+
+    def encode(self, rows: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
+        windows = encode_words(self.tokenizer, rows["words"], rows.get("label"), self.max_length, self.overlap)
+        windows["row"] = [numbers[row] for row in windows["row"]]
+        return {**windows, "truncated": [False] * len(windows["row"])}
+
+    def groups(self, rows: Rows) -> list[Any]:
+        """1 for a sentence that has entities, else 0."""
+        return [int(any(tag != self.scheme.outside for tag in tags)) for tags in rows["label"]]
