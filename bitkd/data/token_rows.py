@@ -1,17 +1,14 @@
 """The rows of a task that gives each word a tag, as windows of tokens."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from bitkd.data.entity_metric import EntityScores
 from bitkd.data.files import Rows
-from bitkd.data.tagged_files import collect_sentences, read_sentences
+from bitkd.data.token_files import collect_sentences
 from bitkd.data.tags import TagScheme
 from bitkd.data.task_rows import TaskRows, hub_label
 from bitkd.data.tasks import HOLDOUT
@@ -36,20 +33,16 @@ class TokenRows(TaskRows):
     def encoding_settings(self) -> list[Any]:
         return [self.overlap]
 
-    def metrics_of(self, name: str) -> Metric:
-        if name == HOLDOUT:
-            labels = self._raw["train"]["label"]
-            return EntityScores(self.scheme, labels, self._held_out)
-        return EntityScores(self.scheme, self._raw[name]["label"])
+    def metrics(self) -> dict[str, MetricCollection | Metric]:
+        return {name: self._metrics_of(name) for name in self.dev_names}
 
-    @cached_property
-    def _held_out(self) -> list[int]:
-        return self._divide(self.groups(self._raw["train"]))[0]
+    def metrics_on(self, rows: Rows) -> Metric:
+        return EntityScores(self.scheme, rows["label"])
 
-    def read_file(
-        self, file: Path, labelled: bool, suffix: str | None = None, others: Sequence[list[str]] = ()
-    ) -> Rows:
-        return read_sentences(self.task, file, labelled, suffix, others)
+    def _metrics_of(self, name: str) -> Metric:
+        rows = self.raw_rows(name)
+        held_out = self._divide(self.groups(rows))[0] if name == HOLDOUT else None
+        return EntityScores(self.scheme, rows["label"], held_out)
 
     def read_hub(self, rows: Dataset, split: str, labelled: bool) -> Rows:
         hub, task = self.task.hub, self.task

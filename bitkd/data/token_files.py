@@ -25,7 +25,7 @@ PlaceOf = Callable[[str, int], str]
 """(place of a sentence, number of a word) -> place of the word."""
 
 
-def read_sentences(
+def read_tokens(
     task: TaskSpec,
     file: Path,
     labelled: bool = True,
@@ -84,7 +84,7 @@ def collect_sentences(
     """Make rows from records whose fields are a list of words and, if `read_tag` is given, a list of their tags.
 
     source: name of the file or split, for messages.  skip: leave out malformed sentences instead of raising, see
-    `read_sentences`.
+    `read_tokens`.
     """
     sentences: list[list[str]] = []
     tags: list[list[int | float]] = []

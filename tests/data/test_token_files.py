@@ -4,7 +4,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from bitkd.data.tagged_files import read_sentences
+from bitkd.data.token_files import read_tokens
 from bitkd.data.tasks import FilesSpec, TaskSpec
 from bitkd.errors import InputError
 
@@ -27,7 +27,7 @@ def task_of(**files):
 
 def read(folder, name, content, labelled=True, **files):
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_sentences(task_of(**files), folder / name, labelled)
+    return read_tokens(task_of(**files), folder / name, labelled)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_row_holds_lists(labels_as, suffix, tmp_path):
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
     else:
         file.write_text(json.dumps(rows) if suffix == "json" else "\n".join(map(json.dumps, rows)))
-    assert read_sentences(task_of(labels_as=labels_as), file) == ANNA
+    assert read_tokens(task_of(labels_as=labels_as), file) == ANNA
 
 
 @pytest.mark.parametrize(
