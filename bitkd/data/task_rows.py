@@ -5,15 +5,17 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+import torch
 from datasets import Dataset
+from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from bitkd.data.files import Rows, check_single_label, collect_rows, content_hash, find_file
@@ -40,6 +42,15 @@ class _Tokenized:
     dev: dict[str, Dataset]
     truncated: dict[str, int]
     content_hash: str
+
+
+class Submission(NamedTuple):
+    """Predictions of a test set."""
+
+    text: str
+    """Content of their file."""
+
+    rows: int
 
 
 @dataclass(eq=False)
@@ -168,6 +179,22 @@ class TaskRows:
         if count := sum(found["truncated"][:]):
             log.warning("rows longer than data.max_length=%d tokens are truncated: %d", self.max_length, count)
         return found.remove_columns("truncated")
+
+    def submission(self, name: str, answers: Iterable[tuple[Tensor, Tensor]]) -> Submission:
+        """The predictions for a test set, in the form that labels have in the task's files.
+
+        name: of the set.  answers: numbers of tokenized rows and the model's logits for them, batch by batch.
+        """
+        index, logits = (torch.cat(column) for column in zip(*answers))
+        logits = logits[index.argsort()]
+        labels = self.task.labels
+        if labels is None:
+            found = [f"{score:.3f}" for score in logits[:, 0].tolist()]
+        else:
+            places = logits.argmax(dim=1).tolist()
+            found = [labels[place] if self.task.files.labels_as == "names" else str(place) for place in places]
+        lines = ["index\tprediction", *(f"{number}\t{prediction}" for number, prediction in enumerate(found))]
+        return Submission("\n".join(lines) + "\n", len(found))
 
     def read_hub(self, rows: Dataset, split: str, labelled: bool) -> Rows:
         """The rows of a split of a dataset on the hub.  labelled: whether they have labels."""

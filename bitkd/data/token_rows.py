@@ -1,17 +1,19 @@
 """The rows of a task that gives each word a tag, as windows of tokens."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
+from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from bitkd.data.entity_metric import EntityScores
 from bitkd.data.files import Rows
-from bitkd.data.token_files import collect_sentences
 from bitkd.data.tags import TagScheme
-from bitkd.data.task_rows import TaskRows, hub_label
+from bitkd.data.task_rows import Submission, TaskRows, hub_label
 from bitkd.data.tasks import HOLDOUT
+from bitkd.data.token_files import collect_sentences
 from bitkd.data.word_windows import check_words_tokenizer, encode_words
 
 
@@ -56,6 +58,26 @@ class TokenRows(TaskRows):
         windows = encode_words(self.tokenizer, rows["words"], rows.get("label"), self.max_length, self.overlap)
         windows["row"] = [numbers[row] for row in windows["row"]]
         return {**windows, "truncated": [False] * len(windows["row"])}
+
+    def submission(self, name: str, answers: Iterable[tuple[Tensor, Tensor]]) -> Submission:
+        """A line for each word: the word, a tab and its tag; a blank line after each sentence."""
+        sentences = self._read(name)["words"]
+        windows = self.test_rows(name)
+        tags = [[self.scheme.outside] * len(words) for words in sentences]
+        left = self.tokenizer.padding_side == "left"
+        for index, logits in answers:
+            for number, best in zip(index.tolist(), logits.argmax(-1).tolist()):
+                window = windows[number]
+                first = len(best) - len(window["word"]) if left else 0
+                for word, tag in zip(window["word"], best[first:]):
+                    if word >= 0:
+                        tags[window["row"]][word] = tag
+        names = self.task.labels or []
+        lines = []
+        for words, found in zip(sentences, tags):
+            # A word of a list may hold a tab or the end of a line.
+            lines += [f"{' '.join(word.split())}\t{names[tag]}" for word, tag in zip(words, found)] + [""]
+        return Submission("\n".join(lines) + "\n", len(sentences))
 
     def groups(self, rows: Rows) -> list[Any]:
         """1 for a sentence that has entities, else 0."""

@@ -4,8 +4,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from bitkd.data.token_files import read_tokens
 from bitkd.data.tasks import FilesSpec, TaskSpec
+from bitkd.data.token_files import read_tokens
 from bitkd.errors import InputError
 
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
