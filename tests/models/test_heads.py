@@ -49,7 +49,9 @@ def answer(model):
 
 
 def test_a_student_of_each_kind_is_saved_loaded_and_packed(made, tmp_path):
-    student = trained(prepare(build_student(made, ShapeSpec(layers=[0, 2])), QuantSpec(weight_bits=1, activation_bits=8))).eval()
+    student = trained(
+        prepare(build_student(made, ShapeSpec(layers=[0, 2])), QuantSpec(weight_bits=1, activation_bits=8))
+    ).eval()
     assert type(student) is type(made)
     save_student(student, tmp_path / "saved")
     head = head_of(made)
