@@ -2,8 +2,8 @@ import datasets
 import pytest
 
 from bitkd.data import task_rows
-from bitkd.data.token_rows import TokenRows
 from bitkd.data.tasks import FilesSpec, HubSpec, TaskSpec, WindowsSpec
+from bitkd.data.token_rows import TokenRows
 from bitkd.errors import InputError
 
 TAGS = ["O", "B-PER", "I-PER"]
