@@ -22,6 +22,7 @@ from bitkd.models.prepare import check_recorded
 from bitkd.models.student import build_blank
 from bitkd.pretrained.files import check_checkpoint_files
 from bitkd.pretrained.load import check_finite, load_pretrained, read_model_config
+from bitkd.pretrained.tokenizer import save_tokenizer
 from bitkd.store.artifacts import WEIGHTS_FILE, find_foreign
 
 
@@ -51,7 +52,7 @@ def save_student(model: PreTrainedModel, folder: Path | str, tokenizer: PreTrain
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     follow_umask(folder / WEIGHTS_FILE)
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
 
 
 def load_student(path: Path | str) -> PreTrainedModel:
