@@ -109,13 +109,13 @@ def new_classifier(folder: Path | str, labels: list[str] | None, head: Head = CL
         return load_encoder(folder)
     _refuse_packed_folder(folder)
     names = labels or ["score"]
-    settings: dict[str, Any] = {"num_labels": 2}  # of an answer, the first and the last token
-    if head.has_classes:
-        settings = {
-            "num_labels": len(names),
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: i for i, name in enumerate(names)},
-        }
+    if not head.has_classes:
+        names = ["LABEL_0", "LABEL_1"]  # as transformers names them: the first and the last token of an answer
+    settings: dict[str, Any] = {
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
     if head is CLASSES:
         settings["problem_type"] = "regression" if labels is None else "single_label_classification"
     model, random, cause = load_pretrained(head.auto_class, folder, attn_implementation=ATTENTION, **settings)
