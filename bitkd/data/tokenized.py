@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +11,9 @@ from datasets import Dataset
 from torch import Tensor
 
 from bitkd.data.batches import MULTIPLE
+
+SECOND = "_b"
+"""End of the names of the second text's columns, where both texts of a row are tokenized by themselves."""
 
 
 def encode_texts(tokenizer: Any, texts: list[list[str]], max_length: int) -> dict[str, list[Any]]:
@@ -25,6 +28,18 @@ def encode_texts(tokenizer: Any, texts: list[list[str]], max_length: int) -> dic
         for name in encoded:
             encoded[name][row] = shorter[name]
     return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]], "truncated": truncated}
+
+
+def encode_apart(tokenizer: Any, texts: list[list[str]], max_length: int) -> dict[str, list[Any]]:
+    """Tokens of two columns of texts, each text by itself, at most `max_length` tokens of each.
+
+    The tokenizer's columns of the second text end in `_b`. `length` is that of the longer text; `truncated` says whether one
+    of them was longer than `max_length`.
+    """
+    first, second = (encode_texts(tokenizer, [column], max_length) for column in texts)
+    length, truncated = (list(zip(first.pop(name), second.pop(name))) for name in ("length", "truncated"))
+    columns = first | {f"{name}{SECOND}": rows for name, rows in second.items()}
+    return columns | {"length": [max(pair) for pair in length], "truncated": [any(pair) for pair in truncated]}
 
 
 def lengths_of(rows: Dataset) -> np.ndarray:
@@ -97,8 +112,12 @@ class Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
     stay: nothing is copied but the batch.
     """
 
+    texts: ClassVar[tuple[str, ...]] = ("",)
+    """What the names of the columns end in, for each text of a row that the model reads by itself."""
+
     def __init__(self, rows: Dataset, padding: Padding) -> None:
-        wanted = [name for name in (*padding.names, "label", "index") if name in rows.column_names]
+        names = [f"{name}{end}" for end in self.texts for name in padding.names]
+        wanted = [name for name in (*names, "label", "index") if name in rows.column_names]
         self.rows = rows.select_columns(wanted).with_format("arrow")
         self.padding = padding
 
@@ -108,14 +127,28 @@ class Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
     def __getitem__(self, numbers: Sequence[int]) -> dict[str, Tensor]:
         table = self.rows[numbers].combine_chunks()
         columns = {name: column.chunk(0) for name, column in zip(table.column_names, table.columns)}
-        lengths = np.diff(columns["input_ids"].offsets.to_numpy())
-        inputs = [name for name in self.padding.names if name in columns]
-        batch = self.padding.pad(lengths, {name: columns[name].flatten().to_numpy() for name in inputs})
+        lengths = np.concatenate([np.diff(columns[f"input_ids{end}"].offsets.to_numpy()) for end in self.texts])
+        inputs = {
+            name: np.concatenate([columns[f"{name}{end}"].flatten().to_numpy() for end in self.texts])
+            for name in self.padding.names
+            if name in columns
+        }
+        batch = self.padding.pad(lengths, inputs)
         if "label" in columns:
             labels = _tensor(columns["label"])
             batch["labels"] = labels.float() if labels.is_floating_point() else labels.long()
         batch["index"] = _tensor(columns["index"]).long()
         return batch
+
+
+class PairBatches(Batches):
+    """Rows of two texts that were tokenized by themselves (`encode_apart`), of which an item is a whole batch.
+
+    The inputs of the model are (2 · pairs, length): first all first texts, then all second texts, in the same order. labels
+    and index are (pairs,).
+    """
+
+    texts = ("", SECOND)
 
 
 def _tensor(numbers: pa.Array) -> Tensor:
