@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset, concatenate_datasets
 
 from bitkd.data.loader import Loader
-from bitkd.data.tokenized import Batches, Padding, PairBatches, collate, encode_apart
+from bitkd.data.tokenized import Batches, Padding, collate, encode_apart
 
 INPUTS = ["input_ids", "token_type_ids", "attention_mask"]
 
@@ -81,7 +81,7 @@ def test_a_batch_of_pairs_holds_the_first_texts_then_the_second(tiny_tokenizer):
     assert rows["truncated"] == [max(pair) > 5 for pair in zip(*lengths)]
     pairs = Dataset.from_dict(rows | {"label": [0.5, 1.0, 5.0], "index": [0, 1, 2]})
     expected = padded(tiny_tokenizer, [*(alone[0][i] for i in (2, 0)), *(alone[1][i] for i in (2, 0))])
-    batch = PairBatches(pairs, Padding.of(tiny_tokenizer))[[2, 0]]
+    batch = Batches(pairs, Padding.of(tiny_tokenizer))[[2, 0]]
     assert_same(batch, expected | {"labels": torch.tensor([5.0, 0.5]), "index": torch.tensor([2, 0])})
 
 
