@@ -25,13 +25,12 @@ def pair_cosines(embeddings: Tensor) -> Tensor:
     return F.cosine_similarity(first, second, dim=-1)
 
 
-def similarity_mse(embeddings: Tensor, labels: Tensor, lowest: float, highest: float) -> Tensor:
+def similarity_mse(embeddings: Tensor, labels: Tensor) -> Tensor:
     """Mean squared error between the pairs' cosines and their labels, as Sentence-BERT is trained on STS.
 
-    embeddings: (2 · pairs, width).  labels: (pairs,), of which `lowest` stands for a cosine of 0 and `highest` for 1.
+    embeddings: (2 · pairs, width).  labels: (pairs,), the cosines that the pairs should have.
     """
-    target = (labels.float() - lowest) / (highest - lowest)
-    return F.mse_loss(pair_cosines(embeddings), target)
+    return F.mse_loss(pair_cosines(embeddings), labels.float())
 
 
 def embedding_loss(student: Tensor, teacher: Tensor) -> Tensor:

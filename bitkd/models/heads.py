@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from bitkd.data.tokenized import UNLABELLED
+from bitkd.distill.similarity import mean_pooling, pair_cosines, similarity_mse
 from bitkd.errors import InputError
 
 
@@ -119,10 +120,24 @@ class TokenHead(Head):
 
 @dataclass(frozen=True)
 class Embedding(Head):
-    """No head: a bare encoder, whose answer is the cosine of two texts' embeddings. Logits are embeddings (rows, hidden)."""
+    """No head: a bare encoder, whose answer is the cosine of two texts' embeddings. Logits are embeddings (texts, hidden), of
+    all first texts, then of all second texts.
+    """
 
     def is_number(self, config: PretrainedConfig) -> bool:
         return True
+
+    def logits(self, output: Any, batch: dict[str, Tensor]) -> Tensor:
+        return mean_pooling(output.last_hidden_state, batch["attention_mask"])
+
+    def label_loss(self, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        return similarity_mse(logits, batch["labels"])
+
+    def answers(self, logits: Tensor, batch: dict[str, Tensor]) -> tuple[Any, ...]:
+        return pair_cosines(logits), batch["labels"]
+
+    def kept(self, logits: Tensor) -> Tensor | None:
+        return pair_cosines(logits).unsqueeze(1)
 
 
 CLASSES = ClassHead("text_classification", "AutoModelForSequenceClassification", "ForSequenceClassification")
