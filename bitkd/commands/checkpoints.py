@@ -85,7 +85,7 @@ def open_checkpoint(name: str, settings: list[str], labels: str | None, needs_ta
         check_metrics(config.task)
     names = [text.strip() for text in labels.split(",")] if labels else None
     own = read_config_data(folder).get("id2label")
-    if own and config.task.text:
+    if own and config.task.text and config.task.of_kind.labels is not False:
         label_order(list(own.values()), config.task.labels, names)
     fixed = trained_for is not None or any(text.startswith("data.max_length=") for text in settings)
     in_files = not own_task and trained_for is not None and trained_for.source == "files"
@@ -117,9 +117,11 @@ def check_source(checkpoint: Checkpoint) -> None:
 
 
 def check_texts(checkpoint: Checkpoint, pairs: bool) -> None:
-    """Raise InputError if an artifact's task reads another number of texts. A plain checkpoint does not record it."""
+    """Raise InputError if an artifact's task reads another number of texts. A plain checkpoint does not record it. A model for
+    sentence similarity reads two, or one to give its embedding.
+    """
     record = checkpoint.record
-    if record is not None and record.texts == 2 and not pairs:
+    if record is not None and record.texts == 2 and not pairs and not checkpoint.config.task.of_kind.cosines:
         raise InputError(f"the checkpoint's task {record.task} reads two texts; give --text-pair too")
     if record is not None and record.texts == 1 and pairs:
         raise InputError(f"the checkpoint's task {record.task} reads one text; leave --text-pair out")

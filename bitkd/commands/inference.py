@@ -22,9 +22,11 @@ from bitkd.data.batches import MULTIPLE, LoaderSpec
 from bitkd.data.files import Rows
 from bitkd.data.hub import load_tokenizer
 from bitkd.data.metrics import build_metrics, primary_score
-from bitkd.data.tokenized import encode_texts
+from bitkd.data.tokenized import SECOND, encode_apart, encode_texts
+from bitkd.distill.similarity import pair_cosines
 from bitkd.errors import InputError
 from bitkd.models.artifact import label_names, load_classifier, permute_labels
+from bitkd.models.heads import BARE, CLASSES, HEADS, head_of
 from bitkd.models.labels import label_order
 from bitkd.models.onnx import load_onnx
 from bitkd.quant.layout import input_limits
@@ -42,8 +44,10 @@ class Predictor:
     def __init__(
         self, model: PreTrainedModel, tokenizer: Any, max_length: int, batch_size: int, fabric: Fabric
     ) -> None:
-        self.labels = names if len(names := label_names(model.config)) > 1 else None
-        """The label names in the order of the outputs; None for a regression."""
+        self._head = head_of(model)
+        names = label_names(model.config) if self._head.has_classes else []
+        self.labels = names if len(names) > 1 else None
+        """The label names in the order of the outputs; None for a regression or a similarity."""
 
         self.max_length = max_length
         """Tokens of a row at most; longer ones are truncated."""
@@ -57,7 +61,8 @@ class Predictor:
         self._model = fabric.setup_module(model)
 
     def predict(self, rows: Iterable[str | Sequence[str]]) -> Iterator[dict[str, Any]]:
-        """For each row, in order: {"label": …, "scores": {label: probability}}, or {"score": …} of a regression.
+        """For each row, in order: {"label": …, "scores": {label: probability}}, or {"score": …} of a regression. A model for
+        sentence similarity gives the cosine of a pair as {"score": …}, and of one text {"embedding": [numbers]}.
 
         rows: texts, or pairs of texts. They are read and predicted batch by batch, so they may be more than fit into
         memory.
@@ -69,12 +74,19 @@ class Predictor:
     def predict_batch(self, rows: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
         """The predictions of rows of one or two texts, as one batch."""
         texts = [list(column) for column in zip(*rows, strict=True)]
-        encoded = encode_texts(self._tokenizer, texts, self.max_length)
+        apart = self._head is BARE and len(texts) > 1
+        encoded = (encode_apart if apart else encode_texts)(self._tokenizer, texts, self.max_length)
         self.truncated += sum(encoded["truncated"])
-        inputs = {name: encoded[name] for name in self._tokenizer.model_input_names if name in encoded}
+        ends = ("", SECOND) if apart else ("",)
+        names = [name for name in self._tokenizer.model_input_names if name in encoded]
+        inputs = {name: [row for end in ends for row in encoded[f"{name}{end}"]] for name in names}
         batch = self._fabric.to_device(dict(self._tokenizer.pad(inputs, return_tensors="pt")))
         with torch.inference_mode():
-            logits = self._model(**batch).logits.float().cpu()
+            logits = self._head.logits(self._model(**batch), batch).float().cpu()
+        if self._head is BARE:
+            if not apart:
+                return [{"embedding": embedding} for embedding in logits.tolist()]
+            return [{"score": cosine} for cosine in pair_cosines(logits).tolist()]
         if self.labels is None:
             return [{"score": score} for score in logits[:, 0].tolist()]
         return [_as_prediction(dict(zip(self.labels, row))) for row in logits.softmax(dim=1).tolist()]
@@ -152,10 +164,11 @@ class DevSets:
     def measure(self, model: PreTrainedModel) -> Measured:
         """Metrics and logits of a model, which is left unchanged. Its outputs are brought into the task's order of labels."""
         task, names = self._config.task, self._checkpoint.labels
-        order = label_order(label_names(model.config), task.labels, names)
-        if order != list(range(len(order))):
-            model = copy.deepcopy(model)
-            permute_labels(model, task.labels, names)
+        if head_of(model).has_classes:
+            order = label_order(label_names(model.config), task.labels, names)
+            if order != list(range(len(order))):
+                model = copy.deepcopy(model)
+                permute_labels(model, task.labels, names)
         metrics = {name: build_metrics(task) for name in self._names}
         predictions = Predictions(self._names)
         trainer = _plain_trainer(self._config, predictions)
@@ -203,7 +216,12 @@ def predict_set(checkpoint: Checkpoint, name: str) -> list[str]:
     loader = sources.task_module(_loader(config)).loader_of(sources.task_rows.test_rows(name))
     batches: Any = _plain_trainer(config).predict(StudentModule(model), dataloaders=loader)
     order = torch.cat([index for index, _ in batches]).argsort()
-    logits = torch.cat([logits for _, logits in batches])[order]
+    logits = torch.cat([logits if (kept := HEADS[task.kind].kept(logits)) is None else kept for _, logits in batches])[
+        order
+    ]
+    if task.of_kind.cosines:  # in the range of the task's labels
+        low, high = task.similarity.lowest, task.similarity.highest
+        logits = low + logits.clamp(0, 1) * (high - low)
     if task.labels is None:
         return [f"{score:.3f}" for score in logits[:, 0].tolist()]
     places = logits.argmax(dim=1).tolist()
@@ -223,7 +241,7 @@ def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
         classifier: Any = load_onnx(checkpoint.folder)
         model: PreTrainedModel = classifier
         return model
-    return load_classifier(checkpoint.folder)
+    return load_classifier(checkpoint.folder, HEADS[checkpoint.task.kind] if checkpoint.task else CLASSES)
 
 
 def _settings(checkpoint: Checkpoint, model: PreTrainedModel) -> Config:

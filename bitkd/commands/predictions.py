@@ -3,13 +3,13 @@
 import csv
 import json
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 from bitkd.errors import InputError
 
 Prediction = dict[str, Any]
 """`index` of the row from 0, `text` and, of a pair, `text_pair`; then `label` and `scores`, the probability of every
-label, or only `score`, of a regression."""
+label, or only `score`, of a regression or of the similarity of a pair; or `embedding`, of one text."""
 
 
 class Form:
@@ -18,6 +18,9 @@ class Form:
     def __init__(self, stream: TextIO, labels: list[str] | None) -> None:
         self.stream = stream
         self.labels = labels
+
+    holds_embeddings: ClassVar[bool] = False
+    """Whether a prediction may be a list of numbers."""
 
     @classmethod
     def check(cls, labels: list[str] | None) -> None:
@@ -79,12 +82,16 @@ class Tsv(Csv):
 class JsonLines(Form):
     """A JSON object for each row."""
 
+    holds_embeddings = True
+
     def write(self, prediction: Prediction) -> None:
         self.stream.write(json.dumps(prediction, ensure_ascii=False) + "\n")
 
 
 class JsonDocument(Form):
     """One JSON object: {"predictions": [...]}."""
+
+    holds_embeddings = True
 
     def begin(self) -> None:
         self.stream.write('{"predictions": [')

@@ -33,7 +33,8 @@ Batch = dict[str, Tensor]
 
 def logits_term(module: "DistillationModule", student: Any, teacher: Any, batch: Batch) -> Tensor:
     """The student's answer against the teacher's: of classes the soft cross entropy, of a regression the squared error; of
-    answers the soft cross entropies over the tokens that they may begin and end at; of tokens that of each token; of similarity what `embedding_loss` says.
+    answers the soft cross entropies over the tokens that they may begin and end at; of tokens that of each token; of
+    embeddings their cosine (`embedding_loss`).
     """
     return _LOGITS[module.head.name](module.loss, module.head, student, teacher, batch)
 
