@@ -3,10 +3,8 @@
 import copy
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +15,21 @@ from transformers import PreTrainedModel
 
 from bitkd.callbacks.predictions import Predictions
 from bitkd.commands.checkpoints import Checkpoint, open_checkpoint
+from bitkd.commands.entity_predictor import EntityPredictor
+from bitkd.commands.predictor import Predictor
+from bitkd.commands.similarity_predictor import SimilarityPredictor
 from bitkd.config.schema import Config
 from bitkd.data.batches import MULTIPLE, LoaderSpec
 from bitkd.data.files import Rows
 from bitkd.data.hub import load_tokenizer
-from bitkd.data.metrics import build_metrics, primary_score
-from bitkd.data.tokenized import SECOND, encode_apart, encode_texts
-from bitkd.distill.similarity import pair_cosines
+from bitkd.data.metrics import primary_score
+from bitkd.data.task_rows import Submission
 from bitkd.errors import InputError
 from bitkd.models.artifact import label_names, load_classifier, permute_labels
-from bitkd.models.heads import BARE, CLASSES, HEADS, head_of
+from bitkd.models.heads import HEADS, head_in, head_of
 from bitkd.models.labels import label_order
 from bitkd.models.onnx import load_onnx
+from bitkd.pretrained.load import read_model_config
 from bitkd.quant.layout import input_limits
 from bitkd.sources.cache import open_cache
 from bitkd.sources.sources import Sources, open_sources
@@ -38,62 +39,12 @@ from bitkd.stages.spec import SCORE
 log = logging.getLogger(__name__)
 
 
-class Predictor:
-    """Predicts labels and probabilities of texts, with a classifier that is loaded once; see `load_predictor`."""
-
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: Any, max_length: int, batch_size: int, fabric: Fabric
-    ) -> None:
-        self._head = head_of(model)
-        names = label_names(model.config) if self._head.has_classes else []
-        self.labels = names if len(names) > 1 else None
-        """The label names in the order of the outputs; None for a regression or a similarity."""
-
-        self.max_length = max_length
-        """Tokens of a row at most; longer ones are truncated."""
-
-        self.batch_size = batch_size
-        self.truncated = 0
-        """Rows that were truncated so far."""
-
-        self._tokenizer = tokenizer
-        self._fabric = fabric
-        self._model = fabric.setup_module(model)
-
-    def predict(self, rows: Iterable[str | Sequence[str]]) -> Iterator[dict[str, Any]]:
-        """For each row, in order: {"label": …, "scores": {label: probability}}, or {"score": …} of a regression. A model for
-        sentence similarity gives the cosine of a pair as {"score": …}, and of one text {"embedding": [numbers]}.
-
-        rows: texts, or pairs of texts. They are read and predicted batch by batch, so they may be more than fit into
-        memory.
-        """
-        given = iter(rows)
-        while batch := list(islice(given, self.batch_size)):
-            yield from self.predict_batch([[row] if isinstance(row, str) else row for row in batch])
-
-    def predict_batch(self, rows: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-        """The predictions of rows of one or two texts, as one batch."""
-        texts = [list(column) for column in zip(*rows, strict=True)]
-        apart = self._head is BARE and len(texts) > 1
-        encoded = (encode_apart if apart else encode_texts)(self._tokenizer, texts, self.max_length)
-        self.truncated += sum(encoded["truncated"])
-        ends = ("", SECOND) if apart else ("",)
-        names = [name for name in self._tokenizer.model_input_names if name in encoded]
-        inputs = {name: [row for end in ends for row in encoded[f"{name}{end}"]] for name in names}
-        batch = self._fabric.to_device(dict(self._tokenizer.pad(inputs, return_tensors="pt")))
-        with torch.inference_mode():
-            logits = self._head.logits(self._model(**batch), batch).float().cpu()
-        if self._head is BARE:
-            if not apart:
-                return [{"embedding": embedding} for embedding in logits.tolist()]
-            return [{"score": cosine} for cosine in pair_cosines(logits).tolist()]
-        if self.labels is None:
-            return [{"score": score} for score in logits[:, 0].tolist()]
-        return [_as_prediction(dict(zip(self.labels, row))) for row in logits.softmax(dim=1).tolist()]
-
-
-def _as_prediction(scores: dict[str, float]) -> dict[str, Any]:
-    return {"label": max(scores, key=scores.__getitem__), "scores": scores}
+PREDICTORS: dict[str, type[Predictor]] = {
+    "text_classification": Predictor,
+    "token_classification": EntityPredictor,
+    "sentence_similarity": SimilarityPredictor,
+}
+"""Kind of task -> what predicts texts for it."""
 
 
 def load_predictor(folder: Path | str, *settings: str) -> Predictor:
@@ -118,10 +69,11 @@ def open_predictor(checkpoint: Checkpoint) -> Predictor:
     task_labels = checkpoint.task.labels if checkpoint.task else checkpoint.labels
     if checkpoint.task or checkpoint.labels:
         permute_labels(model, task_labels, checkpoint.labels)
+    predictor = PREDICTORS[head_of(model).name]
     tokenizer = load_tokenizer(checkpoint.folder)
     length = _max_length(checkpoint, model, tokenizer)
     fabric = Fabric(accelerator=config.trainer.accelerator, devices=1, precision=config.trainer.precision)
-    return Predictor(model, tokenizer, length, config.data.eval_batch_size, fabric)
+    return predictor(model, tokenizer, length, config.data.eval_batch_size, fabric, checkpoint.task)
 
 
 @dataclass(frozen=True)
@@ -135,7 +87,7 @@ class Measured:
     """The task's primary metric, larger is better."""
 
     logits: dict[str, torch.Tensor]
-    """(rows, outputs) in FP32, in the rows' order."""
+    """(rows, outputs) in FP32, in the rows' order; none if an answer is no class and no number."""
 
 
 class DevSets:
@@ -153,8 +105,10 @@ class DevSets:
         data = sources.task_module(_loader(self._config))
         self._names = data.dev_names if rows is None else ["rows"]
         self._source: dict[str, Any] = {"datamodule": data}
+        self._metrics = sources.task_rows.metrics
         if rows is not None:
             self._source = {"dataloaders": data.loader_of(sources.task_rows.tokenize(rows, "rows"))}
+            self._metrics = lambda: {"rows": sources.task_rows.metrics_on(rows)}
 
     @property
     def max_length(self) -> int:
@@ -169,9 +123,9 @@ class DevSets:
             if order != list(range(len(order))):
                 model = copy.deepcopy(model)
                 permute_labels(model, task.labels, names)
-        metrics = {name: build_metrics(task) for name in self._names}
         predictions = Predictions(self._names)
         trainer = _plain_trainer(self._config, predictions)
+        metrics = self._metrics()
         module = StudentModule(model, metrics=metrics, score=partial(primary_score, task))
         trainer.validate(module, **self._source, verbose=False)
         found: dict[str, dict[str, float]] = {name: {} for name in metrics}
@@ -182,7 +136,7 @@ class DevSets:
         return Measured(
             {dev: {name: _finite(value) for name, value in values.items()} for dev, values in found.items()},
             {dev: primary_score(task, values) for dev, values in found.items()},
-            {dev: sets["logits"] for dev, sets in predictions.sets.items()},
+            {} if module.row_scores else {dev: sets["logits"] for dev, sets in predictions.sets.items()},
         )
 
 
@@ -209,23 +163,13 @@ def evaluate(checkpoint: Checkpoint, rows: Rows | None = None) -> dict[str, floa
     return {f"{dev}/{name}": value for dev, found in values.items() for name, value in found.items()}
 
 
-def predict_set(checkpoint: Checkpoint, name: str) -> list[str]:
-    """The prediction for each row of a test set, in order, in the form that labels have in the task's files."""
+def predict_set(checkpoint: Checkpoint, name: str) -> Submission:
+    """The predictions for a test set, in the form of the task's kind."""
     model, config = _load(checkpoint)
-    task, sources = config.task, _open_sources(config)
+    sources = _open_sources(config)
     loader = sources.task_module(_loader(config)).loader_of(sources.task_rows.test_rows(name))
     batches: Any = _plain_trainer(config).predict(StudentModule(model), dataloaders=loader)
-    order = torch.cat([index for index, _ in batches]).argsort()
-    logits = torch.cat([logits if (kept := HEADS[task.kind].kept(logits)) is None else kept for _, logits in batches])[
-        order
-    ]
-    if task.of_kind.cosines:  # in the range of the task's labels
-        low, high = task.similarity.lowest, task.similarity.highest
-        logits = low + logits.clamp(0, 1) * (high - low)
-    if task.labels is None:
-        return [f"{score:.3f}" for score in logits[:, 0].tolist()]
-    places = logits.argmax(dim=1).tolist()
-    return [task.labels[i] if task.files.labels_as == "names" else str(i) for i in places]
+    return sources.task_rows.submission(name, batches)
 
 
 def _load(checkpoint: Checkpoint) -> tuple[PreTrainedModel, Config]:
@@ -241,7 +185,10 @@ def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
         classifier: Any = load_onnx(checkpoint.folder)
         model: PreTrainedModel = classifier
         return model
-    return load_classifier(checkpoint.folder, HEADS[checkpoint.task.kind] if checkpoint.task else CLASSES)
+    task = checkpoint.task
+    return load_classifier(
+        checkpoint.folder, HEADS[task.kind] if task else head_in(read_model_config(checkpoint.folder))
+    )
 
 
 def _settings(checkpoint: Checkpoint, model: PreTrainedModel) -> Config:

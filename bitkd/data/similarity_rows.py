@@ -1,9 +1,13 @@
 """The rows of sentence similarity: pairs of texts that an encoder reads one by one."""
 
+from collections.abc import Iterable
 from typing import Any
 
-from bitkd.data.task_rows import TaskRows
+from torch import Tensor
+
+from bitkd.data.task_rows import Submission, TaskRows
 from bitkd.data.tokenized import encode_apart
+from bitkd.distill.similarity import pair_cosines
 
 
 class SimilarityRows(TaskRows):
@@ -17,5 +21,11 @@ class SimilarityRows(TaskRows):
         return {**encoded, **({"label": rows["label"]} if "label" in rows else {}), "index": numbers}
 
     def groups(self, rows: dict[str, list[Any]]) -> list[float]:
-        """Five groups by the label."""
+        """The label from 0 to 5."""
         return [5 * label for label in rows["label"]]
+
+    def submission(self, name: str, answers: Iterable[tuple[Tensor, Tensor]]) -> Submission:
+        """The cosines, in the range of the task's labels."""
+        low, high = self.task.similarity.lowest, self.task.similarity.highest
+        found = [(index, low + (high - low) * pair_cosines(texts).clamp(0, 1).unsqueeze(1)) for index, texts in answers]
+        return super().submission(name, found)

@@ -43,6 +43,10 @@ class KindOfTask:
     rows: str
     """`package.module:Class` of its rows (a subclass of bitkd.data.task_rows.TaskRows), imported when rows are read."""
 
+    reader: str
+    """`package.module:function` that reads its files: `bitkd.data.files:read_rows`, or one that takes and raises the same. It
+    imports no torch."""
+
     texts: tuple[int, ...]
     """How many columns of text `task.text` may name."""
 
@@ -64,12 +68,19 @@ class KindOfTask:
     can_keep_logits: bool = False
     """Whether the teacher's logits of a row are a few numbers, so that they may be kept for all training rows."""
 
+    pools: bool = False
+    """Whether its head reads the encoder's pooler, if it has one."""
+
     texts_per_row: int = 1
     """Rows of a batch's input_ids for each row of the task: 2 where the encoder reads the two texts one by one."""
 
     @property
     def rows_class(self) -> Any:
         return resolve_name(self.rows)
+
+    @property
+    def read(self) -> Any:
+        return resolve_name(self.reader)
 
 
 KINDS_OF_TASKS: dict[str, KindOfTask] = {
@@ -78,15 +89,18 @@ KINDS_OF_TASKS: dict[str, KindOfTask] = {
         KindOfTask(
             "text_classification",
             "bitkd.data.task_rows:TaskRows",
+            "bitkd.data.files:read_rows",
             texts=(1, 2),
             metrics=(*GLUE_OF_LABELS, *OF_LABELS, *GLUE_OF_NUMBERS, *OF_NUMBERS),
             labels=None,
             numbers=True,
             can_keep_logits=True,
+            pools=True,
         ),
         KindOfTask(
             "question_answering",
             "bitkd.data.answer_rows:AnswerRows",
+            "bitkd.data.answer_files:read_answers",
             texts=(2,),
             metrics=OF_ANSWERS,
             labels=False,
@@ -95,6 +109,7 @@ KINDS_OF_TASKS: dict[str, KindOfTask] = {
         KindOfTask(
             "token_classification",
             "bitkd.data.token_rows:TokenRows",
+            "bitkd.data.token_files:read_tokens",
             texts=(1,),
             metrics=OF_ENTITIES,
             labels=True,
@@ -103,6 +118,7 @@ KINDS_OF_TASKS: dict[str, KindOfTask] = {
         KindOfTask(
             "sentence_similarity",
             "bitkd.data.similarity_rows:SimilarityRows",
+            "bitkd.data.files:read_rows",
             texts=(2,),
             metrics=(*GLUE_OF_NUMBERS, *OF_NUMBERS),
             labels=False,

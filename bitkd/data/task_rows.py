@@ -5,18 +5,21 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+import torch
 from datasets import Dataset
+from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from bitkd.data.files import Rows, check_single_label, collect_rows, content_hash, find_file, number_label, read_rows
+from bitkd.data.files import Rows, check_single_label, collect_rows, content_hash, find_file, number_label
+from bitkd.data.formats import Record
 from bitkd.data.hub import SAMPLED_ROWS, load_hub_dataset, tokenizer_state, without_progress_bars
 from bitkd.data.lines import Malformed
 from bitkd.data.metrics import build_metrics
@@ -41,6 +44,15 @@ class _Tokenized:
     content_hash: str
 
 
+class Submission(NamedTuple):
+    """Predictions of a test set."""
+
+    text: str
+    """Content of their file."""
+
+    rows: int
+
+
 @dataclass(eq=False)
 class TaskRows:
     """Training rows and dev sets of a task, from files under `data_dir` or from the hub.
@@ -49,8 +61,8 @@ class TaskRows:
     token_type_ids (if the model has them), label (int, or float for a regression), index (the row's number in its file)
     and length (tokens).
 
-    Another kind of task is a subclass (`bitkd.data.task_kinds`), which reads its rows by `read_file` and `read_hub` and
-    tokenizes them by `encode`. If a row of the file may become several, they have the column `row`, its number there.
+    Another kind of task is a subclass (`bitkd.data.task_kinds`), with `read_hub`, `encode` and metrics of its own. If a row of
+    the file may become several, they have the column `row`, its number there.
 
     Raises InputError if the task's definition is wrong; the first use raises it if a file or a row cannot be read.
     """
@@ -126,10 +138,14 @@ class TaskRows:
 
     def metrics(self) -> dict[str, MetricCollection | Metric]:
         """The task's metrics of each dev set, by its name."""
-        return {name: self.metrics_of(name) for name in self.dev_names}
+        return {name: build_metrics(self.task) for name in self.dev_names}
 
-    def metrics_of(self, name: str) -> MetricCollection | Metric:
-        """The task's metrics of a dev set."""
+    def raw_rows(self, name: str) -> Rows:
+        """The rows of a dev set, read anew; those that are held out are among all training rows."""
+        return self._read("train" if name == HOLDOUT else name)
+
+    def metrics_on(self, rows: Rows) -> MetricCollection | Metric:
+        """The task's metrics of some rows, as the kind's `read` gave them."""
         return build_metrics(self.task)
 
     def train_texts(self) -> Rows:
@@ -164,11 +180,21 @@ class TaskRows:
             log.warning("rows longer than data.max_length=%d tokens are truncated: %d", self.max_length, count)
         return found.remove_columns("truncated")
 
-    def read_file(
-        self, file: Path, labelled: bool, suffix: str | None = None, others: Sequence[list[str]] = ()
-    ) -> Rows:
-        """The rows of a file.  labelled: whether they have labels.  suffix, others: see `bitkd.data.formats.read_records`."""
-        return read_rows(self.task, file, labelled, suffix, others)
+    def submission(self, name: str, answers: Iterable[tuple[Tensor, Tensor]]) -> Submission:
+        """The predictions for a test set, in the form that labels have in the task's files.
+
+        name: of the set.  answers: numbers of tokenized rows and the model's logits for them, batch by batch.
+        """
+        index, logits = (torch.cat(column) for column in zip(*answers))
+        logits = logits[index.argsort()]
+        labels = self.task.labels
+        if labels is None:
+            found = [f"{score:.3f}" for score in logits[:, 0].tolist()]
+        else:
+            places = logits.argmax(dim=1).tolist()
+            found = [labels[place] if self.task.files.labels_as == "names" else str(place) for place in places]
+        lines = ["index\tprediction", *(f"{number}\t{prediction}" for number, prediction in enumerate(found))]
+        return Submission("\n".join(lines) + "\n", len(found))
 
     def read_hub(self, rows: Dataset, split: str, labelled: bool) -> Rows:
         """The rows of a split of a dataset on the hub.  labelled: whether they have labels."""
@@ -177,7 +203,7 @@ class TaskRows:
     def encode(self, rows: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
         """The columns of tokenized rows. `index` is added where it is none of them: the number of the tokenized row.
 
-        rows: a part of what `read_file` gave.  numbers: of these rows in their file.
+        rows: a part of what the kind's `read` gave.  numbers: of these rows in their file.
         """
         columns = ["text_a", "text_b"] if "text_b" in rows else ["text_a"]
         encoded = encode_texts(self.tokenizer, [rows[column] for column in columns], self.max_length)
@@ -188,13 +214,8 @@ class TaskRows:
         return rows["label"]
 
     @cached_property
-    def _raw(self) -> dict[str, Rows]:
-        """The rows of each split, as they were read."""
-        return {name: self._read(name) for name in ("train", *self._sources("dev"))}
-
-    @cached_property
     def _tokenized(self) -> _Tokenized:
-        splits = self._raw
+        splits = {name: self._read(name) for name in ("train", *self._sources("dev"))}
         content_hash = self._hash_of(splits)
         tokenized = {name: self._tokenize(rows, name) for name, rows in splits.items()}
         truncated = {name: sum(rows["truncated"][:]) for name, rows in tokenized.items()}
@@ -252,7 +273,9 @@ class TaskRows:
         tests = self._sources("test")
         if self.data_dir is not None:
             files = {"train": self.task.files.train, **self.task.files.dev, **tests}
-            return self.read_file(find_file(self.task, files[split], self.data_dir), labelled=split not in tests)
+            file = find_file(self.task, files[split], self.data_dir)
+            found: Rows = self.task.of_kind.read(self.task, file, labelled=split not in tests)
+            return found
         hub = self.task.hub
         if not hub.path:
             raise InputError(f"task {self.task.name} is not on the hub; give its files with data.dir=FOLDER")
@@ -271,19 +294,24 @@ class TaskRows:
     def _hub_rows(self, rows: Dataset, split: str, labelled: bool = True) -> Rows:
         hub, task = self.task.hub, self.task
         texts = hub.text or task.text
-        columns = [*texts, *([hub.label] if labelled else [])]
+        source, records = self.hub_records(rows, split, [*texts, *([hub.label] if labelled else [])])
+        names = getattr(rows.features[hub.label], "names", None) if labelled else None
+        read_label = (lambda value, place: hub_label(task, value, names, place)) if labelled else None
+        return collect_rows(records, texts, read_label, source, skip=task.files.skip_malformed and labelled)
+
+    def hub_records(self, rows: Dataset, split: str, columns: list[str]) -> tuple[str, Iterator[Record]]:
+        """What to call a split of a dataset on the hub in messages, and its rows, reduced to `columns`."""
         missing = [column for column in columns if column not in rows.column_names]
         if missing:
-            raise InputError(f"{hub.path} {split}: column {missing[0]} is missing; it has {rows.column_names}")
-        names = getattr(rows.features[hub.label], "names", None) if labelled else None
-        source = f"{hub.path} {split}"
+            raise InputError(
+                f"{self.task.hub.path} {split}: column {missing[0]} is missing; it has {rows.column_names}"
+            )
+        source = f"{self.task.hub.path} {split}"
         try:
             values = [rows[column][:] for column in columns]
         except UnicodeDecodeError as error:
             raise InputError(f"{source}: a text is not UTF-8 ({error}); use another dataset, or files") from error
-        records = ((f"{source}, row {number}", list(fields)) for number, fields in enumerate(zip(*values)))
-        read_label = (lambda value, place: _hub_label(task, value, names, place)) if labelled else None
-        return collect_rows(records, texts, read_label, source, skip=task.files.skip_malformed and labelled)
+        return source, ((f"{source}, row {number}", list(fields)) for number, fields in enumerate(zip(*values)))
 
     def _tokenize(self, rows: Rows, split: str) -> Dataset:
         # The name depends on everything that changes the tokens, so an existing file is right. `map` writes a temporary
@@ -318,7 +346,7 @@ def _of_rows(rows: Dataset, numbers: list[int]) -> Dataset:
     return rows.select(np.flatnonzero(np.isin(rows.with_format("numpy")["row"][:], numbers)))
 
 
-def _hub_label(task: TaskSpec, value: Any, names: list[str] | None, place: str) -> int | float:
+def hub_label(task: TaskSpec, value: Any, names: list[str] | None, place: str) -> int | float:
     """The label of a row on the hub. Classes are matched by name, which is `value` itself or `names[value]`.
 
     place: of the row, for messages.  Raises Malformed if the task has no such label.

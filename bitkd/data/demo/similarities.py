@@ -5,15 +5,13 @@ from pathlib import Path
 
 from bitkd.data.demo.text import DETAILS, KIND_OF, KINDS, Scene, describe
 
-FOLDER = "similarity"
 TRAIN_PAIRS, DEV_PAIRS = 2400, 600
 WEIGHTS = {"noun": 2.0, "verb": 1.5} | dict.fromkeys(DETAILS, 0.5)
 """Points of each slot; together 5."""
 
 
-def write_similarities(data: Path) -> None:
-    """Write train.tsv and dev.tsv into the folder `similarity` of `data`."""
-    folder = data / FOLDER
+def write_similarities(folder: Path) -> None:
+    """Write train.tsv and dev.tsv into a new folder."""
     folder.mkdir()
     rows = scored_pairs(TRAIN_PAIRS + DEV_PAIRS, seed=4)
     for name, part in (("train", rows[:TRAIN_PAIRS]), ("dev", rows[TRAIN_PAIRS:])):
