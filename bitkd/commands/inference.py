@@ -17,6 +17,7 @@ from bitkd.callbacks.predictions import Predictions
 from bitkd.commands.checkpoints import Checkpoint, open_checkpoint
 from bitkd.commands.entity_predictor import EntityPredictor
 from bitkd.commands.predictor import Predictor
+from bitkd.commands.similarity_predictor import SimilarityPredictor
 from bitkd.config.schema import Config
 from bitkd.data.batches import MULTIPLE, LoaderSpec
 from bitkd.data.files import Rows
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 PREDICTORS: dict[str, type[Predictor]] = {
     "text_classification": Predictor,
     "token_classification": EntityPredictor,
+    "sentence_similarity": SimilarityPredictor,
 }
 """Kind of task -> what predicts texts for it."""
 

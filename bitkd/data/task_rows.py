@@ -18,7 +18,7 @@ from datasets import Dataset
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from bitkd.data.files import Rows, check_single_label, collect_rows, content_hash, find_file
+from bitkd.data.files import Rows, check_single_label, collect_rows, content_hash, find_file, number_label
 from bitkd.data.formats import Record
 from bitkd.data.hub import SAMPLED_ROWS, load_hub_dataset, tokenizer_state, without_progress_bars
 from bitkd.data.lines import Malformed
@@ -354,7 +354,7 @@ def hub_label(task: TaskSpec, value: Any, names: list[str] | None, place: str) -
     check_single_label(value, place)
     if task.labels is None:
         if isinstance(value, int | float) and math.isfinite(value):
-            return float(value)
+            return number_label(task, float(value), place)
         raise Malformed(f"{place}: label {shorten(value)} is not a finite number")
     names = names or task.labels
     name = names[value] if isinstance(value, int) and 0 <= value < len(names) else value

@@ -10,6 +10,7 @@ from bitkd.data.demo import files as demo
 from bitkd.data.demo import model as demo_model
 from bitkd.data.demo.entities import SETS, tagged_rows
 from bitkd.data.demo.files import ensure_demo
+from bitkd.data.demo.similarities import score, scored_pairs
 from bitkd.data.demo.text import KIND_OF, LABELS, NOUNS, VERBS, documents, pairs, rivals
 
 
@@ -75,6 +76,17 @@ def test_rivals_exclude_a_word_but_not_what_it_is_a_kind_of():
     assert set(rivals("moves")) == {"rests", *VERBS["rests"]}
     assert rivals("big") == ["small"]
     assert rivals("in") == []
+
+
+def test_similar_scenes_have_a_high_score():
+    scene = {"noun": "dog", "verb": "runs", "size": None, "color": "red", "place": "park"}
+    assert score(scene, scene) == 5
+    # Another animal, and a thing at rest; a size that only one has, another color, the same place.
+    other = {"noun": "animal", "verb": "rests", "size": "big", "color": "blue", "place": "park"}
+    assert score(scene, other) == score(other, scene) == 2 / 2 + 0 + (1 / 2 + 0 + 1) / 2
+    rows = scored_pairs(400, seed=4)
+    assert len({row[:2] for row in rows}) == 400
+    assert {0.5, 5.0} <= {row[2] for row in rows}
 
 
 def test_documents_describe_one_scene_each():
