@@ -98,14 +98,14 @@ def collect_rows(
             continue
         for column, value in zip(values, row):
             column.append(value)
-    _report(source, faults, empty, skip, none_left=not values[0])
+    report_faults(source, faults, empty, skip, none_left=not values[0])
     if not values[0]:
         raise InputError(f"{source} has no rows; a split must not be empty")
     names = ["text_a", "text_b"][: len(texts)] + (["label"] if read_label else [])
     return dict(zip(names, values))
 
 
-def _report(source: str, faults: list[str], empty: int, skip: bool, none_left: bool) -> None:
+def report_faults(source: str, faults: list[str], empty: int, skip: bool, none_left: bool) -> None:
     if empty:
         log.warning("%s: %d rows have an empty text; they are kept", source, empty)
     if not faults:
