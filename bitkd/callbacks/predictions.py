@@ -17,6 +17,8 @@ from bitkd.store.artifacts import PREDICTIONS_FILE
 class Predictions(pl.Callback):
     """Collects logits and labels of a validation, from all ranks, each row once, in the rows' order.
 
+    Where a row's answer is no class and no number, its metrics say what is kept of it (`row_scores`).
+
     names: the dev sets, in the order of the validation loaders.
     sets: after a validation, dev set -> {"logits": (rows, outputs) FP32, "labels": (rows,)}.
     """
@@ -40,16 +42,24 @@ class Predictions(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._batches[dataloader_idx].append((batch["index"].cpu(), outputs.cpu(), batch["labels"].cpu()))
+        if outputs is not None:
+            self._batches[dataloader_idx].append((batch["index"].cpu(), outputs.cpu(), batch["labels"].cpu()))
 
     @override
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         gathered = gather(trainer, self._batches)
+        if not any(any(rank) for rank in gathered):
+            return
         for position, name in enumerate(self._names):
             batches = [batch for rank in gathered for batch in rank[position]]
             index, logits, labels = (torch.cat(column) for column in zip(*batches))
             order = index.argsort()
             self.sets[name] = {"logits": logits[order].contiguous(), "labels": labels[order].contiguous()}
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for name, (scores, labels) in getattr(pl_module, "row_scores", {}).items():
+            self.sets[name] = {"logits": scores.contiguous(), "labels": labels.contiguous()}
 
     def save(self, folder: Path) -> None:
         """Write `predictions.safetensors` with the tensors `<dev set>.logits` and `<dev set>.labels`."""

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bitkd.data.tasks import GLUE_OF_LABELS, GLUE_OF_NUMBERS, OF_LABELS, OF_NUMBERS, TaskSpec
+from bitkd.data.task_kinds import GLUE_OF_LABELS, GLUE_OF_NUMBERS, OF_LABELS, OF_NUMBERS
+from bitkd.data.tasks import TaskSpec
 from bitkd.errors import InputError
 
 Array = NDArray[np.float64]

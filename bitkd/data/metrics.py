@@ -7,7 +7,8 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, MulticlassMatthewsCorrCoef
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 
-from bitkd.data.tasks import OF_LABELS, TaskSpec
+from bitkd.data.task_kinds import OF_ANSWERS, OF_ENTITIES, OF_LABELS
+from bitkd.data.tasks import TaskSpec
 
 
 def build_metrics(task: TaskSpec) -> MetricCollection:
@@ -45,6 +46,8 @@ def primary_score(task: TaskSpec, values: dict[str, float]) -> float:
     A correlation that is undefined (Pearson's, if all predictions are equal) counts as 0: no score is larger than NaN, so
     the first such checkpoint would remain the best.
     """
+    if task.metric in (*OF_ANSWERS, *OF_ENTITIES):
+        return values[task.metric]
     names = ("pearson", "spearman") if task.metric == "pearson_spearman" else (task.metric,)
     # torchmetrics has None here for some metrics that are no errors (specificity, Kendall's tau).
     sign = -1.0 if _build(names[0], task).higher_is_better is False else 1.0

@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 import datasets
 import numpy as np
 from datasets import Dataset
+from torchmetrics import Metric, MetricCollection
 
 from bitkd.data.files import Rows, check_single_label, collect_rows, content_hash, find_file, read_rows
 from bitkd.data.hub import SAMPLED_ROWS, load_hub_dataset, tokenizer_state, without_progress_bars
 from bitkd.data.lines import Malformed
+from bitkd.data.metrics import build_metrics
 from bitkd.data.tasks import HOLDOUT, Selection, TaskSpec, check_metrics, check_task, check_test_set, task_fingerprint
 from bitkd.data.tokenized import encode_texts
 from bitkd.errors import InputError, check_choices, shorten, writable
@@ -45,6 +48,9 @@ class TaskRows:
     They are read, hashed and tokenized once, at the first use. Rows have the columns input_ids, attention_mask and
     token_type_ids (if the model has them), label (int, or float for a regression), index (the row's number in its file)
     and length (tokens).
+
+    Another kind of task is a subclass (`bitkd.data.task_kinds`), which reads its rows by `read_file` and `read_hub` and
+    tokenizes them by `encode`. If a row of the file may become several, they have the column `row`, its number there.
 
     Raises InputError if the task's definition is wrong; the first use raises it if a file or a row cannot be read.
     """
@@ -113,12 +119,25 @@ class TaskRows:
             self.task, self.content_hash, self.data_dir is not None, self.dev_names, self.selection_seed
         )
 
+    @property
+    def encoding_settings(self) -> list[Any]:
+        """What the tokens depend on besides rows, tokenizer and max_length."""
+        return []
+
+    def metrics(self) -> dict[str, MetricCollection | Metric]:
+        """The task's metrics of each dev set, by its name."""
+        return {name: self.metrics_of(name) for name in self.dev_names}
+
+    def metrics_of(self, name: str) -> MetricCollection | Metric:
+        """The task's metrics of a dev set."""
+        return build_metrics(self.task)
+
     def train_texts(self) -> Rows:
         """The texts and labels of the training rows (without those held out), read anew."""
         rows = self._read("train")
         if self.selection != HOLDOUT:
             return rows
-        _, kept = self._divide(rows["label"])
+        _, kept = self._divide(self.groups(rows))
         return {name: [column[i] for i in kept] for name, column in rows.items()}
 
     def source_hash(self) -> str:
@@ -145,9 +164,35 @@ class TaskRows:
             log.warning("rows longer than data.max_length=%d tokens are truncated: %d", self.max_length, count)
         return found.remove_columns("truncated")
 
+    def read_file(self, file: Path, labelled: bool, suffix: str | None = None, others: Sequence[list[str]] = ()) -> Rows:
+        """The rows of a file.  labelled: whether they have labels.  suffix, others: see `bitkd.data.formats.read_records`."""
+        return read_rows(self.task, file, labelled, suffix, others)
+
+    def read_hub(self, rows: Dataset, split: str, labelled: bool) -> Rows:
+        """The rows of a split of a dataset on the hub.  labelled: whether they have labels."""
+        return self._hub_rows(rows, split, labelled)
+
+    def encode(self, rows: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
+        """The columns of tokenized rows. `index` is added where it is none of them: the number of the tokenized row.
+
+        rows: a part of what `read_file` gave.  numbers: of these rows in their file.
+        """
+        columns = ["text_a", "text_b"] if "text_b" in rows else ["text_a"]
+        encoded = encode_texts(self.tokenizer, [rows[column] for column in columns], self.max_length)
+        return {**encoded, **({"label": rows["label"]} if "label" in rows else {}), "index": numbers}
+
+    def groups(self, rows: Rows) -> list[Any]:
+        """A number for each row: a tenth of the rows of each (rounded) number is held out."""
+        return rows["label"]
+
+    @cached_property
+    def _raw(self) -> dict[str, Rows]:
+        """The rows of each split, as they were read."""
+        return {name: self._read(name) for name in ("train", *self._sources("dev"))}
+
     @cached_property
     def _tokenized(self) -> _Tokenized:
-        splits = {name: self._read(name) for name in ("train", *self._sources("dev"))}
+        splits = self._raw
         content_hash = self._hash_of(splits)
         tokenized = {name: self._tokenize(rows, name) for name, rows in splits.items()}
         truncated = {name: sum(rows["truncated"][:]) for name, rows in tokenized.items()}
@@ -162,9 +207,9 @@ class TaskRows:
         dev = {name: rows.remove_columns("truncated") for name, rows in tokenized.items()}
         train = dev.pop("train")
         if self.selection == HOLDOUT:
-            held_out, kept = self._divide(splits["train"]["label"])
-            dev = {HOLDOUT: train.select(held_out), **dev}
-            train = train.select(kept)
+            held_out, kept = self._divide(self.groups(splits["train"]))
+            dev = {HOLDOUT: _of_rows(train, held_out), **dev}
+            train = _of_rows(train, kept)
         return _Tokenized(train, dev, truncated, content_hash)
 
     def _note_unknown(self, rows: Dataset) -> None:
@@ -205,7 +250,7 @@ class TaskRows:
         tests = self._sources("test")
         if self.data_dir is not None:
             files = {"train": self.task.files.train, **self.task.files.dev, **tests}
-            return read_rows(self.task, find_file(self.task, files[split], self.data_dir), labelled=split not in tests)
+            return self.read_file(find_file(self.task, files[split], self.data_dir), labelled=split not in tests)
         hub = self.task.hub
         if not hub.path:
             raise InputError(f"task {self.task.name} is not on the hub; give its files with data.dir=FOLDER")
@@ -213,7 +258,7 @@ class TaskRows:
         name = {"train": hub.train, **hub.dev, **tests}[split]
         if name not in found:
             raise InputError(f"{hub.path} has no split {name}; it has {', '.join(found)}")
-        return self._hub_rows(found[name], name, labelled=split not in tests)
+        return self.read_hub(found[name], name, labelled=split not in tests)
 
     def _hash_of(self, splits: dict[str, Rows]) -> str:
         if self.data_dir is not None:
@@ -239,15 +284,10 @@ class TaskRows:
         return collect_rows(records, texts, read_label, source, skip=task.files.skip_malformed and labelled)
 
     def _tokenize(self, rows: Rows, split: str) -> Dataset:
-        columns = ["text_a", "text_b"] if "text_b" in rows else ["text_a"]
-
-        def encode(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
-            texts = [batch[column] for column in columns]
-            return {**encode_texts(self.tokenizer, texts, self.max_length), "index": indices}
-
         # The name depends on everything that changes the tokens, so an existing file is right. `map` writes a temporary
         # file and renames it: several ranks may write at once.
         identity = [self.max_length, self.tokenizer.model_input_names, tokenizer_state(self.tokenizer), rows]
+        identity += self.encoding_settings
         key = datasets.fingerprint.Hasher.hash(identity)
         file, folder = None, Path()
         if self.cache_dir is not None:
@@ -256,14 +296,24 @@ class TaskRows:
                 folder.mkdir(parents=True, exist_ok=True)
             file = str(folder / f"{self.task.name}-{split}-{key}.arrow")
         with writable(folder), without_progress_bars():
-            return Dataset.from_dict(rows).map(
-                encode,
+            found = Dataset.from_dict(rows).map(
+                self.encode,
                 batched=True,
                 with_indices=True,
-                remove_columns=columns,
+                remove_columns=list(rows),
                 cache_file_name=file,
                 new_fingerprint=key,
             )
+            if "index" in found.column_names:
+                return found
+            return found.add_column("index", np.arange(len(found)), new_fingerprint=f"{key}-numbered")
+
+
+def _of_rows(rows: Dataset, numbers: list[int]) -> Dataset:
+    """The tokenized rows that come from the rows of these numbers."""
+    if "row" not in rows.column_names:
+        return rows.select(numbers)
+    return rows.select(np.flatnonzero(np.isin(rows.with_format("numpy")["row"][:], numbers)))
 
 
 def _hub_label(task: TaskSpec, value: Any, names: list[str] | None, place: str) -> int | float:

@@ -3,29 +3,20 @@
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from bitkd.data.task_kinds import (
+    GLUE_OF_LABELS,
+    GLUE_OF_NUMBERS,
+    OF_LABELS,
+    OF_NUMBERS,
+    KindOfTask,
+    kind_of_task,
+)
 from bitkd.errors import InputError, check_choices
 from bitkd.names import check_distinct, check_name, shown
-
-OF_LABELS = ("Accuracy", "CohenKappa", "F1Score", "JaccardIndex", "Precision", "Recall", "Specificity")
-"""Metrics of predicted labels, by torchmetrics' own names; those that average over classes give each the same weight
-(macro)."""
-
-OF_NUMBERS = (
-    "ConcordanceCorrCoef",
-    "ExplainedVariance",
-    "KendallRankCorrCoef",
-    "MeanAbsoluteError",
-    "MeanSquaredError",
-    "R2Score",
-)
-"""Metrics of a regression, by torchmetrics' own names."""
-
-GLUE_OF_LABELS = ("accuracy", "f1", "matthews")
-GLUE_OF_NUMBERS = ("pearson", "spearman", "pearson_spearman")
 
 HOLDOUT = "holdout"
 """Name of the dev set of training rows that are held out for choosing checkpoints."""
@@ -148,24 +139,65 @@ class AugmentSpec:
 
 
 @dataclass
+class WindowsSpec:
+    """How rows that are too long are read in windows (question answering, token classification)."""
+
+    overlap: int | None = None
+    """Tokens that neighbouring windows share; null: a third of data.max_length."""
+
+
+@dataclass
+class AnswersSpec:
+    """Answers that are cut out of a context (question answering)."""
+
+    unanswerable: bool = False
+    """Whether a row may have no answer, as in SQuAD 2.0."""
+
+    no_answer_threshold: float = 0.0
+    """The model answers nothing if the score of no answer exceeds that of the best answer by more than this."""
+
+    longest: int = 30
+    """Tokens of an answer at most."""
+
+
+@dataclass
+class SimilaritySpec:
+    """The labels of sentence similarity."""
+
+    lowest: float = 0.0
+    """The label of two sentences that share nothing: a cosine of 0."""
+
+    highest: float = 5.0
+    """The label of two sentences that say the same: a cosine of 1."""
+
+
+@dataclass
 class TaskSpec:
-    """A classification or regression task over one or two texts."""
+    """A task over one or two texts: their class, a number, an answer in them, or the entities in them."""
 
     name: str = ""
     """Name of the task; runs are stored under it."""
+
+    kind: Literal["text_classification", "question_answering", "token_classification", "sentence_similarity"] = (
+        "text_classification"
+    )
+    """What a model answers: `text_classification` the class of a row, or a number if `labels` is null; `question_answering`
+    a part of the second text that answers the first; `token_classification` a tag for each word; `sentence_similarity` the
+    cosine of the embeddings of two texts that are read one by one."""
 
     text: list[str] = field(default_factory=list)
     """One or two columns of text."""
 
     labels: list[str] | None = None
-    """Label names in the order of the model's outputs; null for a regression."""
+    """Label names in the order of the model's outputs; null for a regression, answers and similarity."""
 
     metric: str = "accuracy"
     """The primary metric, by which checkpoints are selected: one of `metrics`, or pearson_spearman, the mean of both."""
 
     metrics: list[str] = field(default_factory=lambda: ["accuracy"])
     """Every metric that is reported: accuracy, f1 (of the second label, as GLUE counts it), matthews, pearson, spearman,
-    or a class of torchmetrics such as F1Score, CohenKappa, MeanAbsoluteError."""
+    or a class of torchmetrics such as F1Score, CohenKappa, MeanAbsoluteError; for answers exact_match and answer_f1; for
+    entities entity_f1, entity_precision and entity_recall."""
 
     files: FilesSpec = field(default_factory=FilesSpec)
     """Rows on disk, read if data.dir is given."""
@@ -175,6 +207,25 @@ class TaskSpec:
 
     augmentation: AugmentSpec = field(default_factory=AugmentSpec)
     """The augmented task dataset (DA)."""
+
+    windows: WindowsSpec = field(default_factory=WindowsSpec)
+    """Of rows that are longer than data.max_length."""
+
+    answers: AnswersSpec = field(default_factory=AnswersSpec)
+    """Of question answering."""
+
+    similarity: SimilaritySpec = field(default_factory=SimilaritySpec)
+    """Of sentence similarity."""
+
+    @property
+    def of_kind(self) -> KindOfTask:
+        """The row of bitkd.data.task_kinds that `kind` names. Raises InputError if there is none."""
+        return kind_of_task(self.kind)
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether the label of a row is a number: a regression, or a similarity."""
+        return self.labels is None and self.of_kind.numbers
 
     @property
     def num_outputs(self) -> int:
@@ -188,8 +239,11 @@ def check_task(task: TaskSpec) -> None:
     if task.name.casefold() in RESERVED_TASKS:
         raise InputError(f"task.name={task.name} is a folder of bitkd's own in run.dir; choose another name")
     where = f"task {task.name}"
-    if not 1 <= len(task.text) <= 2:
-        raise InputError(f"{where}: text={task.text} names {len(task.text)} columns; name one or two")
+    kind = task.of_kind
+    if len(task.text) not in kind.texts:
+        allowed = " or ".join({1: "one", 2: "two"}[count] for count in kind.texts)
+        raise InputError(f"{where}: text={task.text} names {len(task.text)} columns; name {allowed}")
+    _check_kind(task, kind, where)
     for place, columns in (("files.text", task.files.text), ("hub.text", task.hub.text)):
         if columns is not None and len(columns) != len(task.text):
             raise InputError(f"{where}: {place}={columns} must name as many columns as text={task.text}")
@@ -221,8 +275,31 @@ def check_task(task: TaskSpec) -> None:
     if not task.files.dev and not task.hub.dev:
         raise InputError(f"{where} has no dev set; name one, such as files.dev: {{dev: dev.tsv}}")
     check_choices(task.files, f"{where}: files.")
+    if kind.labels is False:  # its labels are read by a reader of its own
+        return
     if (task.labels is None) != (task.files.labels_as == "number"):
         raise InputError(f"{where}: labels_as={task.files.labels_as} does not fit labels={task.labels}")
+
+
+def _check_kind(task: TaskSpec, kind: KindOfTask, where: str) -> None:
+    """Raise InputError if the settings do not fit the task's kind."""
+    if kind.labels is False and task.labels is not None:
+        raise InputError(f"{where}: labels={task.labels}, but kind={kind.name} has no classes; leave labels out")
+    if kind.labels and task.labels is None:
+        raise InputError(f"{where}: kind={kind.name} needs labels, the names of its classes")
+    if task.augmentation.enabled and not kind.can_augment:
+        raise InputError(
+            f"{where}: augmentation.enabled=true, but the labels of kind={kind.name} belong to words of the texts, which "
+            "augmentation replaces; use false"
+        )
+    if task.windows.overlap is not None and task.windows.overlap < 0:
+        raise InputError(f"{where}: windows.overlap={task.windows.overlap} is negative; use 0 or more, or null")
+    if task.answers.longest < 1:
+        raise InputError(f"{where}: answers.longest={task.answers.longest} leaves no answer; use 1 or more")
+    if not task.similarity.lowest < task.similarity.highest:
+        raise InputError(
+            f"{where}: similarity.lowest={task.similarity.lowest} is not below similarity.highest={task.similarity.highest}"
+        )
 
 
 def check_hub_id(path: str, setting: str) -> None:
@@ -242,10 +319,12 @@ def check_hub_id(path: str, setting: str) -> None:
 def check_metrics(task: TaskSpec) -> None:
     """Raises InputError if a task's metrics are unknown or do not fit its labels."""
     where = f"task {task.name}"
-    allowed = (*GLUE_OF_NUMBERS, *OF_NUMBERS) if task.labels is None else (*GLUE_OF_LABELS, *OF_LABELS)
+    kind, allowed = f"kind={task.kind}", task.of_kind.metrics
+    if task.of_kind.labels is None:
+        kind = "a regression" if task.labels is None else "labels"
+        allowed = (*GLUE_OF_NUMBERS, *OF_NUMBERS) if task.labels is None else (*GLUE_OF_LABELS, *OF_LABELS)
     for metric in dict.fromkeys([task.metric, *task.metrics]):
         if metric not in allowed:
-            kind = "a regression" if task.labels is None else "labels"
             raise InputError(f"{where}: metric {metric} is unknown or not for {kind}; use one of {', '.join(allowed)}")
     if "pearson_spearman" in task.metrics:
         raise InputError(f"{where}: pearson_spearman is a primary metric; list pearson and spearman under metrics")
@@ -281,4 +360,6 @@ def task_fingerprint(task: TaskSpec, rows: str, local: bool, dev_names: list[str
     meaning: list[Any] = [task.text, task.labels, task.metric, task.metrics, source, dev_names]
     if HOLDOUT in dev_names:
         meaning.append(selection_seed)
+    if task.kind != TaskSpec().kind:
+        meaning.append([task.kind, asdict(task.windows), asdict(task.answers), asdict(task.similarity)])
     return hashlib.sha256(json.dumps([rows, meaning]).encode()).hexdigest()

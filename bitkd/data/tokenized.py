@@ -13,6 +13,13 @@ from torch import Tensor
 from bitkd.data.batches import MULTIPLE
 
 
+UNLABELLED = -100
+"""Label of a token that has none, as in torch's cross entropy."""
+
+_ABOUT_ROWS = ("label", "index", "row", "word", "context_from", "context_to")
+"""Columns that are not inputs of the model."""
+
+
 def encode_texts(tokenizer: Any, texts: list[list[str]], max_length: int) -> dict[str, list[Any]]:
     """Tokens of one or two columns of texts, a list for each row, at most `max_length` of them.
 
@@ -61,19 +68,30 @@ class Padding:
         columns: input_ids and any other inputs of the model: the numbers of all rows, one row after another. A mask of the
         real tokens is added, if the model reads one and there is none.
         """
-        longest = int(lengths.max())
-        width = -(-longest // MULTIPLE) * MULTIPLE if self.length is None else max(self.length, longest)
-        places = np.arange(width)
-        real = places >= width - lengths[:, None] if self.left else places < lengths[:, None]
         batch: dict[str, Tensor] = {}
         for name in self.names:
             if name in columns:
-                padded = np.full(real.shape, self.fill.get(name, 0), dtype=np.int64)
-                padded[real] = columns[name]
-                batch[name] = torch.from_numpy(padded)
+                batch[name] = self.place(lengths, columns[name], self.fill.get(name, 0))
             elif name == "attention_mask":
-                batch[name] = torch.from_numpy(real.astype(np.int64))
+                batch[name] = torch.from_numpy(self._real(lengths).astype(np.int64))
         return batch
+
+    def place(self, lengths: np.ndarray, numbers: np.ndarray, fill: int) -> Tensor:
+        """One number for each token of a batch, (rows, length).
+
+        lengths: tokens of each row.  numbers: of all rows, one row after another.  fill: of padding.
+        """
+        real = self._real(lengths)
+        padded = np.full(real.shape, fill, dtype=np.int64)
+        padded[real] = numbers
+        return torch.from_numpy(padded)
+
+    def _real(self, lengths: np.ndarray) -> np.ndarray:
+        """Where the tokens of a batch are, (rows, length)."""
+        longest = int(lengths.max())
+        width = -(-longest // MULTIPLE) * MULTIPLE if self.length is None else max(self.length, longest)
+        places = np.arange(width)
+        return places >= width - lengths[:, None] if self.left else places < lengths[:, None]
 
 
 def collate(padding: Padding, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -93,12 +111,14 @@ class Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
     """Tokenized rows, of which an item is a whole batch: `batches[[3, 1, 2]]` holds the rows 3, 1 and 2.
 
     A batch has input_ids, attention_mask and (if the model has them) token_type_ids, each (rows, length); labels, if the
-    rows have them, and index (the row's number), each (rows,). Tokens are read from Arrow's memory or file, in which they
-    stay: nothing is copied but the batch.
+    rows have them, and index (the row's number), each (rows,). Rows that are windows add `row`, the row of the file.
+    Labels and words of tokens are (rows, length), padded with -100 and -1; of an answer, labels and context are its first
+    token and its last, and the context's first token and the one after it, (rows, 2).
+    Tokens are read from Arrow's memory or file, in which they stay: nothing is copied but the batch.
     """
 
     def __init__(self, rows: Dataset, padding: Padding) -> None:
-        wanted = [name for name in (*padding.names, "label", "index") if name in rows.column_names]
+        wanted = [name for name in (*padding.names, *_ABOUT_ROWS) if name in rows.column_names]
         self.rows = rows.select_columns(wanted).with_format("arrow")
         self.padding = padding
 
@@ -112,10 +132,28 @@ class Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
         inputs = [name for name in self.padding.names if name in columns]
         batch = self.padding.pad(lengths, {name: columns[name].flatten().to_numpy() for name in inputs})
         if "label" in columns:
-            labels = _tensor(columns["label"])
+            labels = self._of_rows(columns["label"], lengths, UNLABELLED)
             batch["labels"] = labels.float() if labels.is_floating_point() else labels.long()
-        batch["index"] = _tensor(columns["index"]).long()
+        if "word" in columns:
+            batch["word"] = self._of_rows(columns["word"], lengths, -1)
+        if "context_from" in columns:
+            batch["context"] = torch.stack([_tensor(columns["context_from"]), _tensor(columns["context_to"])], dim=1).long()
+        for name in ("row", "index"):
+            if name in columns:
+                batch[name] = _tensor(columns[name]).long()
         return batch
+
+    def _of_rows(self, column: pa.Array, lengths: np.ndarray, fill: int) -> Tensor:
+        """One number for each row, (rows,); for each token, (rows, length); or equally many for each row.
+
+        lengths: tokens of each row.  fill: of padded tokens.
+        """
+        if not pa.types.is_list(column.type):
+            return _tensor(column)
+        numbers = column.flatten().to_numpy()
+        if np.array_equal(np.diff(column.offsets.to_numpy()), lengths):
+            return self.padding.place(lengths, numbers, fill)
+        return torch.from_numpy(numbers.reshape(len(lengths), -1).astype(np.int64))
 
 
 def _tensor(numbers: pa.Array) -> Tensor:

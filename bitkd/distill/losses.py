@@ -105,13 +105,30 @@ def soft_cross_entropy(
     mean_over_classes: the mean over the classes in place of their sum, as the code of TinyBERT, TernaryBERT, BinaryBERT, XTC and
     BiT takes it.
     """
+    return _soft_cross_entropies(student, teacher, temperature, mean_over_classes).mean()
+
+
+def tokens_soft_cross_entropy(
+    student: Tensor, teacher: Tensor, mask: Tensor, temperature: float = 1.0, mean_over_classes: bool = False
+) -> Tensor:
+    """`soft_cross_entropy` of each token: the mean over each example's real tokens, then over the batch.
+
+    student, teacher: (batch, length, classes) logits.  mask: (batch, length), True = token.
+    """
+    mask = mask.bool()
+    losses = _soft_cross_entropies(student, teacher, temperature, mean_over_classes).masked_fill(~mask, 0.0)
+    return (losses.sum(dim=1) / _lengths(mask)).mean()
+
+
+def _soft_cross_entropies(student: Tensor, teacher: Tensor, temperature: float, mean_over_classes: bool) -> Tensor:
+    """The soft cross entropy of each distribution over the last dimension."""
     _same_shape(student, teacher)
     if student.shape[-1] == 1:
         raise InputError("soft cross entropy of a single logit is always zero and trains nothing; use regression")
     target = torch.softmax(teacher.float() / temperature, dim=-1)
     log_student = torch.log_softmax(student.float() / temperature, dim=-1)
-    loss = -(target * log_student).sum(dim=-1).mean() * temperature**2
-    return loss / student.shape[-1] if mean_over_classes else loss
+    losses = -(target * log_student).sum(dim=-1) * temperature**2
+    return losses / student.shape[-1] if mean_over_classes else losses
 
 
 def logits_mse(student: Tensor, teacher: Tensor) -> Tensor:

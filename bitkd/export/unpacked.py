@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from bitkd.errors import InputError
 from bitkd.models.encoder import ffn_neurons, read_spec
+from bitkd.models.heads import head_of
 from bitkd.models.spec import StudentSpec
 from bitkd.quant.functional import quantize_weight
 from bitkd.quant.layout import Layout, layers_of
@@ -53,8 +54,8 @@ def _new_stock(model: PreTrainedModel) -> PreTrainedModel:
     config: PretrainedConfig = copy.deepcopy(model.config)
     for name in _OWN_SETTINGS:
         config.__dict__.pop(name, None)
-    family = AutoModel if model.base_model is model else AutoModelForSequenceClassification
-    stock: PreTrainedModel = family.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    auto = head_of(model).auto_class
+    stock: PreTrainedModel = auto.from_config(config, attn_implementation="eager", dtype=torch.float32)
     if hasattr(stock.base_model, "pooler") and getattr(model.base_model, "pooler", None) is None:
         stock.base_model.pooler = None  # type: ignore[assignment]
     return stock

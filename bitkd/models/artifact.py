@@ -6,18 +6,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModel,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from bitkd.errors import InputError
 from bitkd.files import follow_umask
 from bitkd.models.attention import ATTENTION, use_score_attention
 from bitkd.models.encoder import read_spec, write_spec
-from bitkd.models.fit import fit_to_weights, is_classifier
+from bitkd.models.fit import fit_to_weights
+from bitkd.models.heads import BARE, CLASSES, Head, head_in, head_of
 from bitkd.models.labels import label_order
 from bitkd.models.marks import is_artifact, is_packed
 from bitkd.models.model_types import guard
@@ -32,16 +28,17 @@ from bitkd.store.artifacts import WEIGHTS_FILE, find_foreign
 def save_student(model: PreTrainedModel, folder: Path | str, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """Write `model` into `folder`: model.safetensors, config.json and the tokenizer's files.
 
-    model: an encoder of a family in `bitkd.quant.layout`, bare or a sequence classifier; plain, or made by
-    `build_student`, `prepare` and `WeightSplitting`.
+    model: an encoder of a family in `bitkd.quant.layout`, bare or with a head of a kind of task (bitkd.models.heads);
+    plain, or made by `build_student`, `prepare` and `WeightSplitting`.
     The same weights give the same bytes: the file's only metadata is {"format": "pt"}.
     Raises InputError if the model is of another kind, or was quantized without a record in its configuration.
     """
-    if model.base_model is not model and not is_classifier(type(model).__name__):
+    try:
+        head_of(model)
+    except InputError as error:
         raise InputError(
-            f"{type(model).__name__} cannot be loaded again as a student; save its encoder (model.base_model), or use a "
-            "model for sequence classification"
-        )
+            f"{type(model).__name__} cannot be loaded again as a student ({error}); save its encoder, model.base_model"
+        ) from error
     check_recorded(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +72,7 @@ def load_student(path: Path | str) -> PreTrainedModel:
     if not (folder / WEIGHTS_FILE).is_file():
         raise InputError(f"{folder} has no {WEIGHTS_FILE}; name a finished artifact's folder")
     check_checkpoint_files(folder)
-    model = build_blank(config, is_classifier((config.architectures or [""])[0]))
+    model = build_blank(config, head_in(config))
     try:
         fit_to_weights(model, folder / WEIGHTS_FILE)
         missing, unexpected = model.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=False)
@@ -101,23 +98,26 @@ def load_encoder(folder: Path | str) -> PreTrainedModel:
     return model.eval()
 
 
-def new_classifier(folder: Path | str, labels: list[str] | None) -> PreTrainedModel:
-    """The pre-trained encoder in `folder` with a new, random head for `labels` (None: regression).
+def new_classifier(folder: Path | str, labels: list[str] | None, head: Head = CLASSES) -> PreTrainedModel:
+    """The pre-trained encoder in `folder` with a new, random head for `labels` (None: a regression, or a head without classes).
 
     The head depends on torch's global random state, so set a seed before. Raises InputError if some weights of the
     encoder are missing or damaged, or if it is packed.
     """
+    if head is BARE:
+        return load_encoder(folder)
     _refuse_packed_folder(folder)
     names = labels or ["score"]
-    model, random, cause = load_pretrained(
-        AutoModelForSequenceClassification,
-        folder,
-        attn_implementation=ATTENTION,
-        num_labels=len(names),
-        id2label=dict(enumerate(names)),
-        label2id={name: i for i, name in enumerate(names)},
-        problem_type="regression" if labels is None else "single_label_classification",
-    )
+    settings: dict[str, Any] = {}
+    if head.has_classes:
+        settings = {
+            "num_labels": len(names),
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: i for i, name in enumerate(names)},
+        }
+    if head is CLASSES:
+        settings["problem_type"] = "regression" if labels is None else "single_label_classification"
+    model, random, cause = load_pretrained(head.auto_class, folder, attn_implementation=ATTENTION, **settings)
     _refuse_random_encoder(model, random, f"{model.base_model_prefix}.", folder, cause)
     return model
 
@@ -145,21 +145,30 @@ def _refuse_random_encoder(
         )
 
 
-def load_classifier(folder: Path | str) -> PreTrainedModel:
-    """A classifier with a *trained* head, in eval mode, from a bitkd artifact, a packed folder, which stays packed, or a
-    plain Hugging Face checkpoint.
+def load_classifier(folder: Path | str, head: Head = CLASSES) -> PreTrainedModel:
+    """A model with a *trained* head, in eval mode, from a bitkd artifact, a packed folder, which stays packed, or a plain
+    Hugging Face checkpoint.
 
-    Raises InputError if weights are damaged, or if the head is missing: `from_pretrained` would give a random one with
-    only a warning.
+    head: of the kind of task that it has to answer.
+    Raises InputError if weights are damaged, if the model has another head, or if the head is missing: `from_pretrained`
+    would give a random one with only a warning.
     """
     folder = Path(folder)
     config = read_model_config(folder)
+    if (found := head_in(config)) not in (head, BARE):
+        raise InputError(
+            f"{folder} holds a model for {found.name.replace('_', ' ')}, not for {head.name.replace('_', ' ')}; name one that "
+            "was trained for this kind of task"
+        )
     advice = "name a checkpoint that was fine-tuned for this task, or train one with `bitkd run`"
     if is_artifact(config):
-        if not read_spec(config).trained_head:
+        if not read_spec(config).trained_head or found is not head:
             raise InputError(f"{folder} has no trained head (a task-agnostic or headless student); {advice}")
         return load_packed(folder) if is_packed(config) else load_student(folder)
-    model, random, cause = load_pretrained(AutoModelForSequenceClassification, folder, attn_implementation=ATTENTION)
+    if head is BARE:
+        model, random, cause = load_encoder(folder), [], ""
+    else:
+        model, random, cause = load_pretrained(head.auto_class, folder, attn_implementation=ATTENTION)
     use_score_attention(model)
     if random:
         part = "encoder" if any(name.startswith(f"{model.base_model_prefix}.") for name in random) else "head"
@@ -176,6 +185,8 @@ def permute_labels(model: Any, task_labels: list[str] | None, names: list[str] |
     task_labels: None for a regression.  names: the checkpoint's own label names in its order, if its config has none
     ("LABEL_0", …). Raises InputError if names cannot be matched, or if the model has no classifier.
     """
+    if not head_of(model).has_classes:
+        return
     order = label_order(label_names(model.config), task_labels, names)
     if task_labels is None:
         return

@@ -17,11 +17,6 @@ PACKED_PAIR = ".second_packed"
 """The same in a file of packed weights, where a pair is one layer."""
 
 
-def is_classifier(architecture: str) -> bool:
-    """Whether a class of transformers, by its name, is a classifier of texts."""
-    return "SequenceClassification" in architecture
-
-
 def own_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
     """The names in a file of weights -> their names in `model`, without those of a head that `model` has not.
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bitkd.models.encoder import read_spec, refuse_packed
+from bitkd.models.heads import BARE, head_of
 from bitkd.models.inputs import model_inputs
 from bitkd.quant.layout import layers_of
 
@@ -28,8 +29,8 @@ def estimate_importance(model: PreTrainedModel, batches: Iterable[dict[str, Tens
     """First-order importance of every head and neuron, summed over `batches` of training rows.
 
     Each head's output and each FFN activation is multiplied by a mask of ones; the importance is |dL/dmask|. For a neuron
-    that equals |w · dL/dw| of its outgoing weights, the published measure. For a classifier, L is the task's loss on the
-    labels. A bare encoder has no task: there L is a random projection of the last hidden states, whose squared gradient
+    that equals |w · dL/dw| of its outgoing weights, the published measure. For a model that answers a task, L is the task's
+    loss on the labels. A task-agnostic encoder has none: there L is a random projection of the last hidden states, whose squared gradient
     estimates the diagonal of the Gauss-Newton matrix of their mean squared error.
     Dropout is off; the model's parameters and modes are left as they were. Raises InputError if the model is packed.
     """
@@ -40,7 +41,7 @@ def estimate_importance(model: PreTrainedModel, batches: Iterable[dict[str, Tens
     head_masks = [torch.ones(spec.heads, device=device, requires_grad=True) for _ in layers.modules]
     neuron_masks = [torch.ones(spec.neurons, device=device, requires_grad=True) for _ in layers.modules]
     heads, neurons = torch.zeros(len(layers.modules), spec.heads), torch.zeros(len(layers.modules), spec.neurons)
-    has_head = hasattr(model, "classifier")
+    head = head_of(model)
     generator = torch.Generator().manual_seed(0)
     was_training = model.training
     model.eval()
@@ -50,9 +51,10 @@ def estimate_importance(model: PreTrainedModel, batches: Iterable[dict[str, Tens
         for linear, mask in zip(layers.parts("down"), neuron_masks):
             hooks.callback(_mask_input(linear, mask.repeat_interleave, 1).remove)
         for batch in batches:
-            inputs = {name: column.to(device) for name, column in model_inputs(batch, model).items()}
-            if has_head:
-                loss = model(**inputs, labels=batch["labels"].to(device)).loss
+            batch = {name: column.to(device) for name, column in batch.items()}
+            inputs = model_inputs(batch, model)
+            if "labels" in batch and (head is not BARE or spec.trained_head):
+                loss = head.label_loss(head.logits(model(**inputs), batch), batch)
             else:
                 hidden = model(**inputs).last_hidden_state
                 signs = torch.randint(0, 2, hidden.shape, generator=generator).mul_(2).sub_(1).to(hidden)

@@ -3,8 +3,8 @@
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-NOT_READ = ("labels", "index", "position")
-"""Columns of a batch that are about its rows: labels, row numbers, and the place in a stream."""
+NOT_READ = ("labels", "index", "position", "row", "word", "context")
+"""Columns of a batch that are about its rows: labels, row numbers, the place in a stream, and where words and contexts are."""
 
 
 def model_inputs(batch: dict[str, Tensor], model: PreTrainedModel) -> dict[str, Tensor]:
@@ -15,6 +15,11 @@ def model_inputs(batch: dict[str, Tensor], model: PreTrainedModel) -> dict[str, 
     """
     left_out = NOT_READ if reads_token_types(model.config) else (*NOT_READ, "token_type_ids")
     return {name: column for name, column in batch.items() if name not in left_out}
+
+
+def texts_per_row(batch: dict[str, Tensor]) -> int:
+    """How many rows of input_ids belong to a row of the task: 2 where two texts are read one by one."""
+    return len(batch["input_ids"]) // len(batch["index"]) if "index" in batch else 1
 
 
 def reads_token_types(config: PretrainedConfig) -> bool:

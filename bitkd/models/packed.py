@@ -17,13 +17,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bitkd.engine.attach import attach
 from bitkd.errors import InputError
 from bitkd.files import checksum, follow_umask
 from bitkd.models.encoder import encoder_layers, read_spec, write_spec
-from bitkd.models.fit import PACKED_PAIR, fit_to_names, is_classifier, own_names
+from bitkd.models.fit import PACKED_PAIR, fit_to_names, own_names
+from bitkd.models.heads import head_in, head_of
 from bitkd.models.marks import METHOD, PACKED, packed_record
 from bitkd.models.marks import is_packed as is_packed
 from bitkd.models.model_types import guard
@@ -147,8 +148,7 @@ def load_packed(folder: Path | str) -> PreTrainedModel:
             f"{folder} holds no packed model; name a folder that `bitkd export` or save_packed wrote, use load_student for "
             "an artifact, or load_predictor, which takes ONNX folders and plain checkpoints too"
         )
-    classifier = is_classifier((config.architectures or [""])[0])
-    model, _, _ = load_pretrained(AutoModelForSequenceClassification if classifier else AutoModel, folder)
+    model, _, _ = load_pretrained(head_in(config).auto_class, folder)
     loaded: PreTrainedModel = model
     return loaded
 
@@ -160,7 +160,7 @@ def unpack_student(model: PreTrainedModel) -> PreTrainedModel:
     """
     if not is_packed(model.config):
         raise InputError(f"{type(model).__name__} is not packed; pack_student gives a packed model")
-    new = build_blank(model.config, is_classifier(type(model).__name__))
+    new = build_blank(model.config, head_of(model))
     state = dict(_unpacked(model))
     fit_to_names(new, list(state))
     new.load_state_dict(state)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from bitkd.errors import InputError
 from bitkd.models.attention import ATTENTION, KEPT_HEADS, use_score_attention
@@ -23,6 +23,7 @@ from bitkd.models.encoder import (
     set_hidden_size,
     write_spec,
 )
+from bitkd.models.heads import Head, head_of
 from bitkd.models.importance import Importance
 from bitkd.models.spec import ShapeSpec, StudentSpec, check_shape
 from bitkd.quant.layout import Layout, layers_of
@@ -30,23 +31,22 @@ from bitkd.quant.spec import QuantSpec
 from bitkd.quant.swap import swap_layers
 
 
-def build_blank(config: PretrainedConfig, classification: bool) -> PreTrainedModel:
+def build_blank(config: PretrainedConfig, head: Head) -> PreTrainedModel:
     """A model of the shape and precision that `config.bitkd` records, with random weights.
 
     A split student gets single layers here; `bitkd.quant.swap.make_blank_pairs` turns them into pairs.
     """
     config = copy.deepcopy(config)
-    family = AutoModelForSequenceClassification if classification else AutoModel
     # Always FP32: latent weights in half precision would lose the small updates of training.
-    model = family.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
+    model: PreTrainedModel = head.auto_class.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
     use_score_attention(model)
     apply_spec(model)
     return model
 
 
-def _build(config: PretrainedConfig, spec: StudentSpec, classification: bool) -> PreTrainedModel:
+def _build(config: PretrainedConfig, spec: StudentSpec, head: Head) -> PreTrainedModel:
     config.bitkd = asdict(spec)
-    model = build_blank(config, classification)
+    model = build_blank(config, head)
     write_spec(model, spec)
     return model
 
@@ -92,7 +92,7 @@ def build_student(source: PreTrainedModel, shape: ShapeSpec, importance: Importa
     arXiv:2004.04037).
 
     importance: needed if weights are copied and heads or neurons left out. Embeddings, pooler and classifier are copied.
-    A bare encoder gives a bare encoder, a classifier a classifier. The source is left unchanged.
+    The student has the head of the source. The source is left unchanged.
     Raises InputError if `shape` does not fit the source, or if that is packed.
     """
     refuse_packed(source, "made smaller")
@@ -110,17 +110,17 @@ def build_student(source: PreTrainedModel, shape: ShapeSpec, importance: Importa
     keep_layers(config, layers)
     set_dropout(config, shape.dropout)
     spec = StudentSpec(origin.root_layers, origin.root_heads, origin.head_size, heads, neurons)
-    classification = hasattr(source, "classifier")
+    head = head_of(source)
     if shape.init == "random":
         _set_sizes(config, spec, shape)
-        return _build(config, spec, classification)
+        return _build(config, spec, head)
 
     kept = list(_kept(importance, layers, origin, heads, neurons))
     if origin.layers is not None and origin.kept_heads is not None:
         spec.layers = [origin.layers[i] for i in layers]
         spec.kept_heads = [[origin.kept_heads[i][h] for h in kept_heads] for i, (kept_heads, _) in zip(layers, kept)]
     spec.trained_head = origin.trained_head
-    student = _build(config, spec, classification)
+    student = _build(config, spec, head)
     _copy_around_layers(student, source)
     layout = layers_of(source).layout
     for target, index, (kept_heads, kept_neurons) in zip(encoder_layers(student), layers, kept):
@@ -186,14 +186,14 @@ def _kept(
 def _copy_around_layers(student: PreTrainedModel, source: PreTrainedModel) -> None:
     layers = f"{_prefix(student)}{layers_of(student).layout.layers}."
     around = {k: v for k, v in source.state_dict().items() if not k.startswith(layers)}
-    # The encoder of a classifier may have no pooler, while a bare encoder has one.
+    # The encoder under a head may have no pooler, while a bare encoder has one.
     if getattr(source.base_model, "pooler", None) is None and hasattr(student.base_model, "pooler"):
         student.base_model.pooler = None  # type: ignore[assignment]
     missing, unexpected = student.load_state_dict(around, strict=False)
     if unexpected or any(not k.startswith(layers) for k in missing):
         raise InputError(
             f"{type(source).__name__} has other parts around its layers than a {type(student).__name__} (missing: "
-            f"{missing[:3]}, unexpected: {unexpected[:3]}); use a bare encoder or a sequence classifier"
+            f"{missing[:3]}, unexpected: {unexpected[:3]}); use a bare encoder or one with a head of a kind of task"
         )
 
 
@@ -227,7 +227,7 @@ def _copy_layer(
 
 
 def add_head(encoder: PreTrainedModel, teacher: PreTrainedModel) -> PreTrainedModel:
-    """A classifier on top of a task-agnostic `encoder`, with pooler and head copied from `teacher`.
+    """A task-agnostic `encoder` with pooler and head copied from `teacher`.
 
     If their families or hidden sizes differ, the head starts at random and `read_spec(model).trained_head` is False.
     """
@@ -239,7 +239,7 @@ def add_head(encoder: PreTrainedModel, teacher: PreTrainedModel) -> PreTrainedMo
     spec = read_spec(config)
     own, others = ((c.model_type, c.hidden_size) for c in (config, teacher.config))
     spec.trained_head = own == others
-    model = _build(config, spec, classification=True)
+    model = _build(config, spec, head_of(teacher))
     state = {f"{_prefix(model)}{k}": v for k, v in encoder.state_dict().items()}
     if spec.trained_head:
         base = f"{_prefix(teacher)}"

@@ -7,8 +7,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from bitkd.config.schema import PRETRAINED
-from bitkd.data.metrics import build_metrics, primary_score
+from bitkd.data.metrics import primary_score
 from bitkd.models.encoder import read_spec, write_spec
+from bitkd.models.heads import HEADS
 from bitkd.models.importance import Importance
 from bitkd.pipeline.stage import PlannedStage
 from bitkd.sources.sources import Sources
@@ -36,6 +37,7 @@ def build_module(
         checkpoint=stage.checkpoint,
         checkpoint_labels=spec.labels,
         labels=task.labels,
+        head=HEADS[task.kind],
         teacher=teacher,
         shape=sources.config.student,
         quant=spec.quant,
@@ -47,7 +49,7 @@ def build_module(
         "total_steps": stage.total_steps,
     }
     if kind.keeps_head:
-        settings["metrics"] = {name: build_metrics(task) for name in sources.task_rows.dev_names}
+        settings["metrics"] = sources.task_rows.metrics()
         settings["score"] = partial(primary_score, task)
     if kind.distils:
         return module_class(student, teacher, spec.loss, **settings)

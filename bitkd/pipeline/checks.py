@@ -342,9 +342,10 @@ def check_checkpoint(folder: Path, sources: Sources, where: str, names: list[str
         )
     if not sources.model_info(folder).artifact:
         _check_architecture(sources, folder, where)
-    own = sources.labels_of(folder)
     try:
-        label_order(own, config.task.labels, names)
+        own = sources.labels_of(folder, config.task.kind)
+        if config.task.of_kind.labels is not False:
+            label_order(own, config.task.labels, names)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     found, tokenizer = sources.model_info(folder), sources.tokenizer_info(sources.model)

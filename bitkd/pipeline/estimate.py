@@ -38,7 +38,7 @@ def workload_of(stage: PlannedStage, stages: Mapping[str, PlannedStage], sources
     stages: all of the run, by name.
     """
     config, loss = sources.config, stage.spec.loss
-    regression, setting = config.task.labels is None, config.trainer.keep_teacher_logits
+    setting = config.trainer.keep_teacher_logits
     rows = sources.corpus if stage.kind.on_corpus else sources.task
 
     def shape(name: str) -> Any:
@@ -66,7 +66,7 @@ def workload_of(stage: PlannedStage, stages: Mapping[str, PlannedStage], sources
             stage.kind.name,
             [shape(name) for role, name in sorted(stage.upstream.items()) if role != "data"],
             _changes(stage),
-            [stage.kind.active_terms(loss), loss.unmatched_heads, stage.keeps_logits(setting, regression)],
+            [stage.kind.active_terms(loss), loss.unmatched_heads, stage.keeps_logits(setting, config.task)],
             [rows.hash, "data" in stage.upstream or stage.augmented is not None, config.data.max_length],
             [
                 stage.train.batch_size,

@@ -175,10 +175,10 @@ def _publish(
 
 def _keep_logits(context: StageContext, module: StudentModule) -> KeptLogits | None:
     """Give a stage that reads nothing else of its teacher the teacher's logits of all rows; None if it runs the teacher."""
-    trainer, regression = context.config.trainer, context.config.task.labels is None
+    trainer = context.config.trainer
     if not isinstance(module, DistillationModule) or not module.can_keep_logits:
         return None
-    if not context.stage.keeps_logits(trainer.keep_teacher_logits, regression):
+    if not context.stage.keeps_logits(trainer.keep_teacher_logits, context.config.task):
         return None
     # The rows are read in the precision and on the device of the fit.
     kept = teacher_logits(context, module, make_trainer(trainer, logger=False, enable_checkpointing=False))

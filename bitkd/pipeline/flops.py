@@ -15,6 +15,7 @@ from bitkd.data.sampler import TrainBatchSampler
 from bitkd.data.tokenized import lengths_of
 from bitkd.models.artifact import load_encoder
 from bitkd.models.encoder import encoder_layers, read_spec
+from bitkd.models.heads import HEADS
 from bitkd.models.importance import Importance
 from bitkd.models.prepare import split_ternary_
 from bitkd.pipeline.build import build_module, finish_student
@@ -47,8 +48,9 @@ def count_flops(stages: Sequence[PlannedStage], sources: Sources) -> dict[str, t
         student = teacher = 0.0
         if stage.trains:
             powers = _mean_powers(stage, sources)
+            texts = 1 if stage.kind.on_corpus else sources.config.task.of_kind.texts_per_row
             student, teacher = (
-                stage.train.batch_size * float(sum(c * power for c, power in zip(curve, powers)))
+                texts * stage.train.batch_size * float(sum(c * power for c, power in zip(curve, powers)))
                 for curve in row_flops(module, _example(sources))
             )
         costs[stage.name] = student, teacher, importance.flops
@@ -77,9 +79,11 @@ class _AnyHeads:
 
 
 def _example(sources: Sources) -> dict[str, Any]:
-    labels = torch.zeros(1) if sources.config.task.labels is None else torch.zeros(1, dtype=torch.long)
-    tokens = torch.ones(1, 1, dtype=torch.long)
-    return {name: tokens for name in sources.tokenizer.model_input_names} | {"labels": labels}
+    task = sources.config.task
+    texts = task.of_kind.texts_per_row
+    tokens = torch.ones(texts, 1, dtype=torch.long)
+    columns = {name: tokens for name in sources.tokenizer.model_input_names}
+    return columns | {"labels": HEADS[task.kind].example_labels(task.has_numbers), "index": torch.zeros(1, dtype=torch.long)}
 
 
 def _mean_powers(stage: PlannedStage, sources: Sources) -> tuple[float, float, float]:

@@ -64,7 +64,7 @@ def identity_of(stage: PlannedStage, sources: Sources) -> dict[str, Any]:
         }
     if kind.distils:
         identity["loss"] = _loss_identity(stage)
-        if kind.can_keep_logits(spec.loss, config.task.labels is None):
+        if kind.can_keep_logits(spec.loss, config.task):
             identity["keep_teacher_logits"] = config.trainer.keep_teacher_logits
     return identity
 

@@ -275,7 +275,7 @@ def _count_flops(stages: list[PlannedStage], sources: Sources) -> dict[str, Stag
     The teacher's pass over all rows, where its logits are kept, is taken at the mean cost of a row in training.
     """
     config = sources.config
-    regression, setting = config.task.labels is None, config.trainer.keep_teacher_logits
+    setting = config.trainer.keep_teacher_logits
     data = asdict(config.data) | {"dir": None, "corpus": None, "num_workers": None}
     read = [sources.hash_of(sources.model), sources.task_fingerprint, data, micro_batches(config.trainer)]
     if uses_corpus(config):
@@ -302,7 +302,7 @@ def _count_flops(stages: list[PlannedStage], sources: Sources) -> dict[str, Stag
         student, teacher, before = counted[stage.name]
         found[stage.name] = StageCost(student + teacher, before)
         rows, size = _training_rows(stage, sources), stage.train.batch_size
-        if rows is not None and setting != "never" and stage.kind.can_keep_logits(stage.spec.loss, regression):
+        if rows is not None and setting != "never" and stage.kind.can_keep_logits(stage.spec.loss, config.task):
             least = rows // size + 1 if setting == "auto" else 0
             found[stage.name] = StageCost(student + teacher, before, student, teacher * rows / size, least)
     return found

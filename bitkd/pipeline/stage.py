@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bitkd.config.schema import StageSpec, TrainSpec
+from bitkd.data.tasks import TaskSpec
 from bitkd.stages.kinds import Kind
 
 
@@ -49,12 +50,12 @@ class PlannedStage:
     def trains(self) -> bool:
         return self.kind.trains and self.checkpoint is None
 
-    def keeps_logits(self, setting: str, regression: bool) -> bool:
+    def keeps_logits(self, setting: str, task: TaskSpec) -> bool:
         """Whether the teacher's logits of all training rows are computed once, before the first step.
 
-        setting: `trainer.keep_teacher_logits`.  regression: whether the task is one.
+        setting: `trainer.keep_teacher_logits`.
         """
-        if not self.trains or not self.kind.can_keep_logits(self.spec.loss, regression):
+        if not self.trains or not self.kind.can_keep_logits(self.spec.loss, task):
             return False
         seen = self.total_steps * self.train.batch_size
         return setting == "always" or (setting == "auto" and self.rows is not None and seen > self.rows)

@@ -79,11 +79,12 @@ class Sources:
         return describe_source(read_model_config(folder))
 
     @by_folder
-    def labels_of(self, folder: Path) -> list[str]:
-        """Label names of the classifier in a folder. Raises InputError if it has no trained head."""
+    def labels_of(self, folder: Path, kind: str) -> list[str]:
+        """Label names of the model in a folder. Raises InputError if it has no trained head for this kind of task."""
         from bitkd.models.artifact import label_names, load_classifier
+        from bitkd.models.heads import HEADS
 
-        return label_names(load_classifier(folder).config)
+        return label_names(load_classifier(folder, HEADS[kind]).config)
 
     @by_folder
     def check_encoder(self, folder: Path) -> None:
@@ -155,10 +156,8 @@ class Sources:
     @cached_property
     def task_rows(self) -> "TaskRows":
         """The task's rows, read and tokenized."""
-        from bitkd.data.task_rows import TaskRows
-
         data, folder = self.config.data, cache_root(self.config)
-        return TaskRows(
+        rows: TaskRows = self.config.task.of_kind.rows_class(
             task=self.config.task,
             tokenizer=self.tokenizer,
             data_dir=data.dir,
@@ -167,6 +166,7 @@ class Sources:
             selection=data.selection,
             selection_seed=data.selection_seed,
         )
+        return rows
 
     def task_module(self, loader: LoaderSpec, augmented: Path | None = None) -> "TaskDataModule":
         """A data module on the task.  augmented: folder of the rows to train on instead of the task's own."""
@@ -201,6 +201,7 @@ class Sources:
         """All settings that the task's rows depend on, and the files that they are read from (None for the hub)."""
         task, data = self.config.task, self.config.data
         parts = [task.name, task.text, task.labels, asdict(task.files), asdict(task.hub)]
+        parts += [task.kind, asdict(task.answers), asdict(task.windows)]
         settings = [*parts, data.dir, data.selection, data.selection_seed]
         if data.dir is None:
             return settings, None

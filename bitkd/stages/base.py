@@ -1,7 +1,7 @@
 """The base of all stages: it starts a student, validates it on the task, and makes the optimizer that trains it."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, get_scheduler
 
 from bitkd.errors import InputError
 from bitkd.models.encoder import read_spec, refuse_packed
+from bitkd.models.heads import CLASSES, Head, head_of
 from bitkd.models.importance import Importance
 from bitkd.models.inputs import model_inputs
 from bitkd.models.prepare import prepare
@@ -48,7 +49,10 @@ class Origin:
     """The checkpoint's label names in its own order, if its config.json has none."""
 
     labels: list[str] | None = None
-    """The task's label names; None for a regression."""
+    """The task's label names; None if its answers are no classes."""
+
+    head: Head = CLASSES
+    """The head that answers the task."""
 
     teacher: PreTrainedModel | None = None
     shape: ShapeSpec = field(default_factory=ShapeSpec)
@@ -88,7 +92,8 @@ class StudentModule(pl.LightningModule):
     student: the model that is trained.
     optim: learning rate, schedule, weight decay.
     total_steps: optimizer steps of the whole stage, for the schedule; None asks the Trainer.
-    metrics: one collection for each dev set, in the order of the validation loaders; None validates the mean loss.
+    metrics: those of each dev set, in the order of the validation loaders, updated with what the student's head answers
+        (`Head.answers`); each computes values by name. None validates the mean loss.
     score: takes the first dev set's metrics by name and gives the number that `dev/score` logs, larger is better.
     """
 
@@ -97,17 +102,19 @@ class StudentModule(pl.LightningModule):
         student: PreTrainedModel,
         optim: OptimSpec | None = None,
         total_steps: int | None = None,
-        metrics: dict[str, MetricCollection] | None = None,
+        metrics: Mapping[str, MetricCollection | Metric] | None = None,
         score: Callable[[dict[str, float]], float] | None = None,
     ) -> None:
         super().__init__()
         self.student = student
+        self.head = head_of(student)
         self.optim = optim or OptimSpec()
         self.total_steps = total_steps
         self.dev_names = list(metrics or ["dev"])
         self.metrics: Any = nn.ModuleList(metrics.values()) if metrics else None
         self.dev_losses: Any = nn.ModuleList(MeanLoss() for _ in self.dev_names)
         self.finite = FiniteCheck()
+        self.row_scores: dict[str, tuple[Tensor, Tensor]] = {}
         self._score = score
         self._graphs: GraphedLosses | None = None
 
@@ -178,27 +185,25 @@ class StudentModule(pl.LightningModule):
     def on_train_end(self) -> None:
         self.check_losses()
 
+    def answer(self, batch: dict[str, Tensor]) -> Tensor:
+        """The student's logits in FP32, in the shape of its head."""
+        return self.head.logits(self.student(**model_inputs(batch, self.student)), batch).float()
+
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
-        """Returns the logits, (batch, outputs); None without metrics."""
-        rows, logits = len(batch["input_ids"]), None
+        """Returns the answers of rows that have one number or class each, (batch, outputs); else None."""
+        rows = len(batch["index"])
         if self.metrics is None:
-            loss = torch.stack(list(self.loss_terms(batch).values())).sum()
+            loss, kept = torch.stack(list(self.loss_terms(batch).values())).sum(), None
         else:
-            logits = self.student(**model_inputs(batch, self.student)).logits.float()
-            labels = batch["labels"]
-            if logits.shape[1] == 1:
-                predictions = logits[:, 0]
-                loss = nn.functional.mse_loss(predictions, labels.float())
-            else:
-                predictions = logits.argmax(dim=1)
-                loss = nn.functional.cross_entropy(logits, labels)
-            self.metrics[dataloader_idx].update(predictions, labels)
+            logits = self.answer(batch)
+            loss, kept = self.head.label_loss(logits, batch), self.head.kept(logits)
+            self.metrics[dataloader_idx].update(*self.head.answers(logits, batch))
         self.dev_losses[dataloader_idx].update(loss.detach(), rows)
-        return logits
+        return kept
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Row numbers (batch,) and logits (batch, outputs)."""
-        return batch["index"].cpu(), self.student(**model_inputs(batch, self.student)).logits.float().cpu()
+        """Numbers of the batch's rows (batch,) and the student's logits."""
+        return batch["index"].cpu(), self.answer(batch).cpu()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Weights stay the same until the optimizer's step. A graph cannot read what is freed after it.
@@ -225,6 +230,8 @@ class StudentModule(pl.LightningModule):
             self.dev_losses[position].reset()
             if self.metrics is not None:
                 values |= self.metrics[position].compute()
+                if hasattr(self.metrics[position], "row_scores"):
+                    self.row_scores[name] = self.metrics[position].row_scores()
                 self.metrics[position].reset()
             self.log_dict({f"{name}/{key}": torch.as_tensor(value).float() for key, value in values.items()})
             if position == 0:

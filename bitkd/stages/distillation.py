@@ -12,6 +12,7 @@ from bitkd.distill.layer_map import HeadSelection
 from bitkd.errors import InputError
 from bitkd.models.attention import SELECTED, can_use_score_attention, use_score_attention
 from bitkd.models.encoder import encoder_layers, read_spec
+from bitkd.models.heads import BARE, head_of
 from bitkd.models.inputs import model_inputs
 from bitkd.models.layer_reader import LayerReader
 from bitkd.models.prepare import prepare
@@ -64,10 +65,10 @@ class DistillationModule(StudentModule):
         self._readers = LayerReader(student), LayerReader(teacher)
         if not kind.trains_head(self.loss):
             self._freeze_head()
-        regression = getattr(student.config, "num_labels", None) == 1
-        self.reads_teacher = bool(kind.terms_of_teacher(self.loss, regression))
+        numbers = self.head.is_number(student.config)
+        self.reads_teacher = bool(kind.terms_of_teacher(self.loss, numbers))
         own = type(self).loss_terms is not DistillationModule.loss_terms
-        self.can_keep_logits = kind.can_keep_logits(self.loss, regression) and not own
+        self.can_keep_logits = self.head.can_keep_logits and kind.reads_only_logits(self.loss, numbers) and not own
         # It is no buffer: a checkpoint must not hold it.
         self._kept_logits: Tensor | None = None
 
@@ -75,7 +76,7 @@ class DistillationModule(StudentModule):
     def start(cls, origin: Origin) -> PreTrainedModel:
         """The student of the stage before, with the teacher's head if it has none."""
         student = origin.load()
-        if origin.teacher is not None and not hasattr(student, "classifier"):
+        if origin.teacher is not None and BARE is head_of(student) is not head_of(origin.teacher):
             student = add_head(student, origin.teacher)
         return prepare(student, origin.quant)
 

@@ -1,6 +1,6 @@
 """Fine-tuning the task-specific teacher (Devlin et al., arXiv:1810.04805)."""
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from bitkd.models.artifact import load_classifier, new_classifier, permute_labels
@@ -18,17 +18,15 @@ class FineTune(StudentModule):
         of the stage before.
         """
         if origin.checkpoint is not None:
-            model = load_classifier(origin.checkpoint)
+            model = load_classifier(origin.checkpoint, origin.head)
             permute_labels(model, origin.labels, origin.checkpoint_labels)
         elif origin.pretrained is not None:
-            model = new_classifier(origin.pretrained, origin.labels)
+            model = new_classifier(origin.pretrained, origin.labels, origin.head)
         else:
             model = origin.load()
         return prepare(model, origin.quant)
 
     def loss_terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Cross entropy on `labels` (batch,); for a regression, the squared error."""
-        logits = self.student(**model_inputs(batch, self.student)).logits
-        if logits.shape[1] == 1:
-            return {"label": nn.functional.mse_loss(logits[:, 0].float(), batch["labels"].float())}
-        return {"label": nn.functional.cross_entropy(logits.float(), batch["labels"])}
+        """The loss of the head on `labels`: of classes the cross entropy, of a regression the squared error."""
+        output = self.student(**model_inputs(batch, self.student))
+        return {"label": self.head.label_loss(self.head.logits(output, batch), batch)}

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from bitkd.callbacks.flops import RowFlops
 from bitkd.models.importance import estimate_importance
-from bitkd.models.inputs import model_inputs
+from bitkd.models.inputs import model_inputs, texts_per_row
 from bitkd.stages.base import StudentModule
 from bitkd.stages.distillation import DistillationModule
 from bitkd.stages.terms import relate_teacher
@@ -35,7 +35,7 @@ def row_flops(module: StudentModule, batch: dict[str, Tensor]) -> tuple[RowFlops
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     with _probing(module.device), _in_training(module):
         for length in PROBES:
-            row = {name: _row(column, length) for name, column in batch.items()}
+            row = _row(batch, length)
             with _Counter() as counter:
                 loss = torch.stack([term.float() for term in module.loss_terms(row).values()]).sum()
                 # Not `backward`: it would leave gradients and start DDP's synchronization.
@@ -51,7 +51,8 @@ def row_flops(module: StudentModule, batch: dict[str, Tensor]) -> tuple[RowFlops
                     relate_teacher(module, row["attention_mask"])
             teachers.append(of_teacher.flops + of_relations.flops)
             students.append(counter.flops - of_target.flops - of_relations.flops)
-    return _fit(students), _fit(teachers)
+    texts = texts_per_row(batch)
+    return _fit(students, texts), _fit(teachers, texts)
 
 
 def importance_flops(model: PreTrainedModel, batch: dict[str, Tensor]) -> RowFlops:
@@ -63,9 +64,9 @@ def importance_flops(model: PreTrainedModel, batch: dict[str, Tensor]) -> RowFlo
     with _probing(model.device):
         for length in PROBES:
             with _Counter() as counter:
-                estimate_importance(model, [{name: _row(column, length) for name, column in batch.items()}])
+                estimate_importance(model, [_row(batch, length)])
             found.append(counter.flops)
-    return _fit(found)
+    return _fit(found, texts_per_row(batch))
 
 
 @contextmanager
@@ -104,13 +105,24 @@ class _Counter(TorchDispatchMode):
         return result
 
 
-def _row(column: Tensor, length: int) -> Tensor:
-    return torch.ones_like(column[:1, :1]).expand(1, length) if column.dim() == 2 else column[:1]
+def _row(batch: dict[str, Tensor], length: int) -> dict[str, Tensor]:
+    """One row of the task with `length` tokens; what is not known of each token points at the first one."""
+    texts, width = texts_per_row(batch), batch["input_ids"].shape[1]
+
+    def resized(column: Tensor) -> Tensor:
+        if column.dim() == 1:
+            return column[:1]
+        if column.shape[1] != width:
+            return torch.zeros_like(column[:1])
+        rows = texts if len(column) == len(batch["input_ids"]) else 1
+        return torch.ones_like(column[:1, :1]).expand(rows, length)
+
+    return {name: resized(column) for name, column in batch.items()}
 
 
-def _fit(flops: list[int]) -> RowFlops:
-    """The polynomial through the FLOPs at PROBES, which are equally far apart."""
-    first, second, third = flops
+def _fit(flops: list[int], texts: int) -> RowFlops:
+    """The polynomial through the FLOPs of a text at PROBES, which are equally far apart.  flops: of `texts` texts."""
+    first, second, third = (count // texts for count in flops)
     step, start = PROBES[1] - PROBES[0], PROBES[0]
     square = (third - 2 * second + first) // (2 * step**2)
     linear = (second - first) // step - square * (2 * start + step)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from bitkd.data.tasks import TaskSpec
 from bitkd.errors import InputError, nearest
 from bitkd.stages.spec import ATTENTION, HIDDEN, LOGITS, TERMS, LossSpec, resolve
 
@@ -82,14 +83,18 @@ class Kind:
         """Whether the stage trains the student's head."""
         return self.fine_tunes or any(TERMS[name].reads_head for name in self.active_terms(loss))
 
-    def terms_of_teacher(self, loss: LossSpec, regression: bool) -> tuple[str, ...]:
-        """The active terms that read the teacher's outputs. The logits term of a regression may aim at the label."""
-        from_label = regression and loss.regression_target == "label"
+    def terms_of_teacher(self, loss: LossSpec, numbers: bool) -> tuple[str, ...]:
+        """The active terms that read the teacher's outputs. The logits term may aim at the label, if labels are `numbers`."""
+        from_label = numbers and loss.regression_target == "label"
         return tuple(name for name in self.active_terms(loss) if not (name == LOGITS and from_label))
 
-    def can_keep_logits(self, loss: LossSpec, regression: bool) -> bool:
+    def can_keep_logits(self, loss: LossSpec, task: TaskSpec) -> bool:
         """Whether the teacher's logits of all training rows can replace the teacher in the steps."""
-        terms = self.terms_of_teacher(loss, regression)
+        return task.of_kind.can_keep_logits and self.reads_only_logits(loss, task.has_numbers)
+
+    def reads_only_logits(self, loss: LossSpec, numbers: bool) -> bool:
+        """Whether its loss reads the teacher, and of it nothing but the logits of the task's rows."""
+        terms = self.terms_of_teacher(loss, numbers)
         return not self.on_corpus and bool(terms) and all(TERMS[name].needs_only_logits for name in terms)
 
     @cached_property

@@ -5,6 +5,7 @@ of the teacher, and the batch, and returns a scalar, without its weight.
 """
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,10 @@ from bitkd.distill.losses import (
     logits_mse,
     relation_kl,
     soft_cross_entropy,
+    tokens_soft_cross_entropy,
 )
+from bitkd.models.heads import Head, over_tokens
+from bitkd.stages.spec import LossSpec
 
 if TYPE_CHECKING:
     from bitkd.stages.distillation import DistillationModule
@@ -27,12 +31,37 @@ Batch = dict[str, Tensor]
 
 
 def logits_term(module: "DistillationModule", student: Any, teacher: Any, batch: Batch) -> Tensor:
-    """Soft cross entropy on the teacher's logits; for a regression, the squared error."""
+    """The student's answer against the teacher's: of classes the soft cross entropy, of a regression the squared error; of
+    answers the soft cross entropies over the tokens that they may begin and end at; of tokens that of each token.
+    """
+    return _LOGITS[module.head.name](module.loss, module.head, student, teacher, batch)
+
+
+def _classes(loss: LossSpec, head: Head, student: Any, teacher: Any, batch: Batch) -> Tensor:
     if student.logits.shape[1] > 1:
-        settings = module.loss
-        return soft_cross_entropy(student.logits, teacher.logits, settings.temperature, settings.mean_over_classes)
-    target = batch["labels"].unsqueeze(1) if module.loss.regression_target == "label" else teacher.logits
+        return soft_cross_entropy(student.logits, teacher.logits, loss.temperature, loss.mean_over_classes)
+    target = batch["labels"].unsqueeze(1) if loss.regression_target == "label" else teacher.logits
     return logits_mse(student.logits, target)
+
+
+def _spans(loss: LossSpec, head: Head, student: Any, teacher: Any, batch: Batch) -> Tensor:
+    """Over (rows, 2, length): one distribution over the tokens for the first token of the answer, one for the last."""
+    pair = [over_tokens(head.logits(output, batch), batch["attention_mask"]).mT for output in (student, teacher)]
+    return soft_cross_entropy(*pair, loss.temperature, loss.mean_over_classes)
+
+
+def _tokens(loss: LossSpec, head: Head, student: Any, teacher: Any, batch: Batch) -> Tensor:
+    """Mean over each row's real tokens, then over the rows: as of the other terms, padding changes nothing."""
+    pair = [head.logits(output, batch) for output in (student, teacher)]
+    return tokens_soft_cross_entropy(*pair, batch["attention_mask"], loss.temperature, loss.mean_over_classes)
+
+
+_LOGITS: dict[str, Callable[[LossSpec, Head, Any, Any, Batch], Tensor]] = {
+    "text_classification": _classes,
+    "question_answering": _spans,
+    "token_classification": _tokens,
+}
+"""Head -> the term of its logits."""
 
 
 def hidden_term(module: "DistillationModule", student: Any, teacher: Any, batch: Batch) -> Tensor:

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from bitkd.compare.scores import majority_score, score, weighted_scores
-from bitkd.data.tasks import GLUE_OF_LABELS, GLUE_OF_NUMBERS, OF_LABELS, OF_NUMBERS, TaskSpec
+from bitkd.data.task_kinds import GLUE_OF_LABELS, GLUE_OF_NUMBERS, OF_LABELS, OF_NUMBERS
+from bitkd.data.tasks import TaskSpec
 
 
 def task_of(metric, labels):

@@ -5,7 +5,8 @@ import torch
 
 from bitkd.config.load import load_config
 from bitkd.data.metrics import build_metrics, primary_score
-from bitkd.data.tasks import GLUE_OF_LABELS, OF_LABELS, OF_NUMBERS, TaskSpec
+from bitkd.data.task_kinds import GLUE_OF_LABELS, OF_LABELS, OF_NUMBERS
+from bitkd.data.tasks import TaskSpec
 
 
 def test_an_undefined_score_can_be_beaten():

@@ -120,7 +120,7 @@ def test_rows_are_held_out_or_augmented_and_still_have_their_own_logits(argument
 def test_auto_keeps_logits_where_more_rows_are_seen_than_there_are(arguments):
     def keeps(*more, steps=24):
         config = load_config(arguments("plan", *more, steps=steps))
-        return make_plan(config)["stage2"].keeps_logits(config.trainer.keep_teacher_logits, regression=False)
+        return make_plan(config)["stage2"].keeps_logits(config.trainer.keep_teacher_logits, config.task)
 
     assert keeps()
     assert not keeps(steps=12)  # 96 rows
