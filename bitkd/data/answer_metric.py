@@ -6,11 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
+
+from bitkd.data.task_kinds import OF_ANSWERS
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -47,7 +50,8 @@ def best_spans(logits: Tensor, context: Tensor, longest: int) -> tuple[Tensor, T
     ends = torch.nn.functional.pad(end, (0, longest - 1), value=-torch.inf).unfold(1, longest, 1)
     best_end, distance = ends.max(-1)  # (windows, length): for each start
     score, first = (start + best_end).max(-1)
-    return torch.stack([first, first + distance.gather(1, first[:, None]).squeeze(1)], 1), score
+    spans = torch.stack([first, first + distance.gather(1, first[:, None]).squeeze(1)], 1)
+    return spans.clamp(context[:, :1], context[:, 1:] - 1), score  # where no score is finite, a part all the same
 
 
 class AnswerMetric(Metric):
@@ -100,32 +104,35 @@ class AnswerMetric(Metric):
 
     def answers(self) -> dict[int, Answer]:
         """The answer of each row that was seen, by its number, in the order of rows."""
-        index = dim_zero_cat(self.index).cpu()
-        index, order = index.sort()  # windows come in another order with other processes and batches
-        spans, scores = dim_zero_cat(self.spans).cpu()[order], dim_zero_cat(self.scores).cpu()[order].double()
-        found = self.windows.select_columns(["row", "context_from", "offsets"]).with_format(None)[index.tolist()]
-        best: dict[int, int] = {}
-        nothing: dict[int, float] = {}
-        for i, row in enumerate(found["row"]):
-            if row not in best or scores[i, 0] > scores[best[row], 0]:
-                best[row] = i
-            nothing[row] = min(float(scores[i, 1]), nothing.get(row, torch.inf))
+        # Windows come in another order with other processes and batches.
+        index, order = (part.numpy() for part in dim_zero_cat(self.index).cpu().sort())
+        spans, scores = dim_zero_cat(self.spans).cpu().numpy()[order], dim_zero_cat(self.scores).cpu().numpy()[order]
+        table = self.windows.select_columns(["row", "context_from", "offsets"]).with_format("arrow")[index]
+        table = table.combine_chunks()
+        row, context_from = table["row"].to_numpy(), table["context_from"].to_numpy()
+        offsets = table["offsets"].chunk(0)
+        token = offsets.offsets.to_numpy()[:-1, None] - offsets.offsets[0].as_py() + 2 * (spans - context_from[:, None])
+        start, end = offsets.flatten().to_numpy()[np.add(token, [0, 1])].T
+        nothing = np.full(row.max() + 1, np.inf)
+        np.minimum.at(nothing, row, scores[:, 1])
+        ranking = np.lexsort((-scores[:, 0], row))  # stable: of equal windows the first
+        rows, first = np.unique(row[ranking], return_index=True)
         result = {}
-        for row, i in sorted(best.items()):
-            score, margin = float(scores[i, 0]), float(scores[i, 0]) - nothing[row]
-            if self.unanswerable and -margin > self.threshold:
-                result[row] = Answer("", None, nothing[row], margin)
-                continue
-            first, last = (spans[i] - found["context_from"][i]).tolist()
-            start, end = found["offsets"][i][2 * first], found["offsets"][i][2 * last + 1]
-            result[row] = Answer(self.contexts[row][start:end], start, score, margin)
+        for number, i in zip(rows.tolist(), ranking[first]):
+            score, empty = float(scores[i, 0]), float(nothing[number])
+            if self.unanswerable and empty - score > self.threshold:
+                result[number] = Answer("", None, empty, score - empty)
+            else:
+                result[number] = Answer(self.contexts[number][start[i] : end[i]], int(start[i]), score, score - empty)
         return result
 
     def compute(self) -> dict[str, Tensor]:
         """Name of each metric -> its mean over rows."""
         if self.golds is None:
             raise ValueError("the right answers are unknown")
-        rows = [answer_scores(answer.text, self.golds[row], self.unanswerable) for row, answer in self.answers().items()]
+        rows = [
+            answer_scores(answer.text, self.golds[row], self.unanswerable) for row, answer in self.answers().items()
+        ]
         self._values = {name: torch.tensor([row[name] for row in rows]) for name in OF_ANSWERS}
         return {name: values.double().mean().float() for name, values in self._values.items()}
 

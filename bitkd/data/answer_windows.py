@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from bitkd.data.answers import Answer
+from bitkd.data.answers import Gold
 from bitkd.errors import InputError, shorten
 
 LONGEST_QUESTION = 64
@@ -54,7 +54,7 @@ def encode_windows(
     tokenizer: Any,
     questions: Sequence[str],
     contexts: Sequence[str],
-    answers: Sequence[Sequence[Answer]] | None,
+    answers: Sequence[Sequence[Gold]] | None,
     max_length: int,
     overlap: int,
 ) -> dict[str, list[Any]]:
@@ -89,7 +89,9 @@ def encode_windows(
     segments = [encoding.sequence_ids for encoding in encoded.encodings]
     for row, segment in zip(rows, segments):
         if 1 not in segment:
-            raise InputError(f"the tokenizer makes no tokens of the context {shorten(contexts[row])}; leave out its rows")
+            raise InputError(
+                f"the tokenizer makes no tokens of the context {shorten(contexts[row])}; leave out its rows"
+            )
     columns["context_from"] = [segment.index(1) for segment in segments]
     columns["context_to"] = [len(segment) - segment[::-1].index(1) for segment in segments]
     spans = [pairs[start:end] for pairs, start, end in zip(offsets, columns["context_from"], columns["context_to"])]
@@ -123,7 +125,7 @@ def _cut(tokenizer: Any, text: str, limit: int) -> str:
         text = text[: found[limit][0]]
 
 
-def _label(answers: Sequence[Answer], spans: np.ndarray, start: int, is_first: bool, is_last: bool) -> list[int]:
+def _label(answers: Sequence[Gold], spans: np.ndarray, start: int, is_first: bool, is_last: bool) -> list[int]:
     """The first and the last token of the first answer; NO_ANSWER if the window does not have all its tokens.
 
     spans: (tokens, 2), characters of each token of the context.  start: position of the first of them in the window.

@@ -14,8 +14,8 @@ from bitkd.errors import InputError, shorten
 
 ID, ANSWERS = "id", "answers"
 
-Answer = tuple[int, str]
-"""The first character of an answer in its context, and its text."""
+Gold = tuple[int, str]
+"""A right answer: its first character in the context, and its text."""
 
 ID_IN_JSON = re.compile(r'"id"\s*:\s*("(?:[^"\\]|\\.)*")')
 COUNTED_OTHERWISE = (("bytes", "utf-8", 1), ("UTF-16 units, as in JavaScript", "utf-16-le", 2))
@@ -32,7 +32,7 @@ def read_answer_rows(
     others: Iterable[list[str]] = (),
 ) -> Rows:
     """The rows of a file: columns id, text_a (question), text_b (context) and, if `answers` is given, label: a list of
-    `Answer`s, empty if the question has none.
+    right answers (`Gold`), empty if the question has none.
 
     A .json file may be nested as SQuAD's own. Any other is a table (see `bitkd.data.formats.read_records`) with the columns
     id, `texts` and `answers`; an answer field is {"text": [...], "answer_start": [...]}, or a list of objects with one text
@@ -172,7 +172,7 @@ def _read_text(value: Any, column: str, place: str) -> str:
     return text
 
 
-def _read_answers(value: Any, context: str, place: str) -> list[Answer]:
+def _read_answers(value: Any, context: str, place: str) -> list[Gold]:
     """The answers of a field, each checked to stand in the context. Raises Malformed."""
     if isinstance(value, dict):
         missing = next((name for name in ("text", "answer_start") if not isinstance(value.get(name), list)), None)
@@ -180,7 +180,9 @@ def _read_answers(value: Any, context: str, place: str) -> list[Answer]:
             raise Malformed(f"{place}: answers have no list {missing}; they are {shorten(dict(value))}")
         texts, starts = value["text"], value["answer_start"]
         if len(texts) != len(starts):
-            raise Malformed(f"{place}: answers have {len(texts)} text and {len(starts)} answer_start; give one for each")
+            raise Malformed(
+                f"{place}: answers have {len(texts)} text and {len(starts)} answer_start; give one for each"
+            )
     elif isinstance(value, list) and all(isinstance(answer, dict) for answer in value):
         for answer in value:
             if missing := next((name for name in ("text", "answer_start") if name not in answer), None):
@@ -194,7 +196,7 @@ def _read_answers(value: Any, context: str, place: str) -> list[Answer]:
     return [_check_answer(start, text, context, place) for start, text in zip(starts, texts)]
 
 
-def _check_answer(start: Any, text: Any, context: str, place: str) -> Answer:
+def _check_answer(start: Any, text: Any, context: str, place: str) -> Gold:
     as_text(text, "the text of an answer", place)
     if not text.strip():
         raise Malformed(f"{place}: the text of an answer is empty; a question without an answer has empty lists")
