@@ -61,7 +61,8 @@ class AnswerMetric(Metric):
     row, and the lowest score of no answer of all its windows, as BERT's code does. It is exact for any division of windows
     among processes.
 
-    windows: of the set, with the columns `row`, `context_from` and `offsets` (see `bitkd.data.answer_windows`).
+    windows: of the set, with the columns `index` (ascending), `row`, `context_from` and `offsets` (see
+        `bitkd.data.answer_windows`).
     contexts: of each row.  golds: texts of the right answers of each row, none if it is unanswerable; None: unknown.
     metric: the name of the metric whose values `row_scores` gives.
     unanswerable: whether the model may answer nothing: if the score of no answer exceeds that of the best answer by more
@@ -93,7 +94,7 @@ class AnswerMetric(Metric):
         self.unanswerable, self.threshold, self.longest = unanswerable, threshold, longest
         for name in ("index", "spans", "scores"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
-        self._values: dict[str, Tensor] = {}
+        self._rows = torch.empty(0, 1), torch.empty(0)
 
     def update(self, logits: Tensor, batch: dict[str, Tensor]) -> None:
         """logits: (windows, length, 2), of starts and ends.  batch: its `context`, (windows, 2), and `index`, (windows,)."""
@@ -107,8 +108,9 @@ class AnswerMetric(Metric):
         # Windows come in another order with other processes and batches.
         index, order = (part.numpy() for part in dim_zero_cat(self.index).cpu().sort())
         spans, scores = dim_zero_cat(self.spans).cpu().numpy()[order], dim_zero_cat(self.scores).cpu().numpy()[order]
-        table = self.windows.select_columns(["row", "context_from", "offsets"]).with_format("arrow")[index]
-        table = table.combine_chunks()
+        windows = self.windows.select_columns(["index", "row", "context_from", "offsets"])
+        lines = np.searchsorted(windows.with_format("numpy")["index"][:], index)
+        table = windows.with_format("arrow")[lines].combine_chunks()
         row, context_from = table["row"].to_numpy(), table["context_from"].to_numpy()
         offsets = table["offsets"].chunk(0)
         token = offsets.offsets.to_numpy()[:-1, None] - offsets.offsets[0].as_py() + 2 * (spans - context_from[:, None])
@@ -130,15 +132,15 @@ class AnswerMetric(Metric):
         """Name of each metric -> its mean over rows."""
         if self.golds is None:
             raise ValueError("the right answers are unknown")
-        rows = [
-            answer_scores(answer.text, self.golds[row], self.unanswerable) for row, answer in self.answers().items()
-        ]
-        self._values = {name: torch.tensor([row[name] for row in rows]) for name in OF_ANSWERS}
-        return {name: values.double().mean().float() for name, values in self._values.items()}
+        found = self.answers()
+        rows = [answer_scores(answer.text, self.golds[row], self.unanswerable) for row, answer in found.items()]
+        values = {name: torch.tensor([row[name] for row in rows]) for name in OF_ANSWERS}
+        self._rows = values[self.metric].unsqueeze(1), torch.tensor([len(self.golds[row]) > 0 for row in found]).long()
+        return {name: column.double().mean().float() for name, column in values.items()}
 
-    def row_scores(self) -> Tensor:
-        """The value of `metric` for each row, (rows,), after `compute`."""
-        return self._values[self.metric]
+    def row_scores(self) -> tuple[Tensor, Tensor]:
+        """After `compute`: the value of `metric` for each row, (rows, 1), and whether it has an answer, (rows,)."""
+        return self._rows
 
 
 def answer_scores(text: str, golds: Sequence[str], unanswerable: bool) -> dict[str, float]:

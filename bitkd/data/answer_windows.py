@@ -133,7 +133,7 @@ def _label(answers: Sequence[Gold], spans: np.ndarray, start: int, is_first: boo
     """
     if not answers:
         return NO_ANSWER
-    begin, text = answers[0]
+    begin, text = answers[0]["start"], answers[0]["text"]
     begin, end = begin + len(text) - len(text.lstrip()), begin + len(text.rstrip())
     # An answer may begin or end within a token.
     tokens = np.flatnonzero((spans[:, 1] > begin) & (spans[:, 0] < end))

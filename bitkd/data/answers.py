@@ -14,8 +14,8 @@ from bitkd.errors import InputError, shorten
 
 ID, ANSWERS = "id", "answers"
 
-Gold = tuple[int, str]
-"""A right answer: its first character in the context, and its text."""
+Gold = dict[str, Any]
+"""A right answer: `start`, its first character in the context, and `text`."""
 
 ID_IN_JSON = re.compile(r'"id"\s*:\s*("(?:[^"\\]|\\.)*")')
 COUNTED_OTHERWISE = (("bytes", "utf-8", 1), ("UTF-16 units, as in JavaScript", "utf-16-le", 2))
@@ -203,7 +203,7 @@ def _check_answer(start: Any, text: Any, context: str, place: str) -> Gold:
     if isinstance(start, bool) or not isinstance(start, int) or start < 0:
         raise Malformed(f"{place}: answer_start is {shorten(start)}; it is a whole number of characters, from 0")
     if context.startswith(text, start):
-        return start, text
+        return {"start": start, "text": text}
     found = f"{place}: the answer {shorten(text)} does not stand at character {start} of its context"
     for unit, encoding, size in COUNTED_OTHERWISE:
         before = context.encode(encoding)[: size * start]

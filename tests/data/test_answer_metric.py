@@ -75,7 +75,8 @@ GOLDS = [["red dog"], []]
 
 @pytest.fixture
 def windows(tiny_tokenizer):
-    return Dataset.from_dict(encode_windows(tiny_tokenizer, ["the dog", "a bird"], CONTEXTS, None, 13, 3))
+    found = Dataset.from_dict(encode_windows(tiny_tokenizer, ["the dog", "a bird"], CONTEXTS, None, 13, 3))
+    return found.add_column("index", [10, 11, 12, 13])
 
 
 def logits_of(windows, peaks, nothing):
@@ -89,7 +90,7 @@ def logits_of(windows, peaks, nothing):
 
 def batch_of(windows, numbers):
     context = [[windows[i]["context_from"], windows[i]["context_to"]] for i in numbers]
-    return {"index": torch.tensor(numbers), "context": torch.tensor(context)}
+    return {"index": 10 + torch.tensor(numbers), "context": torch.tensor(context)}
 
 
 def updated(metric, windows, logits, *parts):
@@ -106,11 +107,12 @@ def test_the_best_window_answers_and_the_lowest_score_of_no_answer_counts(window
         1: ("", None, 7.0, -5.0),
     }
     assert metric.compute() == pytest.approx({"exact_match": 0.5, "answer_f1": 0.75})
-    assert metric.row_scores().tolist() == pytest.approx([0.5, 1])
+    scores, answerable = metric.row_scores()
+    assert (scores.tolist(), answerable.tolist()) == ([[0.5], [1]], [1, 0])
     careful = AnswerMetric(windows, CONTEXTS, GOLDS, "exact_match", unanswerable=True, threshold=5.0)
     assert updated(careful, windows, logits, [0, 1, 2, 3]).answers()[1].text == "old cat"  # 5 is not more than 5
     assert careful.compute() == pytest.approx({"exact_match": 0.0, "answer_f1": 0.25})
-    assert careful.row_scores().tolist() == [0, 0]
+    assert careful.row_scores()[0].tolist() == [[0], [0]]
     always = updated(AnswerMetric(windows, CONTEXTS, [["red dog"], ["old cat"]]), windows, logits, [0, 1, 2, 3])
     assert [answer.text for answer in always.answers().values()] == ["big red", "old cat"]
 

@@ -11,7 +11,7 @@ CONTEXT = "a dog runs . the cat sleeps . a bird sees the big red dog ."
 @pytest.fixture
 def encode(tiny_tokenizer):
     def encoded(*answers, question="the dog", context=CONTEXT, max_length=13, overlap=3):
-        golds = [[(context.index(text), text) for text in answers]]
+        golds = [[{"start": context.index(text), "text": text} for text in answers]]
         return encode_windows(tiny_tokenizer, [question], [context], golds, max_length, overlap)
 
     return encoded

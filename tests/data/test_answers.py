@@ -56,7 +56,7 @@ def test_every_form_gives_the_same_rows(write, content, name):
         "id": ["q1"],
         "text_a": ["Where is it?"],
         "text_b": [CONTEXT],
-        "label": [[(17, "Köln")]],
+        "label": [[{"start": 17, "text": "Köln"}]],
     }
 
 

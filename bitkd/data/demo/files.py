@@ -5,12 +5,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from bitkd.data.demo.questions import write_questions
 from bitkd.data.demo.text import documents, pairs
 from bitkd.files import is_left_over, temporary_name
 
 TRAIN_ROWS, DEV_ROWS = 3600, 900
 DOCUMENTS, SENTENCES = 1200, 4
-CODE = ("files.py", "model.py", "text.py")
+CODE = ("files.py", "model.py", "questions.py", "text.py")
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class DemoSource:
     """Folder of the tiny BERT and its tokenizer."""
 
     data: Path
-    """Folder with train.tsv and dev.tsv."""
+    """Folder with train.tsv and dev.tsv, and a folder for each other kind of task."""
 
     corpus: Path
     """Text file."""
@@ -48,6 +49,7 @@ def ensure_demo(root: Path) -> DemoSource:
     building = root / temporary_name(".building")
     shutil.rmtree(building, ignore_errors=True)
     _write_text(building)
+    write_questions(building / "data" / "demo_qa")
     write_model(building / "model", building / "corpus.txt", list(documents(DOCUMENTS, SENTENCES, seed=2)))
     try:
         building.rename(folder)
