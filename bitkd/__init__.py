@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from bitkd.api import RunResult as RunResult
     from bitkd.api import run as run
     from bitkd.callbacks.weight_splitting import WeightSplitting as WeightSplitting
-    from bitkd.commands.inference import Predictor as Predictor
     from bitkd.commands.inference import load_predictor as load_predictor
+    from bitkd.commands.predictor import Predictor as Predictor
     from bitkd.config.load import load_config as load_config
     from bitkd.data.augment.augmenter import load_shards as load_shards
     from bitkd.data.batches import LoaderSpec as LoaderSpec
@@ -74,7 +74,7 @@ _PUBLIC = {
     "NonFiniteLossError": "bitkd.stages.finite",
     "OptimSpec": "bitkd.stages.spec",
     "PredictionDistillation": "bitkd.stages.prediction",
-    "Predictor": "bitkd.commands.inference",
+    "Predictor": "bitkd.commands.predictor",
     "QuantSpec": "bitkd.quant.spec",
     "RunResult": "bitkd.api",
     "ShapeSpec": "bitkd.models.spec",

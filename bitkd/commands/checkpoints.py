@@ -85,7 +85,7 @@ def open_checkpoint(name: str, settings: list[str], labels: str | None, needs_ta
         check_metrics(config.task)
     names = [text.strip() for text in labels.split(",")] if labels else None
     own = read_config_data(folder).get("id2label")
-    if own and config.task.text:
+    if own and config.task.text and config.task.of_kind.labels is not False:
         label_order(list(own.values()), config.task.labels, names)
     fixed = trained_for is not None or any(text.startswith("data.max_length=") for text in settings)
     in_files = not own_task and trained_for is not None and trained_for.source == "files"

@@ -3,10 +3,8 @@
 import copy
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +15,18 @@ from transformers import PreTrainedModel
 
 from bitkd.callbacks.predictions import Predictions
 from bitkd.commands.checkpoints import Checkpoint, open_checkpoint
+from bitkd.commands.predictor import Predictor
 from bitkd.config.schema import Config
 from bitkd.data.batches import MULTIPLE, LoaderSpec
 from bitkd.data.files import Rows
 from bitkd.data.hub import load_tokenizer
-from bitkd.data.metrics import build_metrics, primary_score
-from bitkd.data.tokenized import encode_texts
+from bitkd.data.metrics import primary_score
 from bitkd.errors import InputError
 from bitkd.models.artifact import label_names, load_classifier, permute_labels
+from bitkd.models.heads import HEADS, head_in, head_of
 from bitkd.models.labels import label_order
 from bitkd.models.onnx import load_onnx
+from bitkd.pretrained.load import read_model_config
 from bitkd.quant.layout import input_limits
 from bitkd.sources.cache import open_cache
 from bitkd.sources.sources import Sources, open_sources
@@ -36,52 +36,10 @@ from bitkd.stages.spec import SCORE
 log = logging.getLogger(__name__)
 
 
-class Predictor:
-    """Predicts labels and probabilities of texts, with a classifier that is loaded once; see `load_predictor`."""
-
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: Any, max_length: int, batch_size: int, fabric: Fabric
-    ) -> None:
-        self.labels = names if len(names := label_names(model.config)) > 1 else None
-        """The label names in the order of the outputs; None for a regression."""
-
-        self.max_length = max_length
-        """Tokens of a row at most; longer ones are truncated."""
-
-        self.batch_size = batch_size
-        self.truncated = 0
-        """Rows that were truncated so far."""
-
-        self._tokenizer = tokenizer
-        self._fabric = fabric
-        self._model = fabric.setup_module(model)
-
-    def predict(self, rows: Iterable[str | Sequence[str]]) -> Iterator[dict[str, Any]]:
-        """For each row, in order: {"label": …, "scores": {label: probability}}, or {"score": …} of a regression.
-
-        rows: texts, or pairs of texts. They are read and predicted batch by batch, so they may be more than fit into
-        memory.
-        """
-        given = iter(rows)
-        while batch := list(islice(given, self.batch_size)):
-            yield from self.predict_batch([[row] if isinstance(row, str) else row for row in batch])
-
-    def predict_batch(self, rows: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-        """The predictions of rows of one or two texts, as one batch."""
-        texts = [list(column) for column in zip(*rows, strict=True)]
-        encoded = encode_texts(self._tokenizer, texts, self.max_length)
-        self.truncated += sum(encoded["truncated"])
-        inputs = {name: encoded[name] for name in self._tokenizer.model_input_names if name in encoded}
-        batch = self._fabric.to_device(dict(self._tokenizer.pad(inputs, return_tensors="pt")))
-        with torch.inference_mode():
-            logits = self._model(**batch).logits.float().cpu()
-        if self.labels is None:
-            return [{"score": score} for score in logits[:, 0].tolist()]
-        return [_as_prediction(dict(zip(self.labels, row))) for row in logits.softmax(dim=1).tolist()]
-
-
-def _as_prediction(scores: dict[str, float]) -> dict[str, Any]:
-    return {"label": max(scores, key=scores.__getitem__), "scores": scores}
+PREDICTORS: dict[str, type[Predictor]] = {
+    "text_classification": Predictor,
+}
+"""Kind of task -> what predicts texts for it."""
 
 
 def load_predictor(folder: Path | str, *settings: str) -> Predictor:
@@ -106,10 +64,11 @@ def open_predictor(checkpoint: Checkpoint) -> Predictor:
     task_labels = checkpoint.task.labels if checkpoint.task else checkpoint.labels
     if checkpoint.task or checkpoint.labels:
         permute_labels(model, task_labels, checkpoint.labels)
+    predictor = PREDICTORS[head_of(model).name]
     tokenizer = load_tokenizer(checkpoint.folder)
     length = _max_length(checkpoint, model, tokenizer)
     fabric = Fabric(accelerator=config.trainer.accelerator, devices=1, precision=config.trainer.precision)
-    return Predictor(model, tokenizer, length, config.data.eval_batch_size, fabric)
+    return predictor(model, tokenizer, length, config.data.eval_batch_size, fabric, checkpoint.task)
 
 
 @dataclass(frozen=True)
@@ -141,8 +100,10 @@ class DevSets:
         data = sources.task_module(_loader(self._config))
         self._names = data.dev_names if rows is None else ["rows"]
         self._source: dict[str, Any] = {"datamodule": data}
+        self._metrics = sources.task_rows.metrics
         if rows is not None:
             self._source = {"dataloaders": data.loader_of(sources.task_rows.tokenize(rows, "rows"))}
+            self._metrics = lambda: {"rows": sources.task_rows.metrics_on(rows)}
 
     @property
     def max_length(self) -> int:
@@ -152,13 +113,14 @@ class DevSets:
     def measure(self, model: PreTrainedModel) -> Measured:
         """Metrics and logits of a model, which is left unchanged. Its outputs are brought into the task's order of labels."""
         task, names = self._config.task, self._checkpoint.labels
-        order = label_order(label_names(model.config), task.labels, names)
-        if order != list(range(len(order))):
-            model = copy.deepcopy(model)
-            permute_labels(model, task.labels, names)
-        metrics = {name: build_metrics(task) for name in self._names}
+        if head_of(model).has_classes:
+            order = label_order(label_names(model.config), task.labels, names)
+            if order != list(range(len(order))):
+                model = copy.deepcopy(model)
+                permute_labels(model, task.labels, names)
         predictions = Predictions(self._names)
         trainer = _plain_trainer(self._config, predictions)
+        metrics = self._metrics()
         module = StudentModule(model, metrics=metrics, score=partial(primary_score, task))
         trainer.validate(module, **self._source, verbose=False)
         found: dict[str, dict[str, float]] = {name: {} for name in metrics}
@@ -197,7 +159,10 @@ def evaluate(checkpoint: Checkpoint, rows: Rows | None = None) -> dict[str, floa
 
 
 def predict_set(checkpoint: Checkpoint, name: str) -> list[str]:
-    """The prediction for each row of a test set, in order, in the form that labels have in the task's files."""
+    """The prediction for each row of a test set, in order, in the form that labels have in the task's files.
+
+    Raises InputError if the kind of the task has no such form.
+    """
     model, config = _load(checkpoint)
     task, sources = config.task, _open_sources(config)
     loader = sources.task_module(_loader(config)).loader_of(sources.task_rows.test_rows(name))
@@ -223,7 +188,10 @@ def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
         classifier: Any = load_onnx(checkpoint.folder)
         model: PreTrainedModel = classifier
         return model
-    return load_classifier(checkpoint.folder)
+    task = checkpoint.task
+    return load_classifier(
+        checkpoint.folder, HEADS[task.kind] if task else head_in(read_model_config(checkpoint.folder))
+    )
 
 
 def _settings(checkpoint: Checkpoint, model: PreTrainedModel) -> Config:

@@ -143,10 +143,10 @@ def _write(
 
     quieten()
     predictor = open_predictor(checkpoint)
-    form.check(predictor.labels)
+    form.check(predictor)
     with _output(out) as stream:  # empties the file: after the last refusal
         written = 0
-        shown = form(stream, predictor.labels)
+        shown = form(stream, predictor)
         shown.begin()
         stream.flush()
         try:

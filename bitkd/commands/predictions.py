@@ -2,26 +2,41 @@
 
 import csv
 import json
+import re
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from bitkd.errors import InputError
 
+_END = re.compile(r"[\t\r\n]+")
+"""What would end a field of a .tsv file: it becomes a space, such as in an answer over two lines."""
+
 Prediction = dict[str, Any]
 """`index` of the row from 0, `text` and, of a pair, `text_pair`; then `label` and `scores`, the probability of every
-label, or only `score`, of a regression."""
+label, or only `score`, of a regression, or what another kind of task answers."""
+
+
+class Shown(Protocol):
+    """How the predictions of one model are shown: see bitkd.commands.predictor.Predictor."""
+
+    @property
+    def columns(self) -> list[str]: ...
+
+    def fields(self, prediction: Prediction) -> list[str]: ...
+
+    def line(self, prediction: Prediction) -> str: ...
 
 
 class Form:
-    """One form.  labels: the label names in the order of the outputs; None for a regression."""
+    """One form.  shown: how the model's predictions are shown."""
 
-    def __init__(self, stream: TextIO, labels: list[str] | None) -> None:
+    def __init__(self, stream: TextIO, shown: Shown) -> None:
         self.stream = stream
-        self.labels = labels
+        self.shown = shown
 
     @classmethod
-    def check(cls, labels: list[str] | None) -> None:
-        """Raise InputError if the form cannot hold these labels."""
+    def check(cls, shown: Shown) -> None:
+        """Raise InputError if the form cannot hold these predictions."""
 
     def begin(self) -> None:
         """Write what comes before the rows."""
@@ -35,29 +50,21 @@ class Form:
 
 
 class Lines(Form):
-    """For people: the label, and the probability of every label."""
+    """For people, a line for each row: such as the label, and the probability of every label."""
 
     def write(self, prediction: Prediction) -> None:
-        scores = prediction.get("scores", {"score": prediction.get("score")})
-        shown = " ".join(f"{name}={value:.4f}" for name, value in scores.items())
-        self.stream.write(f"{prediction.get('label', '')}\t{shown}\n")
+        self.stream.write(f"{self.shown.line(prediction)}\n")
 
 
 class Csv(Form):
-    """A table: the row's index, its label, and a column `probability_LABEL` for every label; or its score."""
+    """A table: the row's index, its label, and a column `probability_LABEL` for every label; or its score, and the like."""
 
     def begin(self) -> None:
         self._rows = csv.writer(self.stream, lineterminator="\n")
-        self._row(
-            ["index", *(["label", *(f"probability_{name}" for name in self.labels)] if self.labels else ["score"])]
-        )
+        self._row(["index", *self.shown.columns])
 
     def write(self, prediction: Prediction) -> None:
-        if self.labels is None:
-            fields = [f"{prediction['score']:.6f}"]
-        else:
-            fields = [prediction["label"], *(f"{prediction['scores'][name]:.6f}" for name in self.labels)]
-        self._row([str(prediction["index"]), *fields])
+        self._row([str(prediction["index"]), *self.shown.fields(prediction)])
 
     def _row(self, fields: list[str]) -> None:
         self._rows.writerow(fields)
@@ -67,13 +74,14 @@ class Tsv(Csv):
     """The same table, separated by tabs and without quotes, as .tsv files are read."""
 
     @classmethod
-    def check(cls, labels: list[str] | None) -> None:
-        wrong = [name for name in labels or [] if set(name) & set("\t\r\n")]
+    def check(cls, shown: Shown) -> None:
+        wrong = [name for name in shown.columns if set(name) & set("\t\r\n")]
         if wrong:
-            raise InputError(f"the label {wrong[0]!r} cannot be in a .tsv file; use --out FILE.csv or FILE.jsonl")
+            label = wrong[0].removeprefix("probability_")
+            raise InputError(f"the label {label!r} cannot be in a .tsv file; use --out FILE.csv or FILE.jsonl")
 
     def _row(self, fields: list[str]) -> None:
-        self.stream.write("\t".join(fields) + "\n")
+        self.stream.write("\t".join(_END.sub(" ", field) for field in fields) + "\n")
 
 
 class JsonLines(Form):

@@ -197,7 +197,7 @@ def mean_of_artifacts(stages: Iterable[Stage], value: Callable[[Stage], float | 
 
 
 def majority(run: Run) -> float:
-    """The primary metric, on the first dev set, of always predicting its most frequent label."""
+    """The primary metric, on the first dev set, of a model that looks at no text, see `majority_prediction`."""
     labels = np.asarray(run.final_predictions.labels, dtype=np.float64)
     return majority_score(run.metric, run.num_labels, labels)
 

@@ -1,7 +1,7 @@
 """What is to be read with the verdict of a study, before anything else."""
 
 from bitkd.compare.arms import Arm
-from bitkd.compare.checks import is_constant
+from bitkd.compare.checks import learned_nothing
 from bitkd.compare.sizes import EQUAL, are_equal, size_ratio
 from bitkd.data.tasks import HOLDOUT
 from bitkd.names import joined, numbered
@@ -17,12 +17,12 @@ def caveats(pairs: list[tuple[Arm, Arm]]) -> list[str]:
 
 
 def constant(arm: Arm) -> list[str]:
-    """A sentence if final students predict the same for every dev row; else none."""
-    seeds = [run.seed for run in arm.runs if is_constant(run.final_predictions.predicted)]
+    """A sentence if final students predict the same for every dev row, or nothing right; else none."""
+    seeds = [run.seed for run in arm.runs if learned_nothing(run, run.final_predictions)]
     if not seeds:
         return []
     return [
-        f"With {numbered('seed', seeds)} the final student of {arm.label} predicts the same for every dev row of "
+        f"With {numbered('seed', seeds)} the final student of {arm.label} {arm.first.form.nothing} dev row of "
         f"{arm.first.task}: it learned nothing that the metric shows."
     ]
 

@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from bitkd.compare.runs import Run
+from bitkd.compare.forms import ANSWERS, VALUES
+from bitkd.compare.runs import Predictions, Run
 from bitkd.compare.scores import score
 from bitkd.errors import InputError
 
@@ -41,9 +42,10 @@ def check_predictions(run: Run) -> None:
         labels = run.final_predictions.labels
         if given is None or given.labels != labels or len(given.predicted) != len(labels):
             raise InputError(f"{run.name}: stage {stage.name} was measured on other dev rows than its final student")
-        found = score(run.metric, run.num_labels, np.asarray(labels, float), np.asarray(given.predicted, float))
+        found = score(run.metric, run.num_labels, np.asarray(labels, float), given.scored)
         # torchmetrics sums in float32, and gives 0 for a correlation that it considers to be rounding.
-        noise = run.labels is None and (is_constant(given.predicted) or stage.score == 0)
+        is_number = run.labels is None and run.form is VALUES
+        noise = is_number and (is_constant(given.predicted) or stage.score == 0)
         if not noise and not math.isclose(found, stage.score, rel_tol=1e-3, abs_tol=1e-3):
             raise InputError(
                 f"{run.name}: stage {stage.name} is recorded with {run.metric} {stage.score:.4f}, but its predictions give "
@@ -78,6 +80,17 @@ def _outlines(run: Run) -> list[tuple[str | int, ...]]:
 def is_constant(predicted: list[int | float]) -> bool:
     """Whether predictions are the same for all rows, as far as a metric can show."""
     return float(np.ptp(predicted)) <= CONSTANT * float(np.abs(predicted).max())
+
+
+def learned_nothing(run: Run, found: Predictions) -> bool:
+    """Whether predictions are those of a model that looks at no text, as far as the metric shows: they are the same for all
+    rows; no answer is better than none; no entity is right. False if the dev set has no answers or entities at all.
+    """
+    if run.form is VALUES:
+        return is_constant(found.predicted)
+    if run.form is ANSWERS:
+        return any(found.labels) and all(own <= 1 - label for own, label in zip(found.predicted, found.labels))
+    return any(found.labels) and not any(found.matched or ())
 
 
 def described(run: Run) -> str:

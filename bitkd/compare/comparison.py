@@ -7,6 +7,7 @@ from typing import Any
 from bitkd.compare.arms import Arm, Mean, majority, make_arms, mean_of_artifacts, runs_by_task
 from bitkd.compare.caveats import constant
 from bitkd.compare.differences import Difference, differences
+from bitkd.compare.forms import metric_text
 from bitkd.compare.resampling import ScoredArms
 from bitkd.compare.retained import Retained, retained
 from bitkd.compare.rows import Row, rows_of
@@ -80,9 +81,14 @@ class Comparison:
     def metric(self) -> str:
         return self.first.metric
 
+    @property
+    def metric_text(self) -> str:
+        """The metric's name for people."""
+        return metric_text(self.metric)
+
     @cached_property
     def majority(self) -> float:
-        """The metric of always predicting the most frequent dev label."""
+        """The metric of a model that looks at no text, see `bitkd.compare.scores.majority_prediction`."""
         return majority(self.first)
 
     @property

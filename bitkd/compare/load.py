@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from bitkd.compare.forms import ENTITIES, form_of
 from bitkd.compare.runs import RECORD_FILE, Predictions, Run, Stage, check_run, from_json, recorded_kind
 from bitkd.data.tasks import HOLDOUT
 from bitkd.errors import InputError
@@ -183,7 +184,9 @@ def _make_stage(name: str, artifact: Artifact, manifest: RunManifest, in_chain: 
         world_size=record.world_size,
         trainer_precision=record.precision,
         curve=[(step, score) for step, score in record.curve if math.isfinite(score)],
-        predictions=read_predictions(folder / PREDICTIONS_FILE, manifest.labels) if with_predictions else None,
+        predictions=(
+            read_predictions(folder / PREDICTIONS_FILE, manifest.metric, manifest.labels) if with_predictions else None
+        ),
         importance_flops=flops.importance,
         validation_seconds=record.validation_seconds,
         saving_seconds=record.saving_seconds,
@@ -195,16 +198,17 @@ def _make_stage(name: str, artifact: Artifact, manifest: RunManifest, in_chain: 
     )
 
 
-def read_predictions(file: Path, labels: list[str] | None) -> dict[str, Predictions]:
+def read_predictions(file: Path, metric: str, labels: list[str] | None) -> dict[str, Predictions]:
     """The predictions of an artifact by dev set. Raises InputError if the file is missing or damaged.
 
-    labels: the task's; None for a regression.
+    metric: the run's primary one.  labels: the run's, see `bitkd.compare.runs.Run`.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     if not file.is_file():
         raise InputError(f"{file} is missing; run the stage again")
+    form = form_of(metric)
     try:
         tensors = load_file(file)
         found = {}
@@ -215,8 +219,11 @@ def read_predictions(file: Path, labels: list[str] | None) -> dict[str, Predicti
             logits, targets = tensors[key], tensors[f"{name}.labels"]
             if logits.ndim != 2 or targets.ndim != 1 or len(logits) != len(targets) or len(targets) == 0:
                 raise ValueError(f"{name} has logits {logits.shape} for labels {targets.shape}")
-            predicted = logits[:, 0] if labels is None else logits.argmax(axis=1)
-            found[name] = Predictions(targets.tolist(), predicted.tolist())
+            if labels is None and logits.shape[1] != form.outputs:
+                raise ValueError(f"{name} has logits {logits.shape} for the metric {metric}")
+            predicted = logits[:, -1] if labels is None else logits.argmax(axis=1)
+            matched = logits[:, 0].tolist() if form is ENTITIES else None
+            found[name] = Predictions(targets.tolist(), predicted.tolist(), matched)
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise InputError(f"{file} is damaged ({error}); run the stage again") from error
     return found

@@ -152,7 +152,7 @@ def row_influence(arm: Arm) -> Array:
     The values are the mean score without one group minus the score without this one, times the other groups' number.
     """
     labels = np.asarray(arm.first.final_predictions.labels, dtype=np.float64)
-    predicted = np.stack([np.asarray(run.final_predictions.predicted, dtype=np.float64) for run in arm.runs])
+    predicted = np.stack([run.final_predictions.scored for run in arm.runs])
     groups, size = min(len(labels), GROUPS), max(1, CELLS // len(labels))
     parts = []
     for start in range(0, groups, size):

@@ -29,7 +29,9 @@ class ResampledScores:
     """
 
     majority: Array
-    """(1 + resamples,), of always predicting the label that is the most frequent in the dev set itself."""
+    """(1 + resamples,), of always predicting the label that is the most frequent in the dev set itself, or of what else
+    `majority_prediction` gives.
+    """
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,12 @@ def resampled_scores(arms: list[Arm], resamples: int = RESAMPLES) -> ResampledSc
     """Score all runs of a comparison, on its first dev set."""
     first = arms[0].first
     labels = np.asarray(first.final_predictions.labels, dtype=np.float64)
-    predicted: dict[tuple[str, ...], Array] = {(): majority_prediction(first.num_labels, labels)}
+    predicted: dict[tuple[str, ...], Array] = {(): majority_prediction(first.metric, first.num_labels, labels)}
     for arm in arms:
         for run in arm.runs:
-            predicted[arm.label, str(run.seed)] = np.asarray(run.final_predictions.predicted, dtype=np.float64)
+            predicted[arm.label, str(run.seed)] = run.final_predictions.scored
             if run.teacher and (found := (run.teacher.predictions or {}).get(run.dev_set)):
-                predicted[(run.teacher.key,)] = np.asarray(found.predicted, dtype=np.float64)  # once if runs share it
+                predicted[(run.teacher.key,)] = found.scored  # once if runs share it
     stack = np.stack(list(predicted.values()))
     parts = [
         weighted_scores(first.metric, first.num_labels, labels, stack, weights)

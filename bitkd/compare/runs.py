@@ -9,9 +9,12 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from bitkd.compare.exported import Exported
+from bitkd.compare.forms import ANSWERS, ENTITIES, Form, form_of
 from bitkd.compare.question import question_problem
 from bitkd.data.tasks import HOLDOUT
 from bitkd.errors import InputError
@@ -30,10 +33,20 @@ class Predictions:
     """Labels and predictions of each row of a dev set, in the order of the rows."""
 
     labels: list[Number]
-    """Label numbers, or a regression's values."""
+    """Label numbers, or a regression's values; what else they are says `bitkd.compare.forms`."""
 
     predicted: list[Number]
-    """In the same form as `labels`."""
+    """In the same form as `labels`; of answers the rows' scores, of entities how many were found."""
+
+    matched: list[Number] | None = None
+    """How many of the found entities are right; None for a task without entities."""
+
+    @property
+    def scored(self) -> NDArray[np.float64]:
+        """What `bitkd.compare.scores` takes: `predicted` (rows,); of entities (rows, 2), `matched` and `predicted`."""
+        if self.matched is None:
+            return np.asarray(self.predicted, dtype=np.float64)
+        return np.stack([self.matched, self.predicted], axis=1).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -189,7 +202,7 @@ class Run:
     """All metrics of the task."""
 
     labels: list[str] | None
-    """Names in the order of the model's outputs; None for a regression."""
+    """Names in the order of the model's outputs; None for a regression, and a task that is not text classification."""
 
     seed: int
     hyperparameters: int
@@ -247,8 +260,13 @@ class Run:
         return max(1, len(final.curve)) if chosen else 1
 
     @property
+    def form(self) -> Form:
+        """What its predictions are."""
+        return form_of(self.metric)
+
+    @property
     def num_labels(self) -> int | None:
-        """None for a regression."""
+        """None where `labels` is."""
         return None if self.labels is None else len(self.labels)
 
     @property
@@ -294,6 +312,9 @@ def to_json(runs: list[Run]) -> str:
             {name: value for name, value in stage.items() if value is not None or name not in _NEWER}
             for stage in content["stages"]
         ]
+        for found in (found for stage in content["stages"] for found in (stage["predictions"] or {}).values()):
+            if found["matched"] is None:
+                del found["matched"]
     text = json.dumps(data, indent=1, ensure_ascii=False)
     return re.sub(r"\[\s*(-?\d[-+.\deE,\s]*?)\s*\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
@@ -367,9 +388,25 @@ def check_run(run: Run) -> None:
         recorded_kind(stage.kind, f"stage {stage.name} of {run.name}")
         check_values({**vars(stage), "predictions": list(stage.predictions or {})}, f"stage {stage.name} of {run.name}")
         for name, found in (stage.predictions or {}).items():
-            values = [*found.labels, *found.predicted]
-            wrong = [value for value in values if not math.isfinite(value)]
-            if run.num_labels is not None:
-                wrong = [value for value in values if value not in range(run.num_labels)]
-            if wrong or not values or len(found.labels) != len(found.predicted):
+            if not _are_valid(found, run.form, run.num_labels):
                 raise ValueError(f"predictions of {name} in stage {stage.name} of {run.name}")
+
+
+def _are_valid(found: Predictions, form: Form, num_labels: int | None) -> bool:
+    """Whether predictions are of one or more rows, and have values that a task of this form can have."""
+    matched = found.labels if found.matched is None else found.matched
+    if not len(found.labels) == len(found.predicted) == len(matched) > 0:
+        return False
+    if (found.matched is not None) != (form is ENTITIES):
+        return False
+    values = [*found.labels, *found.predicted, *matched]
+    if num_labels is not None:
+        return all(value in range(num_labels) for value in values)
+    if not all(map(math.isfinite, values)):
+        return False
+    if form is ANSWERS:
+        return set(found.labels) <= {0, 1} and min(found.predicted) >= 0 and max(found.predicted) <= 1
+    if form is ENTITIES:
+        rows = zip(matched, found.predicted, found.labels)
+        return all(value == int(value) for value in values) and all(0 <= right <= min(both) for right, *both in rows)
+    return True

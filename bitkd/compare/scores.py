@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bitkd.data.task_kinds import GLUE_OF_LABELS, GLUE_OF_NUMBERS, OF_LABELS, OF_NUMBERS
+from bitkd.compare.forms import ANSWERS, ENTITIES, form_of
+from bitkd.data.task_kinds import GLUE_OF_LABELS, GLUE_OF_NUMBERS, OF_ANSWERS, OF_ENTITIES, OF_LABELS, OF_NUMBERS
 from bitkd.data.tasks import TaskSpec
 from bitkd.errors import InputError
 
@@ -22,15 +23,21 @@ def weighted_scores(metric: str, num_labels: int | None, labels: Array, predicte
     """Scores (copies,) of predictions (rows,) for labels (rows,), each row taken weights[copy, row] times; of several
     predictions (…, rows) at once, scores (…, copies), which is faster than one after the other.
 
-    metric: a name of bitkd.data.tasks; raises InputError for another.  num_labels: None for a regression.
+    metric: a name of bitkd.data.tasks; raises InputError for another.  num_labels: None for a task without labels.
+    predicted: of entities (…, rows, 2), see `bitkd.compare.runs.Predictions.scored`.
     """
-    known = (*GLUE_OF_NUMBERS, *OF_NUMBERS) if num_labels is None else (*GLUE_OF_LABELS, *OF_LABELS)
+    without_labels = (*GLUE_OF_NUMBERS, *OF_NUMBERS, *OF_ANSWERS, *OF_ENTITIES)
+    known = without_labels if num_labels is None else (*GLUE_OF_LABELS, *OF_LABELS)
     if metric not in known:
         raise InputError(f"metric {metric} is unknown to comparisons; a task's metric is one of {', '.join(known)}")
     with np.errstate(invalid="ignore", divide="ignore"):
         if num_labels is not None and metric in _OF_COUNTS:
             counts = _count(num_labels, labels.astype(np.int64), predicted.astype(np.int64), weights)
             values = _OF_COUNTS[metric](counts)
+        elif metric in OF_ANSWERS:
+            values = predicted @ weights.T / weights.sum(axis=1)
+        elif metric in OF_ENTITIES:
+            values = _entity_score(metric, labels, predicted, weights)
         elif predicted.ndim > 1:
             return np.stack([weighted_scores(metric, num_labels, labels, one, weights) for one in predicted])
         elif num_labels is None and metric in GLUE_OF_NUMBERS:
@@ -47,13 +54,17 @@ def score(metric: str, num_labels: int | None, labels: Array, predicted: Array) 
 
 def majority_score(metric: str, num_labels: int | None, labels: Array) -> float:
     """The score of always predicting the most frequent label, see `majority_prediction`."""
-    return score(metric, num_labels, labels, majority_prediction(num_labels, labels))
+    return score(metric, num_labels, labels, majority_prediction(metric, num_labels, labels))
 
 
-def majority_prediction(num_labels: int | None, labels: Array) -> Array:
-    """The most frequent label (the first, if several are) for each row; for a regression the mean label, for which a
-    correlation is 0.
+def majority_prediction(metric: str, num_labels: int | None, labels: Array) -> Array:
+    """What a model predicts that looks at no text: the most frequent label (the first, if several are) for each row; for a
+    regression the mean label, for which a correlation is 0; no answers; no entities.
     """
+    if form_of(metric) is ANSWERS:
+        return 1 - labels
+    if form_of(metric) is ENTITIES:
+        return np.zeros((len(labels), 2))
     constant = labels.mean() if num_labels is None else float(np.bincount(labels.astype(np.int64)).argmax())
     return np.full(len(labels), constant)
 
@@ -132,6 +143,19 @@ _OF_COUNTS: dict[str, Callable[[Counts], Array]] = {
     "JaccardIndex": _macro(lambda c: _ratio(c.right, c.true + c.predicted - c.right)),
     "Specificity": _macro(lambda c: _ratio(c.total - c.true - c.predicted + c.right, c.total - c.true)),
 }
+
+
+def _entity_score(metric: str, labels: Array, predicted: Array, weights: Array) -> Array:
+    """Micro averages.  labels: true entities (rows,).  predicted: right and found ones (…, rows, 2)."""
+    right, found = (predicted[..., place] @ weights.T for place in (0, 1))
+    true = labels @ weights.T
+    match metric:
+        case "entity_precision":
+            return _ratio(right, found)
+        case "entity_recall":
+            return _ratio(right, true)
+        case _:  # entity_f1
+            return _ratio(2 * right, found + true)
 
 
 def _correlation(metric: str, labels: Array, predicted: Array, weights: Array) -> Array:

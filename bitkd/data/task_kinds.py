@@ -43,6 +43,10 @@ class KindOfTask:
     rows: str
     """`package.module:Class` of its rows (a subclass of bitkd.data.task_rows.TaskRows), imported when rows are read."""
 
+    reader: str
+    """`package.module:function` that reads its files: `bitkd.data.files:read_rows`, or one that takes and raises the same. It
+    imports no torch."""
+
     texts: tuple[int, ...]
     """How many columns of text `task.text` may name."""
 
@@ -68,6 +72,10 @@ class KindOfTask:
     def rows_class(self) -> Any:
         return resolve_name(self.rows)
 
+    @property
+    def read(self) -> Any:
+        return resolve_name(self.reader)
+
 
 KINDS_OF_TASKS: dict[str, KindOfTask] = {
     kind.name: kind
@@ -75,6 +83,7 @@ KINDS_OF_TASKS: dict[str, KindOfTask] = {
         KindOfTask(
             "text_classification",
             "bitkd.data.task_rows:TaskRows",
+            "bitkd.data.files:read_rows",
             texts=(1, 2),
             metrics=(*GLUE_OF_LABELS, *OF_LABELS, *GLUE_OF_NUMBERS, *OF_NUMBERS),
             labels=None,
@@ -84,6 +93,7 @@ KINDS_OF_TASKS: dict[str, KindOfTask] = {
         KindOfTask(
             "question_answering",
             "bitkd.data.answer_rows:AnswerRows",
+            "bitkd.data.answer_files:read_answers",
             texts=(2,),
             metrics=OF_ANSWERS,
             labels=False,
@@ -92,6 +102,7 @@ KINDS_OF_TASKS: dict[str, KindOfTask] = {
         KindOfTask(
             "token_classification",
             "bitkd.data.token_rows:TokenRows",
+            "bitkd.data.token_files:read_tokens",
             texts=(1,),
             metrics=OF_ENTITIES,
             labels=True,
@@ -100,6 +111,7 @@ KINDS_OF_TASKS: dict[str, KindOfTask] = {
         KindOfTask(
             "sentence_similarity",
             "bitkd.data.similarity_rows:SimilarityRows",
+            "bitkd.data.files:read_rows",
             texts=(2,),
             metrics=(*GLUE_OF_NUMBERS, *OF_NUMBERS),
             labels=False,

@@ -5,7 +5,6 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from datasets import Dataset
 from torchmetrics import Metric, MetricCollection
 
-from bitkd.data.files import Rows, check_single_label, collect_rows, content_hash, find_file, read_rows
+from bitkd.data.files import Rows, check_single_label, collect_rows, content_hash, find_file
 from bitkd.data.hub import SAMPLED_ROWS, load_hub_dataset, tokenizer_state, without_progress_bars
 from bitkd.data.lines import Malformed
 from bitkd.data.metrics import build_metrics
@@ -49,8 +48,8 @@ class TaskRows:
     token_type_ids (if the model has them), label (int, or float for a regression), index (the row's number in its file)
     and length (tokens).
 
-    Another kind of task is a subclass (`bitkd.data.task_kinds`), which reads its rows by `read_file` and `read_hub` and
-    tokenizes them by `encode`. If a row of the file may become several, they have the column `row`, its number there.
+    Another kind of task is a subclass (`bitkd.data.task_kinds`), with `read_hub`, `encode` and metrics of its own. If a row of
+    the file may become several, they have the column `row`, its number there.
 
     Raises InputError if the task's definition is wrong; the first use raises it if a file or a row cannot be read.
     """
@@ -126,10 +125,14 @@ class TaskRows:
 
     def metrics(self) -> dict[str, MetricCollection | Metric]:
         """The task's metrics of each dev set, by its name."""
-        return {name: self.metrics_of(name) for name in self.dev_names}
+        return {name: build_metrics(self.task) for name in self.dev_names}
 
-    def metrics_of(self, name: str) -> MetricCollection | Metric:
-        """The task's metrics of a dev set."""
+    def raw_rows(self, name: str) -> Rows:
+        """The rows of a dev set, read anew; those that are held out are among all training rows."""
+        return self._read("train" if name == HOLDOUT else name)
+
+    def metrics_on(self, rows: Rows) -> MetricCollection | Metric:
+        """The task's metrics of some rows, as the kind's `read` gave them."""
         return build_metrics(self.task)
 
     def train_texts(self) -> Rows:
@@ -164,10 +167,6 @@ class TaskRows:
             log.warning("rows longer than data.max_length=%d tokens are truncated: %d", self.max_length, count)
         return found.remove_columns("truncated")
 
-    def read_file(self, file: Path, labelled: bool, suffix: str | None = None, others: Sequence[list[str]] = ()) -> Rows:
-        """The rows of a file.  labelled: whether they have labels.  suffix, others: see `bitkd.data.formats.read_records`."""
-        return read_rows(self.task, file, labelled, suffix, others)
-
     def read_hub(self, rows: Dataset, split: str, labelled: bool) -> Rows:
         """The rows of a split of a dataset on the hub.  labelled: whether they have labels."""
         return self._hub_rows(rows, split, labelled)
@@ -175,7 +174,7 @@ class TaskRows:
     def encode(self, rows: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
         """The columns of tokenized rows. `index` is added where it is none of them: the number of the tokenized row.
 
-        rows: a part of what `read_file` gave.  numbers: of these rows in their file.
+        rows: a part of what the kind's `read` gave.  numbers: of these rows in their file.
         """
         columns = ["text_a", "text_b"] if "text_b" in rows else ["text_a"]
         encoded = encode_texts(self.tokenizer, [rows[column] for column in columns], self.max_length)
@@ -186,13 +185,8 @@ class TaskRows:
         return rows["label"]
 
     @cached_property
-    def _raw(self) -> dict[str, Rows]:
-        """The rows of each split, as they were read."""
-        return {name: self._read(name) for name in ("train", *self._sources("dev"))}
-
-    @cached_property
     def _tokenized(self) -> _Tokenized:
-        splits = self._raw
+        splits = {name: self._read(name) for name in ("train", *self._sources("dev"))}
         content_hash = self._hash_of(splits)
         tokenized = {name: self._tokenize(rows, name) for name, rows in splits.items()}
         truncated = {name: sum(rows["truncated"][:]) for name, rows in tokenized.items()}
@@ -250,7 +244,9 @@ class TaskRows:
         tests = self._sources("test")
         if self.data_dir is not None:
             files = {"train": self.task.files.train, **self.task.files.dev, **tests}
-            return self.read_file(find_file(self.task, files[split], self.data_dir), labelled=split not in tests)
+            file = find_file(self.task, files[split], self.data_dir)
+            found: Rows = self.task.of_kind.read(self.task, file, labelled=split not in tests)
+            return found
         hub = self.task.hub
         if not hub.path:
             raise InputError(f"task {self.task.name} is not on the hub; give its files with data.dir=FOLDER")

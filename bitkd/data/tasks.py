@@ -178,13 +178,6 @@ class TaskSpec:
     name: str = ""
     """Name of the task; runs are stored under it."""
 
-    kind: Literal["text_classification", "question_answering", "token_classification", "sentence_similarity"] = (
-        "text_classification"
-    )
-    """What a model answers: `text_classification` the class of a row, or a number if `labels` is null; `question_answering`
-    a part of the second text that answers the first; `token_classification` a tag for each word; `sentence_similarity` the
-    cosine of the embeddings of two texts that are read one by one."""
-
     text: list[str] = field(default_factory=list)
     """One or two columns of text."""
 
@@ -198,6 +191,13 @@ class TaskSpec:
     """Every metric that is reported: accuracy, f1 (of the second label, as GLUE counts it), matthews, pearson, spearman,
     or a class of torchmetrics such as F1Score, CohenKappa, MeanAbsoluteError; for answers exact_match and answer_f1; for
     entities entity_f1, entity_precision and entity_recall."""
+
+    kind: Literal["text_classification", "question_answering", "token_classification", "sentence_similarity"] = (
+        "text_classification"
+    )
+    """What a model answers: `text_classification` the class of a row, or a number if `labels` is null; `question_answering`
+    a part of the second text that answers the first; `token_classification` a tag for each word; `sentence_similarity` the
+    cosine of the embeddings of two texts that are read one by one."""
 
     files: FilesSpec = field(default_factory=FilesSpec)
     """Rows on disk, read if data.dir is given."""
@@ -221,6 +221,11 @@ class TaskSpec:
     def of_kind(self) -> KindOfTask:
         """The row of bitkd.data.task_kinds that `kind` names. Raises InputError if there is none."""
         return kind_of_task(self.kind)
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the classes that a whole row may have; None if it has none."""
+        return self.labels if self.of_kind.labels is None else None
 
     @property
     def has_numbers(self) -> bool:

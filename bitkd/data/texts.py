@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bitkd.data.files import Rows, as_text, read_rows
+from bitkd.data.files import Rows, as_text
 from bitkd.data.formats import Record, read_records
 from bitkd.data.lines import Malformed, read_lines
 from bitkd.data.tasks import TaskSpec
@@ -130,7 +130,8 @@ def read_labelled(file: TextFile, task: TaskSpec) -> Rows:
     labels = dict.fromkeys([task.files.label, task.hub.label])
     others = [[*texts, label] for texts in file.columns for label in labels]
     suffix = f".{file.format}" if file.format else None if file.can_be_read_again else ".tsv"
-    return read_rows(task, file.path, suffix=suffix, others=others)
+    found: Rows = task.of_kind.read(task, file.path, suffix=suffix, others=others)
+    return found
 
 
 def _without_blank_end(lines: Iterator[Line]) -> Iterator[Line]:

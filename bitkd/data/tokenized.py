@@ -12,7 +12,6 @@ from torch import Tensor
 
 from bitkd.data.batches import MULTIPLE
 
-
 UNLABELLED = -100
 """Label of a token that has none, as in torch's cross entropy."""
 
@@ -137,7 +136,9 @@ class Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
         if "word" in columns:
             batch["word"] = self._of_rows(columns["word"], lengths, -1)
         if "context_from" in columns:
-            batch["context"] = torch.stack([_tensor(columns["context_from"]), _tensor(columns["context_to"])], dim=1).long()
+            batch["context"] = torch.stack(
+                [_tensor(columns["context_from"]), _tensor(columns["context_to"])], dim=1
+            ).long()
         for name in ("row", "index"):
             if name in columns:
                 batch[name] = _tensor(columns[name]).long()

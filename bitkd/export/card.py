@@ -25,7 +25,15 @@ LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,39}")
 
 MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?")
 
-METRIC_TYPES = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
+METRIC_TYPES = {
+    "matthews": "matthews_correlation",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+    "answer_f1": "f1",
+    "entity_f1": "f1",
+    "entity_precision": "precision",
+    "entity_recall": "recall",
+}
 """The task's metrics -> their names on the hub, where these differ."""
 
 LIBRARIES = {"packed": "bitkd", "unpacked": "transformers", "onnx": "onnx"}

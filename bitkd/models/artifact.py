@@ -166,13 +166,15 @@ def load_classifier(folder: Path | str, head: Head = CLASSES) -> PreTrainedModel
             raise InputError(f"{folder} has no trained head (a task-agnostic or headless student); {advice}")
         return load_packed(folder) if is_packed(config) else load_student(folder)
     if head is BARE:
-        model, random, cause = load_encoder(folder), [], ""
+        model = load_encoder(folder)
     else:
         model, random, cause = load_pretrained(head.auto_class, folder, attn_implementation=ATTENTION)
-    use_score_attention(model)
-    if random:
-        part = "encoder" if any(name.startswith(f"{model.base_model_prefix}.") for name in random) else "head"
-        raise InputError(f"{folder} has no trained {part}: {random[0]} is missing or of another size; {advice}{cause}")
+        use_score_attention(model)
+        if random:
+            part = "encoder" if any(name.startswith(f"{model.base_model_prefix}.") for name in random) else "head"
+            raise InputError(
+                f"{folder} has no trained {part}: {random[0]} is missing or of another size; {advice}{cause}"
+            )
     spec = read_spec(model)
     spec.trained_head = True
     write_spec(model, spec)

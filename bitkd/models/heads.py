@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from bitkd.data.tokenized import UNLABELLED
 from bitkd.errors import InputError
 
+
 @dataclass(frozen=True)
 class Head:
     """One kind of head.  Shapes: `rows` are those of input_ids."""
@@ -130,9 +131,7 @@ HEADS: dict[str, Head] = {
     head.name: head
     for head in (
         CLASSES,
-        SpanHead(
-            "question_answering", "AutoModelForQuestionAnswering", "ForQuestionAnswering", has_classes=False
-        ),
+        SpanHead("question_answering", "AutoModelForQuestionAnswering", "ForQuestionAnswering", has_classes=False),
         TokenHead("token_classification", "AutoModelForTokenClassification", "ForTokenClassification"),
         Embedding("sentence_similarity", "AutoModel", "Model", has_classes=False),
     )

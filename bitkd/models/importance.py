@@ -30,8 +30,8 @@ def estimate_importance(model: PreTrainedModel, batches: Iterable[dict[str, Tens
 
     Each head's output and each FFN activation is multiplied by a mask of ones; the importance is |dL/dmask|. For a neuron
     that equals |w · dL/dw| of its outgoing weights, the published measure. For a model that answers a task, L is the task's
-    loss on the labels. A task-agnostic encoder has none: there L is a random projection of the last hidden states, whose squared gradient
-    estimates the diagonal of the Gauss-Newton matrix of their mean squared error.
+    loss on the labels. A task-agnostic encoder has none: there L is a random projection of the last hidden states, whose
+    squared gradient estimates the diagonal of the Gauss-Newton matrix of their mean squared error.
     Dropout is off; the model's parameters and modes are left as they were. Raises InputError if the model is packed.
     """
     refuse_packed(model, "made smaller")

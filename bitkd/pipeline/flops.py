@@ -83,7 +83,10 @@ def _example(sources: Sources) -> dict[str, Any]:
     texts = task.of_kind.texts_per_row
     tokens = torch.ones(texts, 1, dtype=torch.long)
     columns = {name: tokens for name in sources.tokenizer.model_input_names}
-    return columns | {"labels": HEADS[task.kind].example_labels(task.has_numbers), "index": torch.zeros(1, dtype=torch.long)}
+    return columns | {
+        "labels": HEADS[task.kind].example_labels(task.has_numbers),
+        "index": torch.zeros(1, dtype=torch.long),
+    }
 
 
 def _mean_powers(stage: PlannedStage, sources: Sources) -> tuple[float, float, float]:

@@ -171,7 +171,7 @@ def _manifest(plan: Plan) -> RunManifest:
         seed=config.seed,
         metric=config.task.metric,
         metrics=config.task.metrics,
-        labels=config.task.labels,
+        labels=config.task.classes,
         processes=config.trainer.devices * config.trainer.num_nodes,
         hyperparameters=hyperparameters(config),
         budget=BudgetRecord(*total, config.budget.shares, throughput.device if throughput else None) if total else None,

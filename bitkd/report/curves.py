@@ -45,7 +45,7 @@ def draw_curves(comparison: Comparison) -> Figure:
     total = max(max(arm.chain.steps for arm in arms), 1)
     looks = [_strip(strip, arm, len(arms) - 1 - row) for row, arm in enumerate(arms)]
     has_holdout = any(HOLDOUT in run.final.dev for run in comparison.runs)
-    top.set_ylabel(f"{comparison.metric}\n({'hold-out; ends of stages: dev' if has_holdout else 'dev'})")
+    top.set_ylabel(f"{comparison.metric_text}\n({'hold-out; ends of stages: dev' if has_holdout else 'dev'})")
     top.margins(y=0.08)
     strip.set_ylim(-0.6, len(arms) - 0.4)
     strip.set_yticks(range(len(arms)), lanes[::-1], fontsize=9 if lane == 0.3 else 7.5)
@@ -130,11 +130,11 @@ def _hatch(look: Look) -> str | None:
 
 
 def reference_lines(axes: Axes, comparison: Comparison) -> list[Line2D]:
-    """The teacher and the majority, and their entries for a legend."""
+    """The teacher and the baseline, and their entries for a legend."""
     handles = []
     lines: list[tuple[str, float | None, Any]] = [
         ("teacher", comparison.teacher.mean, "--"),
-        ("majority", comparison.majority, ":"),
+        (comparison.first.form.short, comparison.majority, ":"),
     ]
     for label, value, style in lines:
         if value is not None:

@@ -1,6 +1,7 @@
 """The words of a report: what its numbers mean, notes, captions."""
 
 from bitkd.compare.comparison import Comparison
+from bitkd.compare.forms import metric_meaning
 from bitkd.compare.inference import LEVEL, MIN_SEEDS, POWER
 from bitkd.compare.resampling import RESAMPLES
 from bitkd.compare.retained import MARGIN_ERRORS
@@ -31,6 +32,8 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
     """Terms and their meanings, for this comparison."""
     dev = comparison.first.dev_set
     rows = len(comparison.first.final.predictions[dev].labels) if comparison.first.final.predictions else 0
+    metric, baseline = comparison.metric_text, comparison.first.form
+    meaning = metric_meaning(comparison.metric)
     found = [
         (
             "arm",
@@ -38,9 +41,10 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
             "the seeds, ± the standard deviation (n − 1) if there are two seeds or more.",
         ),
         (
-            comparison.metric,
+            metric,
             f"the task's primary metric on the dev set {dev} ({rows:,} rows), measured on the weights that a stage passes on. "
-            "Larger is better; an error counts negatively, an undefined correlation as 0.",
+            "Larger is better; an error counts negatively, an undefined correlation as 0."
+            + (f" {meaning}" if meaning else ""),
         ),
         (
             "verdict",
@@ -50,13 +54,13 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
         ),
         (
             "teacher score retained",
-            f"(student − majority) / (teacher − majority), of the means over seeds; {comparison.metric} of the majority is "
-            f"{comparison.majority:.4f}, the score of always predicting the most frequent dev label (regression: the mean). "
+            f"(student − {baseline.noun}) / (teacher − {baseline.noun}), of the means over seeds; {metric} of the "
+            f"{baseline.noun} is {comparison.majority:.4f}, the score of {baseline.score_of}. "
             f"In brackets: the {LEVEL:.0%} interval of these models on other dev rows, by percentiles of {RESAMPLES:,} bootstrap "
-            "resamples of the rows, the same for students, teachers and majority. No value if the teacher's margin over the "
-            f"majority is below {MARGIN_ERRORS} of its standard errors: such a ratio may be anything.",
+            f"resamples of the rows, the same for students, teachers and {baseline.noun}. No value if the teacher's margin over "
+            f"the {baseline.noun} is below {MARGIN_ERRORS} of its standard errors: such a ratio may be anything.",
         ),
-        ("student / teacher", f"{comparison.metric} of the student / that of its teacher; the mean over seeds."),
+        ("student / teacher", f"{metric} of the student / that of its teacher; the mean over seeds."),
         (
             "95 %, these models",
             f"the {LEVEL:.0%} interval of a difference between these very models on other dev rows: percentiles of {RESAMPLES:,} "
@@ -192,9 +196,9 @@ def notes(comparison: Comparison) -> list[str]:
     teacher = comparison.teacher
     if teacher.mean is not None:
         found.append(
-            f"Teacher: {comparison.metric} {teacher.mean:.4f}"
+            f"Teacher: {comparison.metric_text} {teacher.mean:.4f}"
             + (f" (mean of {teacher.count} teachers)" if teacher.count > 1 else "")
-            + f"; always the most frequent label: {comparison.majority:.4f}."
+            + f"; {comparison.first.form.always}: {comparison.majority:.4f}."
         )
     found += comparison.size_notes
     found += training_state(comparison)

@@ -93,7 +93,7 @@ def _scatter(
         handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", markersize=8, label=name))
     handles += _references(axes, comparison)
     _scale(axes, [value for pair in pairs for value in pair if value], text)
-    axes.set_ylabel(f"{comparison.metric} (dev, larger is better)")
+    axes.set_ylabel(f"{comparison.metric_text} (dev, larger is better)")
     if hollow:
         handles.append(Line2D([], [], color=INK, marker="o", linestyle="", label=solid))
         handles.append(Line2D([], [], color=INK, marker="o", markerfacecolor=PAPER, linestyle="", label=hollow))
@@ -104,7 +104,7 @@ def _scatter(
 
 
 def _references(axes: Axes, comparison: Comparison) -> list[Line2D]:
-    """The teacher and the majority; a majority so far below that all scores would coincide is left to the legend."""
+    """The teacher and the baseline; a baseline so far below that all scores would coincide is left to the legend."""
     axes.margins(y=0.08)
     finals = [arm.final for arm in comparison.arms]
     scores = [one.mean + sign * (one.deviation or 0) for one in (*finals, comparison.teacher) if one.mean is not None

@@ -8,6 +8,7 @@ from functools import partial
 from bitkd.compare.arms import Arm, Cost, Mean, mean_of_artifacts
 from bitkd.compare.comparison import Comparison
 from bitkd.compare.exported import Exported
+from bitkd.compare.forms import metric_text
 from bitkd.compare.inference import MIN_SEEDS, Shares
 from bitkd.compare.pairing import DIFFERS
 from bitkd.compare.retained import Retained
@@ -55,7 +56,7 @@ def _first_escaped(start: str) -> str:
 def headline(comparison: Comparison) -> TextTable:
     """The main table: a row for each arm."""
     budgets = any(arm.first.budget for arm in comparison.arms)
-    header = ["arm", comparison.metric, "teacher score retained", "student / teacher", "bits", "MiB packed"]
+    header = ["arm", comparison.metric_text, "teacher score retained", "student / teacher", "bits", "MiB packed"]
     header += [
         "FLOP of products",
         "training time",
@@ -101,7 +102,7 @@ def difference_table(comparison: Comparison) -> TextTable:
     found = comparison.differences
     columns = {
         "difference": [f"{one.first} − {one.second}" for one in found],
-        f"in {comparison.metric}": [signed(one.estimate.value) for one in found],
+        f"in {comparison.metric_text}": [signed(one.estimate.value) for one in found],
         "95 %, these models": [_interval_text(one.estimate.rows) for one in found],
     }
     if any(one.estimate.p is not None for one in found):
@@ -279,7 +280,7 @@ def stage_table(arm: Arm) -> TextTable:
 
 
 def _stage_header(measured: list[tuple[str, str]]) -> list[str]:
-    metrics = [f"{dev} {metric}" for dev, metric in measured]
+    metrics = [f"{dev} {metric_text(metric)}" for dev, metric in measured]
     costs = ["student FLOP", "teacher FLOP", "importance FLOP", "training time", "training alone", *PER_STEP]
     return ["stage", *metrics, "bits", "steps", "chosen step", "looks", *costs]
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from textwrap import fill
 
+from bitkd.compare.forms import metric_text
 from bitkd.compare.rows import Row
 from bitkd.data.tasks import HOLDOUT
 from bitkd.report.fitted import FittedTable
@@ -49,7 +50,7 @@ def render(rows: list[Row], labels: Sequence[str] = ()) -> FittedTable:
     several = len({row.run for row in rows}) > 1 or bool(labels)
     sets = _dev_sets(rows)
     header = ["run"] * several + ["arm", "seed"] * bool(labels) + ["stage"]
-    header += [f"{name} {rows[0].metric}" for name in sets]
+    header += [f"{name} {metric_text(rows[0].metric)}" for name in sets]
     header += ["bits", "parameters", "MiB on paper", "MiB packed", "steps", "seconds"]
     cells, sections, before = [], [], None
     for position, row in enumerate(rows):

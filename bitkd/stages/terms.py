@@ -46,14 +46,14 @@ def _classes(loss: LossSpec, head: Head, student: Any, teacher: Any, batch: Batc
 
 def _spans(loss: LossSpec, head: Head, student: Any, teacher: Any, batch: Batch) -> Tensor:
     """Over (rows, 2, length): one distribution over the tokens for the first token of the answer, one for the last."""
-    pair = [over_tokens(head.logits(output, batch), batch["attention_mask"]).mT for output in (student, teacher)]
-    return soft_cross_entropy(*pair, loss.temperature, loss.mean_over_classes)
+    own, target = (over_tokens(head.logits(output, batch), batch["attention_mask"]).mT for output in (student, teacher))
+    return soft_cross_entropy(own, target, loss.temperature, loss.mean_over_classes)
 
 
 def _tokens(loss: LossSpec, head: Head, student: Any, teacher: Any, batch: Batch) -> Tensor:
     """Mean over each row's real tokens, then over the rows: as of the other terms, padding changes nothing."""
-    pair = [head.logits(output, batch) for output in (student, teacher)]
-    return tokens_soft_cross_entropy(*pair, batch["attention_mask"], loss.temperature, loss.mean_over_classes)
+    own, target = (head.logits(output, batch) for output in (student, teacher))
+    return tokens_soft_cross_entropy(own, target, batch["attention_mask"], loss.temperature, loss.mean_over_classes)
 
 
 _LOGITS: dict[str, Callable[[LossSpec, Head, Any, Any, Batch], Tensor]] = {

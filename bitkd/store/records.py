@@ -291,7 +291,7 @@ class RunManifest:
     metric: str
     metrics: list[str]
     labels: list[str] | None
-    """None for a regression."""
+    """The classes of a row; None if its answer is none of them, as in a regression."""
 
     processes: int
     hyperparameters: int

@@ -204,7 +204,9 @@ def write_run(run, folder):
         (place / WEIGHTS_FILE).write_bytes(b"x" * 2**10)
         if stage.predictions:
             given = stage.predictions["dev"]
-            logits = np.eye(len(run.labels), dtype=np.float32)[np.array(given.predicted, dtype=int)]
+            logits = given.scored.reshape(len(given.labels), -1).astype(np.float32)
+            if run.labels:
+                logits = np.eye(len(run.labels), dtype=np.float32)[np.array(given.predicted, dtype=int)]
             labels = np.array(given.labels, dtype=np.int64)
             save_file({"dev.logits": logits, "dev.labels": labels}, place / PREDICTIONS_FILE)
     return folder
