@@ -14,6 +14,7 @@ from lightning.fabric import Fabric
 from transformers import PreTrainedModel
 
 from bitkd.callbacks.predictions import Predictions
+from bitkd.commands.answer_predictor import AnswerPredictor
 from bitkd.commands.checkpoints import Checkpoint, open_checkpoint
 from bitkd.commands.predictor import Predictor
 from bitkd.config.schema import Config
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 PREDICTORS: dict[str, type[Predictor]] = {
     "text_classification": Predictor,
+    "question_answering": AnswerPredictor,
 }
 """Kind of task -> what predicts texts for it."""
 

@@ -14,6 +14,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from bitkd.data.task_kinds import OF_ANSWERS
+from bitkd.data.tasks import AnswersSpec
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -63,12 +64,11 @@ class AnswerMetric(Metric):
 
     windows: of the set, with the columns `index` (ascending), `row`, `context_from` and `offsets` (see
         `bitkd.data.answer_windows`).
-    contexts: of each row.  golds: texts of the right answers of each row, none if it is unanswerable; None: unknown.
+    contexts: of each row.
+    spec: the task's `answers`. With `unanswerable` the rules are those of SQuAD 2.0: right answers without a word are left
+        out; and an answer without a word has an F1 of 1 where the right answer is none (0 in SQuAD 1.1).
+    golds: texts of the right answers of each row, none if it is unanswerable; None: unknown.
     metric: the name of the metric whose values `row_scores` gives.
-    unanswerable: whether the model may answer nothing: if the score of no answer exceeds that of the best answer by more
-        than `threshold`. It also selects the rules of SQuAD 2.0: right answers without a word are left out; and an answer
-        without a word has an F1 of 1 where the right answer is none (0 in SQuAD 1.1).
-    longest: tokens of an answer at most.
     """
 
     is_differentiable = False
@@ -82,23 +82,20 @@ class AnswerMetric(Metric):
         self,
         windows: Dataset,
         contexts: Sequence[str],
+        spec: AnswersSpec,
         golds: Sequence[Sequence[str]] | None = None,
         metric: str = "answer_f1",
-        unanswerable: bool = False,
-        threshold: float = 0.0,
-        longest: int = 30,
     ) -> None:
         super().__init__()
-        self.windows, self.contexts, self.golds = windows, contexts, golds
-        self.metric = metric
-        self.unanswerable, self.threshold, self.longest = unanswerable, threshold, longest
+        self.windows, self.contexts, self.spec = windows, contexts, spec
+        self.golds, self.metric = golds, metric
         for name in ("index", "spans", "scores"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
         self._rows = torch.empty(0, 1), torch.empty(0)
 
     def update(self, logits: Tensor, batch: dict[str, Tensor]) -> None:
         """logits: (windows, length, 2), of starts and ends.  batch: its `context`, (windows, 2), and `index`, (windows,)."""
-        spans, scores = best_spans(logits, batch["context"], self.longest)
+        spans, scores = best_spans(logits, batch["context"], self.spec.longest)
         self.index.append(batch["index"])
         self.spans.append(spans)
         self.scores.append(torch.stack([scores, logits[:, 0].float().sum(-1)], 1))
@@ -122,7 +119,7 @@ class AnswerMetric(Metric):
         result = {}
         for number, i in zip(rows.tolist(), ranking[first]):
             score, empty = float(scores[i, 0]), float(nothing[number])
-            if self.unanswerable and empty - score > self.threshold:
+            if self.spec.unanswerable and empty - score > self.spec.no_answer_threshold:
                 result[number] = Answer("", None, empty, score - empty)
             else:
                 result[number] = Answer(self.contexts[number][start[i] : end[i]], int(start[i]), score, score - empty)
@@ -133,7 +130,7 @@ class AnswerMetric(Metric):
         if self.golds is None:
             raise ValueError("the right answers are unknown")
         found = self.answers()
-        rows = [answer_scores(answer.text, self.golds[row], self.unanswerable) for row, answer in found.items()]
+        rows = [answer_scores(answer.text, self.golds[row], self.spec.unanswerable) for row, answer in found.items()]
         values = {name: torch.tensor([row[name] for row in rows]) for name in OF_ANSWERS}
         self._rows = values[self.metric].unsqueeze(1), torch.tensor([len(self.golds[row]) > 0 for row in found]).long()
         return {name: column.double().mean().float() for name, column in values.items()}
@@ -144,7 +141,7 @@ class AnswerMetric(Metric):
 
 
 def answer_scores(text: str, golds: Sequence[str], unanswerable: bool) -> dict[str, float]:
-    """The metrics of one answer, 0 to 1, the best over the right answers.  unanswerable: see `AnswerMetric`.
+    """The metrics of one answer, 0 to 1, the best over the right answers.  unanswerable: by the rules of SQuAD 2.0.
 
     torchmetrics has them too, but takes a millisecond for each answer, and knows the rules of SQuAD 2.0 in part.
     """

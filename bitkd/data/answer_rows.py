@@ -1,18 +1,16 @@
 """The rows of a question answering task: windows of tokens over contexts, and the metrics of answers."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from torchmetrics import Metric, MetricCollection
 
+from bitkd.data.answer_files import ID, collect_answer_rows, column_of_answers
 from bitkd.data.answer_metric import AnswerMetric
-from bitkd.data.answer_windows import check_tokenizer, encode_windows
-from bitkd.data.answers import ANSWERS, ID, collect_answer_rows, read_answer_rows
+from bitkd.data.answer_windows import check_tokenizer, encode_windows, overlap_of, question_limit
 from bitkd.data.files import Rows
 from bitkd.data.task_rows import TaskRows
-from bitkd.data.tasks import HOLDOUT, FilesSpec
 from bitkd.errors import InputError
 
 
@@ -26,61 +24,43 @@ class AnswerRows(TaskRows):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_tokenizer(self.tokenizer)
+        question_limit(self.tokenizer, self.max_length, self.overlap)  # refuses a window that is too short
 
     @property
     def overlap(self) -> int:
         """Tokens of the context that neighbouring windows share."""
-        found = self.task.windows.overlap
-        return self.max_length // 3 if found is None else found
+        return overlap_of(self.task, self.max_length)
 
     @property
     def encoding_settings(self) -> list[Any]:
         return [self.overlap]
 
-    def metrics_of(self, name: str) -> AnswerMetric:
-        rows = self._raw["train" if name == HOLDOUT else name]
+    @property
+    def truncation(self) -> str:
+        limit = question_limit(self.tokenizer, self.max_length, self.overlap)
+        return f"questions longer than {limit} tokens are cut, so that data.max_length={self.max_length} has room for contexts"
+
+    def metrics(self) -> dict[str, MetricCollection | Metric]:
+        return {name: self._metric(self.dev[name], self.raw_rows(name)) for name in self.dev_names}
+
+    def metrics_on(self, rows: Rows) -> AnswerMetric:
+        return self._metric(self._tokenize(rows, "rows"), rows)
+
+    def _metric(self, windows: Dataset, rows: Rows) -> AnswerMetric:
         golds = [[gold["text"] for gold in golds] for golds in rows["label"]]
-        return self.metric(self.dev[name], rows["text_b"], golds)
-
-    def metric(
-        self, windows: Dataset, contexts: Sequence[str], golds: Sequence[Sequence[str]] | None = None
-    ) -> AnswerMetric:
-        """What finds answers in windows. For the parameters see `AnswerMetric`."""
-        settings = self.task.answers
-        return AnswerMetric(
-            windows,
-            contexts,
-            golds,
-            self.task.metric,
-            settings.unanswerable,
-            settings.no_answer_threshold,
-            settings.longest,
-        )
-
-    def read_file(self, file: Path, labelled: bool, suffix: str | None = None, others: Sequence[list[str]] = ()) -> Rows:
-        spec = self.task.files
-        texts = spec.text or self.task.text
-        return read_answer_rows(
-            file,
-            texts if labelled else spec.test_text or texts,
-            _column(spec.label) if labelled else None,
-            self.task.answers.unanswerable,
-            skip=spec.skip_malformed and labelled,  # a submission has an answer for every row
-            suffix=suffix,
-            others=others,
-        )
+        return AnswerMetric(windows, rows["text_b"], self.task.answers, golds, self.task.metric)
 
     def read_hub(self, rows: Dataset, split: str, labelled: bool) -> Rows:
         hub = self.task.hub
         texts = hub.text or self.task.text
-        columns = [ID, *texts, *([_column(hub.label)] if labelled else [])]
+        columns = [ID, *texts, *([column_of_answers(hub.label)] if labelled else [])]
         source = f"{hub.path} {split}"
         if missing := [column for column in columns if column not in rows.column_names]:
             raise InputError(f"{source}: column {missing[0]} is missing; it has {rows.column_names}")
         values = zip(*(rows[column][:] for column in columns))
         records = ((f"{source}, row {number}", list(fields)) for number, fields in enumerate(values))
         skip = self.task.files.skip_malformed and labelled
-        return collect_answer_rows(records, texts, labelled, self.task.answers.unanswerable, source, skip)
+        return collect_answer_rows(self.task, records, texts, labelled, source, skip)
 
     def encode(self, rows: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
         windows = encode_windows(
@@ -92,7 +72,3 @@ class AnswerRows(TaskRows):
         """Whether a row has an answer: of both, a tenth is held out."""
         return [bool(golds) for golds in rows["label"]]
 
-
-def _column(label: str) -> str:
-    """The column of the answers, which a task need not name."""
-    return ANSWERS if label == FilesSpec().label else label

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from bitkd.data.answers import Gold
+from bitkd.data.answer_files import Gold
+from bitkd.data.tasks import TaskSpec
 from bitkd.errors import InputError, shorten
 
 LONGEST_QUESTION = 64
@@ -33,6 +34,11 @@ def check_tokenizer(tokenizer: Any) -> None:
             f"question answering needs a tokenizer that puts [CLS] first, because it stands for no answer; this one begins with "
             f"{tokenizer.convert_ids_to_tokens(first)}: use another model"
         )
+
+
+def overlap_of(task: TaskSpec, max_length: int) -> int:
+    """Tokens of the context that neighbouring windows share."""
+    return max_length // 3 if task.windows.overlap is None else task.windows.overlap
 
 
 def question_limit(tokenizer: Any, max_length: int, overlap: int) -> int:
@@ -63,8 +69,8 @@ def encode_windows(
     answers: of each row; the first is the label. None leaves out the column `label`.
     max_length: tokens of a window at most.  overlap: tokens of the context that neighbouring windows share.
 
-    Columns: those of the tokenizer; `length` (tokens); `truncated` (whether the question was too long: it is cut, see
-    `question_limit`); `row` (number in `questions`); `context_from` and `context_to` (its first token of the context, and
+    Columns: those of the tokenizer; `length` (tokens); `truncated` (in a row's first window: whether its question was
+    too long and is cut, see `question_limit`); `row` (number in `questions`); `context_from` and `context_to` (its first token of the context, and
     the one after its last); `offsets` (first character and the one after the last of each of these tokens, as one flat
     list); `label` (first and last token of the answer, or NO_ANSWER if the window does not have it wholly).
     """
@@ -84,7 +90,9 @@ def encode_windows(
     offsets = encoded.pop("offset_mapping")
     columns: dict[str, list[Any]] = {name: encoded[name] for name in encoded}
     columns["length"] = [len(ids) for ids in columns["input_ids"]]
-    columns["truncated"] = [shorter[row] is not questions[row] for row in rows]
+    columns["truncated"] = [
+        shorter[row] is not questions[row] and (i == 0 or rows[i - 1] != row) for i, row in enumerate(rows)
+    ]
     columns["row"] = list(rows)
     segments = [encoding.sequence_ids for encoding in encoded.encodings]
     for row, segment in zip(rows, segments):

@@ -5,6 +5,7 @@ from torchmetrics.functional.text import squad
 
 from bitkd.data.answer_metric import AnswerMetric, answer_scores, best_spans
 from bitkd.data.answer_windows import encode_windows
+from bitkd.data.tasks import AnswersSpec
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,7 @@ def test_logits_that_are_no_numbers_stay_in_the_context():
 
 CONTEXTS = ["a dog runs . the cat sleeps . a bird sees the big red dog .", "the old cat"]
 GOLDS = [["red dog"], []]
+V2 = AnswersSpec(unanswerable=True)
 
 
 @pytest.fixture
@@ -101,7 +103,7 @@ def updated(metric, windows, logits, *parts):
 
 def test_the_best_window_answers_and_the_lowest_score_of_no_answer_counts(windows):
     logits = logits_of(windows, {0: (6, 6, 4.0), 2: (6, 7, 6.0), 3: (5, 6, 2.0)}, nothing=[9.0, 5.0, 9.0, 7.0])
-    metric = updated(AnswerMetric(windows, CONTEXTS, GOLDS, unanswerable=True), windows, logits, [0, 1, 2, 3])
+    metric = updated(AnswerMetric(windows, CONTEXTS, V2, GOLDS), windows, logits, [0, 1, 2, 3])
     assert metric.answers() == {
         0: ("big red", CONTEXTS[0].index("big red"), 6.0, 1.0),
         1: ("", None, 7.0, -5.0),
@@ -109,20 +111,20 @@ def test_the_best_window_answers_and_the_lowest_score_of_no_answer_counts(window
     assert metric.compute() == pytest.approx({"exact_match": 0.5, "answer_f1": 0.75})
     scores, answerable = metric.row_scores()
     assert (scores.tolist(), answerable.tolist()) == ([[0.5], [1]], [1, 0])
-    careful = AnswerMetric(windows, CONTEXTS, GOLDS, "exact_match", unanswerable=True, threshold=5.0)
+    careful = AnswerMetric(windows, CONTEXTS, AnswersSpec(True, 5.0), GOLDS, "exact_match")
     assert updated(careful, windows, logits, [0, 1, 2, 3]).answers()[1].text == "old cat"  # 5 is not more than 5
     assert careful.compute() == pytest.approx({"exact_match": 0.0, "answer_f1": 0.25})
     assert careful.row_scores()[0].tolist() == [[0], [0]]
-    always = updated(AnswerMetric(windows, CONTEXTS, [["red dog"], ["old cat"]]), windows, logits, [0, 1, 2, 3])
+    always = updated(AnswerMetric(windows, CONTEXTS, AnswersSpec()), windows, logits, [0, 1, 2, 3])
     assert [answer.text for answer in always.answers().values()] == ["big red", "old cat"]
 
 
 def test_any_division_of_the_windows_gives_the_same(windows):
     logits = torch.randn(4, 16, 2, generator=torch.Generator().manual_seed(1)).round()  # with ties
-    whole = updated(AnswerMetric(windows, CONTEXTS, GOLDS, unanswerable=True), windows, logits, [0, 1, 2, 3])
+    whole = updated(AnswerMetric(windows, CONTEXTS, V2, GOLDS), windows, logits, [0, 1, 2, 3])
     for one, other in (([3, 0], [2, 1]), ([2], [1, 3, 0])):
-        parts = [updated(AnswerMetric(windows, CONTEXTS, GOLDS), windows, logits, part) for part in (one, other)]
-        gathered = AnswerMetric(windows, CONTEXTS, GOLDS, unanswerable=True)
+        parts = [updated(AnswerMetric(windows, CONTEXTS, V2), windows, logits, part) for part in (one, other)]
+        gathered = AnswerMetric(windows, CONTEXTS, V2, GOLDS)
         for name in ("index", "spans", "scores"):
             setattr(gathered, name, [torch.cat([*getattr(parts[0], name), *getattr(parts[1], name)])])
         assert gathered.answers() == whole.answers()

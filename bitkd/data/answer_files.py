@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from bitkd.data.files import Rows, as_text, report_faults
 from bitkd.data.formats import Record, read_records
 from bitkd.data.json_rows import whole_object
 from bitkd.data.lines import Malformed, read_lines
+from bitkd.data.tasks import FilesSpec, TaskSpec
 from bitkd.errors import InputError, shorten
 
 ID, ANSWERS = "id", "answers"
@@ -22,43 +23,52 @@ COUNTED_OTHERWISE = (("bytes", "utf-8", 1), ("UTF-16 units, as in JavaScript", "
 """What else a file may count instead of characters: its name, the encoding, and bytes of it that are one."""
 
 
-def read_answer_rows(
+def read_answers(
+    task: TaskSpec,
     file: Path,
-    texts: list[str],
-    answers: str | None = ANSWERS,
-    unanswerable: bool = False,
-    skip: bool = False,
+    labelled: bool = True,
     suffix: str | None = None,
-    others: Iterable[list[str]] = (),
+    others: Sequence[list[str]] = (),
 ) -> Rows:
-    """The rows of a file: columns id, text_a (question), text_b (context) and, if `answers` is given, label: a list of
-    right answers (`Gold`), empty if the question has none.
+    """The rows of a file: columns id, text_a (question), text_b (context) and, if `labelled`, label: a list of `Gold`, empty
+    if the question has no answer.
 
     A .json file may be nested as SQuAD's own. Any other is a table (see `bitkd.data.formats.read_records`) with the columns
-    id, `texts` and `answers`; an answer field is {"text": [...], "answer_start": [...]}, or a list of objects with one text
-    and one answer_start each.
+    id, those of the texts and that of the answers; an answer field is {"text": [...], "answer_start": [...]}, or a list of
+    objects with one text and one answer_start each.
 
-    texts: columns of the question and of the context.  answers: column of the answers; None leaves them unread, as of a
-    test set.  unanswerable: whether a row may have no answer.  skip: leave out rows that cannot be read, counted and
-    reported.  suffix, others: see `read_records`.
+    suffix: read the file as if its name ended so.  others: names of texts and answers that a table may have instead.
 
-    Raises InputError with file, place and id of the first rows that cannot be read.
+    Raises InputError with file, place and id of the first rows that cannot be read. With `files.skip_malformed` they are
+    left out, counted and reported.
     """
+    spec = task.files
+    texts = spec.text or task.text
+    if not labelled:
+        texts = spec.test_text or texts
     nested = whole_object(file) if (suffix or file.name).lower().removesuffix(".gz").endswith(".json") else None
-    columns = [ID, *texts, *([answers] if answers else [])]
-    if nested is None:
-        records: Iterable[Record] = read_records(file, columns, suffix=suffix, others=[*others])
+    if nested is not None:
+        records: Iterable[Record] = _nested_records(file, nested, labelled)
     else:
-        records = _nested_records(file, nested, answers is not None)
-    return collect_answer_rows(records, texts, answers is not None, unanswerable, str(file), skip)
+        columns = [ID, *texts, *([column_of_answers(spec.label)] if labelled else [])]
+        choices = [[ID, *names[:2], *map(column_of_answers, names[2:])] for names in others]
+        records = read_records(file, columns, suffix=suffix, others=choices)
+    # A submission has an answer for every row of a test set, so none may be left out.
+    return collect_answer_rows(task, records, texts, labelled, str(file), skip=spec.skip_malformed and labelled)
+
+
+def column_of_answers(label: str) -> str:
+    """The column of the answers, `answers` if the task does not name one.  label: `files.label` or `hub.label`."""
+    return ANSWERS if label == FilesSpec().label else label
 
 
 def collect_answer_rows(
-    records: Iterable[Record], texts: list[str], labelled: bool, unanswerable: bool, source: str, skip: bool
+    task: TaskSpec, records: Iterable[Record], texts: list[str], labelled: bool, source: str, skip: bool
 ) -> Rows:
     """Make rows from records whose fields are id, question, context and, if `labelled`, answers.
 
-    source: name of the file or split, for messages.  For the rest see `read_answer_rows`.
+    texts: names of the question and of the context, and source: of the file or split, for messages.  skip: leave out
+    malformed rows instead of raising, see `read_answers`.
     """
     names = ["id", "text_a", "text_b", *(["label"] if labelled else [])]
     rows: Rows = {name: [] for name in names}
@@ -71,8 +81,8 @@ def collect_answer_rows(
             key = _read_id(fields[0], place, places)
             row: list[Any] = [key, *(_read_text(*found, place) for found in zip(fields[1:], texts))]
             if labelled:
-                row.append(_read_answers(fields[3], row[2], place))
-                if not row[3] and not unanswerable:
+                row.append(_read_golds(fields[3], row[2], place))
+                if not row[3] and not task.answers.unanswerable:
                     raise Malformed(
                         f"{place}: it has no answer; correct it, or set task.answers.unanswerable=true if the task has such "
                         "questions"
@@ -172,7 +182,7 @@ def _read_text(value: Any, column: str, place: str) -> str:
     return text
 
 
-def _read_answers(value: Any, context: str, place: str) -> list[Gold]:
+def _read_golds(value: Any, context: str, place: str) -> list[Gold]:
     """The answers of a field, each checked to stand in the context. Raises Malformed."""
     if isinstance(value, dict):
         missing = next((name for name in ("text", "answer_start") if not isinstance(value.get(name), list)), None)
@@ -193,10 +203,10 @@ def _read_answers(value: Any, context: str, place: str) -> list[Gold]:
             f"{place}: answers are {type(value).__name__} {shorten(value)}; write "
             '{"text": [...], "answer_start": [...]}, in .jsonl, .json or .parquet'
         )
-    return [_check_answer(start, text, context, place) for start, text in zip(starts, texts)]
+    return [_check_gold(start, text, context, place) for start, text in zip(starts, texts)]
 
 
-def _check_answer(start: Any, text: Any, context: str, place: str) -> Gold:
+def _check_gold(start: Any, text: Any, context: str, place: str) -> Gold:
     as_text(text, "the text of an answer", place)
     if not text.strip():
         raise Malformed(f"{place}: the text of an answer is empty; a question without an answer has empty lists")

@@ -4,11 +4,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bitkd.data.answers import read_answer_rows
+from bitkd.data.answer_files import read_answers
+from bitkd.data.tasks import AnswersSpec, FilesSpec, TaskSpec
 from bitkd.errors import InputError
 
 CONTEXT = "Zoë's café is in Köln. The cat sleeps."
-TEXTS = ["question", "context"]
+
+
+def read(file, unanswerable=False, skip=False, labelled=True):
+    files = FilesSpec(skip_malformed=skip)
+    task = TaskSpec(text=["question", "context"], files=files, answers=AnswersSpec(unanswerable=unanswerable))
+    return read_answers(task, file, labelled)
 
 
 def row(**changes):
@@ -52,7 +58,7 @@ def write(tmp_path):
     ],
 )
 def test_every_form_gives_the_same_rows(write, content, name):
-    assert read_answer_rows(write(content, name), TEXTS) == {
+    assert read(write(content, name)) == {
         "id": ["q1"],
         "text_a": ["Where is it?"],
         "text_b": [CONTEXT],
@@ -62,16 +68,16 @@ def test_every_form_gives_the_same_rows(write, content, name):
 
 def test_a_test_set_needs_no_answers(write):
     del (bare := question())["answers"]
-    assert list(read_answer_rows(write(nested(bare), "rows.json"), TEXTS, answers=None)) == ["id", "text_a", "text_b"]
+    assert list(read(write(nested(bare), "rows.json"), labelled=False)) == ["id", "text_a", "text_b"]
 
 
 def test_a_question_may_have_no_answer_if_the_task_says_so(write):
     rows = [row(answers={"text": [], "answer_start": []})]
-    assert read_answer_rows(write(rows), TEXTS, unanswerable=True)["label"] == [[]]
+    assert read(write(rows), unanswerable=True)["label"] == [[]]
     impossible = nested(question(answers=[], is_impossible=True))
-    assert read_answer_rows(write(impossible, "a.json"), TEXTS, unanswerable=True)["label"] == [[]]
+    assert read(write(impossible, "a.json"), unanswerable=True)["label"] == [[]]
     with pytest.raises(InputError, match=r"rows.jsonl:1: it has no answer; .*task.answers.unanswerable=true"):
-        read_answer_rows(write(rows), TEXTS)
+        read(write(rows))
 
 
 def answers(text, start):
@@ -99,16 +105,16 @@ def answers(text, start):
 def test_a_row_that_cannot_be_right_is_named(write, changes, message):
     file = write([row(id="q0"), row(**changes)])
     with pytest.raises(InputError) as refused:
-        read_answer_rows(file, TEXTS)
+        read(file)
     assert str(refused.value).startswith(f"1 row of rows.jsonl cannot be read: {file}:2: ")
     assert refused.match(message)
-    assert len(read_answer_rows(file, TEXTS, skip=True)["id"]) == 1
+    assert len(read(file, skip=True)["id"]) == 1
 
 
 def test_a_place_counted_in_utf_16_is_recognized(write):
     context = "😀😀 a cat"
     with pytest.raises(InputError, match="but at 5: answer_start counts UTF-16 units, as in JavaScript"):
-        read_answer_rows(write([row(context=context, **answers("cat", 7))]), TEXTS)
+        read(write([row(context=context, **answers("cat", 7))]))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +130,7 @@ def test_a_nested_question_is_named_by_its_path_and_line(write, changes, message
     for name, line in (("one.json", ""), ("lines.json", ":21")):
         file = write(content, name)
         with pytest.raises(InputError, match=message) as refused:
-            read_answer_rows(file, TEXTS, unanswerable=True)
+            read(file, unanswerable=True)
         assert f"{file}{line}, data[0].paragraphs[0].qas[1] (id q1): " in str(refused.value)
 
 
@@ -139,4 +145,4 @@ def test_a_nested_question_is_named_by_its_path_and_line(write, changes, message
 )
 def test_another_nested_form_is_refused(write, content, message):
     with pytest.raises(InputError, match=message):
-        read_answer_rows(write(content, "rows.json"), TEXTS)
+        read(write(content, "rows.json"))
