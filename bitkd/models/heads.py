@@ -11,7 +11,6 @@ import transformers
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from bitkd.data.tokenized import UNLABELLED
 from bitkd.errors import InputError
 
 
@@ -106,12 +105,10 @@ class TokenHead(Head):
     """A class for each token: logits (rows, length, classes)."""
 
     def label_loss(self, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """Cross entropy of the tokens that have a label; 0 if none has."""
+        """Cross entropy of the tokens that have a label (others are negative); 0 if none has."""
         labels = batch["labels"]
-        total = nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), labels.flatten(), ignore_index=UNLABELLED, reduction="sum"
-        )
-        return total / (labels != UNLABELLED).sum().clamp_min(1)
+        total = nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum")
+        return total / (labels >= 0).sum().clamp_min(1)
 
     def example_labels(self, numbers: bool) -> Tensor:
         return torch.zeros(1, 1, dtype=torch.long)
