@@ -16,12 +16,14 @@ from transformers import PreTrainedModel
 from bitkd.callbacks.predictions import Predictions
 from bitkd.commands.answer_predictor import AnswerPredictor
 from bitkd.commands.checkpoints import Checkpoint, open_checkpoint
+from bitkd.commands.entity_predictor import EntityPredictor
 from bitkd.commands.predictor import Predictor
 from bitkd.config.schema import Config
 from bitkd.data.batches import MULTIPLE, LoaderSpec
 from bitkd.data.files import Rows
 from bitkd.data.hub import load_tokenizer
 from bitkd.data.metrics import primary_score
+from bitkd.data.task_rows import Submission
 from bitkd.errors import InputError
 from bitkd.models.artifact import label_names, load_classifier, permute_labels
 from bitkd.models.heads import HEADS, head_in, head_of
@@ -40,6 +42,7 @@ log = logging.getLogger(__name__)
 PREDICTORS: dict[str, type[Predictor]] = {
     "text_classification": Predictor,
     "question_answering": AnswerPredictor,
+    "token_classification": EntityPredictor,
 }
 """Kind of task -> what predicts texts for it."""
 
@@ -160,21 +163,13 @@ def evaluate(checkpoint: Checkpoint, rows: Rows | None = None) -> dict[str, floa
     return {f"{dev}/{name}": value for dev, found in values.items() for name, value in found.items()}
 
 
-def predict_set(checkpoint: Checkpoint, name: str) -> list[str]:
-    """The prediction for each row of a test set, in order, in the form that labels have in the task's files.
-
-    Raises InputError if the kind of the task has no such form.
-    """
+def predict_set(checkpoint: Checkpoint, name: str) -> Submission:
+    """The predictions for a test set, in the form of the task's kind."""
     model, config = _load(checkpoint)
-    task, sources = config.task, _open_sources(config)
+    sources = _open_sources(config)
     loader = sources.task_module(_loader(config)).loader_of(sources.task_rows.test_rows(name))
     batches: Any = _plain_trainer(config).predict(StudentModule(model), dataloaders=loader)
-    order = torch.cat([index for index, _ in batches]).argsort()
-    logits = torch.cat([logits for _, logits in batches])[order]
-    if task.labels is None:
-        return [f"{score:.3f}" for score in logits[:, 0].tolist()]
-    places = logits.argmax(dim=1).tolist()
-    return [task.labels[i] if task.files.labels_as == "names" else str(i) for i in places]
+    return sources.task_rows.submission(name, batches)
 
 
 def _load(checkpoint: Checkpoint) -> tuple[PreTrainedModel, Config]:

@@ -208,7 +208,7 @@ def _output(out: str | None) -> Iterator[TextIO]:
 
 
 def _write_submission(arguments: argparse.Namespace, settings: list[str], name: str) -> int:
-    """Write the predictions for a test set in GLUE's format: index and label, separated by a tab."""
+    """Write the predictions for a test set: of classes and numbers in GLUE's format, index and label separated by a tab."""
     checkpoint = open_checkpoint(arguments.checkpoint, settings, arguments.labels, needs_task=True)
     config = checkpoint.config
     check_source(checkpoint)
@@ -220,14 +220,13 @@ def _write_submission(arguments: argparse.Namespace, settings: list[str], name: 
 
     quieten()
     predictions = predict_set(checkpoint, name)
-    lines = ["index\tprediction", *(f"{i}\t{prediction}" for i, prediction in enumerate(predictions))]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        out.write_text(predictions.text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{arguments.out} cannot be written ({error.strerror}); choose another --out") from error
     if arguments.json:
-        print_json({"file": arguments.out, "rows": len(predictions)})
+        print_json({"file": arguments.out, "rows": predictions.rows})
     else:
-        print(f"{len(predictions)} predictions: {arguments.out}")
+        print(f"{predictions.rows} predictions: {arguments.out}")
     return 0

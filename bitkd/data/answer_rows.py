@@ -1,17 +1,20 @@
 """The rows of a question answering task: windows of tokens over contexts, and the metrics of answers."""
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from datasets import Dataset
+from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from bitkd.data.answer_files import ID, collect_answer_rows, column_of_answers
 from bitkd.data.answer_metric import AnswerMetric
 from bitkd.data.answer_windows import check_tokenizer, encode_windows, overlap_of, question_limit
 from bitkd.data.files import Rows
-from bitkd.data.task_rows import TaskRows
-from bitkd.errors import InputError
+from bitkd.data.task_rows import Submission, TaskRows
 
 
 @dataclass(eq=False)
@@ -50,15 +53,21 @@ class AnswerRows(TaskRows):
         golds = [[gold["text"] for gold in golds] for golds in rows["label"]]
         return AnswerMetric(windows, rows["text_b"], self.task.answers, golds, self.task.metric)
 
+    def submission(self, name: str, answers: Iterable[tuple[Tensor, Tensor]]) -> Submission:
+        """The answers to a test set in SQuAD's form: one JSON object, id -> answer.  For the parameters see `TaskRows`."""
+        rows, windows = self._read(name), self.test_rows(name)
+        metric = AnswerMetric(windows, rows["text_b"], self.task.answers)
+        context = torch.tensor([windows["context_from"][:], windows["context_to"][:]]).T
+        for index, logits in answers:
+            metric.update(logits, {"index": index, "context": context[index]})
+        found = {rows["id"][row]: answer.text for row, answer in metric.answers().items()}
+        return Submission(json.dumps(found, ensure_ascii=False) + "\n", len(found))
+
     def read_hub(self, rows: Dataset, split: str, labelled: bool) -> Rows:
         hub = self.task.hub
         texts = hub.text or self.task.text
         columns = [ID, *texts, *([column_of_answers(hub.label)] if labelled else [])]
-        source = f"{hub.path} {split}"
-        if missing := [column for column in columns if column not in rows.column_names]:
-            raise InputError(f"{source}: column {missing[0]} is missing; it has {rows.column_names}")
-        values = zip(*(rows[column][:] for column in columns))
-        records = ((f"{source}, row {number}", list(fields)) for number, fields in enumerate(values))
+        source, records = self.hub_records(rows, split, columns)
         skip = self.task.files.skip_malformed and labelled
         return collect_answer_rows(self.task, records, texts, labelled, source, skip)
 

@@ -69,7 +69,7 @@ def read_rows(
         texts = task.files.test_text or texts
     columns = [*texts, *([task.files.label] if labelled else [])]
     records = read_records(file, columns, task.files.header if labelled else None, suffix, others)
-    read_label = (lambda value, place: _label(task, value, place)) if labelled else None
+    read_label = (lambda value, place: as_label(task, value, place)) if labelled else None
     # A submission has a line for every row of a test set, so none may be left out.
     return collect_rows(records, texts, read_label, str(file), skip=task.files.skip_malformed and labelled)
 
@@ -134,7 +134,7 @@ def as_text(value: Any, column: str, place: str) -> str:
     return value
 
 
-def _label(task: TaskSpec, value: Any, place: str) -> int | float:
+def as_label(task: TaskSpec, value: Any, place: str) -> int | float:
     kind, names = task.files.labels_as, task.labels
     check_single_label(value, place)
     text = _word(value, names or [])

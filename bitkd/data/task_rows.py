@@ -5,17 +5,21 @@ import itertools
 import json
 import logging
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+import torch
 from datasets import Dataset
+from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from bitkd.data.files import Rows, check_single_label, collect_rows, content_hash, find_file
+from bitkd.data.formats import Record
 from bitkd.data.hub import SAMPLED_ROWS, load_hub_dataset, tokenizer_state, without_progress_bars
 from bitkd.data.lines import Malformed
 from bitkd.data.metrics import build_metrics
@@ -38,6 +42,15 @@ class _Tokenized:
     dev: dict[str, Dataset]
     truncated: dict[str, int]
     content_hash: str
+
+
+class Submission(NamedTuple):
+    """Predictions of a test set."""
+
+    text: str
+    """Content of their file."""
+
+    rows: int
 
 
 @dataclass(eq=False)
@@ -172,6 +185,22 @@ class TaskRows:
             log.warning("%s: %d", self.truncation, count)
         return found.remove_columns("truncated")
 
+    def submission(self, name: str, answers: Iterable[tuple[Tensor, Tensor]]) -> Submission:
+        """The predictions for a test set, in the form that labels have in the task's files.
+
+        name: of the set.  answers: numbers of tokenized rows and the model's logits for them, batch by batch.
+        """
+        index, logits = (torch.cat(column) for column in zip(*answers))
+        logits = logits[index.argsort()]
+        labels = self.task.labels
+        if labels is None:
+            found = [f"{score:.3f}" for score in logits[:, 0].tolist()]
+        else:
+            places = logits.argmax(dim=1).tolist()
+            found = [labels[place] if self.task.files.labels_as == "names" else str(place) for place in places]
+        lines = ["index\tprediction", *(f"{number}\t{prediction}" for number, prediction in enumerate(found))]
+        return Submission("\n".join(lines) + "\n", len(found))
+
     def read_hub(self, rows: Dataset, split: str, labelled: bool) -> Rows:
         """The rows of a split of a dataset on the hub.  labelled: whether they have labels."""
         return self._hub_rows(rows, split, labelled)
@@ -265,19 +294,24 @@ class TaskRows:
     def _hub_rows(self, rows: Dataset, split: str, labelled: bool = True) -> Rows:
         hub, task = self.task.hub, self.task
         texts = hub.text or task.text
-        columns = [*texts, *([hub.label] if labelled else [])]
+        source, records = self.hub_records(rows, split, [*texts, *([hub.label] if labelled else [])])
+        names = getattr(rows.features[hub.label], "names", None) if labelled else None
+        read_label = (lambda value, place: hub_label(task, value, names, place)) if labelled else None
+        return collect_rows(records, texts, read_label, source, skip=task.files.skip_malformed and labelled)
+
+    def hub_records(self, rows: Dataset, split: str, columns: list[str]) -> tuple[str, Iterator[Record]]:
+        """What to call a split of a dataset on the hub in messages, and its rows, reduced to `columns`."""
         missing = [column for column in columns if column not in rows.column_names]
         if missing:
-            raise InputError(f"{hub.path} {split}: column {missing[0]} is missing; it has {rows.column_names}")
-        names = getattr(rows.features[hub.label], "names", None) if labelled else None
-        source = f"{hub.path} {split}"
+            raise InputError(
+                f"{self.task.hub.path} {split}: column {missing[0]} is missing; it has {rows.column_names}"
+            )
+        source = f"{self.task.hub.path} {split}"
         try:
             values = [rows[column][:] for column in columns]
         except UnicodeDecodeError as error:
             raise InputError(f"{source}: a text is not UTF-8 ({error}); use another dataset, or files") from error
-        records = ((f"{source}, row {number}", list(fields)) for number, fields in enumerate(zip(*values)))
-        read_label = (lambda value, place: _hub_label(task, value, names, place)) if labelled else None
-        return collect_rows(records, texts, read_label, source, skip=task.files.skip_malformed and labelled)
+        return source, ((f"{source}, row {number}", list(fields)) for number, fields in enumerate(zip(*values)))
 
     def _tokenize(self, rows: Rows, split: str) -> Dataset:
         # The name depends on everything that changes the tokens, so an existing file is right. `map` writes a temporary
@@ -312,7 +346,7 @@ def _of_rows(rows: Dataset, numbers: list[int]) -> Dataset:
     return rows.select(np.flatnonzero(np.isin(rows.with_format("numpy")["row"][:], numbers)))
 
 
-def _hub_label(task: TaskSpec, value: Any, names: list[str] | None, place: str) -> int | float:
+def hub_label(task: TaskSpec, value: Any, names: list[str] | None, place: str) -> int | float:
     """The label of a row on the hub. Classes are matched by name, which is `value` itself or `names[value]`.
 
     place: of the row, for messages.  Raises Malformed if the task has no such label.

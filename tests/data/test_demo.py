@@ -8,6 +8,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from bitkd.data.demo import files as demo
 from bitkd.data.demo import model as demo_model
+from bitkd.data.demo.entities import SETS, tagged_rows
 from bitkd.data.demo.files import ensure_demo
 from bitkd.data.demo.text import KIND_OF, LABELS, NOUNS, VERBS, documents, pairs, rivals
 
@@ -80,6 +81,20 @@ def test_documents_describe_one_scene_each():
     text = list(documents(3, 4, seed=0))
     assert [len(sentences) for sentences in text] == [4, 4, 4]
     assert text == list(documents(3, 4, seed=0)) != list(documents(3, 4, seed=1))
+
+
+def test_the_tag_of_an_adjective_depends_on_its_noun(tmp_path, no_model):
+    rows = tagged_rows(sum(SETS.values()), seed=4)
+    tags = collections.defaultdict(set)
+    for word, tag in (word for row in rows for word in row):
+        tags[word].add(tag)
+    assert tags["small"] == {"B-ANIMAL", "B-PERSON", "B-VEHICLE"}
+    assert tags["red"] == {f"{prefix}-{kind}" for prefix in "BI" for kind in ("ANIMAL", "PERSON", "VEHICLE")} | {
+        "B-PLACE"
+    }
+    folder = ensure_demo(tmp_path).data / "entities"
+    for name, count in SETS.items():
+        assert (folder / f"{name}.conll").read_text().count("\n\n") + 1 == count
 
 
 def test_two_builds_have_the_same_bytes_and_load(tmp_path, quick):

@@ -48,7 +48,7 @@ def task_of(name):
 
 
 def test_all_of_glue_is_there():
-    assert set(choices("task")) == {*GLUE, "demo"}
+    assert {*GLUE, "demo"} <= set(choices("task"))
 
 
 @pytest.mark.parametrize("name", GLUE)

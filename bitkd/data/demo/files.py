@@ -5,13 +5,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from bitkd.data.demo.entities import write_entities
 from bitkd.data.demo.questions import write_questions
 from bitkd.data.demo.text import documents, pairs
 from bitkd.files import is_left_over, temporary_name
 
 TRAIN_ROWS, DEV_ROWS = 3600, 900
 DOCUMENTS, SENTENCES = 1200, 4
-CODE = ("files.py", "model.py", "questions.py", "text.py")
+CODE = ("entities.py", "files.py", "model.py", "questions.py", "text.py")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def ensure_demo(root: Path) -> DemoSource:
     building = root / temporary_name(".building")
     shutil.rmtree(building, ignore_errors=True)
     _write_text(building)
-    write_questions(building / "data" / "demo_qa")
+    write_entities(building / "data" / "entities")
+    write_questions(building / "data" / "questions")
     write_model(building / "model", building / "corpus.txt", list(documents(DOCUMENTS, SENTENCES, seed=2)))
     try:
         building.rename(folder)
