@@ -1,7 +1,7 @@
-"""Questions about a few scenes of the demo, in SQuAD's form: where something is, or what is somewhere.
+"""Questions about two scenes of the demo, in SQuAD's form: where something is, or what is somewhere.
 
-A context describes scenes of different kinds (an animal, a person, a vehicle) in different places, so that a question has
-one answer. Some ask for what is not there.
+A context describes two scenes of different kinds (an animal, a person, a vehicle) in different places, so that a question
+has one answer. Some ask for what is not there.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 from bitkd.data.demo.text import DETAILS, KIND_OF, NOUNS, VERBS, Scene, describe
 
-TRAIN_CONTEXTS, DEV_CONTEXTS = 1000, 250
+CONTEXTS = {"train": 1000, "dev": 250, "test": 20}
 QUESTIONS = 3
 """Questions about each context."""
 
@@ -19,11 +19,14 @@ NO_ANSWER_SHARE = 0.25
 
 
 def write_questions(folder: Path) -> None:
-    """Write train.json and dev.json; the same bytes each time."""
+    """Write train.json and dev.json, and test.json without answers; the same bytes each time."""
     folder.mkdir(parents=True)
     rng = random.Random(4)
-    for name, count in (("train", TRAIN_CONTEXTS), ("dev", DEV_CONTEXTS)):
+    for name, count in CONTEXTS.items():
         paragraphs = [_paragraph(f"{name}-{i}", rng) for i in range(count)]
+        if name == "test":
+            for paragraph in paragraphs:
+                paragraph["qas"] = [{key: found[key] for key in ("id", "question")} for found in paragraph["qas"]]
         content = {"version": "v2.0", "data": [{"title": "scenes", "paragraphs": paragraphs}]}
         (folder / f"{name}.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
 
@@ -36,9 +39,8 @@ def _paragraph(name: str, rng: random.Random) -> dict[str, Any]:
 
 
 def _scenes(rng: random.Random) -> list[Scene]:
-    """Two or three scenes, each of another kind and in another place."""
-    kinds = rng.sample(list(NOUNS), rng.choice((2, 3)))
-    places = rng.sample(DETAILS["place"], len(kinds))
+    """Two scenes of different kinds in different places."""
+    kinds, places = rng.sample(list(NOUNS), 2), rng.sample(DETAILS["place"], 2)
     return [
         {
             "noun": rng.choice(NOUNS[kind]),
