@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from bitkd.models.artifact import is_artifact, load_student
+from bitkd.models.heads import head_in
 from bitkd.models.onnx import Session, load_onnx
 from bitkd.models.onnx_files import LOGITS, is_onnx
 from bitkd.models.packed import is_packed, load_packed
@@ -108,8 +109,7 @@ def load_given(folder: Path | str) -> Any:
         return load_packed(folder)
     if is_artifact(config):
         return load_student(folder)
-    classifies = "SequenceClassification" in (config.architectures or [""])[0]
-    return load_pretrained(AutoModelForSequenceClassification if classifies else AutoModel, folder)[0].eval()
+    return load_pretrained(head_in(config).auto_class, folder)[0].eval()
 
 
 def stock_config(folder: Path | str) -> PretrainedConfig:

@@ -22,6 +22,7 @@ from bitkd.errors import InputError
 from bitkd.export.card import CardFacts, check_base_model, check_license, write_card
 from bitkd.export.history import History, quantized_stages, read_history
 from bitkd.files import follow_umask, new_folder, writing
+from bitkd.models.answers import ANSWERS, ENCODER, kind_answered
 from bitkd.models.marks import packed_record
 from bitkd.models.onnx_files import check_installed, is_onnx
 from bitkd.models.spec import StudentSpec, check_spec_data
@@ -55,7 +56,9 @@ class Source:
 
     folder: Path
     spec: StudentSpec
-    classifier: bool
+    kind: str
+    """The kind of task that its class answers."""
+
     artifact: Artifact | None
     """None for a folder that no stage made."""
 
@@ -68,8 +71,8 @@ class Source:
 
     @property
     def untrained_head(self) -> bool:
-        """Whether it is a classifier whose labels mean nothing yet."""
-        return self.classifier and not self.spec.trained_head
+        """Whether it has a head that was not trained."""
+        return self.kind != ENCODER and not self.spec.trained_head
 
 
 @dataclass
@@ -128,7 +131,7 @@ def export_command(arguments: argparse.Namespace) -> int:
             counted=done.size,
             file_size=size,
             parts=parts,
-            classifier=source.classifier,
+            kind=source.kind,
             trained_head=source.spec.trained_head,
             quantized=source.quantized,
             split=source.spec.split,
@@ -170,9 +173,9 @@ def _open(name: str, form: str) -> Source:
     where = f"{folder}: the bitkd section of its config.json"
     check_spec_data(content["bitkd"], where)
     spec = parse_record(StudentSpec, json.dumps(content["bitkd"]), where, "run its pipeline again")
-    classifier = "SequenceClassification" in str(content.get("architectures"))
+    kind = kind_answered(str((content.get("architectures") or [""])[0])) or ENCODER
     artifact = read_artifact(folder) if (folder / STAGE_FILE).is_file() else None
-    source = Source(folder, spec, classifier, artifact, read_history(named))
+    source = Source(folder, spec, kind, artifact, read_history(named))
     if form != "unpacked" and not source.quantized:
         others = [str(named.parent / stage) for stage in quantized_stages(named)]
         found = f"name a quantized stage: {', '.join(others)}" if others else "name a stage of 1 or 2 bits"
@@ -197,6 +200,10 @@ def _check_out(name: str, artifact: Path) -> Path:
 
 def _check_options(arguments: argparse.Namespace, source: Source) -> None:
     if arguments.format == "onnx":
+        if source.kind not in ("text_classification", ENCODER):
+            raise InputError(
+                f"--format onnx writes classifiers; {source.folder} is a {ANSWERS[source.kind].noun}: use packed or unpacked"
+            )
         check_installed("onnx")
     check_license(arguments.license)
     check_base_model(arguments.base_model)
@@ -307,8 +314,10 @@ def _unpacked(
     )
     if sets is not None:
         before, after = sets.measure(model), sets.measure(stock)
-        done.metrics, done.distance = after.values, _distance(before, after)
-        text += f": {_distance_text(done.distance)}"
+        done.metrics = after.values
+        if after.logits:
+            done.distance = _distance(before, after)
+            text += f": {_distance_text(done.distance)}"
         done.told.append(f"student → this form: {_changes(before, after)}")
     done.told.append(f"{text}.")
     done.notes.append(f"{text}.")

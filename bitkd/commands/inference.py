@@ -87,7 +87,7 @@ class Measured:
     """The task's primary metric, larger is better."""
 
     logits: dict[str, torch.Tensor]
-    """(rows, outputs) in FP32, in the rows' order."""
+    """(rows, outputs) in FP32, in the rows' order; none if an answer is no class and no number."""
 
 
 class DevSets:
@@ -136,7 +136,7 @@ class DevSets:
         return Measured(
             {dev: {name: _finite(value) for name, value in values.items()} for dev, values in found.items()},
             {dev: primary_score(task, values) for dev, values in found.items()},
-            {dev: sets["logits"] for dev, sets in predictions.sets.items()},
+            {} if module.row_scores else {dev: sets["logits"] for dev, sets in predictions.sets.items()},
         )
 
 

@@ -20,7 +20,8 @@ LARGE_SPREAD = 1.1
 def throughput_command(arguments: argparse.Namespace) -> int:
     """Print how long a step of each stage took, and write it to a file; returns the exit code."""
     folders = [RunFolder.read(Path(run).expanduser()) for run in arguments.runs]
-    artifacts = {artifact.path.name: artifact for folder in folders for artifact in folder.artifacts().values()}
+    # Runs share artifacts by links.
+    artifacts = {artifact.path.resolve(): artifact for folder in folders for artifact in folder.artifacts().values()}
     found = measured([artifact.stage for artifact in artifacts.values()], arguments.device)
     if arguments.out:
         try:

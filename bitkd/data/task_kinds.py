@@ -65,6 +65,9 @@ class KindOfTask:
     can_keep_logits: bool = False
     """Whether the teacher's logits of a row are a few numbers, so that they may be kept for all training rows."""
 
+    pools: bool = False
+    """Whether its head reads the encoder's pooler, if it has one."""
+
     texts_per_row: int = 1
     """Rows of a batch's input_ids for each row of the task: 2 where the encoder reads the two texts one by one."""
 
@@ -89,6 +92,7 @@ KINDS_OF_TASKS: dict[str, KindOfTask] = {
             labels=None,
             numbers=True,
             can_keep_logits=True,
+            pools=True,
         ),
         KindOfTask(
             "question_answering",

@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from bitkd.data.tasks import HOLDOUT
 from bitkd.errors import InputError
 from bitkd.export.history import History
+from bitkd.models.answers import ANSWERS, ENCODER
 from bitkd.names import escaped
 from bitkd.store.artifacts import Artifact
 from bitkd.store.exports import CARD_FILE
@@ -45,8 +46,6 @@ LOAD_NOTES = {
 }
 """Form -> what follows the code that loads it; the first sentence is for folders that are not on the hub."""
 
-_CLASSES = {True: "AutoModelForSequenceClassification", False: "AutoModel"}
-
 
 @dataclass(frozen=True)
 class CardFacts:
@@ -62,9 +61,11 @@ class CardFacts:
     """Bytes of the weights."""
 
     parts: "list[FilePart]"
-    classifier: bool
+    kind: str
+    """The kind of task that its class answers (bitkd.models.answers)."""
+
     trained_head: bool = True
-    """Whether a classifier's labels mean something."""
+    """Whether its answers mean something."""
 
     notes: list[str] = field(default_factory=list)
     """What else a reader must know of this form, as sentences."""
@@ -84,8 +85,8 @@ class CardFacts:
 
     @property
     def predicts(self) -> bool:
-        """Whether it is a classifier that was trained."""
-        return self.classifier and self.trained_head
+        """Whether it was trained for a task."""
+        return self.trained_head
 
     @property
     def measured_on(self) -> TaskRecord | None:
@@ -131,7 +132,7 @@ def _metadata(facts: CardFacts) -> ModelCardData:
         base_model=facts.base_model,
         license=facts.license,
         library_name=LIBRARIES[record.form],
-        pipeline_tag="text-classification" if facts.predicts else "feature-extraction",
+        pipeline_tag=ANSWERS[facts.kind].tag if facts.predicts else "feature-extraction",
         tags=["bitkd", "knowledge-distillation", *(["quantized", f"{facts.bits}-bit"] if facts.low_bit else [])],
         datasets=[trained.definition["hub"]["path"]] if trained and from_hub else None,
         metrics=sorted({_metric_type(name) for _, name, _ in _values(facts) if name != "loss"}) or None,
@@ -149,7 +150,7 @@ def _eval_results(facts: CardFacts) -> list[EvalResult]:
     hub = task.definition.get("hub") or {} if task.source == "hub" else {}
     return [
         EvalResult(
-            task_type="text-classification",
+            task_type=ANSWERS[facts.kind].tag,
             dataset_type=hub.get("path") or name,
             dataset_name=name,
             dataset_config=hub.get("name"),
@@ -198,7 +199,8 @@ def _texts(facts: CardFacts) -> dict[str, Any]:
 def _summary(facts: CardFacts) -> str:
     trained = facts.record.trained_for
     definition = trained.definition if trained and facts.predicts else {}
-    what = "classifier" if facts.predicts else "encoder with an untrained head" if facts.classifier else "encoder"
+    bare = "encoder" if facts.kind == ENCODER else "encoder with an untrained head"
+    what = ANSWERS[facts.kind].noun if facts.predicts else bare
     task = f"{_task(facts)} {escaped(str(definition['name']))}" if definition else ""
     labels = definition.get("labels") or []
     named = f" Labels: {', '.join(escaped(str(name)) for name in labels)}." if labels else ""
@@ -242,10 +244,14 @@ def _metrics_note(facts: CardFacts) -> str:
 def _load(facts: CardFacts) -> str:
     if facts.record.form == "onnx":
         return _load_onnx(facts)
-    name = _CLASSES[facts.classifier]
+    name, result = ANSWERS[facts.kind].auto, ANSWERS[facts.kind].output
     first = "import bitkd  # transformers then knows the packed weights\n" if facts.record.form == "packed" else ""
-    result = "logits" if facts.classifier else "last_hidden_state"
-    labelled = facts.predicts and facts.record.trained_for and facts.record.trained_for.definition.get("labels")
+    labelled = (
+        facts.kind == "text_classification"
+        and facts.predicts
+        and facts.record.trained_for
+        and facts.record.trained_for.definition.get("labels")
+    )
     label = "\nprint(model.config.id2label[logits.argmax().item()])" if labelled else ""
     return (
         f"import torch\n{first}from transformers import {name}, AutoTokenizer\n\n"

@@ -108,7 +108,7 @@ def new_classifier(folder: Path | str, labels: list[str] | None, head: Head = CL
         return load_encoder(folder)
     _refuse_packed_folder(folder)
     names = labels or ["score"]
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {"num_labels": 2}  # of an answer, the first and the last token
     if head.has_classes:
         settings = {
             "num_labels": len(names),

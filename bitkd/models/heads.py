@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from bitkd.errors import InputError
+from bitkd.models.answers import ANSWERS, ENCODER, kind_answered
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,6 @@ class Head:
     name: str
     """The kind of task that it answers (bitkd.data.task_kinds)."""
 
-    auto: str
-    """The class of transformers that gives a model of any family with this head."""
-
-    suffix: str
-    """End of the names of the classes that have it."""
-
     has_classes: bool = True
     """Whether its outputs are classes, which have names."""
 
@@ -35,7 +30,8 @@ class Head:
 
     @property
     def auto_class(self) -> Any:
-        return getattr(transformers, self.auto)
+        """The class of transformers that gives a model of any family with this head."""
+        return getattr(transformers, ANSWERS[self.name].auto)
 
     def is_number(self, config: PretrainedConfig) -> bool:
         """Whether a model of this configuration answers one number."""
@@ -122,41 +118,36 @@ class Embedding(Head):
         return True
 
 
-CLASSES = ClassHead("text_classification", "AutoModelForSequenceClassification", "ForSequenceClassification")
+CLASSES = ClassHead("text_classification")
 
 HEADS: dict[str, Head] = {
     head.name: head
     for head in (
         CLASSES,
-        SpanHead("question_answering", "AutoModelForQuestionAnswering", "ForQuestionAnswering", has_classes=False),
-        TokenHead("token_classification", "AutoModelForTokenClassification", "ForTokenClassification"),
-        Embedding("sentence_similarity", "AutoModel", "Model", has_classes=False),
+        SpanHead("question_answering", has_classes=False),
+        TokenHead("token_classification"),
+        Embedding(ENCODER, has_classes=False),
     )
 }
 """Kind of task -> its head."""
 
-BARE = HEADS["sentence_similarity"]
+BARE = HEADS[ENCODER]
 """That of a bare encoder."""
-
-
-def head_named(architecture: str) -> Head | None:
-    """The head of a class of transformers, by its name; None if it has one of another kind."""
-    return next((head for head in HEADS.values() if architecture.endswith(head.suffix)), None)
 
 
 def head_of(model: PreTrainedModel) -> Head:
     """The head of a model. Raises InputError if it is of another kind."""
     if model.base_model is model:
         return BARE
-    if (found := head_named(type(model).__name__)) is None:
-        known = ", ".join(head.suffix for head in HEADS.values() if head is not BARE)
+    if (kind := kind_answered(type(model).__name__)) is None:
+        known = ", ".join(answer.suffix for kind, answer in ANSWERS.items() if kind != ENCODER)
         raise InputError(f"{type(model).__name__} has no head of a kind of task; use a class that ends in {known}")
-    return found
+    return HEADS[kind]
 
 
 def head_in(config: PretrainedConfig) -> Head:
     """The head that a configuration names as its architecture; that of a bare encoder if it names none."""
-    return head_named((config.architectures or [""])[0]) or BARE
+    return HEADS[kind_answered((config.architectures or [""])[0]) or ENCODER]
 
 
 def over_tokens(logits: Tensor, mask: Tensor) -> Tensor:

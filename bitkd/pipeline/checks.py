@@ -302,6 +302,10 @@ def _check_architecture(sources: Sources, folder: Path, where: str) -> None:
     for name, stage in config.stages.items():
         if stage.quant.pooler and not found.pooler:
             raise InputError(f"stages.{name}.quant.pooler=true: {where} has no pooler to quantize; use false")
+        if stage.quant.pooler and not config.task.of_kind.pools:
+            raise InputError(
+                f"stages.{name}.quant.pooler=true: tasks of kind {config.task.kind} use no pooler; use false"
+            )
     if config.student.leaves_out and found.narrowing:
         raise InputError(
             f"{' '.join(config.student.leaves_out)}: heads and neurons of {where} cannot be left out ({found.narrowing}); use "

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitkd.config.schema import PRETRAINED, micro_batches
+from bitkd.data.tasks import TaskSpec
 from bitkd.errors import InputError
 from bitkd.files import digest, read_json
 from bitkd.models.marks import TYPE_PREFIX
@@ -54,6 +55,7 @@ def workload_of(stage: PlannedStage, stages: Mapping[str, PlannedStage], sources
         return [reshaped, made.kind.splits, quant_data(made.spec.quant)]
 
     newer: dict[str, Any] = {
+        "task": config.task.kind if config.task.kind != TaskSpec().kind and not stage.kind.on_corpus else None,
         "optimizer": stage.train.optimizer if stage.train.optimizer != "adamw" else None,
         "unclipped": stage.train.gradient_clip == 0 or None,
         "padding": loss.padding if loss.padding != "skip" else None,

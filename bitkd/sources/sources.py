@@ -177,6 +177,8 @@ class Sources:
     @cached_property
     def task(self) -> RowsInfo:
         settings, files = self._task_files
+        # Neither changes the facts, but both change what is reported of the tokens: truncated rows, unknown words.
+        settings = [*settings, self.config.data.max_length, self.tokenizer_info(self.model).hash]
 
         def compute() -> dict[str, Any]:
             return {"hash": self.task_rows.content_hash, "rows": self.task_rows.num_rows}

@@ -16,7 +16,7 @@ from bitkd.errors import InputError
 from bitkd.models.encoder import read_spec, refuse_packed
 from bitkd.models.heads import CLASSES, Head, head_of
 from bitkd.models.importance import Importance
-from bitkd.models.inputs import model_inputs
+from bitkd.models.inputs import model_inputs, texts_per_row
 from bitkd.models.prepare import prepare
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student, kept_sizes
@@ -191,7 +191,7 @@ class StudentModule(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
         """Returns the answers of rows that have one number or class each, (batch, outputs); else None."""
-        rows = len(batch["index"])
+        rows = len(batch["input_ids"]) // texts_per_row(batch)
         if self.metrics is None:
             loss, kept = torch.stack(list(self.loss_terms(batch).values())).sum(), None
         else:

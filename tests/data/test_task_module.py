@@ -109,7 +109,7 @@ def test_only_the_resumed_epoch_begins_late(rows, loading, settings):
 def test_two_modules_share_rows_that_are_read_once(rows, monkeypatch):
     first = TaskDataModule(rows, LoaderSpec(8))
     expected = taken(first.train_dataloader())
-    monkeypatch.setattr("bitkd.data.task_rows.read_rows", None)
+    monkeypatch.setattr("bitkd.data.files.read_rows", None)
     second = TaskDataModule(rows, LoaderSpec(8, seed=1))
     assert taken(second.train_dataloader()) != expected
     assert taken(TaskDataModule(rows, LoaderSpec(8)).train_dataloader()) == expected

@@ -138,7 +138,9 @@ def test_a_folder_that_does_not_fit_its_config_is_refused(tmp_path):
 def test_parts_that_a_student_cannot_have_are_refused(tmp_path):
     with pytest.raises(InputError, match="BertForMaskedLM cannot be loaded again as a student"):
         save_student(BertForMaskedLM(BertConfig(**SHAPE)), tmp_path)
-    with pytest.raises(InputError, match="use a bare encoder or a sequence classifier"):
+    with pytest.raises(
+        InputError, match="has no head of a kind of task; use a class that ends in ForSequenceClassification"
+    ):
         build_student(BertForMaskedLM(BertConfig(**SHAPE)), ShapeSpec())
     with pytest.raises(InputError, match=re.escape("pass bitkd.estimate_importance(source, batches)")):
         build_student(make(), ShapeSpec(width=0.5))

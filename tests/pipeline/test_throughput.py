@@ -1,6 +1,7 @@
 """A budget in seconds: steps from the time that each stage's step took on one device."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
@@ -29,6 +30,14 @@ def throughput(finished, tmp_path_factory):
         time["seconds_before"] = 3.0 if time["title"] == "General KD" else 0.0
     file.write_text(json.dumps(content))
     return file
+
+
+def test_stages_of_one_name_in_several_runs_are_all_measured(finished, tmp_path, capsys):
+    """And once each, if runs share them."""
+    run = finished / "rte" / "singlestage"
+    other = shutil.copytree(run, tmp_path / "other")
+    assert main(["throughput", str(run), str(run), str(other), "--json"]) == 0
+    assert {time["artifacts"] for time in json.loads(capsys.readouterr().out)["stages"]} == {2}
 
 
 def planned(settings, folder, pipeline, file, *more):

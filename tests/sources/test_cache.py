@@ -92,6 +92,12 @@ def test_other_settings_are_another_plan(planned):
     assert planned()[-1]["fingerprint"] != planned("train.lr=2e-2")[-1]["fingerprint"]
 
 
+def test_a_plan_with_another_length_counts_its_truncated_rows(planned, caplog):
+    for length in (12, 11):
+        planned(f"data.max_length={length}")
+        assert f"rows longer than data.max_length={length} tokens are truncated" in caplog.text
+
+
 def test_a_changed_file_is_read_anew(planned, tiny_bert, blind):
     planned()
     blind()
