@@ -80,4 +80,3 @@ class AnswerRows(TaskRows):
     def groups(self, rows: Rows) -> list[Any]:
         """Whether a row has an answer: of both, a tenth is held out."""
         return [bool(golds) for golds in rows["label"]]
-

@@ -69,10 +69,11 @@ def encode_windows(
     answers: of each row; the first is the label. None leaves out the column `label`.
     max_length: tokens of a window at most.  overlap: tokens of the context that neighbouring windows share.
 
-    Columns: those of the tokenizer; `length` (tokens); `truncated` (in a row's first window: whether its question was
-    too long and is cut, see `question_limit`); `row` (number in `questions`); `context_from` and `context_to` (its first token of the context, and
-    the one after its last); `offsets` (first character and the one after the last of each of these tokens, as one flat
-    list); `label` (first and last token of the answer, or NO_ANSWER if the window does not have it wholly).
+    Columns: those of the tokenizer; `length` (tokens); `truncated` (in a row's first window: whether its question was too
+    long and is cut, see `question_limit`); `row` (number in `questions`); `context_from` and `context_to` (its first token
+    of the context, and the one after its last); `offsets` (first character and the one after the last of each of these
+    tokens, as one flat list); `label` (first and last token of the answer, or NO_ANSWER if the window does not have it
+    wholly).
     """
     limit = question_limit(tokenizer, max_length, overlap)
     shorter = _cut_questions(tokenizer, questions, limit)

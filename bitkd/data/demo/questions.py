@@ -20,7 +20,7 @@ NO_ANSWER_SHARE = 0.25
 
 def write_questions(folder: Path) -> None:
     """Write train.json and dev.json, and test.json without answers; the same bytes each time."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(4)
     for name, count in CONTEXTS.items():
         paragraphs = [_paragraph(f"{name}-{i}", rng) for i in range(count)]
