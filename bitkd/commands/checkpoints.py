@@ -117,9 +117,11 @@ def check_source(checkpoint: Checkpoint) -> None:
 
 
 def check_texts(checkpoint: Checkpoint, pairs: bool) -> None:
-    """Raise InputError if an artifact's task reads another number of texts. A plain checkpoint does not record it."""
+    """Raise InputError if an artifact's task reads another number of texts. A plain checkpoint does not record it. A model for
+    sentence similarity reads two, or one to give its embedding.
+    """
     record = checkpoint.record
-    if record is not None and record.texts == 2 and not pairs:
+    if record is not None and record.texts == 2 and not pairs and not checkpoint.config.task.of_kind.cosines:
         raise InputError(f"the checkpoint's task {record.task} reads two texts; give --text-pair too")
     if record is not None and record.texts == 1 and pairs:
         raise InputError(f"the checkpoint's task {record.task} reads one text; leave --text-pair out")

@@ -14,9 +14,11 @@ from lightning.fabric import Fabric
 from transformers import PreTrainedModel
 
 from bitkd.callbacks.predictions import Predictions
+from bitkd.commands.answer_predictor import AnswerPredictor
 from bitkd.commands.checkpoints import Checkpoint, open_checkpoint
 from bitkd.commands.entity_predictor import EntityPredictor
 from bitkd.commands.predictor import Predictor
+from bitkd.commands.similarity_predictor import SimilarityPredictor
 from bitkd.config.schema import Config
 from bitkd.data.batches import MULTIPLE, LoaderSpec
 from bitkd.data.files import Rows
@@ -40,7 +42,9 @@ log = logging.getLogger(__name__)
 
 PREDICTORS: dict[str, type[Predictor]] = {
     "text_classification": Predictor,
+    "question_answering": AnswerPredictor,
     "token_classification": EntityPredictor,
+    "sentence_similarity": SimilarityPredictor,
 }
 """Kind of task -> what predicts texts for it."""
 

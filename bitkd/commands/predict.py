@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
@@ -75,7 +76,11 @@ def _predict_texts(arguments: argparse.Namespace, settings: list[str]) -> int:
 def _predict_file(arguments: argparse.Namespace, settings: list[str], name: str) -> int:
     checkpoint = open_checkpoint(arguments.checkpoint, settings, arguments.labels, needs_task=True)
     check_rows(checkpoint)
-    file = TextFile(name, text_columns(checkpoint.config.task), arguments.format)
+    task = checkpoint.config.task
+    columns = text_columns(task)
+    if task.of_kind.cosines:  # a text alone has an embedding
+        columns += [texts[:1] for texts in columns]
+    file = TextFile(name, columns, arguments.format)
     faults = Faults("standard input" if name == STDIN else name, arguments.skip_malformed)
     if arguments.out and _are_same(Path(arguments.out), file.path):
         raise InputError(f"--out {arguments.out} is the file of the rows; choose another")
@@ -139,6 +144,14 @@ def _write(
     out = arguments.out
     if out:
         form = form_of(Path(out))
+    if checkpoint.config.task.of_kind.cosines and not form.holds_embeddings:
+        first = next(rows, None)
+        rows = chain([first], rows) if first else rows
+        if first and len(first[1]) == 1:
+            raise InputError(
+                "the embedding of a text is a list of numbers, which a table cannot hold; use --json or --out FILE.jsonl, or "
+                "give pairs of texts for their similarity"
+            )
     from bitkd.commands.inference import open_predictor
 
     quieten()

@@ -4,7 +4,7 @@ import csv
 import json
 import re
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, ClassVar, Protocol, TextIO
 
 from bitkd.errors import InputError
 
@@ -29,6 +29,9 @@ class Shown(Protocol):
 
 class Form:
     """One form.  shown: how the model's predictions are shown."""
+
+    holds_embeddings: ClassVar[bool] = False
+    """Whether a prediction may be a list of numbers."""
 
     def __init__(self, stream: TextIO, shown: Shown) -> None:
         self.stream = stream
@@ -87,12 +90,16 @@ class Tsv(Csv):
 class JsonLines(Form):
     """A JSON object for each row."""
 
+    holds_embeddings = True
+
     def write(self, prediction: Prediction) -> None:
         self.stream.write(json.dumps(prediction, ensure_ascii=False) + "\n")
 
 
 class JsonDocument(Form):
     """One JSON object: {"predictions": [...]}."""
+
+    holds_embeddings = True
 
     def begin(self) -> None:
         self.stream.write('{"predictions": [')

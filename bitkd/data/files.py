@@ -15,7 +15,7 @@ from bitkd.data.tasks import TaskSpec
 from bitkd.errors import InputError, shorten
 
 Rows = dict[str, list[Any]]
-"""Columns text_a, text_b (of pairs) and label (int, or float for a regression; absent from a test set)."""
+"""Columns text_a, text_b (of pairs) and label (int, or float for a regression or a similarity; absent from a test set)."""
 
 SHOWN_FAULTS = 3
 
@@ -135,7 +135,7 @@ def as_text(value: Any, column: str, place: str) -> str:
 
 
 def as_label(task: TaskSpec, value: Any, place: str) -> int | float:
-    kind, names = task.files.labels_as, task.labels
+    kind, names = "number" if task.has_numbers else task.files.labels_as, task.labels
     check_single_label(value, place)
     text = _word(value, names or [])
     if kind == "names" and names and text in names:
@@ -148,7 +148,7 @@ def as_label(task: TaskSpec, value: Any, place: str) -> int | float:
         except ValueError:
             score = math.nan
         if math.isfinite(score):
-            return score
+            return number_label(task, score, place)
     allowed = {
         "names": shorten(names),
         "index": shorten([str(i) for i in range(len(names or []))]),
@@ -158,6 +158,22 @@ def as_label(task: TaskSpec, value: Any, place: str) -> int | float:
     if names and len(parts := re.split(r"[,;|]\s*", text)) > 1 and set(parts) <= set(names):
         hint = f"; {ONE_LABEL}"
     raise Malformed(f"{place}: label {shorten(text)} is outside the task's set; allowed: {allowed}{hint}")
+
+
+def number_label(task: TaskSpec, number: float, place: str) -> float:
+    """The label that a number stands for: itself, or a cosine from 0 to 1.
+
+    place: of the row, for messages.  Raises Malformed if it is outside the range of a similarity.
+    """
+    if not task.of_kind.cosines:
+        return number
+    low, high = task.similarity.lowest, task.similarity.highest
+    if not low <= number <= high:
+        raise Malformed(
+            f"{place}: label {number:g} is outside task.similarity.lowest={low:g} to .highest={high:g}; set them to the range of "
+            "the labels"
+        )
+    return (number - low) / (high - low)
 
 
 def _word(value: Any, names: list[str]) -> str:

@@ -59,6 +59,9 @@ class KindOfTask:
     numbers: bool = False
     """Whether a row without class names has a number: a regression, or a similarity."""
 
+    cosines: bool = False
+    """Whether the number is the cosine of two embeddings: labels from similarity.lowest to .highest are read as 0 to 1."""
+
     can_augment: bool = True
     """Whether words of its texts can be replaced (TinyBERT's augmentation) without changing what the label points at."""
 
@@ -120,6 +123,7 @@ KINDS_OF_TASKS: dict[str, KindOfTask] = {
             metrics=(*GLUE_OF_NUMBERS, *OF_NUMBERS),
             labels=False,
             numbers=True,
+            cosines=True,
             texts_per_row=2,
         ),
     )

@@ -32,7 +32,7 @@ class TextFile:
     """Path of the file; "-" is standard input."""
 
     columns: Sequence[list[str]]
-    """Names that the columns of the texts may have, the task's own first."""
+    """Names that the columns of the texts may have, the task's own first. If some are fewer, rows may have fewer texts."""
 
     format: str | None = None
     """One of FORMATS; None takes the file's suffix."""
@@ -84,7 +84,9 @@ class TextFile:
         else:
             self._refuse_other_formats(first)
             lines = chain([first], lines)
-            width, places = len(self.columns[0]), list(range(len(self.columns[0])))
+            widths = [len(columns) for columns in self.columns]
+            width = len(names) if len(names) in widths else widths[0]
+            places = list(range(width))
         for number, line in _without_blank_end(lines):
             where = f"{self._name}:{number}"
             if isinstance(line, Malformed):

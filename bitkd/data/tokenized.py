@@ -12,6 +12,10 @@ from torch import Tensor
 
 from bitkd.data.batches import MULTIPLE
 
+SECOND = "_b"
+"""End of the names of the second text's columns, where both texts of a row are tokenized by themselves."""
+
+
 UNLABELLED = -100
 """Label of a token that has none, as in torch's cross entropy."""
 
@@ -31,6 +35,18 @@ def encode_texts(tokenizer: Any, texts: list[list[str]], max_length: int) -> dic
         for name in encoded:
             encoded[name][row] = shorter[name]
     return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]], "truncated": truncated}
+
+
+def encode_apart(tokenizer: Any, texts: list[list[str]], max_length: int) -> dict[str, list[Any]]:
+    """Tokens of two columns of texts, each text by itself, at most `max_length` tokens of each.
+
+    The tokenizer's columns of the second text end in `_b`. `length` is that of the longer text; `truncated` says whether one
+    of them was longer than `max_length`.
+    """
+    first, second = (encode_texts(tokenizer, [column], max_length) for column in texts)
+    length, truncated = (list(zip(first.pop(name), second.pop(name))) for name in ("length", "truncated"))
+    columns = first | {f"{name}{SECOND}": rows for name, rows in second.items()}
+    return columns | {"length": [max(pair) for pair in length], "truncated": [any(pair) for pair in truncated]}
 
 
 def lengths_of(rows: Dataset) -> np.ndarray:
@@ -113,11 +129,15 @@ class Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
     rows have them, and index (the row's number), each (rows,). Rows that are windows add `row`, the row of the file.
     Labels and words of tokens are (rows, length), padded with -100 and -1; of an answer, labels and context are its first
     token and its last, and the context's first token and the one after it, (rows, 2).
+    Where the two texts of a row were tokenized by themselves (`encode_apart`), the inputs of the model are (2 · rows, length):
+    first all first texts, then all second texts, in the same order.
     Tokens are read from Arrow's memory or file, in which they stay: nothing is copied but the batch.
     """
 
     def __init__(self, rows: Dataset, padding: Padding) -> None:
-        wanted = [name for name in (*padding.names, *_ABOUT_ROWS) if name in rows.column_names]
+        self._texts = [end for end in ("", SECOND) if f"input_ids{end}" in rows.column_names]
+        inputs = [f"{name}{end}" for end in self._texts for name in padding.names]
+        wanted = [name for name in (*inputs, *_ABOUT_ROWS) if name in rows.column_names]
         self.rows = rows.select_columns(wanted).with_format("arrow")
         self.padding = padding
 
@@ -127,9 +147,10 @@ class Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
     def __getitem__(self, numbers: Sequence[int]) -> dict[str, Tensor]:
         table = self.rows[numbers].combine_chunks()
         columns = {name: column.chunk(0) for name, column in zip(table.column_names, table.columns)}
-        lengths = np.diff(columns["input_ids"].offsets.to_numpy())
-        inputs = [name for name in self.padding.names if name in columns]
-        batch = self.padding.pad(lengths, {name: columns[name].flatten().to_numpy() for name in inputs})
+        lengths = _joined([np.diff(columns[f"input_ids{end}"].offsets.to_numpy()) for end in self._texts])
+        names = [name for name in self.padding.names if name in columns]
+        inputs = {name: [columns[f"{name}{end}"].flatten().to_numpy() for end in self._texts] for name in names}
+        batch = self.padding.pad(lengths, {name: _joined(parts) for name, parts in inputs.items()})
         if "label" in columns:
             labels = self._of_rows(columns["label"], lengths, UNLABELLED)
             batch["labels"] = labels.float() if labels.is_floating_point() else labels.long()
@@ -155,6 +176,10 @@ class Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
         if np.array_equal(np.diff(column.offsets.to_numpy()), lengths):
             return self.padding.place(lengths, numbers, fill)
         return torch.from_numpy(numbers.reshape(len(lengths), -1).astype(np.int64))
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
 def _tensor(numbers: pa.Array) -> Tensor:

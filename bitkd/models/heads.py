@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from bitkd.distill.similarity import mean_pooling, pair_cosines, similarity_mse
 from bitkd.errors import InputError
 from bitkd.models.answers import ANSWERS, ENCODER, kind_answered
 
@@ -116,6 +117,18 @@ class Embedding(Head):
 
     def is_number(self, config: PretrainedConfig) -> bool:
         return True
+
+    def logits(self, output: Any, batch: dict[str, Tensor]) -> Tensor:
+        return mean_pooling(output.last_hidden_state, batch["attention_mask"])
+
+    def label_loss(self, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        return similarity_mse(logits, batch["labels"])
+
+    def answers(self, logits: Tensor, batch: dict[str, Tensor]) -> tuple[Any, ...]:
+        return pair_cosines(logits), batch["labels"]
+
+    def kept(self, logits: Tensor) -> Tensor | None:
+        return pair_cosines(logits).unsqueeze(1)
 
 
 CLASSES = ClassHead("text_classification")

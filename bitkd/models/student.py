@@ -226,6 +226,28 @@ def _copy_layer(
     target.load_state_dict(state)
 
 
+def drop_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
+    """A bare encoder without its pooler, in place, for an embedding reads none: DDP would fail on it, weight decay would shrink
+    it, and it would take space.
+    """
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None  # type: ignore[assignment]
+    return encoder
+
+
+def as_embedder(encoder: PreTrainedModel, teacher: PreTrainedModel) -> PreTrainedModel:
+    """A task-agnostic `encoder`, in place, as what `add_head` makes of one for another kind of task: it answers by embeddings.
+
+    They are the teacher's as soon as its hidden states are, so `read_spec(model).trained_head` is True if families and hidden
+    sizes agree.
+    """
+    spec = read_spec(drop_pooler(encoder))
+    own, others = ((model.config.model_type, model.config.hidden_size) for model in (encoder, teacher))
+    spec.trained_head = spec.trained_head or own == others
+    write_spec(encoder, spec)
+    return encoder
+
+
 def add_head(encoder: PreTrainedModel, teacher: PreTrainedModel) -> PreTrainedModel:
     """A task-agnostic `encoder` with pooler and head copied from `teacher`.
 

@@ -203,7 +203,7 @@ class Sources:
         """All settings that the task's rows depend on, and the files that they are read from (None for the hub)."""
         task, data = self.config.task, self.config.data
         parts = [task.name, task.text, task.labels, asdict(task.files), asdict(task.hub)]
-        parts += [task.kind, asdict(task.answers), asdict(task.windows)]
+        parts += [task.kind, asdict(task.answers), asdict(task.windows), asdict(task.similarity)]
         settings = [*parts, data.dir, data.selection, data.selection_seed]
         if data.dir is None:
             return settings, None

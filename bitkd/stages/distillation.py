@@ -17,7 +17,7 @@ from bitkd.models.inputs import model_inputs
 from bitkd.models.layer_reader import LayerReader
 from bitkd.models.prepare import prepare
 from bitkd.models.projections import ProjectionRecorder
-from bitkd.models.student import add_head
+from bitkd.models.student import add_head, as_embedder
 from bitkd.models.teacher_map import map_student
 from bitkd.stages.base import Origin, StudentModule
 from bitkd.stages.kinds import kind_of
@@ -78,6 +78,8 @@ class DistillationModule(StudentModule):
         student = origin.load()
         if origin.teacher is not None and BARE is head_of(student) is not head_of(origin.teacher):
             student = add_head(student, origin.teacher)
+        elif origin.teacher is not None and origin.head is BARE:
+            student = as_embedder(student, origin.teacher)
         return prepare(student, origin.quant)
 
     @property

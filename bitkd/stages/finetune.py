@@ -4,8 +4,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bitkd.models.artifact import load_classifier, new_classifier, permute_labels
+from bitkd.models.heads import BARE
 from bitkd.models.inputs import model_inputs
 from bitkd.models.prepare import prepare
+from bitkd.models.student import drop_pooler
 from bitkd.stages.base import Origin, StudentModule
 
 
@@ -24,6 +26,8 @@ class FineTune(StudentModule):
             model = new_classifier(origin.pretrained, origin.labels, origin.head)
         else:
             model = origin.load()
+        if origin.head is BARE:
+            model = drop_pooler(model)
         return prepare(model, origin.quant)
 
     def loss_terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

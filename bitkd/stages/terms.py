@@ -21,6 +21,7 @@ from bitkd.distill.losses import (
     soft_cross_entropy,
     tokens_soft_cross_entropy,
 )
+from bitkd.distill.similarity import embedding_loss
 from bitkd.models.heads import Head, over_tokens
 from bitkd.stages.spec import LossSpec
 
@@ -32,7 +33,8 @@ Batch = dict[str, Tensor]
 
 def logits_term(module: "DistillationModule", student: Any, teacher: Any, batch: Batch) -> Tensor:
     """The student's answer against the teacher's: of classes the soft cross entropy, of a regression the squared error; of
-    answers the soft cross entropies over the tokens that they may begin and end at; of tokens that of each token.
+    answers the soft cross entropies over the tokens that they may begin and end at; of tokens that of each token; of
+    embeddings their cosine (`embedding_loss`).
     """
     return _LOGITS[module.head.name](module.loss, module.head, student, teacher, batch)
 
@@ -56,10 +58,18 @@ def _tokens(loss: LossSpec, head: Head, student: Any, teacher: Any, batch: Batch
     return tokens_soft_cross_entropy(own, target, batch["attention_mask"], loss.temperature, loss.mean_over_classes)
 
 
+def _embeddings(loss: LossSpec, head: Head, student: Any, teacher: Any, batch: Batch) -> Tensor:
+    own = head.logits(student, batch)
+    if loss.regression_target == "label":
+        return head.label_loss(own, batch)
+    return embedding_loss(own, head.logits(teacher, batch))
+
+
 _LOGITS: dict[str, Callable[[LossSpec, Head, Any, Any, Batch], Tensor]] = {
     "text_classification": _classes,
     "question_answering": _spans,
     "token_classification": _tokens,
+    "sentence_similarity": _embeddings,
 }
 """Head -> the term of its logits."""
 

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset, concatenate_datasets
 
 from bitkd.data.loader import Loader
-from bitkd.data.tokenized import Batches, Padding, collate
+from bitkd.data.tokenized import Batches, Padding, collate, encode_apart
 
 INPUTS = ["input_ids", "token_type_ids", "attention_mask"]
 
@@ -44,7 +44,9 @@ def padded(tokenizer, rows):
     inputs = [{name: row[name] for name in tokenizer.model_input_names if name in row} for row in rows]
     batch = dict(tokenizer.pad(inputs, pad_to_multiple_of=8, return_tensors="pt"))
     return batch | {
-        name + "s" * (name == "label"): torch.tensor([row[name] for row in rows]) for name in ("label", "index")
+        name + "s" * (name == "label"): torch.tensor([row[name] for row in rows])
+        for name in ("label", "index")
+        if name in rows[0]
     }
 
 
@@ -68,6 +70,19 @@ def test_a_batch_is_what_the_tokenizer_pads(tokenizer, label):
     bare = rows.remove_columns("attention_mask")
     assert_same(Batches(bare, padding)[chosen], padded(tokenizer, [rows[i] for i in chosen]))
     assert_same(Batches(rows.select(range(26, 40)), padding)[[0, 1]], padded(tokenizer, [rows[26], rows[27]]))
+
+
+def test_a_batch_of_pairs_holds_the_first_texts_then_the_second(tiny_tokenizer):
+    texts = [["a dog", "a small cat sleeps", "a bird"], ["the horse runs in a garden", "a", "a bird sings"]]
+    rows = encode_apart(tiny_tokenizer, texts, 5)
+    alone = [[tiny_tokenizer(text, truncation=True, max_length=5) for text in column] for column in texts]
+    lengths = [[len(tiny_tokenizer(text)["input_ids"]) for text in column] for column in texts]
+    assert rows["length"] == [min(5, max(pair)) for pair in zip(*lengths)]
+    assert rows["truncated"] == [max(pair) > 5 for pair in zip(*lengths)]
+    pairs = Dataset.from_dict(rows | {"label": [0.5, 1.0, 5.0], "index": [0, 1, 2]})
+    expected = padded(tiny_tokenizer, [*(alone[0][i] for i in (2, 0)), *(alone[1][i] for i in (2, 0))])
+    batch = Batches(pairs, Padding.of(tiny_tokenizer))[[2, 0]]
+    assert_same(batch, expected | {"labels": torch.tensor([5.0, 0.5]), "index": torch.tensor([2, 0])})
 
 
 def test_a_streams_batch_is_padded_alike(tokenizer):

@@ -1,0 +1,31 @@
+"""The rows of sentence similarity: pairs of texts that an encoder reads one by one."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from bitkd.data.task_rows import Submission, TaskRows
+from bitkd.data.tokenized import encode_apart
+from bitkd.distill.similarity import pair_cosines
+
+
+class SimilarityRows(TaskRows):
+    """Rows of two texts, each tokenized by itself: the columns of the second text end in `_b` (see `encode_apart`).
+
+    label is the cosine that the pair should have, from 0 to 1.
+    """
+
+    def encode(self, rows: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
+        encoded = encode_apart(self.tokenizer, [rows["text_a"], rows["text_b"]], self.max_length)
+        return {**encoded, **({"label": rows["label"]} if "label" in rows else {}), "index": numbers}
+
+    def groups(self, rows: dict[str, list[Any]]) -> list[float]:
+        """The label from 0 to 5."""
+        return [5 * label for label in rows["label"]]
+
+    def submission(self, name: str, answers: Iterable[tuple[Tensor, Tensor]]) -> Submission:
+        """The cosines, in the range of the task's labels."""
+        low, high = self.task.similarity.lowest, self.task.similarity.highest
+        found = [(index, low + (high - low) * pair_cosines(texts).clamp(0, 1).unsqueeze(1)) for index, texts in answers]
+        return super().submission(name, found)
