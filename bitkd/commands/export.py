@@ -293,12 +293,13 @@ def _unpacked(
 ) -> Exported:
     from bitkd.export.unpacked import make_stock
     from bitkd.models.size import measure
+    from bitkd.pretrained.tokenizer import save_tokenizer
 
     stock = make_stock(model)
     with _saving(arguments):
         stock.save_pretrained(folder)
         if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+            save_tokenizer(tokenizer, folder)
     size = replace(measure(model), file_mib=measure(stock).file_mib)
     done = Exported(stock, size)
     if getattr(stock.base_model, "pooler", done) is None and stock.base_model is stock:

@@ -14,6 +14,7 @@ from lightning.fabric import Fabric
 from transformers import PreTrainedModel
 
 from bitkd.callbacks.predictions import Predictions
+from bitkd.commands.answer_predictor import AnswerPredictor
 from bitkd.commands.checkpoints import Checkpoint, open_checkpoint
 from bitkd.commands.entity_predictor import EntityPredictor
 from bitkd.commands.predictor import Predictor
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 
 PREDICTORS: dict[str, type[Predictor]] = {
     "text_classification": Predictor,
+    "question_answering": AnswerPredictor,
     "token_classification": EntityPredictor,
     "sentence_similarity": SimilarityPredictor,
 }

@@ -47,7 +47,7 @@ def _line_rows(file: Path, lines: Lines) -> Iterator[tuple[str, Any]]:
         try:
             row = _parse(line)
         except ValueError as error:
-            if first and (whole := _whole_object(file)) is not None:
+            if first and (whole := whole_object(file)) is not None:
                 raise InputError(
                     f"{file} is one JSON object, with the keys {shorten(list(whole))}; write one object for each row: one "
                     "per line, or an array of them"
@@ -81,7 +81,7 @@ def _join(lines: Lines) -> str:
     return "".join(texts)
 
 
-def _whole_object(file: Path) -> dict[str, Any] | None:
+def whole_object(file: Path) -> dict[str, Any] | None:
     """The content of a file that is one object; None if it is not, or a pipe."""
     if not file.is_file():
         return None

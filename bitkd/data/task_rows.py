@@ -136,6 +136,11 @@ class TaskRows:
         """What the tokens depend on besides rows, tokenizer and max_length."""
         return []
 
+    @property
+    def truncation(self) -> str:
+        """Which rows are truncated, for messages."""
+        return f"rows longer than data.max_length={self.max_length} tokens are truncated"
+
     def metrics(self) -> dict[str, MetricCollection | Metric]:
         """The task's metrics of each dev set, by its name."""
         return {name: build_metrics(self.task) for name in self.dev_names}
@@ -177,7 +182,7 @@ class TaskRows:
         """
         found = self._tokenize(rows, name)
         if count := sum(found["truncated"][:]):
-            log.warning("rows longer than data.max_length=%d tokens are truncated: %d", self.max_length, count)
+            log.warning("%s: %d", self.truncation, count)
         return found.remove_columns("truncated")
 
     def submission(self, name: str, answers: Iterable[tuple[Tensor, Tensor]]) -> Submission:
@@ -220,12 +225,7 @@ class TaskRows:
         tokenized = {name: self._tokenize(rows, name) for name, rows in splits.items()}
         truncated = {name: sum(rows["truncated"][:]) for name, rows in tokenized.items()}
         if found := ", ".join(f"{count} of {name}" for name, count in truncated.items() if count):
-            log.warning(
-                "%s: rows longer than data.max_length=%d tokens are truncated: %s",
-                self.task.name,
-                self.max_length,
-                found,
-            )
+            log.warning("%s: %s: %s", self.task.name, self.truncation, found)
         self._note_unknown(tokenized["train"])
         dev = {name: rows.remove_columns("truncated") for name, rows in tokenized.items()}
         train = dev.pop("train")

@@ -13,6 +13,7 @@ from bitkd.models.marks import is_packed
 from bitkd.models.onnx_files import FORMAT, LOGITS, check_installed
 from bitkd.models.packed import pack_student
 from bitkd.pretrained.files import ONNX_FILE, ONNX_RECORD
+from bitkd.pretrained.tokenizer import save_tokenizer
 from bitkd.quant.layout import input_limits
 
 
@@ -36,7 +37,7 @@ def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
     follow_umask(file)
     _write_config(packed, folder, checksum(file))
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
 
 
 def _convert(model: PreTrainedModel) -> bytes:

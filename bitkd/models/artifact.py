@@ -22,6 +22,7 @@ from bitkd.models.prepare import check_recorded
 from bitkd.models.student import build_blank
 from bitkd.pretrained.files import check_checkpoint_files
 from bitkd.pretrained.load import check_finite, load_pretrained, read_model_config
+from bitkd.pretrained.tokenizer import save_tokenizer
 from bitkd.store.artifacts import WEIGHTS_FILE, find_foreign
 
 
@@ -51,7 +52,7 @@ def save_student(model: PreTrainedModel, folder: Path | str, tokenizer: PreTrain
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     follow_umask(folder / WEIGHTS_FILE)
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
 
 
 def load_student(path: Path | str) -> PreTrainedModel:
@@ -108,13 +109,13 @@ def new_classifier(folder: Path | str, labels: list[str] | None, head: Head = CL
         return load_encoder(folder)
     _refuse_packed_folder(folder)
     names = labels or ["score"]
-    settings: dict[str, Any] = {"num_labels": 2}  # of an answer, the first and the last token
-    if head.has_classes:
-        settings = {
-            "num_labels": len(names),
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: i for i, name in enumerate(names)},
-        }
+    if not head.has_classes:
+        names = ["LABEL_0", "LABEL_1"]  # as transformers names them: the first and the last token of an answer
+    settings: dict[str, Any] = {
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
     if head is CLASSES:
         settings["problem_type"] = "regression" if labels is None else "single_label_classification"
     model, random, cause = load_pretrained(head.auto_class, folder, attn_implementation=ATTENTION, **settings)

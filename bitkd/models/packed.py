@@ -33,6 +33,7 @@ from bitkd.models.prepare import check_recorded
 from bitkd.models.saving import SavedByBitkd, StudentQuantizationConfig
 from bitkd.models.student import build_blank
 from bitkd.pretrained.load import check_finite, load_pretrained, read_model_config
+from bitkd.pretrained.tokenizer import save_tokenizer
 from bitkd.quant.int8 import Int8Weight
 from bitkd.quant.packed import PackedWeight, pack_layers
 from bitkd.quant.packing import BITS, PACKINGS, TWO_BITS, Packing, is_packed_by, unpack_codes
@@ -75,7 +76,7 @@ def save_packed(
     config.save_pretrained(folder)
     guard(folder / "config.json")
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
 
 
 def _check_free(folder: Path) -> None:

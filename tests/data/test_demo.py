@@ -6,12 +6,15 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from bitkd.data.answer_files import read_answers
 from bitkd.data.demo import files as demo
 from bitkd.data.demo import model as demo_model
 from bitkd.data.demo.entities import SETS, tagged_rows
 from bitkd.data.demo.files import ensure_demo
+from bitkd.data.demo.questions import CONTEXTS, write_questions
 from bitkd.data.demo.similarities import score, scored_pairs
 from bitkd.data.demo.text import KIND_OF, LABELS, NOUNS, VERBS, documents, pairs, rivals
+from bitkd.data.tasks import AnswersSpec, TaskSpec
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +110,20 @@ def test_the_tag_of_an_adjective_depends_on_its_noun(tmp_path, no_model):
     folder = ensure_demo(tmp_path).data / "entities"
     for name, count in SETS.items():
         assert (folder / f"{name}.conll").read_text().count("\n\n") + 1 == count
+
+
+def test_questions_are_answered_by_a_part_of_one_scene_or_by_nothing(tmp_path):
+    write_questions(tmp_path)
+    task = TaskSpec(text=["question", "context"], answers=AnswersSpec(unanswerable=True))
+    rows = {name: read_answers(task, tmp_path / f"{name}.json", labelled=name != "test") for name in CONTEXTS}
+    assert {name: len(found["id"]) for name, found in rows.items()} == {"train": 3000, "dev": 750, "test": 60}
+    unanswerable = [not golds for golds in rows["dev"]["label"]]
+    assert 0.2 < sum(unanswerable) / len(unanswerable) < 0.3
+    for question, context, golds in zip(*(rows["dev"][name] for name in ("text_a", "text_b", "label"))):
+        word = question.split()[-1]
+        sentences = [part for part in context.split(" .") if {word, *NOUNS.get(word, ())} & set(part.split())]
+        assert len(sentences) == len(golds)
+        assert all(gold["text"] in sentences[0] for gold in golds)
 
 
 def test_two_builds_have_the_same_bytes_and_load(tmp_path, quick):

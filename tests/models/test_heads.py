@@ -44,7 +44,7 @@ def trained(model):
 
 @torch.no_grad()
 def answer(model):
-    rows = batch(rows=4) | {"index": torch.arange(4)}
+    rows = batch(rows=4, padding=0) | {"index": torch.arange(4)}
     return head_of(model).logits(model.eval()(**model_inputs(rows, model)), rows)
 
 
@@ -58,8 +58,8 @@ def test_a_student_of_each_kind_is_saved_loaded_and_packed(made, tmp_path):
     assert torch.equal(answer(load_classifier(tmp_path / "saved", head)), answer(student))
     packed = pack_student(student)
     save_packed(packed, tmp_path / "packed")
-    assert torch.equal(answer(load_packed(tmp_path / "packed")), answer(packed))
     assert torch.equal(answer(unpack_student(packed)), answer(packed))
+    torch.testing.assert_close(answer(load_packed(tmp_path / "packed")), answer(packed), rtol=1e-4, atol=1e-4)
     other = HEADS["question_answering" if head.name != "question_answering" else "token_classification"]
     with pytest.raises(InputError, match=r"for this kind of task|no trained head"):
         load_classifier(tmp_path / "saved", other)

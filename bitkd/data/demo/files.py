@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitkd.data.demo.entities import write_entities
+from bitkd.data.demo.questions import write_questions
 from bitkd.data.demo.similarities import write_similarities
 from bitkd.data.demo.text import documents, pairs
 from bitkd.files import is_left_over, temporary_name
 
 TRAIN_ROWS, DEV_ROWS = 3600, 900
 DOCUMENTS, SENTENCES = 1200, 4
-CODE = ("entities.py", "files.py", "model.py", "similarities.py", "text.py")
+CODE = ("entities.py", "files.py", "model.py", "questions.py", "similarities.py", "text.py")
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class DemoSource:
     """Folder of the tiny BERT and its tokenizer."""
 
     data: Path
-    """Folder with train.tsv and dev.tsv; entities/ and similarity/ have those of the demos of other kinds of tasks."""
+    """Folder with train.tsv and dev.tsv, and a folder for each other kind of task."""
 
     corpus: Path
     """Text file."""
@@ -52,6 +53,7 @@ def ensure_demo(root: Path) -> DemoSource:
     _write_text(building)
     write_entities(building / "data" / "entities")
     write_similarities(building / "data" / "similarity")
+    write_questions(building / "data" / "questions")
     write_model(building / "model", building / "corpus.txt", list(documents(DOCUMENTS, SENTENCES, seed=2)))
     try:
         building.rename(folder)

@@ -1,0 +1,60 @@
+"""Answers to questions, cut out of a context."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from bitkd.commands.predictor import Predictor
+from bitkd.data.answer_metric import AnswerMetric
+from bitkd.data.answer_windows import check_tokenizer, encode_windows, overlap_of
+
+
+class AnswerPredictor(Predictor):
+    """Answers questions from contexts of any length, which are read in windows."""
+
+    texts = (2,)
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        check_tokenizer(self._tokenizer)
+
+    def predict_batch(self, rows: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+        """For each row: {"answer": …, "start": …, "end": …, "score": …}. The answer is empty, and its places are None, if the
+        model finds none.
+
+        rows: question and context.  start, end: characters of the context, the first of the answer and the one after its
+        last.  score: sum of the logits of its first and last token; of no answer, those of [CLS].
+        """
+        questions, contexts = (list(column) for column in zip(*rows, strict=True))
+        overlap = overlap_of(self.task, self.max_length)
+        windows = encode_windows(self._tokenizer, questions, contexts, None, self.max_length, overlap)
+        self.truncated += sum(windows["truncated"])
+        windows["index"] = list(range(len(windows["row"])))
+        metric = AnswerMetric(Dataset.from_dict(windows), contexts, self.task.answers)
+        for start in range(0, len(windows["row"]), self.batch_size):
+            part = {name: column[start : start + self.batch_size] for name, column in windows.items()}
+            context = torch.tensor([part["context_from"], part["context_to"]]).T
+            metric.update(self.logits(part), {"index": torch.tensor(part["index"]), "context": context})
+        return [
+            {
+                "answer": answer.text,
+                "start": answer.start,
+                "end": None if answer.start is None else answer.start + len(answer.text),
+                "score": answer.score,
+            }
+            for answer in metric.answers().values()
+        ]
+
+    @property
+    def columns(self) -> list[str]:
+        return ["answer", "start", "end", "score"]
+
+    def fields(self, prediction: dict[str, Any]) -> list[str]:
+        places = ["" if prediction[name] is None else str(prediction[name]) for name in ("start", "end")]
+        return [prediction["answer"], *places, f"{prediction['score']:.6f}"]
+
+    def line(self, prediction: dict[str, Any]) -> str:
+        place = "no answer" if prediction["start"] is None else f"{prediction['start']}-{prediction['end']}"
+        return f"{prediction['answer']}\t{place} score={prediction['score']:.4f}"
