@@ -1,6 +1,7 @@
 """A sentence similarity task through a pipeline whose teacher is a given sentence encoder."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -60,6 +61,16 @@ def test_a_given_encoder_teaches_a_narrower_one(finished):
     stage = json.loads((finished / "single" / "stage.json").read_text())
     assert stage["examples"] == 2 * 2 * 8  # two texts of 8 pairs in 2 steps
     assert not any(name.startswith("pooler") for name in load_file(finished / "single" / "model.safetensors"))
+
+
+def test_a_teacher_that_pools_in_another_way_is_refused(finished, tiny_bert, tiny_task, tmp_path, capsys):
+    teacher = shutil.copytree(tiny_bert, tmp_path / "teacher")
+    (teacher / "1_Pooling").mkdir()
+    (teacher / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": False}))
+    folder = finished.parents[2]
+    more = [f"task={folder / 'pairs.yaml'}", f"data.dir={folder}", f"stages.teacher.checkpoint={teacher}"]
+    assert main(["plan", *make_settings(tiny_bert, tiny_task, tmp_path / "runs", folder / "short.yaml", *more)]) == 2
+    assert "does not take the mean over tokens as its embedding (1_Pooling/config.json)" in capsys.readouterr().err
 
 
 def test_an_exported_encoder_shows_how_its_embeddings_are_made(finished, tmp_path, capsys):
