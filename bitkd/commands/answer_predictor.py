@@ -8,7 +8,8 @@ from datasets import Dataset
 
 from bitkd.commands.predictor import Predictor
 from bitkd.data.answer_metric import AnswerMetric
-from bitkd.data.answer_windows import check_tokenizer, encode_windows, overlap_of
+from bitkd.data.answer_windows import check_tokenizer, encode_windows, overlap_of, question_limit
+from bitkd.errors import InputError
 
 
 class AnswerPredictor(Predictor):
@@ -19,6 +20,12 @@ class AnswerPredictor(Predictor):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         check_tokenizer(self._tokenizer)
+        self._overlap = overlap_of(self.task, self.max_length)
+        self._longest_question = question_limit(self._tokenizer, self.max_length, self._overlap)
+
+    @property
+    def truncation(self) -> str:
+        return f"questions longer than {self._longest_question} tokens were cut"
 
     def predict_batch(self, rows: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
         """For each row: {"answer": …, "start": …, "end": …, "score": …}. The answer is empty, and its places are None, if the
@@ -27,9 +34,10 @@ class AnswerPredictor(Predictor):
         rows: question and context.  start, end: characters of the context, the first of the answer and the one after its
         last.  score: sum of the logits of its first and last token; of no answer, those of [CLS].
         """
-        questions, contexts = (list(column) for column in zip(*rows, strict=True))
-        overlap = overlap_of(self.task, self.max_length)
-        windows = encode_windows(self._tokenizer, questions, contexts, None, self.max_length, overlap)
+        if any(len(row) != 2 for row in rows):
+            raise InputError("an answer is found in rows of two texts, a question and a context; a row has one")
+        questions, contexts = (list(column) for column in zip(*rows))
+        windows = encode_windows(self._tokenizer, questions, contexts, None, self.max_length, self._overlap)
         self.truncated += sum(windows["truncated"])
         windows["index"] = list(range(len(windows["row"])))
         metric = AnswerMetric(Dataset.from_dict(windows), contexts, self.task.answers)

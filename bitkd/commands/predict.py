@@ -179,7 +179,7 @@ def _write(
     if faults.count:
         log.warning("%s; left out", faults)
     if predictor.truncated:
-        log.warning("rows longer than %d tokens were truncated: %d", predictor.max_length, predictor.truncated)
+        log.warning("%s: %d", predictor.truncation, predictor.truncated)
     if out and arguments.json:
         print_json({"file": out, "rows": written, "left_out": faults.count})
     elif out:

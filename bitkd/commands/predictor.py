@@ -50,6 +50,11 @@ class Predictor:
         self._head = head_of(model)
         self._model: Any = fabric.setup_module(model)
 
+    @property
+    def truncation(self) -> str:
+        """Which rows are truncated, for messages."""
+        return f"rows longer than {self.max_length} tokens were truncated"
+
     def predict(self, rows: Iterable[str | Sequence[str]]) -> Iterator[dict[str, Any]]:
         """For each row, in order: {"label": …, "scores": {label: probability}}, or {"score": …} of a regression.
 

@@ -41,7 +41,10 @@ class AnswerRows(TaskRows):
     @property
     def truncation(self) -> str:
         limit = question_limit(self.tokenizer, self.max_length, self.overlap)
-        return f"questions longer than {limit} tokens are cut, so that data.max_length={self.max_length} has room for contexts"
+        return (
+            f"questions longer than {limit} tokens are cut, and answers that are in no window of data.max_length="
+            f"{self.max_length} tokens as a whole count as none in training"
+        )
 
     def metrics(self) -> dict[str, MetricCollection | Metric]:
         return {name: self._metric(self.dev[name], self.raw_rows(name)) for name in self.dev_names}

@@ -69,11 +69,11 @@ def encode_windows(
     answers: of each row; the first is the label. None leaves out the column `label`.
     max_length: tokens of a window at most.  overlap: tokens of the context that neighbouring windows share.
 
-    Columns: those of the tokenizer; `length` (tokens); `truncated` (in a row's first window: whether its question was too
-    long and is cut, see `question_limit`); `row` (number in `questions`); `context_from` and `context_to` (its first token
-    of the context, and the one after its last); `offsets` (first character and the one after the last of each of these
-    tokens, as one flat list); `label` (first and last token of the answer, or NO_ANSWER if the window does not have it
-    wholly).
+    Columns: those of the tokenizer; `length` (tokens); `truncated` (in a row's first window: whether its question is cut,
+    see `question_limit`, or no window has its answer wholly); `row` (number in `questions`); `context_from` and
+    `context_to` (its first token of the context, and the one after its last); `offsets` (first character and the one after
+    the last of each of these tokens, as one flat list); `label` (first and last token of the answer, or NO_ANSWER if the
+    window does not have it wholly).
     """
     limit = question_limit(tokenizer, max_length, overlap)
     shorter = _cut_questions(tokenizer, questions, limit)
@@ -91,9 +91,6 @@ def encode_windows(
     offsets = encoded.pop("offset_mapping")
     columns: dict[str, list[Any]] = {name: encoded[name] for name in encoded}
     columns["length"] = [len(ids) for ids in columns["input_ids"]]
-    columns["truncated"] = [
-        shorter[row] is not questions[row] and (i == 0 or rows[i - 1] != row) for i, row in enumerate(rows)
-    ]
     columns["row"] = list(rows)
     segments = [encoding.sequence_ids for encoding in encoded.encodings]
     for row, segment in zip(rows, segments):
@@ -105,18 +102,17 @@ def encode_windows(
     columns["context_to"] = [len(segment) - segment[::-1].index(1) for segment in segments]
     spans = [pairs[start:end] for pairs, start, end in zip(offsets, columns["context_from"], columns["context_to"])]
     columns["offsets"] = [[place for pair in span for place in pair] for span in spans]
+    is_first = [i == 0 or rows[i - 1] != row for i, row in enumerate(rows)]
+    is_last = [*is_first[1:], True]
+    damaged = {row for row, pair in enumerate(zip(shorter, questions)) if pair[0] != pair[1]}
     if answers is not None:
-        last = len(rows) - 1
         columns["label"] = [
-            _label(
-                answers[row],
-                np.asarray(columns["offsets"][i]).reshape(-1, 2),
-                columns["context_from"][i],
-                is_first=i == 0 or rows[i - 1] != row,
-                is_last=i == last or rows[i + 1] != row,
-            )
-            for i, row in enumerate(rows)
+            _label(answers[row], np.asarray(flat).reshape(-1, 2), start, *ends)
+            for row, flat, start, *ends in zip(rows, columns["offsets"], columns["context_from"], is_first, is_last)
         ]
+        found = {row for row, label in zip(rows, columns["label"]) if label != NO_ANSWER}
+        damaged |= {row for row, golds in enumerate(answers) if golds} - found
+    columns["truncated"] = [first and row in damaged for first, row in zip(is_first, rows)]
     return columns
 
 

@@ -3,9 +3,11 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 
 from bitkd.data.answer_files import read_answers
-from bitkd.data.tasks import AnswersSpec, FilesSpec, TaskSpec
+from bitkd.data.answer_rows import AnswerRows
+from bitkd.data.tasks import AnswersSpec, FilesSpec, HubSpec, TaskSpec
 from bitkd.errors import InputError
 
 CONTEXT = "Zoë's café is in Köln. The cat sleeps."
@@ -146,3 +148,24 @@ def test_a_nested_question_is_named_by_its_path_and_line(write, changes, message
 def test_another_nested_form_is_refused(write, content, message):
     with pytest.raises(InputError, match=message):
         read(write(content, "rows.json"))
+
+
+def test_rows_of_the_hub_are_those_of_files(write, tiny_tokenizer):
+    task = TaskSpec(
+        name="qa",
+        kind="question_answering",
+        text=["question", "context"],
+        metric="answer_f1",
+        metrics=["answer_f1"],
+        hub=HubSpec(path="owner/squad", dev={"dev": "validation"}),
+    )
+    rows = AnswerRows(task, tiny_tokenizer)
+    on_hub = Dataset.from_list([row()])
+    assert rows.read_hub(on_hub, "train", labelled=True) == read(write([row()]))
+    wrong = Dataset.from_list([row(**answers("Köln", 1))])
+    with pytest.raises(InputError, match=r"owner/squad train, row 0: the answer 'Köln' does not stand at character 1"):
+        rows.read_hub(wrong, "train", labelled=True)
+    with pytest.raises(InputError, match=r"owner/squad train: column answers is missing"):
+        rows.read_hub(on_hub.remove_columns("answers"), "train", labelled=True)
+    with pytest.raises(InputError, match=r"data.max_length=6 leaves no place"):
+        AnswerRows(task, tiny_tokenizer, max_length=6)

@@ -128,3 +128,10 @@ def test_any_division_of_the_windows_gives_the_same(windows):
         for name in ("index", "spans", "scores"):
             setattr(gathered, name, [torch.cat([*getattr(parts[0], name), *getattr(parts[1], name)])])
         assert gathered.answers() == whole.answers()
+
+
+def test_an_update_does_not_wait_for_the_device(windows, no_host_reads):
+    metric = AnswerMetric(windows, CONTEXTS, V2, GOLDS)
+    logits, batch = torch.zeros(4, 16, 2), batch_of(windows, [0, 1, 2, 3])
+    with no_host_reads():
+        metric.update(logits, batch)

@@ -37,7 +37,13 @@ def test_an_answer_is_labelled_in_every_window_that_has_it_wholly(encode):
     assert encode("the cat")["label"] == [[8, 9], [0, 0], [0, 0]]
     assert encode("red dog")["label"] == [[0, 0], [0, 0], [7, 8]]
     assert encode("big", "dog")["label"] == [[0, 0], [11, 11], [6, 6]]  # the first of several
-    assert encode("dog runs . the cat sleeps . a bird")["label"] == [[0, 0]] * 3
+
+
+def test_an_answer_that_no_window_has_wholly_is_counted(encode):
+    windows = encode("dog runs . the cat sleeps . a bird")
+    assert windows["label"] == [[0, 0]] * 3
+    assert windows["truncated"] == [True, False, False]
+    assert not any(encode("cat")["truncated"] + encode()["truncated"])
 
 
 def test_a_part_of_a_word_is_labelled_by_the_tokens_that_have_it(encode):

@@ -7,8 +7,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import bitkd
 from bitkd.cli import main
 from bitkd.config.load import load_config
+from bitkd.errors import InputError
 from bitkd.pipeline.runner import StageFailedError, run
 from bitkd.stages.base import StudentModule
 from bitkd.stages.single_stage import SingleStageDistillation
@@ -132,6 +134,8 @@ def test_students_are_evaluated_and_predict_in_every_form(finished, task, tmp_pa
     [header, *lines] = answer("predict", student, file, cpu).splitlines()
     assert header == "index\tanswer\tstart\tend\tscore"
     assert [line.split("\t")[1] for line in lines] == list(submission.values())
+    with pytest.raises(InputError, match="rows of two texts, a question and a context; a row has one"):
+        next(bitkd.load_predictor(student, cpu).predict(["who"]))
     question, context = rows[0]
     shown = answer("predict", student, "--text", question, "--text-pair", context, cpu)
     assert shown.startswith(f"{found[0]['answer']}\t")
