@@ -25,7 +25,7 @@ class EntityScores(Metric):
     higher_is_better = True
     _starts: Tensor
     predicted: Tensor
-    """(words of all sentences,): position of each predicted tag + 1; 0 without a prediction."""
+    """(words of all sentences + 1,): position of each predicted tag + 1; 0 without a prediction. The last is of no word."""
 
     def __init__(self, scheme: TagScheme, labels: Sequence[Sequence[int]], rows: Sequence[int] | None = None) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class EntityScores(Metric):
         starts = np.cumsum([0, *(len(sentence) for sentence in labels)])
         self.register_buffer("_starts", torch.from_numpy(starts), persistent=False)
         self._scores: Tensor | None = None
-        self.add_state("predicted", torch.zeros(int(starts[-1]), dtype=torch.int32), dist_reduce_fx="max")
+        self.add_state("predicted", torch.zeros(int(starts[-1]) + 1, dtype=torch.int32), dist_reduce_fx="max")
 
     def update(self, logits: Tensor, batch: dict[str, Tensor]) -> None:
         """Keep the predictions of windows.
@@ -44,8 +44,10 @@ class EntityScores(Metric):
         -1 for none; `row`, (windows,), the number of the sentence.
         """
         marked = batch["word"] >= 0
-        places = (self._starts[batch["row"]][:, None] + batch["word"])[marked]
-        self.predicted[places] = (logits.argmax(-1)[marked] + 1).int()
+        places = self._starts[batch["row"]][:, None] + batch["word"]
+        # Other tokens go to the place behind the last word: choosing by a mask would wait for a GPU.
+        places = torch.where(marked, places, len(self.predicted) - 1)
+        self.predicted[places] = (logits.argmax(-1) + 1).int()
 
     def compute(self) -> dict[str, Tensor]:
         """entity_precision, entity_recall and entity_f1, each 0 if there is nothing to divide by."""
@@ -56,7 +58,10 @@ class EntityScores(Metric):
             "entity_recall": (matched, true),
             "entity_f1": (2 * matched, predicted + true),
         }
-        return {name: torch.tensor(part / whole if whole else 0.0) for name, (part, whole) in ratios.items()}
+        device = self.predicted.device
+        return {
+            name: torch.tensor(part / whole if whole else 0.0, device=device) for name, (part, whole) in ratios.items()
+        }
 
     def row_scores(self) -> tuple[Tensor, Tensor]:
         """(sentences, 2): entities that were found rightly, and that were predicted; (sentences,): those that there are.
@@ -68,7 +73,7 @@ class EntityScores(Metric):
 
     def predicted_tags(self) -> list[list[int]]:
         """Position of each word's predicted tag, a list for each sentence; O without a prediction."""
-        tags = self.predicted.cpu().numpy().astype(np.int64) - 1
+        tags = self.predicted[:-1].cpu().numpy().astype(np.int64) - 1
         tags[tags < 0] = self.scheme.outside
         return [part.tolist() for part in np.split(tags, self._starts[1:-1].cpu().numpy())]
 

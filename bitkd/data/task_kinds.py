@@ -62,6 +62,9 @@ class KindOfTask:
     cosines: bool = False
     """Whether the number is the cosine of two embeddings: labels from similarity.lowest to .highest are read as 0 to 1."""
 
+    tags: bool = False
+    """Whether its labels are tags of words, of which one is O."""
+
     can_augment: bool = True
     """Whether words of its texts can be replaced (TinyBERT's augmentation) without changing what the label points at."""
 
@@ -113,6 +116,7 @@ KINDS_OF_TASKS: dict[str, KindOfTask] = {
             texts=(1,),
             metrics=OF_ENTITIES,
             labels=True,
+            tags=True,
             can_augment=False,
         ),
         KindOfTask(

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from bitkd.data.tags import TagScheme
 from bitkd.data.task_kinds import (
     GLUE_OF_LABELS,
     GLUE_OF_NUMBERS,
@@ -292,6 +293,8 @@ def _check_kind(task: TaskSpec, kind: KindOfTask, where: str) -> None:
         raise InputError(f"{where}: labels={task.labels}, but kind={kind.name} has no classes; leave labels out")
     if kind.labels and task.labels is None:
         raise InputError(f"{where}: kind={kind.name} needs labels, the names of its classes")
+    if kind.tags:
+        TagScheme(task.labels or [])
     if task.augmentation.enabled and not kind.can_augment:
         raise InputError(
             f"{where}: augmentation.enabled=true, but the labels of kind={kind.name} belong to words of the texts, which "

@@ -25,7 +25,7 @@ def check_words_tokenizer(tokenizer: Any, max_length: int, overlap: int | None) 
             "fast tokenizer (of the tokenizers library): take a model whose folder has a tokenizer.json"
         )
     free = max_length - tokenizer.num_special_tokens_to_add()
-    shared = max_length // 3 if overlap is None else overlap
+    shared = min(max_length // 3, max(free - 1, 0)) if overlap is None else overlap
     if not 0 <= shared < free:
         raise InputError(
             f"task.windows.overlap={overlap}: a window of data.max_length={max_length} tokens has {free} for words, so "

@@ -253,11 +253,27 @@ def _load(facts: CardFacts) -> str:
         and facts.record.trained_for.definition.get("labels")
     )
     label = "\nprint(model.config.id2label[logits.argmax().item()])" if labelled else ""
+    if facts.kind == ENCODER and facts.predicts:
+        return _load_embeddings(first, _length(facts))
     return (
         f"import torch\n{first}from transformers import {name}, AutoTokenizer\n\n"
         f'model = {name}.from_pretrained("FOLDER")\ntokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
         f'inputs = tokenizer({_example(facts)}, truncation=True{_length(facts)}, return_tensors="pt")\n'
         f"with torch.inference_mode():\n    {result} = model(**inputs).{result}{label}"
+    )
+
+
+def _load_embeddings(first: str, length: str) -> str:
+    """Each text is read by itself; its embedding is the mean over its tokens."""
+    return (
+        f"import torch\n{first}from transformers import AutoModel, AutoTokenizer\n\n"
+        'model = AutoModel.from_pretrained("FOLDER")\ntokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
+        'texts = ["a text", "another text"]\n'
+        f'inputs = tokenizer(texts, padding=True, truncation=True{length}, return_tensors="pt")\n'
+        'mask = inputs["attention_mask"].unsqueeze(-1)\n'
+        "with torch.inference_mode():\n    hidden = model(**inputs).last_hidden_state\n"
+        "embeddings = (hidden * mask).sum(dim=1) / mask.sum(dim=1)  # the mean over each text's tokens\n"
+        "print(torch.cosine_similarity(embeddings[0], embeddings[1], dim=0).item())"
     )
 
 

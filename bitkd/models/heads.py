@@ -47,6 +47,10 @@ class Head:
         """The loss on `labels`, a scalar in FP32: what a teacher is trained with.  logits: those of `logits`."""
         raise NotImplementedError
 
+    def label_weight(self, batch: dict[str, Tensor]) -> int | Tensor:
+        """What `label_loss` is a mean over: the rows of the batch."""
+        return len(batch["labels"])
+
     def example_labels(self, numbers: bool) -> Tensor:
         """The labels of a batch of one row with one token.  numbers: whether a label is a number."""
         return torch.zeros(1) if numbers else torch.zeros(1, dtype=torch.long)
@@ -105,7 +109,11 @@ class TokenHead(Head):
         """Cross entropy of the tokens that have a label (others are negative); 0 if none has."""
         labels = batch["labels"]
         total = nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum")
-        return total / (labels >= 0).sum().clamp_min(1)
+        return total / self.label_weight(batch).clamp_min(1)
+
+    def label_weight(self, batch: dict[str, Tensor]) -> Tensor:
+        """The tokens that have a label."""
+        return (batch["labels"] >= 0).sum()
 
     def example_labels(self, numbers: bool) -> Tensor:
         return torch.zeros(1, 1, dtype=torch.long)

@@ -64,7 +64,8 @@ def _make_augmenter(context: StageContext) -> Augmenter:
         model, load_tokenizer(model), spec.source, spec.candidates, spec.vectors, precision, context.group.device
     )
     rows = sources.task_rows.train_texts()
-    return Augmenter(rows, sources.tokenizer, candidates, spec, context.config.data.max_length)
+    apart = context.config.task.of_kind.texts_per_row > 1
+    return Augmenter(rows, sources.tokenizer, candidates, spec, context.config.data.max_length, apart)
 
 
 def _publish(context: StageContext, augmenter: Augmenter) -> None:

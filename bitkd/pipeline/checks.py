@@ -17,6 +17,7 @@ from bitkd.data.batches import MULTIPLE, effective_batch_size
 from bitkd.data.files import find_file
 from bitkd.data.hub import has_tokenizer, resolve_pretrained
 from bitkd.errors import InputError
+from bitkd.files import read_json
 from bitkd.models.labels import label_order
 from bitkd.models.marks import is_packed
 from bitkd.models.spec import check_shape
@@ -28,6 +29,9 @@ from bitkd.sources.locations import make_documents
 from bitkd.sources.sources import Sources
 from bitkd.stages.kinds import AUGMENT, Kind, kind_of
 from bitkd.stages.spec import ATTENTION, HIDDEN
+
+POOLING = "1_Pooling/config.json"
+"""What sentence-transformers writes of how a sentence encoder makes embeddings."""
 
 RESERVED_STAGES = (PRETRAINED, "logs", "report")
 """What a run calls its own: a source, the folder of its logs, its summary in wandb."""
@@ -336,6 +340,12 @@ def check_rows(name: str, rows: dict[str, int], batch_size: int, config: Config)
             )
 
 
+def _takes_mean(folder: Path) -> bool:
+    """Whether a sentence encoder's embedding is the mean over tokens, as far as its folder says."""
+    pooling = read_json(folder / POOLING)
+    return not isinstance(pooling, dict) or pooling.get("pooling_mode_mean_tokens") is not False
+
+
 def check_checkpoint(folder: Path, sources: Sources, where: str, names: list[str] | None) -> None:
     """Raise InputError if the checkpoint in `folder` is packed, has no trained head for this task, or another tokenizer."""
     config = sources.config
@@ -352,6 +362,11 @@ def check_checkpoint(folder: Path, sources: Sources, where: str, names: list[str
             label_order(own, config.task.labels, names)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+    if config.task.of_kind.cosines and not _takes_mean(folder):
+        raise InputError(
+            f"{where} does not take the mean over tokens as its embedding ({POOLING}); bitkd does: use a sentence encoder that "
+            "does too, or leave the setting out to train a teacher on the labels"
+        )
     found, tokenizer = sources.model_info(folder), sources.tokenizer_info(sources.model)
     advice = "set model.pretrained= to the model that it was fine-tuned from"
     if found.vocabulary < tokenizer.size:

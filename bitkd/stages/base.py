@@ -191,14 +191,16 @@ class StudentModule(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
         """Returns the answers of rows that have one number or class each, (batch, outputs); else None."""
-        rows = len(batch["input_ids"]) // texts_per_row(batch)
+        weight: int | Tensor
         if self.metrics is None:
             loss, kept = torch.stack(list(self.loss_terms(batch).values())).sum(), None
+            weight = len(batch["input_ids"]) // texts_per_row(batch)
         else:
             logits = self.answer(batch)
             loss, kept = self.head.label_loss(logits, batch), self.head.kept(logits)
+            weight = self.head.label_weight(batch)
             self.metrics[dataloader_idx].update(*self.head.answers(logits, batch))
-        self.dev_losses[dataloader_idx].update(loss.detach(), rows)
+        self.dev_losses[dataloader_idx].update(loss.detach(), weight)
         return kept
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,9 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 
 import bitkd
 from bitkd.data.tasks import FilesSpec, TaskSpec
+from bitkd.models.artifact import new_classifier
 from bitkd.models.encoder import read_spec, write_spec
+from bitkd.models.heads import HEADS
 from bitkd.store.artifacts import Store
 from bitkd.store.records import MetricsRecord, StageRecord, TaskRecord
 
@@ -24,6 +26,14 @@ TASKS = {
         metric="pearson",
         metrics=["pearson"],
         files=FilesSpec(dev={"dev": "dev.tsv"}, labels_as="number", label="score"),
+    ),
+    "similar": TaskSpec(
+        name="similar",
+        kind="sentence_similarity",
+        text=["first", "second"],
+        metric="spearman",
+        metrics=["spearman"],
+        files=FilesSpec(dev={"dev": "dev.tsv"}, test={"test": "test.tsv"}, label="score"),
     ),
 }
 
@@ -75,7 +85,7 @@ def student(store, tiny_bert, tiny_tokenizer):
 
     def make(name, **options):
         torch.manual_seed(3)
-        model = bitkd.new_classifier(tiny_bert, TASKS[name].labels).eval()
+        model = new_classifier(tiny_bert, TASKS[name].labels, HEADS[TASKS[name].kind]).eval()
         return write_student(store, model, tiny_tokenizer, TASKS[name], **options)
 
     return make

@@ -296,3 +296,23 @@ def test_a_reader_that_has_enough_ends_the_work_quietly(one, tmp_path):
     assert errors.read_text() == ""
     assert lines[0].startswith("index\tlabel")
     assert lines[1].startswith("0\t")
+
+
+def test_a_pair_has_a_similarity_and_a_text_an_embedding(student, answer, tmp_path, stdin):
+    folder = student("similar")
+    pairs = [("a dog", "the big red cat sees the bird"), ("the cat", "the cat"), ("a bird sleeps", "not")]
+    texts = [text for column in zip(*pairs) for text in column]
+    embeddings = [torch.tensor(found["embedding"]) for found in bitkd.load_predictor(folder, CPU).predict(texts)]
+    (tmp_path / "rows.tsv").write_text("".join("\t".join(row) + "\n" for row in [("first", "second"), *pairs]))
+    found = [float(row["score"]) for row in table(answer(folder, tmp_path / "rows.tsv", "data.eval_batch_size=2"))]
+    expected = [torch.cosine_similarity(*embeddings[i :: len(pairs)], dim=0).item() for i in range(len(pairs))]
+    assert found == pytest.approx(expected, abs=2e-6)
+    (tmp_path / "test.tsv").write_text("".join("\t".join(row) + "\n" for row in [("first", "second"), *pairs]))
+    answer(folder, "split=test", f"data.dir={tmp_path}", "--out", tmp_path / "out.tsv")
+    scores = [float(row["prediction"]) for row in table((tmp_path / "out.tsv").read_text())]
+    assert scores == pytest.approx([5 * max(cosine, 0) for cosine in expected], abs=1e-3)
+    stdin("a bird sleeps\nthe cat\n")
+    [first, _] = json.loads(answer(folder, "-", "--json"))["predictions"]
+    assert first["text"] == "a bird sleeps"
+    assert first["embedding"] == pytest.approx(embeddings[2].tolist(), abs=1e-5)
+    assert "a list of numbers, which a table cannot hold; use --json" in answer(folder, "-", code=2)

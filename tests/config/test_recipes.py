@@ -39,7 +39,7 @@ def shared_runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("recipe", choices("recipe"))
-@pytest.mark.parametrize("task", ["mnli", "stsb", "cola", "demo"])
+@pytest.mark.parametrize("task", ["mnli", "stsb", "cola", "squad_v2", "demo"])
 def test_every_recipe_goes_with_tasks_of_every_form(recipe, task):
     config = load_config([f"recipe={recipe}", f"task={task}"])
     assert (config.pipeline.name, config.task.name) == (recipe, task)

@@ -43,8 +43,8 @@ def rows_of(count, pairs=True):
     return rows | ({"text_b": [f"a {WORDS[(i * 5) % 14]} runs ." for i in range(count)]} if pairs else {})
 
 
-def augmenter(tokenizer, rows, candidates=None, **spec):
-    return Augmenter(rows, tokenizer, candidates or Fixed(), AugmentSpec(**spec), max_length=32)
+def augmenter(tokenizer, rows, candidates=None, apart=False, **spec):
+    return Augmenter(rows, tokenizer, candidates or Fixed(), AugmentSpec(**spec), max_length=32, apart=apart)
 
 
 def test_originals_stay_and_one_sentence_at_a_time_varies(tiny_tokenizer):
@@ -180,6 +180,14 @@ def test_the_rows_do_not_depend_on_who_writes_the_shards(masked_lm, tiny_tokeniz
     expected = tiny_tokenizer(loaded[7]["text_a"], loaded[7]["text_b"])["input_ids"]
     assert loaded[7]["input_ids"] == expected
     assert loaded[7]["length"] == len(expected)
+
+
+def test_texts_that_are_read_alone_are_tokenized_alone(tiny_tokenizer, tmp_path):
+    write_shard(augmenter(tiny_tokenizer, rows_of(8), apart=True), 0, tmp_path)
+    row = load_shards(tmp_path)[7]
+    for name, end in (("text_a", ""), ("text_b", "_b")):
+        assert row[f"input_ids{end}"] == tiny_tokenizer(row[name])["input_ids"]
+        assert row[f"token_type_ids{end}"] == [0] * len(row[f"input_ids{end}"])
 
 
 def test_a_finished_shard_is_not_made_again(tiny_tokenizer, tmp_path):

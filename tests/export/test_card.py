@@ -28,7 +28,7 @@ def facts(form="packed", source="files", **changes):
         "counted": SizeRecord(1000, "W1A8", 0.5, 0.6, 900, 1),
         "file_size": 300,
         "parts": [FilePart("word embeddings", 200, "U8"), FilePart("header", 100, "")],
-        "classifier": True,
+        "kind": "text_classification",
     }
     return CardFacts(**given | changes)
 

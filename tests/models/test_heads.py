@@ -103,6 +103,7 @@ def test_a_tags_loss_is_the_mean_over_the_words():
     expected = (math.log(1 + math.exp(-3)) + math.log(1 + math.exp(-1))) / 2
     assert float(head.label_loss(logits, {"labels": labels})) == pytest.approx(expected)
     assert float(head.label_loss(logits, {"labels": torch.full((1, 3), -100)})) == 0
+    assert head.label_weight({"labels": labels}) == 2  # so a mean over batches is one over all words
 
 
 def test_a_head_of_another_kind_is_refused(tmp_path):

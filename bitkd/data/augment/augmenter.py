@@ -20,7 +20,7 @@ from bitkd.data.augment.stop_words import STOP_WORDS
 from bitkd.data.augment.words import Candidates, Sentence
 from bitkd.data.files import Rows
 from bitkd.data.tasks import AugmentSpec
-from bitkd.data.tokenized import encode_texts
+from bitkd.data.tokenized import SECOND, encode_apart, encode_texts
 from bitkd.errors import InputError
 
 BLOCK = 64
@@ -55,15 +55,25 @@ class Augmenter:
     candidates: gives the words to choose from.
     spec: how many variants, how likely a replacement, which seed.
     max_length: tokens of an augmented row at most.
+    apart: whether the two texts of a row are tokenized by themselves (`encode_apart`).
     """
 
-    def __init__(self, rows: Rows, tokenizer: Any, candidates: Candidates, spec: AugmentSpec, max_length: int) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        tokenizer: Any,
+        candidates: Candidates,
+        spec: AugmentSpec,
+        max_length: int,
+        apart: bool = False,
+    ) -> None:
         self.rows = rows
         self.columns = [name for name in ("text_a", "text_b") if name in rows]
         self.tokenizer = tokenizer
         self.candidates = candidates
         self.spec = spec
         self.max_length = max_length
+        self.apart = apart
         self.stop_words = STOP_WORDS if spec.stop_words is None else {word.lower() for word in spec.stop_words}
 
     @property
@@ -136,17 +146,16 @@ def write_shard(augmenter: Augmenter, number: int, folder: Path) -> ShardRecord:
     truncated = 0
     label = Value("float64" if isinstance(augmenter.rows["label"][0], float) else "int64")
     texts = {column: Value("string") for column in augmenter.columns}
-    tokens = {"input_ids": List(Value("int32")), "length": Value("int32")}
+    encode, ends = (encode_apart, ("", SECOND)) if augmenter.apart else (encode_texts, ("",))
+    tokens = {**{f"input_ids{end}": List(Value("int32")) for end in ends}, "length": Value("int32")}
     if "token_type_ids" in augmenter.tokenizer.model_input_names:
-        tokens["token_type_ids"] = List(Value("int8"))
+        tokens |= {f"token_type_ids{end}": List(Value("int8")) for end in ends}
     features = Features({**texts, "label": label, "index": Value("int64"), **tokens})
     blocks: list[pa.Table] = []
     try:
         writer = ArrowWriter(path=str(temporary), features=features)
         for block in augmenter.shard(number):
-            encoded = encode_texts(
-                augmenter.tokenizer, [block[name] for name in augmenter.columns], augmenter.max_length
-            )
+            encoded = encode(augmenter.tokenizer, [block[name] for name in augmenter.columns], augmenter.max_length)
             truncated += sum(encoded["truncated"])
             columns = {**block, **{name: encoded[name] for name in tokens}}
             blocks.append(pa.Table.from_pydict(columns, schema=features.arrow_schema))
