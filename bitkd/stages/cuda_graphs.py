@@ -182,8 +182,8 @@ class GraphedLosses:
             graph = _Graph(self._losses, batch, self._pool)
             kept = [(g, g.clone()) for p, g in self._gradients.items() if before[p] is g]
             wrong = self._compare(graph, terms, expected, rewind)
-            for gradient, value in kept:
-                gradient.copy_(value)
+            for gradient, held in kept:
+                gradient.copy_(held)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
