@@ -115,9 +115,10 @@ def test_recorded_steps_are_steps(kind, quant, change, accumulate):
 
 
 class Tape:
-    """Stands for a CUDA graph on a CPU: it computes again at each replay, in the same memory. `error` is added to the terms."""
+    """Stands for a CUDA graph on a CPU: it computes again at each replay, in the same memory. `error` is added to the terms;
+    `drawn`: random numbers that it takes before."""
 
-    error = 0.0
+    error, drawn = 0.0, 0
 
     def __init__(self, losses, batch, pool):
         self.batch, self.losses, self.tape = batch, losses, None
@@ -128,6 +129,7 @@ class Tape:
         self.backward = SimpleNamespace(replay=lambda: self.tape.backward(self.gradient))
 
     def replay_forward(self):
+        torch.rand(self.drawn)
         with torch.enable_grad():
             _, self.tape = self.losses(self.batch)
         self.terms.copy_(self.tape.detach() + self.error)
@@ -148,10 +150,11 @@ def test_recording_leaves_no_trace(kind, quant, change, accumulate, tapes):
     assert_equal(kind, quant, change, "cpu", accumulate)
 
 
-def test_graphs_that_give_other_numbers_are_not_used(tapes, monkeypatch, caplog):
-    monkeypatch.setattr(Tape, "error", 10.0)
+@pytest.mark.parametrize(("fault", "size", "worst"), [("error", 10.0, "logits"), ("drawn", 1, "student")])
+def test_graphs_that_give_other_numbers_are_not_used(fault, size, worst, tapes, monkeypatch, caplog):
+    monkeypatch.setattr(Tape, fault, size)
     assert_equal(SingleStageDistillation, W1A8, None, "cpu", 2, graphs=0)
-    assert caplog.text.count("gave other numbers than one by one: logits") == 1
+    assert caplog.text.count(f"gave other numbers than one by one: {worst}") == 1
 
 
 def test_graphs_that_differ_by_rounding_are_used(tapes, monkeypatch):
