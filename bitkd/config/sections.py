@@ -102,7 +102,7 @@ class TrainerSpec:
     not pay; it needs a C++ compiler there, and Triton on CUDA."""
 
     cuda_graphs: Literal["auto", "true", "false"] = "auto"
-    """Start the kernels of a training step together, as recorded CUDA graphs; results are the same. `auto`: on one CUDA device,
+    """Start the kernels of a training step together, as recorded CUDA graphs; the same kernels run. `auto`: on one CUDA device,
     in stages of a BERT without code of your own. `true`: also with other encoders and your own loss terms and quantizers, which
     then must not read values on the host."""
 

@@ -2,13 +2,15 @@
 started together from then on.
 
 A step of BERT-base has over 2,000 kernels. To start them one by one takes the processor several times as long as they run.
-Each recording is compared with the same kernels started one by one: results are exactly the same, or nothing is recorded.
+A recording runs the same kernels on the same random numbers. Where a kernel adds numbers in any order, two runs differ by
+rounding, recorded or not. Each recording is compared with its kernels one by one, and is used only if it differs by no more.
 """
 
 import contextlib
 import logging
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +29,17 @@ RECORDED_AT = 2
 
 MOST = 100
 """Recorded shapes at most: each takes some memory of the device."""
+
+OFF_AT_MOST = 0.1
+"""How far a recording may be off, as a share of a tensor's norm. Rounding in bf16 moves the gradients of a W1A8 student by up to
+0.01 of their norms: it changes some 8-bit codes. Other random numbers move many by 0.2 to 2, and so do missing kernels."""
+
+ZERO_BELOW = 1e-3
+"""How far it may be off as a share of the largest norm. The gradient of a key's bias is zero in exact arithmetic where no loss
+reads scores, and consists of rounding."""
+
+RUNS_APART = 4
+"""How far it may be off as a multiple of how far two runs one by one are apart: of few numbers, that can be little by chance."""
 
 KNOWN_CODE = ("bitkd.", "torch.", "torchmetrics.", "transformers.activations.", "transformers.models.bert.")
 """Modules whose code reads no values on the host in a training step. Others of transformers may: DeBERTa's positions do."""
@@ -122,14 +135,15 @@ class GraphedLosses:
         return graph.names, terms
 
     def _try_to_record(self, shape: Any, batch: Batch) -> None:
-        graph = self._record(batch)
-        if graph is not None:
+        graph, error = self._record(batch)
+        if error is None:
             self._graphs[shape] = graph
             return
         self._gives_up = True
         log.warning(
-            "the kernels of a step recorded as a CUDA graph gave other numbers than one by one; the stage goes on without "
-            "recording others. trainer.cuda_graphs=false records none"
+            "the kernels of a step recorded as a CUDA graph gave other numbers than one by one: %s; the stage goes on without "
+            "recording others. trainer.cuda_graphs=false records none",
+            error,
         )
 
     def _use_gradients(self) -> None:
@@ -144,9 +158,9 @@ class GraphedLosses:
         if cleared:
             torch._foreach_zero_(cleared)
 
-    def _record(self, batch: Batch) -> "_Graph | None":
-        """The graph of a batch's shape; None if it gives other numbers than its kernels one by one. Random numbers, buffers and
-        gradients are afterwards what they were."""
+    def _record(self, batch: Batch) -> "tuple[_Graph, str | None]":
+        """The graph of a batch's shape, and what is wrong with the numbers that it gives, if anything. Random numbers, buffers
+        and gradients are afterwards what they were."""
         device = next(iter(batch.values())).device
         batch = {name: column.clone() for name, column in batch.items()}
         state = torch.cuda.get_rng_state(device)
@@ -166,9 +180,10 @@ class GraphedLosses:
                     self._gradients[parameter] = torch.zeros_like(parameter)
                 parameter.grad = self._gradients[parameter] if parameter in expected else None
             graph = _Graph(self._losses, batch, self._pool)
-            rewind()
-            in_use = [gradient for parameter, gradient in self._gradients.items() if before[parameter] is gradient]
-            same = self._gives(graph, terms, expected, in_use)
+            kept = [(g, g.clone()) for p, g in self._gradients.items() if before[p] is g]
+            wrong = self._compare(graph, terms, expected, rewind)
+            for gradient, held in kept:
+                gradient.copy_(held)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -178,7 +193,7 @@ class GraphedLosses:
         rewind()
         for parameter, value in before.items():
             parameter.grad = value
-        return graph if same else None
+        return graph, wrong
 
     def _run_one_by_one(
         self, batch: Batch, parameters: list[nn.Parameter]
@@ -189,21 +204,56 @@ class GraphedLosses:
             gradients = torch.autograd.grad(terms.sum(), parameters, allow_unused=True)
         return terms.detach(), {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
 
-    def _gives(
-        self, graph: "_Graph", terms: Tensor, gradients: dict[nn.Parameter, Tensor], in_use: list[Tensor]
-    ) -> bool:
-        """Whether the graph gives exactly these terms and gradients of their sum.  in_use: memory that keeps its values."""
-        kept = [gradient.clone() for gradient in in_use]
+    def _compare(
+        self, graph: "_Graph", terms: Tensor, expected: dict[nn.Parameter, Tensor], rewind: Callable[[], None]
+    ) -> str | None:
+        """What is wrong with the terms that the graph gives, or with the gradients of their sum; writes over all gradients.
+
+        terms, expected: of its kernels one by one.  rewind: brings back random numbers and buffers.
+        """
+        rewind()
         torch._foreach_zero_(list(self._gradients.values()))
         graph.forward.replay()
         graph.gradient.fill_(1.0)
         graph.backward.replay()
-        same = torch.equal(graph.terms, terms) and all(
-            torch.equal(self._gradients[parameter], gradient) for parameter, gradient in gradients.items()
-        )
-        for gradient, value in zip(in_use, kept, strict=True):
-            gradient.copy_(value)
-        return same
+        found = {parameter: self._gradients[parameter] for parameter in expected}
+        if torch.equal(graph.terms, terms) and all(torch.equal(found[p], g) for p, g in expected.items()):
+            return None
+        rewind()
+        terms_again, again = self._run_one_by_one(graph.batch, list(expected))
+        names = {parameter: name for name, parameter in self._module.named_parameters()}
+        return find_error(
+            *(dict(zip(graph.names, each, strict=True)) for each in (terms, terms_again, graph.terms))
+        ) or find_error(*({names[p]: g for p, g in each.items()} for each in (expected, again, found)))
+
+
+def find_error(expected: Mapping[str, Tensor], again: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+    """What in `found` is off by more than rounding, in words, with the tensor that is off the most; None if nothing is.
+
+    Tensors by name, with the same names in all three.  expected, again: of two runs that are right and differ by rounding.
+    A tensor may be off by RUNS_APART times what the two differ by and by OFF_AT_MOST of its norm; a small one by ZERO_BELOW of
+    the largest norm. Tensors with other numbers than finite ones are right only if they are equal. Waits for the device.
+    """
+    norms = {name: _norm(tensor) for name, tensor in expected.items()}
+    zero = ZERO_BELOW * max(filter(math.isfinite, norms.values()), default=0.0)
+    wrong = []
+    for name, tensor in expected.items():
+        if torch.equal(found[name], tensor):
+            continue
+        off, apart = _norm(found[name] - tensor), _norm(again[name] - tensor)
+        if not (math.isfinite(off) and off <= max(RUNS_APART * apart, OFF_AT_MOST * norms[name], zero)):
+            wrong.append((off / norms[name] if norms[name] else math.inf, name, off, apart))
+    if not wrong:
+        return None
+    _, name, off, apart = max(wrong, key=lambda each: math.inf if math.isnan(each[0]) else each[0])
+    return (
+        f"{name} (norm {norms[name]:.3g}) is off by {off:.3g}, while two runs one by one are {apart:.3g} apart; "
+        f"{len(wrong)} of {len(expected)} such tensors are off"
+    )
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float32))
 
 
 class _Graph:

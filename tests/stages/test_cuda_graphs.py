@@ -1,5 +1,6 @@
-"""Recorded training steps: exactly the results of steps whose kernels are started one by one."""
+"""Recorded training steps: the results of steps whose kernels are started one by one, to the last bit where kernels repeat."""
 
+import re
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from bitkd.quant.modules import QuantLinear
 from bitkd.quant.spec import QuantSpec
 from bitkd.stages import cuda_graphs
 from bitkd.stages.base import StudentModule
-from bitkd.stages.cuda_graphs import RECORDED_AT, check_graphs, should_record
+from bitkd.stages.cuda_graphs import RECORDED_AT, check_graphs, find_error, should_record
 from bitkd.stages.finetune import FineTune
 from bitkd.stages.general import GeneralDistillation
 from bitkd.stages.intermediate import IntermediateDistillation
@@ -114,9 +115,10 @@ def test_recorded_steps_are_steps(kind, quant, change, accumulate):
 
 
 class Tape:
-    """Stands for a CUDA graph on a CPU: it computes again at each replay, in the same memory. `error` is added to the terms."""
+    """Stands for a CUDA graph on a CPU: it computes again at each replay, in the same memory. `error` is added to the terms;
+    `drawn`: random numbers that it takes before."""
 
-    error = 0.0
+    error, drawn = 0.0, 0
 
     def __init__(self, losses, batch, pool):
         self.batch, self.losses, self.tape = batch, losses, None
@@ -127,6 +129,7 @@ class Tape:
         self.backward = SimpleNamespace(replay=lambda: self.tape.backward(self.gradient))
 
     def replay_forward(self):
+        torch.rand(self.drawn)
         with torch.enable_grad():
             _, self.tape = self.losses(self.batch)
         self.terms.copy_(self.tape.detach() + self.error)
@@ -147,10 +150,44 @@ def test_recording_leaves_no_trace(kind, quant, change, accumulate, tapes):
     assert_equal(kind, quant, change, "cpu", accumulate)
 
 
-def test_graphs_that_give_other_numbers_are_not_used(tapes, monkeypatch, caplog):
-    monkeypatch.setattr(Tape, "error", 1e-6)
+@pytest.mark.parametrize(("fault", "size", "worst"), [("error", 10.0, "logits"), ("drawn", 1, "student")])
+def test_graphs_that_give_other_numbers_are_not_used(fault, size, worst, tapes, monkeypatch, caplog):
+    monkeypatch.setattr(Tape, fault, size)
     assert_equal(SingleStageDistillation, W1A8, None, "cpu", 2, graphs=0)
-    assert caplog.text.count("gave other numbers than one by one") == 1
+    assert caplog.text.count(f"gave other numbers than one by one: {worst}") == 1
+
+
+def test_graphs_that_differ_by_rounding_are_used(tapes, monkeypatch):
+    monkeypatch.setattr(Tape, "error", 1e-6)
+    _, _, losses = train(module_of(SingleStageDistillation, W1A8, None, "cpu"), True)
+    assert len(losses._graphs) == 2
+
+
+def test_only_rounding_passes():
+    """A weight's gradient, one that is zero in exact arithmetic, and one whose kernels do not repeat."""
+    torch.manual_seed(0)
+    right = {"weight": torch.randn(100, 10), "zero": torch.randn(10) * 1e-3, "loose": torch.randn(10)}
+
+    def moved(**by):
+        return {name: g + by.get(name, 0.0) * g.norm() * nn.functional.normalize(torch.randn_like(g), dim=None)
+                for name, g in right.items()}  # fmt: skip
+
+    again = moved(weight=1e-6, zero=1.0, loose=0.2)
+    for found in (right, moved(weight=0.05, zero=3.0, loose=0.7)):
+        assert find_error(right, again, found) is None
+    dropped = right | {"weight": torch.zeros(100, 10)}
+    for found, name in (
+        (moved(weight=0.2), "weight"),
+        (dropped, "weight"),
+        (moved(loose=0.9), "loose"),
+        (moved(zero=100.0), "zero"),
+        (right | {"weight": right["weight"] * NAN}, "weight"),
+        (right | {"zero": right["zero"] * NAN}, "zero"),
+    ):
+        assert re.match(rf"{name} \(norm .*\) is off by .*; 1 of 3", find_error(right, again, found))
+    overflow = right | {"weight": right["weight"] / 0.0}
+    assert find_error(overflow, overflow, overflow) is None
+    assert "weight" in find_error(overflow, overflow, right)
 
 
 class NoSynchronization(pl.Callback):
