@@ -11,6 +11,7 @@ from bitkd.config.schema import DEMO, Config
 from bitkd.data.hub import resolve_pretrained
 from bitkd.data.tasks import TaskSpec, check_metrics, check_task
 from bitkd.errors import InputError
+from bitkd.models.answers import ENCODER, kind_answered
 from bitkd.models.labels import label_order
 from bitkd.models.onnx_files import check_onnx_files, is_onnx
 from bitkd.pretrained.files import check_checkpoint_files, read_config_data
@@ -83,6 +84,9 @@ def open_checkpoint(name: str, settings: list[str], labels: str | None, needs_ta
     if config.task.text or trained_for is not None:  # an artifact may come from somebody else
         check_task(config.task)
         check_metrics(config.task)
+    if not config.task.text:
+        kind: Any = _kind_of(folder)
+        config = replace(config, task=replace(config.task, kind=kind))
     names = [text.strip() for text in labels.split(",")] if labels else None
     own = read_config_data(folder).get("id2label")
     if own and config.task.text and config.task.of_kind.labels is not False:
@@ -90,6 +94,16 @@ def open_checkpoint(name: str, settings: list[str], labels: str | None, needs_ta
     fixed = trained_for is not None or any(text.startswith("data.max_length=") for text in settings)
     in_files = not own_task and trained_for is not None and trained_for.source == "files"
     return Checkpoint(folder, config, record, names, fixed, in_files, onnx)
+
+
+def _kind_of(folder: Path) -> str:
+    """The kind of task that a checkpoint answers, by its class. A bare encoder answers one only if it was trained to, which
+    bitkd records, or sentence-transformers."""
+    content = read_config_data(folder)
+    kind = kind_answered(str((content.get("architectures") or [""])[0])) or ENCODER
+    spec = content.get("bitkd")
+    trained = (folder / "modules.json").is_file() or (isinstance(spec, dict) and spec.get("trained_head") is True)
+    return kind if kind != ENCODER or trained else TaskSpec().kind
 
 
 _TASK = f"give task= one of {', '.join(choices('task'))}, or a path to a YAML file"

@@ -27,10 +27,9 @@ from bitkd.data.metrics import primary_score
 from bitkd.data.task_rows import Submission
 from bitkd.errors import InputError
 from bitkd.models.artifact import label_names, load_classifier, permute_labels
-from bitkd.models.heads import HEADS, head_in, head_of
+from bitkd.models.heads import HEADS, head_of
 from bitkd.models.labels import label_order
 from bitkd.models.onnx import load_onnx
-from bitkd.pretrained.load import read_model_config
 from bitkd.quant.layout import input_limits
 from bitkd.sources.cache import open_cache
 from bitkd.sources.sources import Sources, open_sources
@@ -75,7 +74,7 @@ def open_predictor(checkpoint: Checkpoint) -> Predictor:
     tokenizer = load_tokenizer(checkpoint.folder)
     length = _max_length(checkpoint, model, tokenizer)
     fabric = Fabric(accelerator=config.trainer.accelerator, devices=1, precision=config.trainer.precision)
-    return predictor(model, tokenizer, length, config.data.eval_batch_size, fabric, checkpoint.task)
+    return predictor(model, tokenizer, length, config.data.eval_batch_size, fabric, config.task)
 
 
 @dataclass(frozen=True)
@@ -187,10 +186,7 @@ def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
         classifier: Any = load_onnx(checkpoint.folder)
         model: PreTrainedModel = classifier
         return model
-    task = checkpoint.task
-    return load_classifier(
-        checkpoint.folder, HEADS[task.kind] if task else head_in(read_model_config(checkpoint.folder))
-    )
+    return load_classifier(checkpoint.folder, HEADS[checkpoint.config.task.kind])
 
 
 def _settings(checkpoint: Checkpoint, model: PreTrainedModel) -> Config:

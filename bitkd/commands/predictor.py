@@ -29,7 +29,7 @@ class Predictor:
         max_length: int,
         batch_size: int,
         fabric: Fabric,
-        task: TaskSpec | None = None,
+        task: TaskSpec,
     ) -> None:
         names = label_names(model.config)
         self.labels = names if head_of(model).has_classes and len(names) > 1 else None
@@ -42,8 +42,8 @@ class Predictor:
         self.truncated = 0
         """Rows that were truncated so far."""
 
-        self.task = task or TaskSpec()
-        """The task's settings; the default ones if it is not known."""
+        self.task = task
+        """The task's settings, as far as they are known."""
 
         self._tokenizer = tokenizer
         self._fabric = fabric

@@ -10,6 +10,7 @@ from transformers import PretrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from bitkd.errors import InputError
+from bitkd.models.heads import CLASSES
 from bitkd.models.onnx_files import EXPORT_AGAIN, LOGITS, check_onnx_files
 from bitkd.pretrained.files import ONNX_FILE, ONNX_RECORD
 from bitkd.pretrained.load import read_model_config
@@ -20,6 +21,7 @@ class OnnxClassifier(nn.Module):
 
     Inputs may be on any device; logits are on the device of the module.
 
+    answers_by: its head.
     classifier: a Linear that hands the logits on, so that `bitkd.models.artifact.permute_labels` can change their order.
     """
 
@@ -27,6 +29,7 @@ class OnnxClassifier(nn.Module):
         super().__init__()
         self.session = session
         self.config = config
+        self.answers_by = CLASSES
         labels = len(config.id2label or {})
         self.classifier = nn.Linear(labels, labels)
         with torch.no_grad():

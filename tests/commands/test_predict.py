@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 import bitkd
 from bitkd.cli import main
 from bitkd.commands.checkpoints import is_setting
+from bitkd.models.heads import HEADS
 from tests.processes.children import Children
 
 CPU = "trainer.accelerator=cpu"
@@ -316,3 +317,24 @@ def test_a_pair_has_a_similarity_and_a_text_an_embedding(student, answer, tmp_pa
     assert first["text"] == "a bird sleeps"
     assert first["embedding"] == pytest.approx(embeddings[2].tolist(), abs=1e-5)
     assert "a list of numbers, which a table cannot hold; use --json" in answer(folder, "-", code=2)
+
+
+def test_a_plain_encoder_is_no_sentence_encoder_unless_its_folder_says_so(tiny_bert, answer, tmp_path):
+    folder = shutil.copytree(tiny_bert, tmp_path / "encoder")
+    assert "has no trained head" in answer(folder, "--text", "a dog", "--text-pair", "a cat", code=2)
+    (folder / "modules.json").write_text("[]")
+    assert 0 < float(answer(folder, "--text", "a dog", "--text-pair", "a cat").split("=")[1]) <= 1
+    assert "a table cannot hold" in answer(folder, "--text", "a dog", code=2)
+
+
+def test_a_tasks_settings_count_without_the_task(tiny_bert, tmp_path):
+    torch.manual_seed(0)
+    folder = tmp_path / "answers"
+    bitkd.new_classifier(tiny_bert, None, HEADS["question_answering"]).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
+    row = [("a dog runs", "the old cat sleeps")]
+    always = bitkd.load_predictor(
+        folder, "task.answers.unanswerable=true", "task.answers.no_answer_threshold=-1000", CPU
+    )
+    assert [found["answer"] for found in always.predict(row)] == [""]
+    assert next(bitkd.load_predictor(folder, CPU).predict(row))["answer"]
