@@ -28,6 +28,11 @@ def check_tokenizer(tokenizer: Any) -> None:
             "question answering needs a tokenizer that pads on the right, because the first token stands for no answer; this "
             "one pads on the left: set padding_side to right in its tokenizer_config.json"
         )
+    if tokenizer.truncation_side == "left":
+        raise InputError(
+            "question answering needs a tokenizer that truncates on the right, because windows are read from the first one on; "
+            "this one truncates on the left: set truncation_side to right in its tokenizer_config.json"
+        )
     first = tokenizer("a", "a")["input_ids"][0]
     if tokenizer.cls_token_id is None or first != tokenizer.cls_token_id:
         raise InputError(

@@ -76,8 +76,9 @@ def test_a_test_set_needs_no_answers(write):
 def test_a_question_may_have_no_answer_if_the_task_says_so(write):
     rows = [row(answers={"text": [], "answer_start": []})]
     assert read(write(rows), unanswerable=True)["label"] == [[]]
-    impossible = nested(question(answers=[], is_impossible=True))
-    assert read(write(impossible, "a.json"), unanswerable=True)["label"] == [[]]
+    for none in ([], rows[0]["answers"]):
+        impossible = nested(question(answers=none, is_impossible=True))
+        assert read(write(impossible, "a.json"), unanswerable=True)["label"] == [[]]
     with pytest.raises(InputError, match=r"rows.jsonl:1: it has no answer; .*task.answers.unanswerable=true"):
         read(write(rows))
 

@@ -76,7 +76,10 @@ def test_a_tokenizer_must_know_places_and_put_cls_first(tiny_tokenizer, monkeypa
     other.padding_side = "left"
     with pytest.raises(InputError, match="pads on the left: set padding_side to right"):
         check_tokenizer(other)
-    other.padding_side, other.cls_token = "right", "[SEP]"
+    other.padding_side, other.truncation_side = "right", "left"
+    with pytest.raises(InputError, match="truncates on the left: set truncation_side to right"):
+        check_tokenizer(other)
+    other.truncation_side, other.cls_token = "right", "[SEP]"
     with pytest.raises(InputError, match=r"puts \[CLS\] first, .* this one begins with \[CLS\]"):
         check_tokenizer(other)
     monkeypatch.setattr(type(other), "is_fast", False)
