@@ -169,7 +169,9 @@ def test_rows_of_the_hub_are_those_of_files(write, tiny_tokenizer):
     with pytest.raises(InputError, match=r"owner/squad train: column answers is missing"):
         rows.read_hub(on_hub.remove_columns("answers"), "train", labelled=True)
     blank = rows.read_hub(Dataset.from_list([row(context="\u200b", **answers("\u200b", 0))]), "train", labelled=True)
-    with pytest.raises(InputError, match=r"makes no tokens of the context of the row with id 'q1', '\\u200b'; leave out"):
+    with pytest.raises(
+        InputError, match=r"makes no tokens of the context of the row with id 'q1', '\\u200b'; leave out"
+    ):
         rows.tokenize(blank, "train")
     with pytest.raises(InputError, match=r"data.max_length=6 leaves no place"):
         AnswerRows(task, tiny_tokenizer, max_length=6)

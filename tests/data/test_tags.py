@@ -40,5 +40,7 @@ def test_tags_without_o_are_refused():
 
 
 def test_labels_of_which_only_some_have_a_prefix_are_refused():
-    with pytest.raises(InputError, match=r"'B-PER', 'I-PER'.* have a prefix and .*'LOC'.* have none; give all labels but O"):
+    with pytest.raises(
+        InputError, match=r"'B-PER', 'I-PER'.* have a prefix and .*'LOC'.* have none; give all labels but O"
+    ):
         TagScheme(["O", "B-PER", "I-PER", "LOC"])
