@@ -10,16 +10,20 @@ from torch import Tensor
 from transformers import JinaEmbeddingsV3Config
 
 from bitkd.cli import main
+from bitkd.commands.inference import PREDICTORS
 from bitkd.compare.load import load_run
 from bitkd.config.load import load_config
+from bitkd.data.task_kinds import KINDS_OF_TASKS
 from bitkd.errors import InputError
+from bitkd.models.answers import ANSWERS
 from bitkd.models.artifact import load_student
+from bitkd.models.heads import HEADS
 from bitkd.models.probe import try_architecture
 from bitkd.pipeline.plan import make_plan
 from bitkd.pipeline.runner import StageFailedError, run
 from bitkd.quant import layout, table
 from bitkd.quant.layout import Layout
-from bitkd.stages import kinds, spec
+from bitkd.stages import kinds, spec, terms
 from bitkd.stages.distillation import DistillationModule
 from bitkd.stages.kinds import Kind
 from bitkd.stages.spec import Term
@@ -155,3 +159,8 @@ task:
     overrides = [text for text in settings(tmp_path) if not text.startswith("task=")]
     plan = run(load_config([*overrides, f"task={tmp_path / 'task.yaml'}"]), console)
     assert load_run(plan.folder.folder).metric == "f1"
+
+
+def test_every_kind_of_task_has_a_row_in_each_table():
+    for table_of in (ANSWERS, HEADS, PREDICTORS, terms._LOGITS):
+        assert table_of.keys() == KINDS_OF_TASKS.keys()

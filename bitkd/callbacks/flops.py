@@ -15,6 +15,8 @@ RowFlops = tuple[int, ...]
 class TrainingFlops(pl.Callback):
     """Counts the rows, the tokens and the FLOPs of a fit, over all processes and resumptions; validation does not count.
 
+    A row is one of the batch's input_ids: of sentence similarity each text of a pair, of a task with windows each window.
+
     count: takes the module and a batch, and returns the RowFlops of the student's forward and backward, and of the
         teacher's forwards (bitkd.stages.flops.row_flops).
     teacher_rows: sums over rows of 1, padded length and its square, if the teacher has run once over these rows before

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 
 from bitkd.commands.predictor import Predictor
-from bitkd.data.answer_metric import AnswerMetric
+from bitkd.data.answer_metric import Answer, AnswerMetric
 from bitkd.data.answer_windows import check_tokenizer, encode_windows, overlap_of, question_limit
 from bitkd.errors import InputError
 
@@ -29,7 +29,7 @@ class AnswerPredictor(Predictor):
 
     def predict_batch(self, rows: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
         """For each row: {"answer": …, "start": …, "end": …, "score": …}. The answer is empty, and its places are None, if the
-        model finds none.
+        model finds none; its score is None too if the tokenizer makes no tokens of the context.
 
         rows: question and context.  start, end: characters of the context, the first of the answer and the one after its
         last.  score: sum of the logits of its first and last token; of no answer, those of [CLS].
@@ -45,15 +45,8 @@ class AnswerPredictor(Predictor):
             part = {name: column[start : start + self.batch_size] for name, column in windows.items()}
             context = torch.tensor([part["context_from"], part["context_to"]]).T
             metric.update(self.logits(part), {"index": torch.tensor(part["index"]), "context": context})
-        return [
-            {
-                "answer": answer.text,
-                "start": answer.start,
-                "end": None if answer.start is None else answer.start + len(answer.text),
-                "score": answer.score,
-            }
-            for answer in metric.answers().values()
-        ]
+        found = metric.answers() if windows["row"] else {}
+        return [_as_prediction(found.get(row)) for row in range(len(rows))]
 
     @property
     def columns(self) -> list[str]:
@@ -61,8 +54,17 @@ class AnswerPredictor(Predictor):
 
     def fields(self, prediction: dict[str, Any]) -> list[str]:
         places = ["" if prediction[name] is None else str(prediction[name]) for name in ("start", "end")]
-        return [prediction["answer"], *places, f"{prediction['score']:.6f}"]
+        score = "" if prediction["score"] is None else f"{prediction['score']:.6f}"
+        return [prediction["answer"], *places, score]
 
     def line(self, prediction: dict[str, Any]) -> str:
         place = "no answer" if prediction["start"] is None else f"{prediction['start']}-{prediction['end']}"
-        return f"{prediction['answer']}\t{place} score={prediction['score']:.4f}"
+        score = "" if prediction["score"] is None else f" score={prediction['score']:.4f}"
+        return f"{prediction['answer']}\t{place}{score}"
+
+
+def _as_prediction(answer: Answer | None) -> dict[str, Any]:
+    if answer is None:
+        return {"answer": "", "start": None, "end": None, "score": None}
+    end = None if answer.start is None else answer.start + len(answer.text)
+    return {"answer": answer.text, "start": answer.start, "end": end, "score": answer.score}

@@ -6,7 +6,7 @@ from typing import Any
 
 from bitkd.commands.predictor import Predictor
 from bitkd.data.tags import TagScheme
-from bitkd.data.word_windows import check_words_tokenizer, encode_words, words_of
+from bitkd.data.word_windows import check_words_tokenizer, encode_words, split_words
 from bitkd.errors import InputError
 
 
@@ -29,7 +29,7 @@ class EntityPredictor(Predictor):
         if any(len(row) != 1 for row in rows):
             raise InputError("entities are found in rows of one text; a row has two")
         texts = [text for (text,) in rows]
-        split = [words_of(text) for text in texts]
+        split = [split_words(text) for text in texts]
         tags = self.tag([words for words, _ in split])
         return [
             {"entities": self._entities(text, spans, *found)} for text, (_, spans), found in zip(texts, split, tags)

@@ -120,9 +120,10 @@ def _nested_records(file: Path, document: dict[str, Any], labelled: bool) -> Ite
             yield place, Malformed(f"{place}: {missing[0]} is missing; the question has {shorten(list(found))}")
             continue
         answers = found.get(ANSWERS) or []
-        impossible = found.get("is_impossible", not answers)
-        if labelled and impossible != (not answers):
-            yield place, Malformed(f"{place}: is_impossible is {impossible}, but it has {len(answers)} answers")
+        texts = answers.get("text") if isinstance(answers, dict) else answers
+        impossible = found.get("is_impossible", not texts)
+        if labelled and isinstance(texts, list) and impossible != (not texts):
+            yield place, Malformed(f"{place}: is_impossible is {impossible}, but it has {len(texts)} answers")
             continue
         yield place, [found[ID], found["question"], context, *([answers] if labelled else [])]
 

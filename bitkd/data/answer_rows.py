@@ -14,7 +14,8 @@ from bitkd.data.answer_files import ID, collect_answer_rows, column_of_answers
 from bitkd.data.answer_metric import AnswerMetric
 from bitkd.data.answer_windows import check_tokenizer, encode_windows, overlap_of, question_limit
 from bitkd.data.files import Rows
-from bitkd.data.task_rows import Submission, TaskRows
+from bitkd.data.task_rows import HOLDOUT_SHARE, Submission, TaskRows
+from bitkd.errors import InputError, shorten
 
 
 @dataclass(eq=False)
@@ -78,8 +79,25 @@ class AnswerRows(TaskRows):
         windows = encode_windows(
             self.tokenizer, rows["text_a"], rows["text_b"], rows.get("label"), self.max_length, self.overlap
         )
+        if missing := sorted(set(range(len(numbers))) - set(windows["row"])):
+            raise InputError(
+                f"task {self.task.name}: the tokenizer makes no tokens of the context of the row with id "
+                f"{shorten(rows[ID][missing[0]])}, {shorten(rows['text_b'][missing[0]])}; leave out this row"
+            )
         return {**windows, "row": [numbers[row] for row in windows["row"]]}
 
     def groups(self, rows: Rows) -> list[Any]:
-        """Whether a row has an answer: of both, a tenth is held out."""
-        return [bool(golds) for golds in rows["label"]]
+        """The number of each row's context: a tenth of the contexts is held out, with all their questions."""
+        numbers: dict[str, int] = {}
+        return [numbers.setdefault(context, len(numbers)) for context in rows["text_b"]]
+
+    def _divide(self, labels: list[Any]) -> tuple[list[int], list[int]]:
+        """For parameters and result see `TaskRows`.  labels: number of each row's context, from 0 without gaps."""
+        contexts = max(labels) + 1
+        if not round(contexts * HOLDOUT_SHARE):
+            raise InputError(f"data.selection=holdout: {contexts} contexts of training rows are too few for a tenth")
+        held_out = set(super()._divide([0] * contexts)[0])
+        sides: tuple[list[int], list[int]] = [], []
+        for row, context in enumerate(labels):
+            sides[context not in held_out].append(row)
+        return sides

@@ -7,7 +7,7 @@ import numpy as np
 
 from bitkd.data.answer_files import Gold
 from bitkd.data.tasks import TaskSpec
-from bitkd.errors import InputError, shorten
+from bitkd.errors import InputError
 
 LONGEST_QUESTION = 64
 """Tokens of a question at most, as in BERT's own code for SQuAD (`max_query_length`)."""
@@ -27,6 +27,11 @@ def check_tokenizer(tokenizer: Any) -> None:
         raise InputError(
             "question answering needs a tokenizer that pads on the right, because the first token stands for no answer; this "
             "one pads on the left: set padding_side to right in its tokenizer_config.json"
+        )
+    if tokenizer.truncation_side == "left":
+        raise InputError(
+            "question answering needs a tokenizer that truncates on the right, because windows are read from the first one on; "
+            "this one truncates on the left: set truncation_side to right in its tokenizer_config.json"
         )
     first = tokenizer("a", "a")["input_ids"][0]
     if tokenizer.cls_token_id is None or first != tokenizer.cls_token_id:
@@ -64,7 +69,8 @@ def encode_windows(
     max_length: int,
     overlap: int,
 ) -> dict[str, list[Any]]:
-    """The windows of rows, in their order, as columns with an entry for each window.
+    """The windows of rows, in their order, as columns with an entry for each window. A row has none if the tokenizer makes no
+    tokens of its context.
 
     answers: of each row; the first is the label. None leaves out the column `label`.
     max_length: tokens of a window at most.  overlap: tokens of the context that neighbouring windows share.
@@ -87,17 +93,14 @@ def encode_windows(
         return_offsets_mapping=True,
         verbose=False,
     )
-    rows = encoded.pop("overflow_to_sample_mapping")
-    offsets = encoded.pop("offset_mapping")
-    columns: dict[str, list[Any]] = {name: encoded[name] for name in encoded}
-    columns["length"] = [len(ids) for ids in columns["input_ids"]]
-    columns["row"] = list(rows)
     segments = [encoding.sequence_ids for encoding in encoded.encodings]
-    for row, segment in zip(rows, segments):
-        if 1 not in segment:
-            raise InputError(
-                f"the tokenizer makes no tokens of the context {shorten(contexts[row])}; leave out its rows"
-            )
+    kept = [window for window, segment in enumerate(segments) if 1 in segment]
+    segments = [segments[window] for window in kept]
+    columns: dict[str, list[Any]] = {name: [encoded[name][window] for window in kept] for name in encoded}
+    rows = columns.pop("overflow_to_sample_mapping")
+    offsets = columns.pop("offset_mapping")
+    columns["length"] = [len(ids) for ids in columns["input_ids"]]
+    columns["row"] = rows
     columns["context_from"] = [segment.index(1) for segment in segments]
     columns["context_to"] = [len(segment) - segment[::-1].index(1) for segment in segments]
     spans = [pairs[start:end] for pairs, start, end in zip(offsets, columns["context_from"], columns["context_to"])]

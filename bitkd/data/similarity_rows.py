@@ -16,6 +16,10 @@ class SimilarityRows(TaskRows):
     label is the cosine that the pair should have, from 0 to 1.
     """
 
+    @property
+    def encoding_settings(self) -> list[Any]:
+        return ["apart"]
+
     def encode(self, rows: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
         encoded = encode_apart(self.tokenizer, [rows["text_a"], rows["text_b"]], self.max_length)
         return {**encoded, **({"label": rows["label"]} if "label" in rows else {}), "index": numbers}

@@ -1,6 +1,6 @@
 """Tags of words, and the entities that they make up.
 
-Tags may be written as IOB1, IOB2, IOBES or BILOU (`I-PER`, `B-PER`, `E-PER`, `S-PER`, ...), or without a prefix (`PER`).
+Tags may be written as IOB1, IOB2, IOBES, BILOU or BMES (`I-PER`, `B-PER`, `E-PER`, `S-PER`, ...), or without a prefix (`PER`).
 Entities are counted as the script of the CoNLL shared tasks, conlleval, counts them (arXiv:cs/0306050).
 """
 
@@ -34,11 +34,11 @@ class _Tag(NamedTuple):
 
 
 _NO_TAG = _Tag(None, False, False)
-_PREFIXED = re.compile(r"[BIESLU]-.")
+_PREFIXED = re.compile(r"[BIMESLU]-.")
 
 
 class TagScheme:
-    """What a task's tags mean. Raises InputError if the tag O is not among the labels.
+    """What a task's tags mean. Raises InputError if the tag O is not among the labels, or if only some have a prefix.
 
     labels: names of the tags in the order of the model's outputs.
     """
@@ -53,7 +53,14 @@ class TagScheme:
         self.outside = self.labels.index(OUTSIDE)
         inside = [label for label in labels if label != OUTSIDE]
         # Without prefixes, each run of one tag is an entity: the name of a kind may look like a prefix (E-mail).
-        prefixed = all(_PREFIXED.match(label) for label in inside)
+        with_prefix = [label for label in inside if _PREFIXED.match(label)]
+        prefixed = len(with_prefix) == len(inside)
+        if not prefixed and any(label[0] in "BI" for label in with_prefix):  # every scheme has one of these two
+            without = [label for label in inside if label not in with_prefix]
+            raise InputError(
+                f"labels {shorten(with_prefix)} have a prefix and {shorten(without)} have none; give all labels but {OUTSIDE} a "
+                "prefix (B-, I-, M-, E-, S-, L- or U-), or none of them"
+            )
         self._tags = [self._read(label, prefixed) for label in labels]
 
     @staticmethod

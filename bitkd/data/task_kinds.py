@@ -1,4 +1,5 @@
-"""The kinds of tasks: one row each. Everything else asks a kind's attributes, never its name.
+"""The kinds of tasks: one row each, with what is asked of a kind. What is done for one kind alone has a table of its own, by
+the same names: heads, the term of logits, predictors.
 
 It imports no torch, so that a wrong setting is refused at once.
 """
@@ -77,6 +78,9 @@ class KindOfTask:
     texts_per_row: int = 1
     """Rows of a batch's input_ids for each row of the task: 2 where the encoder reads the two texts one by one."""
 
+    holds_out_contexts: bool = False
+    """Whether `data.selection=holdout` divides the second texts, of which each may belong to many rows, and not the rows."""
+
     @property
     def rows_class(self) -> Any:
         return resolve_name(self.rows)
@@ -108,6 +112,7 @@ KINDS_OF_TASKS: dict[str, KindOfTask] = {
             metrics=OF_ANSWERS,
             labels=False,
             can_augment=False,
+            holds_out_contexts=True,
         ),
         KindOfTask(
             "token_classification",

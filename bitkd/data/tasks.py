@@ -367,7 +367,7 @@ def task_fingerprint(task: TaskSpec, rows: str, local: bool, dev_names: list[str
     )
     meaning: list[Any] = [task.text, task.labels, task.metric, task.metrics, source, dev_names]
     if HOLDOUT in dev_names:
-        meaning.append(selection_seed)
+        meaning.append([selection_seed, "contexts"] if task.of_kind.holds_out_contexts else selection_seed)
     if task.kind != TaskSpec().kind:
         meaning.append([task.kind, asdict(task.windows), asdict(task.answers), asdict(task.similarity)])
     return hashlib.sha256(json.dumps([rows, meaning]).encode()).hexdigest()

@@ -109,7 +109,7 @@ def _owners(tokens: int, spans: list[tuple[int, int]]) -> np.ndarray:
     return owners
 
 
-def words_of(text: str) -> tuple[list[str], list[tuple[int, int]]]:
+def split_words(text: str) -> tuple[list[str], list[tuple[int, int]]]:
     """The words of a text, separated by spaces, and the characters of each, [from, to)."""
     words, spans, place = text.split(), [], 0
     for word in words:

@@ -120,6 +120,17 @@ def tokens_soft_cross_entropy(
     return (losses.sum(dim=1) / _lengths(mask)).mean()
 
 
+def spans_soft_cross_entropy(
+    student: Tensor, teacher: Tensor, mask: Tensor, temperature: float = 1.0, mean_over_classes: bool = False
+) -> Tensor:
+    """`soft_cross_entropy` of distributions over tokens, the mean over all of them: padding is no class.
+
+    student, teacher: (batch, distributions, length) logits, very low at padding.  mask: (batch, length), True = token.
+    """
+    losses = _soft_cross_entropies(student, teacher, temperature, mean_over_classes=False)
+    return (losses / _lengths(mask)[:, None] if mean_over_classes else losses).mean()
+
+
 def _soft_cross_entropies(student: Tensor, teacher: Tensor, temperature: float, mean_over_classes: bool) -> Tensor:
     """The soft cross entropy of each distribution over the last dimension."""
     _same_shape(student, teacher)

@@ -48,7 +48,7 @@ class Head:
         raise NotImplementedError
 
     def label_weight(self, batch: dict[str, Tensor]) -> int | Tensor:
-        """What `label_loss` is a mean over: the rows of the batch."""
+        """What `label_loss` is a mean over: the labelled rows of the batch, of which a pair of texts is one."""
         return len(batch["labels"])
 
     def example_labels(self, numbers: bool) -> Tensor:

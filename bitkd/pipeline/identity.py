@@ -106,7 +106,9 @@ def _augmentation_identity(sources: Sources) -> dict[str, Any]:
     vectors = spec["vectors"]
     for name in ("enabled", "path", "model", "vectors"):
         del spec[name]
-    return {
+    # Which of the two texts is augmented, and how, follows from it.
+    apart = {"texts": "apart"} if sources.config.task.of_kind.texts_per_row > 1 else {}
+    return apart | {
         "spec": spec,
         "rows": sources.training_rows_hash,
         "max_length": sources.config.data.max_length,

@@ -177,7 +177,8 @@ class Sources:
     @cached_property
     def task(self) -> RowsInfo:
         settings, files = self._task_files
-        # Neither changes the facts, but both change what is reported of the tokens: truncated rows, unknown words.
+        # Both change the number of rows where a row becomes several windows, and everywhere what is reported of the tokens
+        # (truncated rows, unknown words).
         settings = [*settings, self.config.data.max_length, self.tokenizer_info(self.model).hash]
 
         def compute() -> dict[str, Any]:

@@ -67,23 +67,26 @@ class Origin:
 
 
 class MeanLoss(Metric):
-    """The mean loss per row. torchmetrics' MeanMetric looks for NaN in every batch, which waits for the device."""
+    """The mean loss per row, or of tags per labelled token (`Head.label_weight`).
+
+    torchmetrics' MeanMetric looks for NaN in every batch, which waits for the device.
+    """
 
     total: Tensor
-    rows: Tensor
+    weight: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("rows", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("weight", torch.tensor(0.0), dist_reduce_fx="sum")
 
-    def update(self, loss: Tensor, rows: int) -> None:
-        """loss: mean of `rows` rows, a scalar."""
-        self.total = self.total + loss.float() * rows
-        self.rows = self.rows + rows
+    def update(self, loss: Tensor, weight: int | Tensor) -> None:
+        """loss: a mean, a scalar.  weight: over how many rows, of tags over how many labelled tokens."""
+        self.total = self.total + loss.float() * weight
+        self.weight = self.weight + weight
 
     def compute(self) -> Tensor:
-        return self.total / self.rows
+        return self.total / self.weight
 
 
 class StudentModule(pl.LightningModule):

@@ -19,6 +19,7 @@ from bitkd.distill.losses import (
     logits_mse,
     relation_kl,
     soft_cross_entropy,
+    spans_soft_cross_entropy,
     tokens_soft_cross_entropy,
 )
 from bitkd.distill.similarity import embedding_loss
@@ -48,8 +49,9 @@ def _classes(loss: LossSpec, head: Head, student: Any, teacher: Any, batch: Batc
 
 def _spans(loss: LossSpec, head: Head, student: Any, teacher: Any, batch: Batch) -> Tensor:
     """Over (rows, 2, length): one distribution over the tokens for the first token of the answer, one for the last."""
-    own, target = (over_tokens(head.logits(output, batch), batch["attention_mask"]).mT for output in (student, teacher))
-    return soft_cross_entropy(own, target, loss.temperature, loss.mean_over_classes)
+    mask = batch["attention_mask"]
+    own, target = (over_tokens(head.logits(output, batch), mask).mT for output in (student, teacher))
+    return spans_soft_cross_entropy(own, target, mask, loss.temperature, loss.mean_over_classes)
 
 
 def _tokens(loss: LossSpec, head: Head, student: Any, teacher: Any, batch: Batch) -> Tensor:

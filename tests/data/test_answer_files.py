@@ -76,8 +76,9 @@ def test_a_test_set_needs_no_answers(write):
 def test_a_question_may_have_no_answer_if_the_task_says_so(write):
     rows = [row(answers={"text": [], "answer_start": []})]
     assert read(write(rows), unanswerable=True)["label"] == [[]]
-    impossible = nested(question(answers=[], is_impossible=True))
-    assert read(write(impossible, "a.json"), unanswerable=True)["label"] == [[]]
+    for none in ([], rows[0]["answers"]):
+        impossible = nested(question(answers=none, is_impossible=True))
+        assert read(write(impossible, "a.json"), unanswerable=True)["label"] == [[]]
     with pytest.raises(InputError, match=r"rows.jsonl:1: it has no answer; .*task.answers.unanswerable=true"):
         read(write(rows))
 
@@ -167,5 +168,10 @@ def test_rows_of_the_hub_are_those_of_files(write, tiny_tokenizer):
         rows.read_hub(wrong, "train", labelled=True)
     with pytest.raises(InputError, match=r"owner/squad train: column answers is missing"):
         rows.read_hub(on_hub.remove_columns("answers"), "train", labelled=True)
+    blank = rows.read_hub(Dataset.from_list([row(context="\u200b", **answers("\u200b", 0))]), "train", labelled=True)
+    with pytest.raises(
+        InputError, match=r"makes no tokens of the context of the row with id 'q1', '\\u200b'; leave out"
+    ):
+        rows.tokenize(blank, "train")
     with pytest.raises(InputError, match=r"data.max_length=6 leaves no place"):
         AnswerRows(task, tiny_tokenizer, max_length=6)

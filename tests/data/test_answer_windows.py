@@ -65,9 +65,11 @@ def test_a_question_that_is_too_long_is_cut(encode, tiny_tokenizer):
         encode("cat", max_length=9, overlap=5)
 
 
-def test_a_context_without_tokens_is_refused(encode):
-    with pytest.raises(InputError, match=r"the tokenizer makes no tokens of the context '\\x00\\u200b'"):
-        encode(context="\x00\u200b")
+def test_a_context_without_tokens_has_no_window(tiny_tokenizer):
+    contexts = ["\x00\u200b", CONTEXT, "\u200b"]
+    windows = encode_windows(tiny_tokenizer, ["the dog"] * 3, contexts, [[]] * 3, 13, 3)
+    assert windows["row"] == [1, 1, 1]
+    assert {len(column) for column in windows.values()} == {3}
 
 
 def test_a_tokenizer_must_know_places_and_put_cls_first(tiny_tokenizer, monkeypatch):
@@ -76,7 +78,10 @@ def test_a_tokenizer_must_know_places_and_put_cls_first(tiny_tokenizer, monkeypa
     other.padding_side = "left"
     with pytest.raises(InputError, match="pads on the left: set padding_side to right"):
         check_tokenizer(other)
-    other.padding_side, other.cls_token = "right", "[SEP]"
+    other.padding_side, other.truncation_side = "right", "left"
+    with pytest.raises(InputError, match="truncates on the left: set truncation_side to right"):
+        check_tokenizer(other)
+    other.truncation_side, other.cls_token = "right", "[SEP]"
     with pytest.raises(InputError, match=r"puts \[CLS\] first, .* this one begins with \[CLS\]"):
         check_tokenizer(other)
     monkeypatch.setattr(type(other), "is_fast", False)

@@ -1,9 +1,12 @@
 """Rows of sentence similarity: numbers become cosines, and a test set's cosines become numbers again."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from bitkd.data.similarity_rows import SimilarityRows
+from bitkd.data.task_rows import TaskRows
 from bitkd.data.tasks import FilesSpec, SimilaritySpec, TaskSpec
 from bitkd.errors import InputError
 
@@ -44,3 +47,14 @@ def test_labels_are_cosines_and_texts_are_apart(rows, tiny_tokenizer):
 def test_a_label_outside_the_range_is_refused(rows):
     with pytest.raises(InputError, match=r"train.tsv:3: label 0.5 is outside task.similarity.lowest=1 to .highest=5"):
         _ = rows(3, 0.5).train
+
+
+def test_rows_that_are_read_together_are_not_taken_from_the_cache(rows, tiny_tokenizer, tmp_path):
+    rows(1, 0)
+    task = replace(TASK, similarity=SimilaritySpec(lowest=0, highest=1))  # equal labels in both kinds
+    together = replace(task, kind="text_classification", files=replace(TASK.files, labels_as="number"))
+    columns = [
+        make(spec, tiny_tokenizer, tmp_path, 16, tmp_path / "cache").train.column_names
+        for make, spec in ((TaskRows, together), (SimilarityRows, task))
+    ]
+    assert ["input_ids_b" in names for names in columns] == [False, True]

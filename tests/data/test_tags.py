@@ -4,7 +4,7 @@ from bitkd.data.tags import TagScheme
 from bitkd.errors import InputError
 
 IOB = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
-IOBES = [*IOB, "E-PER", "S-PER", "L-PER", "U-PER"]
+IOBES = [*IOB, "E-PER", "S-PER", "L-PER", "U-PER", "M-PER"]
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,7 @@ IOBES = [*IOB, "E-PER", "S-PER", "L-PER", "U-PER"]
         ("O I-PER", [("PER", 1, 2)]),
         ("B-PER I-PER E-PER I-PER", [("PER", 0, 3), ("PER", 3, 4)]),
         ("S-PER S-PER E-PER E-PER", [("PER", 0, 1), ("PER", 1, 2), ("PER", 2, 3), ("PER", 3, 4)]),
+        ("B-PER M-PER E-PER M-PER", [("PER", 0, 3), ("PER", 3, 4)]),  # BMES
         ("B-PER L-PER U-PER I-PER", [("PER", 0, 2), ("PER", 2, 3), ("PER", 3, 4)]),
     ],
 )
@@ -36,3 +37,10 @@ def test_without_prefixes_each_run_of_a_tag_is_an_entity():
 def test_tags_without_o_are_refused():
     with pytest.raises(InputError, match="have no O"):
         TagScheme(["NOUN", "VERB"])
+
+
+def test_labels_of_which_only_some_have_a_prefix_are_refused():
+    with pytest.raises(
+        InputError, match=r"'B-PER', 'I-PER'.* have a prefix and .*'LOC'.* have none; give all labels but O"
+    ):
+        TagScheme(["O", "B-PER", "I-PER", "LOC"])

@@ -5,7 +5,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from bitkd.data.word_windows import check_words_tokenizer, encode_words, words_of
+from bitkd.data.word_windows import check_words_tokenizer, encode_words, split_words
 from bitkd.errors import InputError
 
 PIECES = ["[PAD]", "[CLS]", "[SEP]", "a", "##b", "##c"]
@@ -93,4 +93,4 @@ def test_windows_must_move_on_and_know_their_words(tokenizer):
 
 
 def test_words_of_a_text_know_their_characters():
-    assert words_of(" a cat, a\n") == (["a", "cat,", "a"], [(1, 2), (3, 7), (8, 9)])
+    assert split_words(" a cat, a\n") == (["a", "cat,", "a"], [(1, 2), (3, 7), (8, 9)])

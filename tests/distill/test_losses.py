@@ -13,6 +13,7 @@ from bitkd.distill.losses import (
     logits_mse,
     relation_kl,
     soft_cross_entropy,
+    spans_soft_cross_entropy,
 )
 from bitkd.errors import InputError
 
@@ -55,6 +56,18 @@ def test_soft_cross_entropy_by_hand() -> None:
     assert soft_cross_entropy(2 * student, 2 * teacher, temperature=2).item() == pytest.approx(4 * expected)
     mean = soft_cross_entropy(2 * student, 2 * teacher, temperature=2, mean_over_classes=True)
     assert mean.item() == pytest.approx(4 * expected / 2)
+
+
+def test_padding_is_no_class_of_a_distribution_over_tokens() -> None:
+    student, teacher = normal(2, 2, 8, seed=1), normal(2, 2, 8, seed=2)
+    mask = torch.arange(8) < torch.tensor([[8], [5]])
+    losses = []
+    for padding in (0, 8):
+        wider = torch.nn.functional.pad(mask, (0, padding))
+        pair = (torch.nn.functional.pad(x, (0, padding)).masked_fill(~wider[:, None], -1e9) for x in (student, teacher))
+        losses.append(spans_soft_cross_entropy(*pair, wider, 2.0, mean_over_classes=True))
+    alone = [soft_cross_entropy(s[:, :n], t[:, :n], 2.0, True) for s, t, n in zip(student, teacher, (8, 5))]
+    torch.testing.assert_close(losses, [sum(alone) / 2] * 2)
 
 
 def test_soft_cross_entropy_is_least_at_the_teacher() -> None:

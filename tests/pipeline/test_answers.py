@@ -136,6 +136,10 @@ def test_students_are_evaluated_and_predict_in_every_form(finished, task, tmp_pa
     assert [line.split("\t")[1] for line in lines] == list(submission.values())
     with pytest.raises(InputError, match="rows of two texts, a question and a context; a row has one"):
         next(bitkd.load_predictor(student, cpu).predict(["who"]))
+    [empty, full] = bitkd.load_predictor(student, cpu).predict([("who", "\x00\u200b"), rows[0]])
+    assert empty == {"answer": "", "start": None, "end": None, "score": None}
+    assert full["answer"] == found[0]["answer"]
+    assert answer("predict", student, "--text", "who", "--text-pair", "\x00\u200b", cpu) == "\tno answer\n"
     question, context = rows[0]
     shown = answer("predict", student, "--text", question, "--text-pair", context, cpu)
     assert shown.startswith(f"{found[0]['answer']}\t")
@@ -145,8 +149,11 @@ def test_held_out_questions_are_scored_by_their_own_windows(task, tiny_tokenizer
     config = load_config([f"task={task / 'qa.yaml'}"], require=("task",))
     rows = config.task.of_kind.rows_class(config.task, tiny_tokenizer, task, max_length=16, selection="holdout")
     held_out = rows.dev["holdout"]
-    assert len(set(held_out["row"][:])) == 4  # a tenth of the 24 with an answer, and of the 24 without
-    assert not set(held_out["row"][:]) & set(rows.train["row"][:])
+    contexts = rows.raw_rows("holdout")["text_b"]
+    sides = [{contexts[row] for row in side["row"][:]} for side in (held_out, rows.train)]
+    assert [len(side) for side in sides] == [1, 11]  # a tenth of the 12 contexts
+    assert not sides[0] & sides[1]
+    assert len(set(held_out["row"][:])) == 4  # the two questions of both paragraphs with this context
     metric = rows.metrics()["holdout"]
     for window in held_out:  # logits that point at the label
         logits = torch.zeros(1, 16, 2)
