@@ -202,7 +202,6 @@ class NoSynchronization(pl.Callback):
 
 
 @needs_gpu
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("recorded", [True, False])
 @pytest.mark.parametrize(("kind", "quant", "change"), EACH)
 def test_a_fit_waits_for_no_gpu(kind, quant, change, recorded):
