@@ -106,7 +106,7 @@ def _augmentation_identity(sources: Sources) -> dict[str, Any]:
     vectors = spec["vectors"]
     for name in ("enabled", "path", "model", "vectors"):
         del spec[name]
-    # Which of the two texts is augmented, and how, follows from it.
+    # Only where it is so: the names of other augmented rows stay.
     apart = {"texts": "apart"} if sources.config.task.of_kind.texts_per_row > 1 else {}
     return apart | {
         "spec": spec,

@@ -120,10 +120,10 @@ def glossary(comparison: Comparison) -> list[tuple[str, str]]:
         ),
         (
             "cost",
-            "of training, over all processes and resumptions: optimizer steps, examples seen (rows; of sentence similarity each "
-            "text), their tokens without padding and with it, FLOP and time. The chain is every stage except the teacher and augmented rows, which "
-            "pipelines share. General KD is done once for all tasks, so the cost is given with and without it. A dash, or "
-            "no such column: older records do not say.",
+            "of training, over all processes and resumptions: optimizer steps, examples seen (rows; of sentence "
+            "similarity each text), their tokens without padding and with it, FLOP and time. The chain is every stage "
+            "except the teacher and augmented rows, which pipelines share. General KD is done once for all tasks, so the "
+            "cost is given with and without it. A dash, or no such column: older records do not say.",
         ),
         (
             "FLOP of products",

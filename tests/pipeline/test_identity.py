@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from bitkd.config.load import load_config
+from bitkd.data.task_kinds import KINDS_OF_TASKS
 from bitkd.pipeline.identity import identity_of
 from bitkd.pipeline.plan import make_plan
 from bitkd.processes import machine
@@ -54,6 +57,12 @@ def test_what_a_setting_of_an_earlier_version_said_keeps_its_fingerprint(identit
     assert changed["stage2"]["train"]["optimizer"] == "bert_adam"
     left = identities(zero[0], "stages.stage1.loss.padding=leave")["stage1"]["loss"]
     assert left not in (plain["loss"], changed["stage1"]["loss"])
+
+
+def test_augmented_rows_whose_texts_are_read_apart_have_another_identity(identities, monkeypatch):
+    before, kind = identities(), KINDS_OF_TASKS["text_classification"]
+    monkeypatch.setitem(KINDS_OF_TASKS, kind.name, replace(kind, texts_per_row=2))
+    assert differences(before, identities()) == {"augment": {"texts"}}
 
 
 def test_a_shape_without_sizes_of_its_own_has_the_identity_that_it_had_before_there_were_any(identities):
