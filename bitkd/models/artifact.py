@@ -188,7 +188,7 @@ def permute_labels(model: Any, task_labels: list[str] | None, names: list[str] |
     task_labels: None for a regression.  names: the checkpoint's own label names in its order, if its config has none
     ("LABEL_0", …). Raises InputError if names cannot be matched, or if the model has no classifier.
     """
-    if not head_of(model).has_classes:
+    if not head_of(model).has_classes and task_labels is None:
         return
     order = label_order(label_names(model.config), task_labels, names)
     if task_labels is None:
