@@ -3,7 +3,8 @@ started together from then on.
 
 A step of BERT-base has over 2,000 kernels. To start them one by one takes the processor several times as long as they run.
 A recording runs the same kernels on the same random numbers. Where a kernel adds numbers in any order, as that of the gradient
-of token types does, two runs differ by rounding, recorded or not. Each recording is compared with its kernels one by one, and is used only if it differs by no more.
+of token types does, two runs differ by rounding, recorded or not. Each recording is compared with its kernels one by one, and
+is used only if it differs by no more.
 """
 
 import contextlib
