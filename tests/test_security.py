@@ -23,7 +23,7 @@ from bitkd.compare.runs import to_json
 from bitkd.config.load import load_config
 from bitkd.data.augment.augmenter import load_shards
 from bitkd.data.hub import load_tokenizer
-from bitkd.data.tasks import check_hub_id
+from bitkd.data.task_checks import check_hub_id
 from bitkd.errors import InputError
 from bitkd.files import is_alive
 from bitkd.models.artifact import load_classifier, load_student

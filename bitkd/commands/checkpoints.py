@@ -9,7 +9,8 @@ from typing import Any
 from bitkd.config.load import choices, load_config
 from bitkd.config.schema import DEMO, Config
 from bitkd.data.hub import resolve_pretrained
-from bitkd.data.tasks import TaskSpec, check_metrics, check_task
+from bitkd.data.task_checks import check_metrics, check_task
+from bitkd.data.tasks import TaskSpec
 from bitkd.errors import InputError
 from bitkd.models.answers import ENCODER, kind_answered
 from bitkd.models.labels import label_order

@@ -24,7 +24,7 @@ from bitkd.commands.predictions import Form, JsonDocument, Lines, Tsv, form_of
 from bitkd.data.files import as_text
 from bitkd.data.formats import Record
 from bitkd.data.lines import Malformed
-from bitkd.data.tasks import check_test_set
+from bitkd.data.task_checks import check_test_set
 from bitkd.data.texts import STDIN, TextFile
 from bitkd.errors import InputError
 from bitkd.pipeline.checks import check_files

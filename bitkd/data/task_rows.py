@@ -23,7 +23,8 @@ from bitkd.data.formats import Record
 from bitkd.data.hub import SAMPLED_ROWS, load_hub_dataset, tokenizer_state, without_progress_bars
 from bitkd.data.lines import Malformed
 from bitkd.data.metrics import build_metrics
-from bitkd.data.tasks import HOLDOUT, Selection, TaskSpec, check_metrics, check_task, check_test_set, task_fingerprint
+from bitkd.data.task_checks import check_metrics, check_task, check_test_set
+from bitkd.data.tasks import HOLDOUT, Selection, TaskSpec, task_fingerprint
 from bitkd.data.tokenized import encode_texts
 from bitkd.errors import InputError, check_choices, shorten, writable
 

@@ -8,7 +8,7 @@ from typing import Any
 from bitkd.config.schema import PRETRAINED, Config, StageSpec, TrainSpec, micro_batches, settings_of, store_root
 from bitkd.data.augment.checks import check_augmentation
 from bitkd.data.hub import resolve_pretrained
-from bitkd.data.tasks import check_metrics, check_task
+from bitkd.data.task_checks import check_metrics, check_task
 from bitkd.errors import InputError
 from bitkd.files import digest
 from bitkd.pipeline.budget import StageCost, budget_steps, check_budget

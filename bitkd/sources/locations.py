@@ -7,7 +7,7 @@ from bitkd.config.schema import DEMO, Config, cache_root, store_root
 from bitkd.data.demo.files import ensure_demo
 from bitkd.data.documents import Documents, FileDocuments, HubDocuments
 from bitkd.data.hub import resolve_pretrained
-from bitkd.data.tasks import check_hub_id
+from bitkd.data.task_checks import check_hub_id
 from bitkd.errors import InputError, writable
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from bitkd.config.load import choices, load_config
 from bitkd.data.files import content_hash, find_file, read_rows
+from bitkd.data.task_checks import check_task
 from bitkd.data.task_rows import TaskRows
-from bitkd.data.tasks import FilesSpec, TaskSpec, check_task
+from bitkd.data.tasks import FilesSpec, TaskSpec
 from bitkd.errors import InputError
 
 GLUE = {
