@@ -5,6 +5,7 @@ from dataclasses import asdict, is_dataclass, replace
 from typing import Any
 
 from bitkd.config.schema import Config, ShapeSpec, StageSpec, TrainSpec
+from bitkd.data.tasks import TaskSpec
 from bitkd.stages.kinds import kind_of
 
 NO_EFFECT_ON_RESULTS = ("run", "study", "logger", "wandb", "checkpoint", "data.num_workers", "data.eval_batch_size",
@@ -21,6 +22,9 @@ and rows are compared by content; what `share_across_seeds` does is seen in the 
 
 CORPUS_ONLY = ("hub_corpus", "streaming", "masking", "segments")
 """Settings of `data` that only General KD reads."""
+
+OF_OTHER_KINDS = ("kind", "windows", "answers", "similarity")
+"""Settings of `task` that text classification does not read: its runs of before they came have none."""
 
 STRUCTURAL = ("kind", "title", "student", "teacher", "augmented", "checkpoint", "labels", "seed")
 """What a stage is, as opposed to how it is trained and quantized."""
@@ -39,6 +43,9 @@ def result_settings(config: Config) -> dict[str, Any]:
     if not any(kind_of(stage.kind).on_corpus for stage in config.stages.values()):
         for key in CORPUS_ONLY:
             del content["data"][key]
+    if config.task.kind == TaskSpec().kind:
+        for key in OF_OTHER_KINDS:
+            del content["task"][key]
     if not config.task.augmentation.enabled:
         content["task"]["augmentation"] = {"enabled": False}
     for name, stage in content["stages"].items():

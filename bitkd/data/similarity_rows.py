@@ -1,13 +1,17 @@
 """The rows of sentence similarity: pairs of texts that an encoder reads one by one."""
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
+from datasets import Dataset
 from torch import Tensor
 
 from bitkd.data.task_rows import Submission, TaskRows
 from bitkd.data.tokenized import encode_apart
 from bitkd.distill.similarity import pair_cosines
+
+log = logging.getLogger(__name__)
 
 
 class SimilarityRows(TaskRows):
@@ -23,6 +27,19 @@ class SimilarityRows(TaskRows):
     def encode(self, rows: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
         encoded = encode_apart(self.tokenizer, [rows["text_a"], rows["text_b"]], self.max_length)
         return {**encoded, **({"label": rows["label"]} if "label" in rows else {}), "index": numbers}
+
+    def note(self, rows: Dataset) -> None:
+        super().note(rows)
+        if (highest := max(rows["label"][:])) < 0.5:
+            low, high = self.task.similarity.lowest, self.task.similarity.highest
+            log.warning(
+                "%s: no label of its training rows is above %g, in a range from %g to %g; is this the range of the labels "
+                "(task.similarity.lowest and .highest)?",
+                self.task.name,
+                low + (high - low) * highest,
+                low,
+                high,
+            )
 
     def groups(self, rows: dict[str, list[Any]]) -> list[float]:
         """The label from 0 to 5."""

@@ -227,7 +227,7 @@ class TaskRows:
         truncated = {name: sum(rows["truncated"][:]) for name, rows in tokenized.items()}
         if found := ", ".join(f"{count} of {name}" for name, count in truncated.items() if count):
             log.warning("%s: %s: %s", self.task.name, self.truncation, found)
-        self._note_unknown(tokenized["train"])
+        self.note(tokenized["train"])
         dev = {name: rows.remove_columns("truncated") for name, rows in tokenized.items()}
         train = dev.pop("train")
         if self.selection == HOLDOUT:
@@ -236,8 +236,8 @@ class TaskRows:
             train = _of_rows(train, kept)
         return _Tokenized(train, dev, truncated, content_hash)
 
-    def _note_unknown(self, rows: Dataset) -> None:
-        """Warn if the tokenizer does not know many words of the first rows."""
+    def note(self, rows: Dataset) -> None:
+        """Warn of what may be wrong with the training rows: if the tokenizer does not know many words of the first ones."""
         tokens = list(itertools.chain.from_iterable(rows[:SAMPLED_ROWS]["input_ids"]))
         unknown = self.tokenizer.unk_token_id
         share = tokens.count(unknown) / len(tokens) if tokens and unknown is not None else 0

@@ -131,3 +131,11 @@ def test_a_given_teacher_counts_but_not_where_it_lies():
     first, second = (Config(stages={"teacher": StageSpec(kind="finetune", checkpoint=place)}) for place in "ab")
     assert result_settings(first) == result_settings(second)
     assert result_settings(first) != result_settings(Config(stages={"teacher": StageSpec(kind="finetune")}))
+
+
+def test_settings_of_other_kinds_of_tasks_tell_no_runs_apart():
+    classes, answers = (
+        result_settings(load_config([f"task={task}", "pipeline=singlestage"])) for task in ("rte", "squad")
+    )
+    assert not any(name.startswith(("task.windows", "task.answers", "task.kind")) for name in classes)
+    assert answers["task.windows.overlap"] == 128

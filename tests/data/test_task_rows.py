@@ -5,6 +5,7 @@ import datasets
 import pytest
 
 from bitkd.config.load import load_config
+from bitkd.data.similarity_rows import SimilarityRows
 from bitkd.data.task_rows import TaskRows
 from bitkd.data.tasks import FilesSpec, HubSpec, TaskSpec
 from bitkd.errors import InputError
@@ -150,6 +151,19 @@ def test_hub_labels_may_be_names(tiny_tokenizer, monkeypatch):
 def test_a_bad_hub_label_is_named(labels, spec, message, tiny_tokenizer, monkeypatch):
     with pytest.raises(InputError, match=message):
         _ = TaskRows(hub_task(monkeypatch, labelled(labels), **spec), tiny_tokenizer).train
+
+
+@pytest.mark.parametrize(("highest", "is_noted"), [(5, True), (1, False)])
+def test_labels_in_the_lower_half_of_the_range_are_reported(highest, is_noted, tiny_tokenizer, tmp_path, caplog):
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / name).write_text("a\tb\tlabel\nthe dog\tthe cat\t1\na bird\ta dog\t0.2\n")
+    files = FilesSpec(dev={"dev": "dev.tsv"})
+    task = TaskSpec(
+        "pairs", ["a", "b"], metric="spearman", metrics=["spearman"], kind="sentence_similarity", files=files
+    )
+    task.similarity.highest = highest
+    assert SimilarityRows(task, tiny_tokenizer, tmp_path).num_rows == {"train": 2, "dev": 2}
+    assert ("is this the range of the labels" in caplog.text) is is_noted
 
 
 def test_many_unknown_words_are_reported(tiny_tokenizer, tmp_path, caplog):
