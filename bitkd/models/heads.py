@@ -3,6 +3,7 @@
 A head is known from the class of a model, so nothing else has to be told which one it has.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from bitkd.models.answers import ANSWERS, ENCODER, kind_answered
 
 
 @dataclass(frozen=True)
-class Head:
+class Head(ABC):
     """One kind of head.  Shapes: `rows` are those of input_ids."""
 
     name: str
@@ -43,9 +44,9 @@ class Head:
         logits: Tensor = output.logits
         return logits
 
+    @abstractmethod
     def label_loss(self, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """The loss on `labels`, a scalar in FP32: what a teacher is trained with.  logits: those of `logits`."""
-        raise NotImplementedError
 
     def label_weight(self, batch: dict[str, Tensor]) -> int | Tensor:
         """What `label_loss` is a mean over: the labelled rows of the batch, of which a pair of texts is one."""
