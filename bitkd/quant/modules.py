@@ -9,15 +9,14 @@ from bitkd.quant.functional import ClippedCodes, quantize_weight
 from bitkd.quant.inputs import WIDEST, InputQuantizer, make_input_quantizer
 from bitkd.quant.product import Codes, LearnedScales, ProductSpec, codes_and_scales, low_bit_linear
 from bitkd.quant.reuse import HeldTerms, HoldsCodes
-from bitkd.quant.table import FP32, HALF_BITS, LEVELS, weight_quantizer
+from bitkd.quant.table import FP32, HALF_BITS, LEVELS, WeightQuantizer, weight_quantizer
 
 COLUMN_SCALE = "column_scale"
 SCALE_NAMES = ("weight_scale", COLUMN_SCALE)
 """Names of the Parameters of learned scales; None where they are computed."""
 
 
-def _weight_codes(bits: int, clip: float | None, levels: int) -> Codes | None:
-    row = weight_quantizer(bits, "embedding_bits", levels=levels)
+def _weight_codes(row: WeightQuantizer | None, clip: float | None) -> Codes | None:
     if row is None:
         return None
     return row.resolve() if clip is None else ClippedCodes(row.resolve(), clip)
@@ -73,17 +72,16 @@ class QuantLinear(HoldsCodes, nn.Linear):
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
         self.weight_bits, self.levels = weight_bits, levels
-        self.weight_codes = _weight_codes(weight_bits, ste_clip if forward_clip else None, levels)
-        low = self.weight_codes is not None
+        row = weight_quantizer(weight_bits, levels=levels)
+        self.weight_codes = _weight_codes(row, ste_clip if forward_clip else None)
         self.per_row = per_row
-        self.column_scales, self.learned_scales = low and column_scales, low and learned_scales
-        self.codes_at = None
+        self.column_scales, self.learned_scales = bool(row and column_scales), bool(row and learned_scales)
+        self.codes_at = row.resolve_at() if row and learned_scales else None
         self.ste_clip, self.forward_clip = ste_clip, forward_clip
         self.input_quantizer = make_input_quantizer(activation_bits)
         for name in SCALE_NAMES:
             self.register_parameter(name, None)
         if self.learned_scales:
-            self.codes_at = weight_quantizer(weight_bits, levels=levels).resolve_at()  # type: ignore[union-attr]
             self.start_scales()
 
     @classmethod
@@ -192,7 +190,8 @@ class QuantEmbedding(nn.Embedding):
     ) -> None:
         super().__init__(*args, **settings)
         self.weight_bits, self.levels = weight_bits, levels
-        self.weight_codes = _weight_codes(weight_bits, ste_clip if forward_clip else None, levels)
+        row = weight_quantizer(weight_bits, "embedding_bits", levels=levels)
+        self.weight_codes = _weight_codes(row, ste_clip if forward_clip else None)
         self.ste_clip, self.forward_clip = ste_clip, forward_clip
 
     @classmethod

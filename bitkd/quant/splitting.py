@@ -124,6 +124,6 @@ def _split_module(module: Any) -> SplitLinear | SplitEmbedding:
     if column is not None:
         weight = weight / column.clamp_min(SMALLEST)
     weights = (split.first.weight, split.second.weight)
-    for half, part in zip(weights, split_ternary(weight, module.per_row), strict=True):
-        half.copy_(part if column is None else part * column)
+    for target, part in zip(weights, split_ternary(weight, module.per_row), strict=True):
+        target.copy_(part if column is None else part * column)
     return split
