@@ -24,12 +24,20 @@ def _held_by(layer: HoldsCodes) -> HeldTerms | None:
     return None if torch.compiler.is_compiling() else layer.held
 
 
-def quantizer_for(module: Any, bits: int) -> InputQuantizer:
-    """The input quantizer of `module`, with all that it has learned, if it is of `bits`; otherwise a new one."""
-    old = getattr(module, "input_quantizer", None)
-    if isinstance(old, InputQuantizer) and old.bits == bits:
+SCALE_NAMES = ("weight_scale", "column_scale")
+"""Names of parameters that are scales. They are trained as what an InputQuantizer learns (`OptimSpec.scales_lr`)."""
+
+
+def quantizer_for(module: Any, bits: int, signed: bool = True) -> InputQuantizer:
+    """The input quantizer of `module`, with all that it has learned, if it is of `bits` and for such inputs; otherwise a new
+    one.
+
+    signed: whether the input has negative values.
+    """
+    old, new = getattr(module, "input_quantizer", None), make_input_quantizer(bits, module.in_features, signed)
+    if isinstance(old, InputQuantizer) and (old.bits, old.signed) == (new.bits, new.signed):
         return old
-    return make_input_quantizer(bits).to(next(module.parameters()).device)
+    return new.to(next(module.parameters()).device)
 
 
 class QuantLinear(HoldsCodes, nn.Linear):
@@ -42,6 +50,7 @@ class QuantLinear(HoldsCodes, nn.Linear):
     per_row: one scale for each output row instead of one for the matrix.
     ste_clip: latent weights beyond it get no gradient; None lets every gradient pass.
     forward_clip: quantize the weights clipped to ±ste_clip.
+    signed_input: False if the input has no negative values.
     """
 
     def __init__(
@@ -55,6 +64,7 @@ class QuantLinear(HoldsCodes, nn.Linear):
         per_row: bool = False,
         ste_clip: float | None = None,
         forward_clip: bool = False,
+        signed_input: bool = True,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -63,23 +73,29 @@ class QuantLinear(HoldsCodes, nn.Linear):
         self.weight_codes = _weight_codes(weight_bits, ste_clip if forward_clip else None)
         self.per_row = per_row
         self.ste_clip, self.forward_clip = ste_clip, forward_clip
-        self.input_quantizer = make_input_quantizer(activation_bits)
+        self.input_quantizer = make_input_quantizer(activation_bits, in_features, signed_input)
 
     @classmethod
     def from_float(cls, module: nn.Linear, **settings: Any) -> Self:
         """A QuantLinear that shares the Parameters of `module`; settings: the keyword arguments of `__init__`.
 
-        If `module` is a QuantLinear, its input quantizer is kept as well, unless another width is asked for.
+        If `module` is a QuantLinear, its input quantizer is kept as well, unless one of another width or for other inputs is
+        asked for.
         """
         new = cls(module.in_features, module.out_features, module.bias is not None, device="meta", **settings)
         new.weight, new.bias = module.weight, module.bias
-        new.input_quantizer = quantizer_for(module, new.activation_bits)
+        new.input_quantizer = quantizer_for(module, new.activation_bits, new.signed_input)
         return new.train(module.training)
 
     @property
     def activation_bits(self) -> int:
         """Bits of the input."""
         return self.input_quantizer.bits
+
+    @property
+    def signed_input(self) -> bool:
+        """Whether the input's quantizer takes negative values."""
+        return self.input_quantizer.signed
 
     def forward(self, input: Tensor) -> Tensor:
         if self.weight_codes is None and self.activation_bits == FP32:
@@ -171,17 +187,17 @@ class SplitLinear(HoldsCodes, nn.Module):
     def from_float(cls, module: nn.Linear, **settings: Any) -> Self:
         """A pair shaped like `module`, all zeros: to be filled by `load_state_dict`.
 
-        settings: activation_bits, per_row, ste_clip. The input quantizer of a QuantLinear is kept, unless another
-        width is asked for.
+        settings: activation_bits, signed_input, per_row, ste_clip. The input quantizer of a QuantLinear is kept, unless one of
+        another width or for other inputs is asked for.
         """
-        bits = settings.pop("activation_bits", FP32)
+        bits, signed = settings.pop("activation_bits", FP32), settings.pop("signed_input", True)
         halves = []
         for _ in range(2):
             half = QuantLinear.from_float(module, weight_bits=HALF_BITS, **settings)
             half.weight = _blank(module.weight)
             half.bias = None if module.bias is None else _blank(module.bias)
             halves.append(half)
-        return cls(halves[0], halves[1], quantizer_for(module, bits))
+        return cls(halves[0], halves[1], quantizer_for(module, bits, signed))
 
     @property
     def in_features(self) -> int:
@@ -202,6 +218,11 @@ class SplitLinear(HoldsCodes, nn.Module):
     def activation_bits(self) -> int:
         """Bits of the input that both halves read."""
         return self.input_quantizer.bits
+
+    @property
+    def signed_input(self) -> bool:
+        """Whether the input's quantizer takes negative values."""
+        return self.input_quantizer.signed
 
     @property
     def per_row(self) -> bool:

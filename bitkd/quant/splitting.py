@@ -110,7 +110,7 @@ def _split_module(module: Any) -> SplitLinear | SplitEmbedding:
     if isinstance(module, QuantEmbedding):
         split = SplitEmbedding.from_float(module, ste_clip=module.ste_clip)
     else:
-        settings = {name: getattr(module, name) for name in ("activation_bits", "per_row", "ste_clip")}
+        settings = {name: getattr(module, name) for name in ("activation_bits", "signed_input", "per_row", "ste_clip")}
         split = SplitLinear.from_float(module, **settings)
         for half in (split.first, split.second):
             if half.bias is not None:

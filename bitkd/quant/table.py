@@ -52,6 +52,10 @@ class ActivationQuantizer:
     """A function of the width that returns a `bitkd.quant.inputs.InputQuantizer`, such as its class; or where to
     find it, as "module:name"."""
 
+    learns: bool = False
+    """Whether it has parameters: it is then a function of the width, of the features of a Linear's input (None for
+    attention's tensors) and of whether there are negative values, and `OptimSpec.scales_lr` is part of a stage's fingerprint."""
+
     def resolve(self) -> Callable[..., Any]:
         """The function that `quantizer` names."""
         return _resolve(self.quantizer)
@@ -63,7 +67,14 @@ WEIGHTS: dict[int, WeightQuantizer] = {
 }
 """By bits of a weight. To add a width, add a row."""
 
-ACTIVATIONS: dict[int, ActivationQuantizer] = {8: ActivationQuantizer("bitkd.quant.inputs:PerToken")}
+_ELASTIC = ActivationQuantizer("bitkd.quant.elastic:Elastic", learns=True)
+
+ACTIVATIONS: dict[int, ActivationQuantizer] = {
+    1: _ELASTIC,
+    2: _ELASTIC,
+    4: _ELASTIC,
+    8: ActivationQuantizer("bitkd.quant.inputs:PerToken"),
+}
 """By bits of an activation. To add a width, add a row."""
 
 
