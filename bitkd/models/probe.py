@@ -129,7 +129,7 @@ def _try(config: PretrainedConfig, family: str) -> Architecture:
     _expect_same(full, batch, output.logits, f"{family}: a copy of all its layers")
     build_student(model, ShapeSpec(layers=[layers - 1]))(**batch)
     for bits in WEIGHTS:
-        spec = QuantSpec(weight_bits=bits, activation_bits=min(ACTIVATIONS), attention_activations=True)
+        spec = QuantSpec(weight_bits=bits, activation_bits=max(ACTIVATIONS), attention_activations=True)
         student = prepare(copy.deepcopy(full), spec)
         student(**batch).logits.sum().backward()
         if is_splittable(bits):

@@ -109,6 +109,12 @@ class Elastic(InputQuantizer):
             self._calibrated = bool(self.step.detach() != 0)
         return self._calibrated
 
+    @property
+    def size(self) -> Tensor:
+        """What codes are multiplied by: the step, positive, in FP32, without a gradient."""
+        self._check()
+        return _size(self.step)
+
     @torch.no_grad()
     def start(self, magnitude: Tensor) -> None:
         """Set the step by the mean |x| over what is not 0; the shift starts at 0.
@@ -123,9 +129,8 @@ class Elastic(InputQuantizer):
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        self._check()
         with torch.autocast(x.device.type, enabled=False):
-            moved, size = _moved(x, self.shift), _size(self.step)
+            moved, size = _moved(x, self.shift), self.size
             return _codes(moved, moved / size, self.levels), size
 
     def forward(self, x: Tensor) -> Tensor:

@@ -116,8 +116,9 @@ class Layers:
 
 def unsigned_linears(model: Any, layers: Layers) -> list[Any]:
     """The Linears of an encoder whose input has no negative values: the FFN's second ones behind a ReLU."""
-    names = {getattr(getattr(model, "config", None), name, None) for name in HIDDEN_ACT}
-    return layers.parts("down") if "relu" in names and not layers.layout.gated else []
+    config = getattr(model, "config", None)
+    act = next((found for name in HIDDEN_ACT if isinstance(found := getattr(config, name, None), str)), None)
+    return layers.parts("down") if act == "relu" and not layers.layout.gated else []
 
 
 def find_layers(model: Any) -> Layers | None:

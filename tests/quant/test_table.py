@@ -11,6 +11,7 @@ from transformers import BertConfig, BertModel
 from bitkd.errors import InputError
 from bitkd.models.attention import ATTENTION
 from bitkd.quant.functional import binary_codes, ternary_codes
+from bitkd.quant.elastic import Elastic
 from bitkd.quant.inputs import InputQuantizer, PerToken
 from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitLinear
 from bitkd.quant.spec import QuantSpec
@@ -100,7 +101,7 @@ def test_a_row_for_four_bit_weights_is_neither_binary_nor_ternary() -> None:
         split_layers(encoder(spec))
 
 
-@pytest.mark.parametrize("bits", [0, 3, 4, 16, 33])
+@pytest.mark.parametrize("bits", [0, 3, 5, 16, 33])
 def test_an_unknown_width_is_refused_where_it_is_used(bits: int) -> None:
     weights, activations = rf"={bits} is unsupported; use 1 \(binary\), 2 \(ternary\) or 32", f"={bits} is unsupported"
     for make in (
@@ -207,5 +208,6 @@ def test_rows_name_their_implementation_without_torch() -> None:
     assert WEIGHTS[1].resolve() is binary_codes
     assert WEIGHTS[2].resolve() is ternary_codes
     assert ACTIVATIONS[8].resolve() is PerToken
+    assert {bits for bits, row in ACTIVATIONS.items() if row.resolve() is Elastic} == {1, 2, 4}
     assert [row.title for row in WEIGHTS.values()] == ["1-bit", "2-bit"]
     assert [bits for bits in (1, 2, 32) if is_splittable(bits)] == [2]
