@@ -47,7 +47,9 @@ def calibrate(model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) -> N
         for module, training in modes:
             module.training = training
     if needs_calibration(model):
-        raise InputError("the model was calibrated without rows; give bitkd.calibrate one batch of training rows or more")
+        raise InputError(
+            "the model was calibrated without rows; give bitkd.calibrate one batch of training rows or more"
+        )
 
 
 def _readers(model: nn.Module) -> list[tuple[nn.Module, InputQuantizer]]:

@@ -19,8 +19,8 @@ from bitkd.models.encoder import (
     read_spec,
     refuse_packed,
     set_dropout,
-    set_hidden_act,
     set_ffn_neurons,
+    set_hidden_act,
     set_hidden_size,
     write_spec,
 )

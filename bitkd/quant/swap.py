@@ -170,7 +170,11 @@ def _linear(module: Any, spec: QuantSpec, signed_input: bool = True) -> nn.Modul
         )
         return SplitLinear(first, second, quantizer_for(module, spec.activation_bits, signed_input))
     if spec.weight_bits < FP32 or spec.activation_bits < FP32:
-        settings |= {"weight_bits": spec.weight_bits, "activation_bits": spec.activation_bits, "signed_input": signed_input}
+        settings |= {
+            "weight_bits": spec.weight_bits,
+            "activation_bits": spec.activation_bits,
+            "signed_input": signed_input,
+        }
         return QuantLinear.from_float(module, forward_clip=spec.clips(spec.weight_bits), **settings)
     if type(module) is nn.Linear:
         return module

@@ -116,7 +116,12 @@ def test_split_shape_takes_a_split_models_weights() -> None:
     [
         (BertModel(BertConfig(**SHAPE, hidden_act="relu")), 2),
         (BertModel(BertConfig(**SHAPE)), 0),
-        (DistilBertModel(DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=32, vocab_size=40, activation="relu")), 2),
+        (
+            DistilBertModel(
+                DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=32, vocab_size=40, activation="relu")
+            ),
+            2,
+        ),
         (
             ModernBertModel(
                 ModernBertConfig(**SHAPE, hidden_activation="relu", pad_token_id=0, global_attn_every_n_layers=1)

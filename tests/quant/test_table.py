@@ -10,8 +10,8 @@ from transformers import BertConfig, BertModel
 
 from bitkd.errors import InputError
 from bitkd.models.attention import ATTENTION
-from bitkd.quant.functional import binary_codes, ternary_codes
 from bitkd.quant.elastic import Elastic
+from bitkd.quant.functional import binary_codes, ternary_codes
 from bitkd.quant.inputs import InputQuantizer, PerToken
 from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitLinear
 from bitkd.quant.spec import QuantSpec
