@@ -1,8 +1,7 @@
 """Start what quantizers of activations learn from the values that they will read."""
 
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,9 @@ from transformers import PreTrainedModel
 from bitkd.errors import InputError
 from bitkd.models.encoder import refuse_packed
 from bitkd.models.inputs import model_inputs
-from bitkd.quant.inputs import AttentionQuantizer, InputQuantizer
+from bitkd.quant.inputs import InputQuantizer
+
+Codes = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def needs_calibration(model: nn.Module) -> bool:
@@ -34,12 +35,10 @@ def calibrate(model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) -> N
         return
     device = next(model.parameters()).device
     modes = [(module, module.training) for module in model.modules()]
-    seen = _Magnitudes()
+    seen = _Magnitudes(model)
     model.eval()
     try:
-        with ExitStack() as hooks:
-            for reader, quantizer in _readers(model):
-                hooks.callback(reader.register_forward_pre_hook(seen.hook(quantizer)).remove)
+        with seen:
             for batch in batches:
                 seen.real = batch["attention_mask"].to(device).bool()
                 model(**model_inputs({name: column.to(device) for name, column in batch.items()}, model))
@@ -52,41 +51,36 @@ def calibrate(model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) -> N
         )
 
 
-def _readers(model: nn.Module) -> list[tuple[nn.Module, InputQuantizer]]:
-    """Each quantizer without a start, and the module that is called with what it quantizes."""
-    found: list[tuple[nn.Module, InputQuantizer]] = []
-    for module in model.modules():
-        children: list[Any] = [child for child in module.children() if isinstance(child, InputQuantizer)]
-        own = isinstance(module, AttentionQuantizer)
-        found += [(child if own else module, child) for child in children if not child.calibrated]
-    return found
-
-
 class _Magnitudes:
-    """The mean magnitudes of what quantizers have read so far."""
+    """Within this context, the quantizers of `model` that have no start get one, and a better one with each batch."""
 
-    def __init__(self) -> None:
-        self.real = torch.ones(0, 0, dtype=torch.bool)
-        """(batch, length) of the batch that runs: True = real token."""
+    real: Tensor
+    """(batch, length) of the batch that runs: True = real token."""
 
-        self._sums: dict[InputQuantizer, Tensor] = {}
-        """Sum of |x| over real tokens, and how many are not 0."""
+    def __init__(self, model: nn.Module) -> None:
+        found = [module for module in model.modules() if isinstance(module, InputQuantizer)]
+        self._sums = {quantizer: torch.zeros(()) for quantizer in found if not quantizer.calibrated}
+        """Sum of |x| over the real tokens of all batches until now, and how many numbers are not 0: (2,)."""
 
-    def hook(self, quantizer: InputQuantizer) -> Callable[..., None]:
-        """A pre-hook that starts `quantizer` by the mean over all batches until now."""
+    def __enter__(self) -> None:
+        for quantizer in self._sums:  # not a hook: the product of a Linear asks for the codes
+            setattr(quantizer, "codes", partial(self._codes, quantizer, quantizer.codes))  # noqa: B010
 
-        def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = self._real_tokens(inputs[0])
-            exact = torch.float32 if x.device.type == "mps" else torch.float64  # as in bitkd.quant.functional
-            sums = torch.stack([x.abs().sum(dtype=exact), torch.count_nonzero(x).to(exact)])
-            total = self._sums[quantizer] = self._sums.get(quantizer, torch.zeros_like(sums)) + sums
-            if not total.isfinite().all():
-                raise InputError(
-                    "an activation is not finite, so that its quantizer cannot start; check the model's weights"
-                )
-            quantizer.start((total[0] / total[1].clamp_min(1)).float())
+    def __exit__(self, *_: object) -> None:
+        for quantizer in self._sums:
+            delattr(quantizer, "codes")
 
-        return count
+    def _codes(self, quantizer: InputQuantizer, codes: Codes, x: Tensor) -> tuple[Tensor, Tensor]:
+        real = self._real_tokens(x)
+        exact = torch.float32 if x.device.type == "mps" else torch.float64  # as in bitkd.quant.functional
+        sums = torch.stack([real.abs().sum(dtype=exact), torch.count_nonzero(real).to(exact)])
+        total = self._sums[quantizer] = self._sums[quantizer].to(sums) + sums
+        if not total.isfinite().all():
+            raise InputError(
+                "an activation is not finite, so that its quantizer cannot start; check the model's weights"
+            )
+        quantizer.start((total[0] / total[1].clamp_min(1)).float())
+        return codes(x)
 
     def _real_tokens(self, x: Tensor) -> Tensor:
         """What belongs to real tokens, if x has the batch's tokens: (batch, length, …) or (batch, heads, length, …)."""
