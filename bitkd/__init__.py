@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from bitkd.models.artifact import load_student as load_student
     from bitkd.models.artifact import new_classifier as new_classifier
     from bitkd.models.artifact import save_student as save_student
+    from bitkd.models.calibration import calibrate as calibrate
     from bitkd.models.importance import estimate_importance as estimate_importance
     from bitkd.models.packed import load_packed as load_packed
     from bitkd.models.packed import pack_student as pack_student
@@ -89,6 +90,7 @@ _PUBLIC = {
     "WeightSplitting": "bitkd.callbacks.weight_splitting",
     "binarize": "bitkd.quant.functional",
     "build_student": "bitkd.models.student",
+    "calibrate": "bitkd.models.calibration",
     "estimate_importance": "bitkd.models.importance",
     "load_classifier": "bitkd.models.artifact",
     "load_config": "bitkd.config.load",

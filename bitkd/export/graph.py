@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from bitkd.errors import InputError
+from bitkd.quant.elastic import Elastic
 from bitkd.quant.inputs import AttentionQuantizer, InputQuantizer, PerToken
 from bitkd.quant.int8 import Int8Embedding, Int8Linear
 from bitkd.quant.modules import QuantLinear
@@ -193,6 +194,8 @@ class Graph:
 
     def token_codes(self, quantizer: InputQuantizer, x: str) -> tuple[str, str]:
         """The codes and the scales of activations, both FP32 (see `bitkd.quant.functional.token_codes`)."""
+        if isinstance(quantizer, Elastic):
+            return self._elastic_codes(quantizer, x)
         if not isinstance(quantizer, PerToken):
             raise InputError(f"activations quantized by {type(quantizer).__name__} have no ONNX form")
         key = (x, quantizer.bits)
@@ -202,6 +205,14 @@ class Graph:
             scale = self.op("Div", limit, self.constant(2 ** (quantizer.bits - 1) - 1, np.float32))
             self._codes[key] = self.op("Round", self.op("Div", x, scale)), scale
         return self._codes[key]
+
+    def _elastic_codes(self, quantizer: Elastic, x: str) -> tuple[str, str]:
+        moved = x if quantizer.shift is None else self.op("Sub", x, self.constant(quantizer.shift.float()))
+        scale, levels = self.constant(quantizer.size), quantizer.levels
+        lowest, highest = (self.constant(level, np.float32) for level in levels[:2])
+        if levels.signs:
+            return self.op("Where", self.op("Less", moved, self.constant(0, np.float32)), lowest, highest), scale
+        return self.op("Clip", self.op("Round", self.op("Div", moved, scale)), lowest, highest), scale
 
     # Packed weights
 

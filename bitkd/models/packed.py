@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +35,7 @@ from bitkd.models.saving import SavedByBitkd, StudentQuantizationConfig
 from bitkd.models.student import build_blank
 from bitkd.pretrained.load import check_finite, load_pretrained, read_model_config
 from bitkd.pretrained.tokenizer import save_tokenizer
+from bitkd.quant.inputs import InputQuantizer
 from bitkd.quant.int8 import Int8Weight
 from bitkd.quant.packed import PackedWeight, pack_layers
 from bitkd.quant.packing import BITS, PACKINGS, TWO_BITS, Packing, is_packed_by, unpack_codes
@@ -269,13 +271,16 @@ def _check_tensors(model: nn.Module, found: dict[str, tuple[str, tuple[int, ...]
 
 
 def _scales(model: nn.Module) -> set[str]:
-    """Names of the scales in the state dict of a packed model. They are FP32 on disk too."""
+    """Names of the scales and of what quantizers learned in the state dict of a packed model. They are FP32 on disk too."""
     return {
         f"{path}.{name}"
         for path, module in model.named_modules()
-        if isinstance(module, PackedWeight | Int8Weight)
-        for name, buffer in module.named_buffers(recurse=False)
-        if buffer.is_floating_point()
+        if isinstance(module, PackedWeight | Int8Weight | InputQuantizer)
+        for name, tensor in chain(
+            module.named_buffers(recurse=False),
+            module.named_parameters(recurse=False) if isinstance(module, InputQuantizer) else (),
+        )
+        if tensor.is_floating_point()
     }
 
 

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from bitkd.models.encoder import encoder_layers, read_spec
 from bitkd.models.packed import is_packed, unpack_student
+from bitkd.quant.inputs import InputQuantizer
 from bitkd.quant.int8 import Int8Weight
 from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitLinear
 from bitkd.quant.packed import PackedWeight
@@ -45,8 +46,9 @@ def measure(model: PreTrainedModel, ternary: Packing = TWO_BITS, int8: Collectio
         low += sum(w.numel() * INT8 + w.shape[0] * FP32 for w in small)
         # A pair has one bias in a packed file.
         twice = sum(m.out_features for m in model.modules() if isinstance(m, SplitLinear) and m.first.bias is not None)
-        rest = parameters - sum(w.numel() for w in (*(m.weight for m in matrices), *small)) - twice
-        file_bits = low + rest * HALF
+        learned = sum(p.numel() for m in model.modules() if isinstance(m, InputQuantizer) for p in m.parameters())
+        rest = parameters - sum(w.numel() for w in (*(m.weight for m in matrices), *small)) - twice - learned
+        file_bits = low + learned * FP32 + rest * HALF
     else:
         file_bits = parameters * FP32
     return SizeRecord(

@@ -209,6 +209,7 @@ def _check_stage_training(name: str, stage: StageSpec, train: TrainSpec, parts: 
 
     for key, low, high in (
         ("lr", 0, 1),
+        ("scales_lr", 0, 1),
         ("warmup_ratio", 0, 1),
         ("weight_decay", 0, 1),
         ("gradient_clip", 0, math.inf),

@@ -86,6 +86,8 @@ def _train_identity(stage: PlannedStage) -> dict[str, Any]:
     del settings["max_tokens"]
     if stage.train.optimizer == "adamw":
         del settings["optimizer"]
+    if not stage.spec.quant.learns:
+        del settings["scales_lr"]
     del settings["warmup_epochs" if stage.train.warmup_epochs is None else "warmup_ratio"]
     return settings
 

@@ -82,7 +82,11 @@ class OptimSpec:
     """After warm-up: `linear` decay to zero, or `constant`."""
 
     weight_decay: float = 0.01
-    """Decay of weight matrices; biases and LayerNorm have none."""
+    """Decay of weight matrices; biases, LayerNorm and what quantizers learn have none."""
+
+    scales_lr: float = 1e-4
+    """Peak learning rate of what quantizers learn: steps and shifts of activations of 1 to 4 bits, and learned scales of
+    weights. It follows the schedule of `lr`."""
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -15,6 +15,7 @@ from bitkd.errors import InputError
 from bitkd.export.onnx import export_onnx
 from bitkd.files import checksum
 from bitkd.models.artifact import permute_labels
+from bitkd.models.calibration import calibrate
 from bitkd.models.onnx import load_onnx
 from bitkd.models.packed import int8_parts, pack_student
 from bitkd.models.prepare import prepare, split_ternary_
@@ -310,6 +311,22 @@ def test_damaged_folders_are_refused(damage, message, tmp_path):
     damage(tmp_path)
     with pytest.raises(InputError, match=message):
         load_onnx(tmp_path)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("weights", [1, 2])
+def test_learned_steps_and_shifts_have_a_graph(bits, weights, tmp_path):
+    spec = QuantSpec(weight_bits=weights, activation_bits=bits, attention_activations=True)
+    model = prepare(classifier(BertConfig(**SHAPE, hidden_act="relu")), spec)
+    calibrate(model, [rows(4, 12)])
+    with torch.no_grad():
+        for module in model.modules():
+            if getattr(module, "shift", None) is not None:
+                module.shift.add_(0.1 * torch.randn_like(module.shift))
+    packed = pack_student(model)
+    graph = exported(packed, tmp_path)
+    found, expected = (torch.cat([logits(m, rows(1, 9, seed=seed)) for seed in range(40)]) for m in (graph, packed))
+    assert (found - expected).abs().amax(1).median() <= 1e-5  # a last bit that differs may change a code
 
 
 def test_an_unknown_quantizer_of_inputs_is_refused():
