@@ -21,9 +21,10 @@ from bitkd.models.student import add_head, as_embedder
 from bitkd.models.teacher_map import map_student
 from bitkd.quant.layout import layers_of
 from bitkd.stages.base import Origin, StudentModule
+from bitkd.stages.fit import check_fit
 from bitkd.stages.intervention import Intervention
 from bitkd.stages.kinds import kind_of
-from bitkd.stages.spec import ATTENTION, ATTENTION_MAP, TERMS, LossSpec, resolve
+from bitkd.stages.spec import ATTENTION, TERMS, LossSpec, resolve
 
 
 class DistillationModule(StudentModule):
@@ -60,10 +61,9 @@ class DistillationModule(StudentModule):
         self.map = map_student(
             read_spec(student), len(encoder_layers(student)), read_spec(teacher), len(encoder_layers(teacher))
         )
-        self._check_maps()
+        widths = student.config.hidden_size, teacher.config.hidden_size
+        check_fit(self.loss, self.weights, self.map.heads is not None, *widths)
         self.intervention = Intervention(self.loss) if self.loss.intervention else None
-        if self.intervention is not None:
-            self.intervention.check(str(self.loss.intervention), self.map, student, teacher)
         self.project = self._projection(student, teacher)
         self.windows = [getattr(module, "sliding_window", None) for module in layers_of(student).parts("attention")]
         self.teacher_heads = read_spec(teacher).heads
@@ -122,13 +122,6 @@ class DistillationModule(StudentModule):
         widths = student.config.hidden_size, teacher.config.hidden_size
         projects = any(TERMS[name].projects for name in self.weights)
         return nn.Linear(*widths, bias=False) if projects and widths[0] != widths[1] else None
-
-    def _check_maps(self) -> None:
-        if ATTENTION_MAP in self.weights and self.map.heads is None and self.loss.unmatched_heads == "relation":
-            raise InputError(
-                "loss.extra.attention_map compares attention maps head by head, but the student has heads that come from none "
-                "of the teacher's; give it as many heads, or use loss.unmatched_heads=group_mean"
-            )
 
     def _record_projections(self, student: PreTrainedModel, teacher: PreTrainedModel) -> list[ProjectionRecorder]:
         relations = self.map.heads is None and self.loss.unmatched_heads == "relation" and ATTENTION in self.weights

@@ -1,26 +1,15 @@
 """Teacher intervention: a stage's first steps run on the teacher's attention, which is withdrawn step by step."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from bitkd.errors import InputError
 from bitkd.models.attention import Mixed
 from bitkd.models.layer_reader import Mixture
 from bitkd.models.teacher_map import TeacherMap
+from bitkd.stages.fit import SPANS, Place
 from bitkd.stages.spec import LossSpec
-
-Place = Literal["map", "output"]
-
-SPANS: dict[str, dict[Place, tuple[float, float]]] = {
-    "map": {"map": (0.0, 1.0)},
-    "output": {"output": (0.0, 1.0)},
-    "gradual": {"output": (0.0, 1 / 3), "map": (1 / 3, 1.0)},
-}
-"""loss.intervention -> place -> when the teacher's weight begins to fall from 1 and when it is 0, as parts of the time that
-`loss.intervention_share` gives."""
 
 
 class Intervention(nn.Module):
@@ -64,17 +53,3 @@ class Intervention(nn.Module):
                 source = select_heads(teacher.attentions[t], i) if place == "map" else teacher.attention_projected[t]
                 found[place].append(Mixed(source, self.weights[position]))
         return Mixture(found["map"], found["output"])
-
-    def check(self, setting: str, layers: TeacherMap, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-        """Raise InputError if tensors of the teacher do not fit in place of the student's.  setting: of the loss."""
-        if self.replaces("map") and layers.heads is None:
-            raise InputError(
-                f"loss.intervention={setting} puts attention maps of the teacher in place of the student's, but the student has "
-                "heads that come from none of the teacher's; give it as many heads, or use loss.intervention=output"
-            )
-        widths = student.config.hidden_size, teacher.config.hidden_size
-        if self.replaces("output") and widths[0] != widths[1]:
-            raise InputError(
-                f"loss.intervention={setting} puts outputs of the teacher's attention in place of the student's, but the hidden "
-                f"sizes differ ({widths[0]} and {widths[1]}); use loss.intervention=map, or null"
-            )

@@ -17,9 +17,10 @@ from bitkd.models.student import build_student
 from bitkd.quant.spec import QuantSpec
 from bitkd.stages import compiling
 from bitkd.stages.compiling import compilation
+from bitkd.stages.fit import SPANS
 from bitkd.stages.flops import row_flops
 from bitkd.stages.general import GeneralDistillation
-from bitkd.stages.intervention import SPANS, Intervention
+from bitkd.stages.intervention import Intervention
 from bitkd.stages.kinds import kind_of
 from bitkd.stages.prediction import PredictionDistillation
 from bitkd.stages.single_stage import SingleStageDistillation
@@ -155,12 +156,12 @@ def test_padding_never_changes_a_loss(intervention):
 def test_what_does_not_fit_is_refused():
     teacher = classifier()
     fewer = build_student(teacher, ShapeSpec(width=0.5, init="random"))
-    with pytest.raises(InputError, match=r"loss.intervention=map puts attention maps .*use loss.intervention=output"):
+    with pytest.raises(InputError, match=r"loss.intervention=map puts attention maps .*as many heads, or use null"):
         SingleStageDistillation(fewer, teacher, LossSpec(intervention="map"))
     narrower = build_student(teacher, ShapeSpec(hidden_size=16, heads=4, init="random"))
     SingleStageDistillation(narrower, teacher, LossSpec(intervention="map")).loss_terms(batch())
     for intervention in ("output", "gradual"):
-        with pytest.raises(InputError, match=r"hidden sizes differ \(16 and 32\); use loss.intervention=map, or null"):
+        with pytest.raises(InputError, match=r"hidden sizes differ \(16 and 32\); use map, or null"):
             SingleStageDistillation(narrower, teacher, LossSpec(intervention=intervention))
     with pytest.raises(InputError, match=r"intervention_share=0 is no share of the steps; use more than 0"):
         LossSpec(intervention_share=0)
