@@ -56,7 +56,7 @@ class _Elastic(torch.autograd.Function):
             passed = wide * inside
             grad_step = grad_shift = None
             if ctx.needs_input_grad[1]:
-                codes = _codes(moved, ratio, levels)
+                codes = _codes(moved, size, levels)
                 slope = codes if levels.signs else codes - ratio * inside
                 grad_step = ((wide * slope).sum() * ctx.factor).to(step.dtype)
             if shift is not None and ctx.needs_input_grad[2]:
@@ -72,10 +72,10 @@ def _size(step: Tensor) -> Tensor:
     return step.detach().float().clamp_min(LEAST_STEP)
 
 
-def _codes(moved: Tensor, ratio: Tensor, levels: Levels) -> Tensor:
+def _codes(moved: Tensor, size: Tensor, levels: Levels) -> Tensor:
     if levels.signs:  # adding 0.0 turns -0.0 into +0.0
         return torch.copysign(torch.ones_like(moved), moved + 0.0)
-    return ratio.round().clamp_(levels.lowest, levels.highest)
+    return (moved / size).round_().clamp_(levels.lowest, levels.highest)
 
 
 class Elastic(InputQuantizer):
@@ -131,7 +131,7 @@ class Elastic(InputQuantizer):
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
             moved, size = _moved(x, self.shift), self.size
-            return _codes(moved, moved / size, self.levels), size
+            return _codes(moved, size, self.levels), size
 
     def forward(self, x: Tensor) -> Tensor:
         codes, size = self.codes(x)

@@ -102,6 +102,18 @@ def test_steps_start_from_the_real_tokens_of_all_batches_in_order():
     )
 
 
+def test_an_input_starts_as_it_is_quantized_with_the_scale_of_its_columns():
+    spec = QuantSpec(weight_bits=1, activation_bits=1, per_row=True, column_scales=True)
+    model = prepare(relu(), spec)
+    calibrate(model, [ROWS])
+    query = model.bert.encoder.layer[0].attention.self.query
+    *_, column = query.quantized()
+    read = model.bert.embeddings(input_ids=ROWS["input_ids"])[ROWS["attention_mask"].bool()] * column
+    torch.testing.assert_close(query.input_quantizer.step.detach(), read.abs().mean().detach())
+    model(**ROWS).logits.square().sum().backward()
+    assert query.input_quantizer.shift.grad.abs().max() > 0
+
+
 def test_what_has_started_stays_and_what_cannot_start_is_refused():
     model = student()
     before = copy.deepcopy(model.state_dict())
@@ -163,6 +175,13 @@ def test_what_quantizers_learn_has_a_learning_rate_of_its_own_and_no_decay():
     assert [group["initial_lr"] for group in groups] == [1e-3, 1e-3]
     plain = SingleStageDistillation(relu(), teacher, loss, optim=optim, total_steps=4)
     assert len(plain.configure_optimizers()["optimizer"].param_groups) == 2
+
+
+def test_a_training_step_reads_nothing_on_the_host(no_host_reads):
+    """A CUDA graph cannot."""
+    module = SingleStageDistillation(student().train(), relu(), LossSpec(attention=0))
+    with no_host_reads():
+        torch.stack(list(module.loss_terms(ROWS).values())).sum().backward()
 
 
 def test_the_second_linear_of_a_gated_ffn_reads_negative_values_too():
