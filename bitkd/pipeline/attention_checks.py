@@ -50,6 +50,10 @@ def check_attention(sources: Sources) -> None:
     for name, stage in config.stages.items():
         kind = kind_of(stage.kind)
         terms = kind.active_terms(stage.loss)
+        if stage.loss.intervention and not kind.distils:
+            raise InputError(
+                f"stages.{name}.loss.intervention={stage.loss.intervention}: a {kind.name} stage has no teacher; remove it"
+            )
         if not terms or (stage.loss.intervention is None and not stage.loss.extra):
             continue
         student, teacher = attention_of(name), attention_of(stage.teacher or PRETRAINED)

@@ -132,9 +132,9 @@ class LossSpec:
     other terms."""
 
     padding: Literal["skip", "zero", "leave"] = "skip"
-    """What the hidden and attention terms do with padding: `skip` it, so that it changes nothing; or take the mean over all
-    positions as published code does, with the scores of padded keys counted as `zero` (TinyBERT, TernaryBERT, BinaryBERT) or
-    left as they are (`leave`: XTC). The others than `skip` need data.pad_to_max_length=true."""
+    """What the hidden, attention and attention_output terms do with padding: `skip` it, so that it changes nothing; or take the
+    mean over all positions as published code does, with the scores of padded keys counted as `zero` (TinyBERT, TernaryBERT,
+    BinaryBERT) or left as they are (`leave`: XTC). The others than `skip` need data.pad_to_max_length=true."""
 
     unmatched_heads: Literal["relation", "group_mean"] = "relation"
     """Heads without a source in the teacher: `relation` compares query, key and value relations (MiniLMv2,

@@ -35,3 +35,8 @@ def test_widths_that_differ(plan):
     with pytest.raises(InputError, match=r"stages.ternary: .*hidden sizes differ \(16 and 32\); use map, or null"):
         plan(*narrow, "stages.ternary.loss.intervention=output")
     plan(*narrow, MAP, OUTPUT, "stages.ternary.loss.intervention=map")
+
+
+def test_a_stage_without_a_teacher(plan):
+    with pytest.raises(InputError, match=r"stages.teacher.loss.intervention=map: a finetune stage has no teacher"):
+        plan("stages.teacher.loss.intervention=map")
