@@ -15,7 +15,11 @@ from bitkd.engine.native import ACTIVATIONS
 from bitkd.quant.inputs import PerToken
 from bitkd.quant.layout import Layers, find_layers
 from bitkd.quant.packed import PackedLinear
+from bitkd.quant.packing import BITS, TRITS, TWO_BITS
 from bitkd.quant.swap import ATTENTION_QUANTIZER
+
+PACKINGS = (BITS, TWO_BITS, TRITS)
+"""How the weights may be packed that the engine multiplies."""
 
 LINEARS = ("query", "key", "value", "attention_output", "up", "down")
 """The Linears of a layer, by their names in `bitkd.quant.layout.Layout`."""
@@ -78,6 +82,10 @@ def find_obstacle(model: PreTrainedModel) -> str | None:
         for linear in layers.parts(name):
             if not isinstance(linear, PackedLinear):
                 return f"the Linear {getattr(layers.layout, name)} of a layer is not packed"
+            if linear.packing not in PACKINGS:
+                return f"the weights of {getattr(layers.layout, name)} are packed as {linear.packing.name}"
+            if linear.column_scale is not None:
+                return f"{getattr(layers.layout, name)} has scales of columns"
             if not _is_known(linear.input_quantizer):
                 return f"the input of {getattr(layers.layout, name)} is not quantized to {INPUT_BITS} bits per token"
     quantizers = [getattr(attention, ATTENTION_QUANTIZER, None) for attention in layers.parts("attention")]
