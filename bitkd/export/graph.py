@@ -218,6 +218,8 @@ class Graph:
 
     def _packed_product(self, module: PackedLinear, x: str) -> str:
         """x @ weight^T, in the order of `bitkd.quant.product`, so that equal inputs give equal bits."""
+        if module.column_scale is not None:
+            x = self.op("Mul", x, self.constant(module.column_scale))
         if module.activation_bits == FP32:
             codes, scale = x, None
         else:
@@ -291,7 +293,7 @@ def _digits_of_bytes(levels: list[int]) -> np.ndarray:
     """The level of each digit in each byte: int8, (256, digits in a byte)."""
     per_byte = {len(_levels_of(packing)): packing.per_byte for packing in (*PACKINGS.values(), _BOTH)}[len(levels)]
     digits = np.arange(256)[:, None] // len(levels) ** np.arange(per_byte) % len(levels)
-    return np.asarray(levels, np.int8)[digits]
+    return np.minimum(levels, np.iinfo(np.int8).max).astype(np.int8)[digits]  # a digit beyond stands for no code
 
 
 def _as_half(value: Tensor) -> Tensor | None:

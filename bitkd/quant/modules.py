@@ -44,6 +44,12 @@ def _pop_quantizer(module: Any, settings: dict[str, Any]) -> InputQuantizer:
     return quantizer_for(module, settings.pop("activation_bits", FP32), settings.pop("signed_input", True))
 
 
+def _without_values(layer: Any) -> tuple[Tensor, Tensor | None]:
+    """The scales of a layer on the device `meta`, of a weight and of the columns."""
+    scale = torch.empty((layer.out_features, 1) if layer.per_row else (), device="meta")
+    return scale, torch.empty(layer.in_features, device="meta") if layer.column_scales else None
+
+
 class QuantLinear(HoldsCodes, nn.Linear):
     """nn.Linear with a low-bit or FP32 weight and a low-bit or FP32 input; the bias stays FP32.
 
@@ -147,10 +153,10 @@ class QuantLinear(HoldsCodes, nn.Linear):
 
     def start_scales(self) -> None:
         """Make new Parameters of the scales, with the values that they would be computed as."""
-        if self.weight.is_meta:  # without values
-            return
-        computed = self.product._replace(codes_at=None)
-        [(_, scale)], column = codes_and_scales((self.weight,), computed)
+        if self.weight.is_meta:
+            scale, column = _without_values(self)
+        else:
+            [(_, scale)], column = codes_and_scales((self.weight,), self.product._replace(codes_at=None))
         self.weight_scale = nn.Parameter(scale)
         self.column_scale = None if column is None else nn.Parameter(column)
 
@@ -369,8 +375,13 @@ class SplitLinear(HoldsCodes, nn.Module):
 
     def start_scales(self) -> None:
         """Make new Parameters of the scales, with the values that they would be computed as."""
-        found, column = self._codes(self.product._replace(codes_at=None), LearnedScales())
-        for half, (_, scale) in zip(self.halves, found, strict=True):
+        if self.first.weight.is_meta:
+            scale, column = _without_values(self)
+            scales = [scale, scale]
+        else:
+            found, column = self._codes(self.product._replace(codes_at=None), LearnedScales())
+            scales = [scale for _, scale in found]
+        for half, scale in zip(self.halves, scales, strict=True):
             half.weight_scale = nn.Parameter(scale)
         self.column_scale = None if column is None else nn.Parameter(column)
 
