@@ -118,7 +118,11 @@ class _Page:
             parts = [mean_table(found).markdown()] if found else [NO_RECORD]
         else:
             files = sorted(self.folder.glob(name))
-            parts = [part for file in files for part in (f"{file.parent.name}:", *self._of_file(file, what))]
+            parts = [
+                part
+                for file in files
+                for part in ([f"{file.parent.name}:"] if what else []) + self._of_file(file, what)
+            ]
         return "\n\n".join([begin.rstrip(), *(parts or [NO_RECORD]), end])
 
     def picture(self, block: re.Match[str]) -> str:
