@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, nn
 from typing_extensions import override
 
-from bitkd.callbacks.random_states import gather
+from bitkd.callbacks.random_states import gather, random_state, set_random_state
 from bitkd.callbacks.step_end import StepEnd, Vote
 from bitkd.errors import InputError
 
@@ -31,6 +31,8 @@ class BestCheckpoint(Checkpoint):
     goes on from there and repeats later validations. After the fit, `load_into` puts them into the module, on any rank.
 
     monitor: name of the logged metric that decides; larger is better.
+    counts_start: validate before the first step, so that the weights that the fit begins with are kept if no later ones
+        score more. The random states stay as they were; a resumed fit has this score in its checkpoint.
     curve: (step, score) of every validation.
 
     Lightning's ModelCheckpoint forgets its best score if its folder has moved; here score and step are part of the resume
@@ -38,9 +40,10 @@ class BestCheckpoint(Checkpoint):
     hardware with non-deterministic sums, a resumed fit may not reach that score again.
     """
 
-    def __init__(self, folder: Path, monitor: str) -> None:
+    def __init__(self, folder: Path, monitor: str, counts_start: bool = False) -> None:
         self.folder = Path(folder)
         self.monitor = monitor
+        self.counts_start = counts_start
         self.score: float | None = None
         self.step = 0
         self.curve: list[list[float]] = []
@@ -88,6 +91,11 @@ class BestCheckpoint(Checkpoint):
         self._weights, self._written = {}, True
 
     @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.counts_start and trainer.global_step == 0:
+            _validate_now(trainer)
+
+    @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
@@ -115,6 +123,17 @@ class BestCheckpoint(Checkpoint):
         """Until the copy is complete."""
         if self._copied is not None:
             self._copied.synchronize()
+
+
+def _validate_now(trainer: pl.Trainer) -> None:
+    """A validation of the fit before its first step, as Lightning makes those between its steps."""
+    states, connector = random_state(), trainer._logger_connector
+    first = connector._first_loop_iter
+    trainer.validating = True
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training = True
+    connector._first_loop_iter = first
+    set_random_state(states)
 
 
 class ResumeCheckpoint(StepEnd):

@@ -13,7 +13,6 @@ from typing_extensions import override
 
 from bitkd.errors import InputError
 from bitkd.models.prepare import split_ternary_
-from bitkd.quant.functional import binarize, ternarize
 from bitkd.quant.splitting import is_ternary
 from bitkd.quant.swap import is_split, unquantized_activations
 
@@ -63,7 +62,8 @@ class WeightSplitting(pl.Callback):
         # Here, not in on_fit_start: by then the optimizer exists and does not know the new parameters.
         count = split_ternary_(pl_module)
         for name, module in ternary.items():
-            self._compare(f"layer {name}", *_quantized_weights(module, pl_module.get_submodule(name)))
+            split: Any = pl_module.get_submodule(name)
+            self._compare(f"layer {name}", split.dequantized(), module.dequantized())
         after = _outputs(pl_module, example)
         for position, (old, new) in enumerate(zip(before, after, strict=True)):
             self._compare(f"output {position} of the split model", new, old)
@@ -98,13 +98,6 @@ def _random_tokens(config: Any) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (2, length), generator=generator)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
-@torch.no_grad()
-def _quantized_weights(module: Any, split: Any) -> tuple[Tensor, Tensor]:
-    """The sum of the two binary weights, and the ternary weight of the layer that they replace."""
-    halves = [binarize(half.weight, module.per_row) for half in (split.first, split.second)]
-    return halves[0] + halves[1], ternarize(module.weight, module.per_row)
 
 
 @torch.no_grad()

@@ -77,7 +77,8 @@ class StageSpec:
 
     select: Literal["auto", "best", "last"] = "auto"
     """Which checkpoint is kept: `best` on the selection set, `last`, or `auto`: `best`, or `last` if the student has no
-    trained head."""
+    trained head. The student as the stage quantizes it, before its first step, counts for `best` too, unless its head is
+    untrained."""
 
     checkpoint: str | None = None
     """finetune only: a fine-tuned checkpoint (folder or hub id) that is used instead of training one."""

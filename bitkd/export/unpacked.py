@@ -1,7 +1,6 @@
 """A quantized student as a plain Hugging Face checkpoint: its weights in FP32, in the stock class of its family."""
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +10,8 @@ from bitkd.errors import InputError
 from bitkd.models.encoder import ffn_neurons, read_spec
 from bitkd.models.heads import head_of
 from bitkd.models.spec import StudentSpec
-from bitkd.quant.functional import quantize_weight
 from bitkd.quant.layout import Layout, layers_of
-from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
+from bitkd.quant.modules import SCALE_NAMES, QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
 
 _OWN_SETTINGS = ("bitkd", "quantization_config", "transformers_weights")
 """Of a student's configuration, which a stock model does not know."""
@@ -66,22 +64,16 @@ def _float_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     state = dict(model.state_dict())
     for name, module in model.named_modules():
         if isinstance(module, SplitLinear | SplitEmbedding):
-            halves = (module.first, module.second)
             for key in [key for key in state if key.startswith(f"{name}.")]:
                 del state[key]
-            state[f"{name}.weight"] = _weight(halves[0]) + _weight(halves[1])
-            if getattr(halves[0], "bias", None) is not None:
-                state[f"{name}.bias"] = halves[0].bias + halves[1].bias  # type: ignore[operator]
+            state[f"{name}.weight"] = module.dequantized()
+            if getattr(module.first, "bias", None) is not None:
+                state[f"{name}.bias"] = module.first.bias + module.second.bias  # type: ignore[operator]
         elif isinstance(module, QuantLinear | QuantEmbedding) and f"{name}.weight" in state:
-            state[f"{name}.weight"] = _weight(module)
+            state[f"{name}.weight"] = module.dequantized()
+            for scale in SCALE_NAMES:
+                state.pop(f"{name}.{scale}", None)
     return state
-
-
-def _weight(module: Any) -> Tensor:
-    if module.weight_codes is None:
-        weight: Tensor = module.weight
-        return weight
-    return quantize_weight(module.weight, module.weight_codes, module.per_row)
 
 
 def _widen(state: dict[str, Tensor], model: PreTrainedModel) -> None:

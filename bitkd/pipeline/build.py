@@ -71,3 +71,8 @@ def selection(stage: PlannedStage, student: PreTrainedModel) -> str:
         return stage.spec.select
     scored = read_spec(student).trained_head or stage.kind.trains_head(stage.spec.loss)
     return "best" if stage.kind.keeps_head and scored else "last"
+
+
+def input_counts(stage: PlannedStage, student: PreTrainedModel) -> bool:
+    """Whether the student that a fit begins with can be its best: not if the score is that of an untrained head."""
+    return not stage.kind.keeps_head or read_spec(student).trained_head

@@ -25,6 +25,7 @@ from bitkd.names import check_distinct, check_name
 from bitkd.pipeline.graph import Node, order
 from bitkd.pipeline.inputs import row_makers, upstream_of, uses_corpus
 from bitkd.pretrained.files import read_config_data
+from bitkd.quant.table import HALF_BITS, LEVELS, TERNARY
 from bitkd.sources.locations import make_documents
 from bitkd.sources.sources import Sources
 from bitkd.stages.kinds import AUGMENT, Kind, kind_of
@@ -139,10 +140,15 @@ def _check_precision(name: str, stage: StageSpec, kind: Kind, stages: dict[str, 
             )
         student = stages.get(stage.student, stage)
         bits = student.quant.resolved_embedding_bits
-        if student.quant.weight_bits == 2 and bits not in (2, 32):
+        if student.quant.weight_bits == TERNARY and bits == HALF_BITS:
             raise InputError(
                 f"stages.{name}: the word embeddings of its student {stage.student} are {bits}-bit and cannot "
                 "be split; use embedding_bits=32, or null for the weights' bits"
+            )
+        if student.quant.weight_bits == TERNARY and (student.quant.learned_scales or student.quant.levels != LEVELS[0]):
+            raise InputError(
+                f"stages.{stage.student}.quant: {name} splits its student, and only ternary weights with computed scales can be "
+                "split; use learned_scales=false and levels=3"
             )
         if stage.student in split:
             raise InputError(f"stages.{name}.student={stage.student} is split already; split a 2-bit student")

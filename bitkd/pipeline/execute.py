@@ -23,7 +23,7 @@ from bitkd.data.metrics import primary_score
 from bitkd.data.tasks import HOLDOUT, TaskSpec
 from bitkd.models.artifact import save_student
 from bitkd.models.size import measure
-from bitkd.pipeline.build import build_module, finish_student, selection
+from bitkd.pipeline.build import build_module, finish_student, input_counts, selection
 from bitkd.pipeline.context import StageContext
 from bitkd.pipeline.estimate import workload_of
 from bitkd.pipeline.importance import ImportanceEstimate
@@ -78,7 +78,7 @@ def _fit(
     stage = context.stage
     selected = selection(stage, module.student)
     kept = _keep_logits(context, module)
-    best = BestCheckpoint(context.work, SCORE)
+    best = BestCheckpoint(context.work, SCORE, selected == "best" and input_counts(stage, module.student))
     flops = TrainingFlops(row_flops, kept.rows if kept else None)
     seconds = TrainingSeconds(importance.seconds + (kept.seconds if kept else 0.0))
     callbacks: list[pl.Callback] = [KeepSignals(context.stopping), progress, flops, seconds]

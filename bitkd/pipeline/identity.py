@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bitkd.config.schema import PRETRAINED
 from bitkd.pipeline.stage import PlannedStage
 from bitkd.processes.machine import augmentation_precision
 from bitkd.quant.spec import quant_data
@@ -62,11 +63,21 @@ def identity_of(stage: PlannedStage, sources: Sources) -> dict[str, Any]:
             # The setting and not what `auto` decides: devices are in no fingerprint either.
             "compile": config.trainer.compile,
         }
+        if _may_keep_input(stage):
+            identity["candidates"] = "with input"
     if kind.distils:
         identity["loss"] = _loss_identity(stage)
         if kind.can_keep_logits(spec.loss, config.task):
             identity["keep_teacher_logits"] = config.trainer.keep_teacher_logits
     return identity
+
+
+def _may_keep_input(stage: PlannedStage) -> bool:
+    """Whether the stage may keep the student that it begins with (see `input_counts`), which stages of older names did not.
+    Under a new head it never does, so that teachers keep their names."""
+    select, kind = stage.spec.select, stage.kind
+    new_head = kind.fine_tunes and stage.spec.student == PRETRAINED
+    return not new_head and (select == "best" or (select == "auto" and kind.keeps_head))
 
 
 def _train_identity(stage: PlannedStage) -> dict[str, Any]:

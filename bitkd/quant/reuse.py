@@ -42,6 +42,15 @@ class WeightTerm(NamedTuple):
     """The levels in int8, for the gradient of the input; None if they do not fit, and without a gradient."""
 
 
+class QuantizedWeight(NamedTuple):
+    """A weight as a product reads it."""
+
+    terms: list[WeightTerm]
+
+    column: Tensor | None
+    """The scale of its columns, (columns,), by which the input is multiplied; None if there is none."""
+
+
 def shrink_of(dtype: torch.dtype) -> int:
     """What codes of inputs are divided by before they are multiplied: up to 127 they are exact in FP16 and bf16, but their sums
     would overflow FP16."""
@@ -120,24 +129,25 @@ def _quantized(quantizer: InputQuantizer, x: Tensor, dtype: torch.dtype, keep: b
 
 
 class HeldTerms:
-    """A weight's terms, kept until the weight changes in a way that its version counts. Copies and pickles hold nothing."""
+    """A quantized weight, kept until what it was made from changes in a way that its version counts. Copies and pickles hold
+    nothing."""
 
     def __init__(self) -> None:
         self._key: Any = None
-        self._weights: tuple[Tensor, ...] = ()
-        self._terms: list[WeightTerm] = []
+        self._sources: tuple[Tensor, ...] = ()
+        self._weight = QuantizedWeight([], None)
 
     def get(
-        self, weights: tuple[Tensor, ...], settings: tuple[Any, ...], make: Callable[[], list[WeightTerm]]
-    ) -> list[WeightTerm]:
-        """The terms of `weights` under `settings`, from `make` if they are not those of the last call."""
-        key = (settings, [(version_of(w), w.data_ptr(), w.dtype) for w in weights])
-        same = len(weights) == len(self._weights) and all(a is b for a, b in zip(weights, self._weights, strict=True))
+        self, sources: tuple[Tensor, ...], settings: tuple[Any, ...], make: Callable[[], QuantizedWeight]
+    ) -> QuantizedWeight:
+        """The weight made from `sources` under `settings`, by `make` if it is not that of the last call."""
+        key = (settings, [(version_of(w), w.data_ptr(), w.dtype) for w in sources])
+        same = len(sources) == len(self._sources) and all(a is b for a, b in zip(sources, self._sources, strict=True))
         if not same or key != self._key:
             with torch.inference_mode(False):  # tensors made in inference mode could not be used in training afterwards
-                self._terms = make()
-            self._weights, self._key = weights, key
-        return self._terms
+                self._weight = make()
+            self._sources, self._key = sources, key
+        return self._weight
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()

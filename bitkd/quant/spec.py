@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bitkd.errors import InputError
-from bitkd.quant.table import TERNARY, activation_quantizer, weight_quantizer
+from bitkd.quant.table import LEVELS, TERNARY, activation_quantizer, weight_quantizer
 
 
 @dataclass
@@ -16,7 +16,7 @@ class QuantSpec:
     `bitkd.quant.table.WEIGHTS`."""
 
     embedding_bits: int | None = None
-    """Bits of the word embeddings, one scale per row; null means the same as weight_bits."""
+    """Bits of the word embeddings, one scale per row: those of weights, 4 or 8; null means the same as weight_bits."""
 
     activation_bits: int = 32
     """Bits of the encoder Linears' inputs: 8 (dynamic, symmetric, one scale per token) or 32 (FP32); the widths are the
@@ -24,6 +24,19 @@ class QuantSpec:
 
     per_row: bool = False
     """One scale per output row of a Linear weight instead of one per matrix."""
+
+    column_scales: bool = False
+    """One scale per input column of a Linear weight as well (OneBit, arXiv:2402.11295): row times column. It multiplies the
+    input before its codes, so products stay whole numbers. Needs per_row."""
+
+    learned_scales: bool = False
+    """Train the scales of Linear weights (LSQ, arXiv:1902.08153; ParetoQ, arXiv:2502.02631), at `scales_lr` and without decay,
+    from where they would be computed; otherwise they are computed from the weights at every step. Those of words are always
+    computed. A ternary weight with learned scales cannot be split."""
+
+    levels: int = LEVELS[0]
+    """Values of a 2-bit weight, over its scale: 3 (ternary: -1, 0, 1) or 4 (-3, -1, 1, 3: ParetoQ, arXiv:2502.02631). Four levels
+    take the same two bits. They have no zero and cannot be split."""
 
     attention_activations: bool = False
     """Quantize queries, keys, values and attention probabilities to activation_bits as well."""
@@ -40,6 +53,8 @@ class QuantSpec:
     with large weights this changes a few codes in 10,000. Only for 2 bits, and with ste_clip."""
 
     def __post_init__(self) -> None:
+        if self.levels not in LEVELS:
+            raise InputError(f"levels={self.levels} is unsupported; use 3 (ternary) or 4 (see QuantSpec.levels)")
         weight_quantizer(self.weight_bits)
         if self.embedding_bits is not None:
             weight_quantizer(self.embedding_bits, "embedding_bits", ", or null for weight_bits")
@@ -58,6 +73,19 @@ class QuantSpec:
                 f"{TERNARY}-bit weights to ±ste_clip, so set both, or forward_clip=false (see QuantSpec.forward_clip)"
             )
 
+        if self.levels != LEVELS[0] and TERNARY not in (self.weight_bits, self.resolved_embedding_bits):
+            raise InputError(
+                f"levels={self.levels} with {self.weight_bits}-bit weights is unsupported; it is for {TERNARY} bits (see "
+                "QuantSpec.levels)"
+            )
+        if self.column_scales and not self.per_row:
+            raise InputError("column_scales=true needs per_row=true: row times column (see QuantSpec.column_scales)")
+        if self.forward_clip and (self.column_scales or self.learned_scales or self.levels != LEVELS[0]):
+            raise InputError(
+                "forward_clip=true is for ternary weights as TernaryBERT's code quantizes them; use forward_clip=false with "
+                "column_scales, learned_scales or levels=4"
+            )
+
     @property
     def resolved_embedding_bits(self) -> int:
         """Bits of the word embeddings: embedding_bits, or weight_bits if that is None."""
@@ -73,7 +101,7 @@ class QuantSpec:
         return self.activation_bits if self.attention_activations else 32
 
 
-NEWER = {"forward_clip": False}
+NEWER = {"forward_clip": False, "column_scales": False, "learned_scales": False, "levels": LEVELS[0]}
 """Fields that were added since models and fingerprints were first written, and their values where they change nothing."""
 
 

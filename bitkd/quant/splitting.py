@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bitkd.errors import InputError
-from bitkd.quant.functional import ternary_codes
+from bitkd.quant.functional import SMALLEST, ternary_codes
 from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
 from bitkd.quant.swap import is_split
 from bitkd.quant.table import is_splittable
@@ -72,8 +72,9 @@ def _alternate(magnitude: Tensor, zero: Tensor) -> Tensor:
 def split_layers(model: nn.Module) -> int:
     """Replace every ternary layer inside `model` by a SplitLinear or SplitEmbedding; returns how many.
 
-    The pair computes exactly what the layer computed; biases are halved, the input quantizer is kept. The halves'
-    Parameters are new ones, so build the optimizer afterwards. Raises InputError if there is nothing to split.
+    The pair computes exactly what the layer computed; with column scales, which it computes from the sum of its halves, up to
+    rounding. Biases are halved, the input quantizer is kept. The halves' Parameters are new ones, so build the optimizer
+    afterwards. Raises InputError if there is nothing to split.
 
     This changes layers only; `bitkd.models.prepare.split_ternary_` records it in the model's configuration too.
     """
@@ -93,7 +94,7 @@ def split_layers(model: nn.Module) -> int:
 
 def is_ternary(module: nn.Module) -> bool:
     """Whether `module` is a layer that can be split."""
-    return isinstance(module, QuantLinear | QuantEmbedding) and is_splittable(module.weight_bits)
+    return isinstance(module, QuantLinear | QuantEmbedding) and is_splittable(module.weight_bits, module.levels)
 
 
 def _ternary_children(parent: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -102,19 +103,27 @@ def _ternary_children(parent: nn.Module) -> list[tuple[str, nn.Module]]:
 
 @torch.no_grad()
 def _split_module(module: Any) -> SplitLinear | SplitEmbedding:
-    weight = module.weight
+    weight, column = module.weight, None
     if module.forward_clip:  # the halves sum up to what is quantized
         weight = weight.clamp(-module.ste_clip, module.ste_clip)
-    weights = split_ternary(weight, module.per_row)
     split: SplitLinear | SplitEmbedding
     if isinstance(module, QuantEmbedding):
         split = SplitEmbedding.from_float(module, ste_clip=module.ste_clip)
     else:
-        settings = {name: getattr(module, name) for name in ("activation_bits", "per_row", "ste_clip")}
+        if module.learned_scales:
+            raise InputError(
+                "a ternary layer with learned scales cannot be split: the scales of its halves are computed from their weights; "
+                "use quant.learned_scales=false in the ternary stage"
+            )
+        *_, column = module.quantized()
+        settings = {name: getattr(module, name) for name in ("activation_bits", "per_row", "column_scales", "ste_clip")}
         split = SplitLinear.from_float(module, **settings)
-        for half in (split.first, split.second):
+        for half in split.halves:
             if half.bias is not None:
                 half.bias.copy_(module.bias / 2)
-    split.first.weight.copy_(weights[0])
-    split.second.weight.copy_(weights[1])
+    if column is not None:
+        weight = weight / column.clamp_min(SMALLEST)
+    weights = (split.first.weight, split.second.weight)
+    for target, part in zip(weights, split_ternary(weight, module.per_row), strict=True):
+        target.copy_(part if column is None else part * column)
     return split

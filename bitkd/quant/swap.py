@@ -19,10 +19,9 @@ from bitkd.quant.modules import (
     SplitEmbedding,
     SplitLinear,
     embedding_options,
-    quantizer_for,
 )
 from bitkd.quant.spec import QuantSpec
-from bitkd.quant.table import FP32, HALF_BITS
+from bitkd.quant.table import FP32, HALF_BITS, TERNARY
 
 ATTENTION_QUANTIZER = "activation_quantizer"
 """Name of the AttentionQuantizer in a self-attention module; absent if attention stays FP32."""
@@ -67,8 +66,8 @@ def make_blank_pairs(model: nn.Module, names: Iterable[str]) -> None:
         holder = model.get_submodule(parent)
         layer = getattr(holder, leaf, None)
         if isinstance(layer, QuantLinear) and layer.weight_bits == HALF_BITS:
-            settings = {key: getattr(layer, key) for key in ("activation_bits", "per_row", "ste_clip")}
-            setattr(holder, leaf, SplitLinear.from_float(layer, **settings))
+            names = ("activation_bits", "per_row", "column_scales", "learned_scales", "ste_clip")
+            setattr(holder, leaf, SplitLinear.from_float(layer, **{key: getattr(layer, key) for key in names}))
         elif isinstance(layer, QuantEmbedding) and layer.weight_bits == HALF_BITS:
             setattr(holder, leaf, SplitEmbedding.from_float(layer, ste_clip=layer.ste_clip))
         else:
@@ -93,12 +92,18 @@ def find_mismatch(model: Any, spec: QuantSpec) -> str | None:
         found = (_bits(layer, "weight_bits"), _bits(layer, "activation_bits"))
         if found != (wanted.weight_bits, wanted.activation_bits):
             return f"{name} is W{found[0]}A{found[1]}, not W{wanted.weight_bits}A{wanted.activation_bits}"
-        if wanted.weight_bits < FP32 and _bits(layer, "per_row") != wanted.per_row:
-            return f"{name} has per_row={not wanted.per_row}, not {wanted.per_row}"
+        of_linear = ("per_row", "column_scales", "learned_scales") if wanted.weight_bits < FP32 else ()
+        for field in of_linear:
+            if getattr(layer, field) != getattr(wanted, field):
+                return f"{name} has {field}={getattr(layer, field)}, not {getattr(wanted, field)}"
+        if wanted.weight_bits == TERNARY and layer.levels != wanted.levels:
+            return f"{name} has {layer.levels} levels, not {wanted.levels}"
         if (clips := getattr(layer, "forward_clip", False)) != wanted.clips(wanted.weight_bits):
             return f"{name} has forward_clip={clips}, not {not clips}"
     if (bits := _bits(embeddings, "weight_bits")) != spec.resolved_embedding_bits:
         return f"the word embedding is {bits}-bit, not {spec.resolved_embedding_bits}-bit"
+    if bits == TERNARY and embeddings.levels != spec.levels:
+        return f"the word embedding has {embeddings.levels} levels, not {spec.levels}"
     for attention in layers.parts("attention"):
         if (bits := getattr(getattr(attention, ATTENTION_QUANTIZER, None), "bits", FP32)) != spec.attention_bits:
             return f"attention is {bits}-bit, not {spec.attention_bits}-bit"
@@ -159,14 +164,12 @@ def _refuse_rejoining(
 
 
 def _linear(module: Any, spec: QuantSpec) -> nn.Module:
-    settings: dict[str, Any] = {"per_row": spec.per_row, "ste_clip": spec.ste_clip}
+    names = ("activation_bits", "per_row", "column_scales", "learned_scales", "ste_clip")
+    settings: dict[str, Any] = {name: getattr(spec, name) for name in names}
     if isinstance(module, SplitLinear):
-        first, second = (
-            QuantLinear.from_float(half, weight_bits=HALF_BITS, **settings) for half in (module.first, module.second)
-        )
-        return SplitLinear(first, second, quantizer_for(module, spec.activation_bits))
+        return SplitLinear.from_pair(module, **settings)
     if spec.weight_bits < FP32 or spec.activation_bits < FP32:
-        settings |= {"weight_bits": spec.weight_bits, "activation_bits": spec.activation_bits}
+        settings |= {"weight_bits": spec.weight_bits, "levels": spec.levels}
         return QuantLinear.from_float(module, forward_clip=spec.clips(spec.weight_bits), **settings)
     if type(module) is nn.Linear:
         return module
@@ -181,8 +184,8 @@ def _embedding(module: Any, spec: QuantSpec) -> nn.Module:
             half.ste_clip = spec.ste_clip
         return module
     if (bits := spec.resolved_embedding_bits) < FP32:
-        clips = {"ste_clip": spec.ste_clip, "forward_clip": spec.clips(bits)}
-        return QuantEmbedding.from_float(module, weight_bits=bits, **clips)
+        settings = {"ste_clip": spec.ste_clip, "forward_clip": spec.clips(bits), "levels": spec.levels}
+        return QuantEmbedding.from_float(module, weight_bits=bits, **settings)
     if type(module) is nn.Embedding:
         return module
     plain = nn.Embedding(**embedding_options(module), device="meta")

@@ -35,6 +35,12 @@ class WeightQuantizer:
     """A function of (w, per_row) that returns whole-numbered codes in w's type and their FP32 scale, as
     `bitkd.quant.functional.binary_codes` does; or where to find it, as "module:name"."""
 
+    codes_at: str | Callable[..., Any] | None = None
+    """A function of (w, scale), as `bitkd.quant.functional.binary_codes_at`, for learned scales; None if there are none."""
+
+    words_only: bool = False
+    """Whether only word embeddings can have it."""
+
     splittable: bool = False
     """Whether `bitkd.quant.splitting` can split such a weight into two of HALF_BITS. Its law is that of ternary codes: another
     splittable width needs a split of its own there."""
@@ -42,6 +48,12 @@ class WeightQuantizer:
     def resolve(self) -> Callable[..., Any]:
         """The function that `codes` names."""
         return _resolve(self.codes)
+
+    def resolve_at(self) -> Callable[..., Any]:
+        """The function that `codes_at` names. Raises InputError if there is none."""
+        if self.codes_at is None:
+            raise InputError(f"scales of {self.name} weights cannot be learned; use learned_scales=false")
+        return _resolve(self.codes_at)
 
 
 @dataclass(frozen=True)
@@ -57,26 +69,43 @@ class ActivationQuantizer:
         return _resolve(self.quantizer)
 
 
+_HERE = "bitkd.quant.functional"
+
 WEIGHTS: dict[int, WeightQuantizer] = {
-    1: WeightQuantizer("1-bit", "binary", "bitkd.quant.functional:binary_codes"),
-    TERNARY: WeightQuantizer("2-bit", "ternary", "bitkd.quant.functional:ternary_codes", splittable=True),
+    1: WeightQuantizer("1-bit", "binary", f"{_HERE}:binary_codes", f"{_HERE}:binary_codes_at"),
+    TERNARY: WeightQuantizer(
+        "2-bit", "ternary", f"{_HERE}:ternary_codes", f"{_HERE}:ternary_codes_at", splittable=True
+    ),
+    4: WeightQuantizer("4-bit", "15 levels", f"{_HERE}:codes_of_4_bits", words_only=True),
+    8: WeightQuantizer("8-bit", "255 levels", f"{_HERE}:codes_of_8_bits", words_only=True),
 }
 """By bits of a weight. To add a width, add a row."""
+
+FOUR_LEVELS = WeightQuantizer("2-bit", "four levels", f"{_HERE}:four_level_codes", f"{_HERE}:four_level_codes_at")
+"""What TERNARY bits hold with `QuantSpec.levels` = 4."""
+
+LEVELS = (3, 4)
+"""How many values a weight of TERNARY bits may have."""
 
 ACTIVATIONS: dict[int, ActivationQuantizer] = {8: ActivationQuantizer("bitkd.quant.inputs:PerToken")}
 """By bits of an activation. To add a width, add a row."""
 
 
-def weight_quantizer(bits: int, field: str = "weight_bits", alternative: str = "") -> WeightQuantizer | None:
-    """The row of WEIGHTS for a width; None for 32.
+def weight_quantizer(
+    bits: int, field: str = "weight_bits", alternative: str = "", levels: int = LEVELS[0]
+) -> WeightQuantizer | None:
+    """The row for a width; None for 32.
 
-    field: the setting's name, for the message.  alternative: what else it may be, for the message.
-    Raises InputError if the table has no such width.
+    field: the setting's name, for the message; only `embedding_bits` may be a width for words only.
+    alternative: what else it may be, for the message.  levels: one of LEVELS, of TERNARY bits.
+    Raises InputError if there is no such width.
     """
-    if bits != FP32 and bits not in WEIGHTS:
-        allowed = [f"{width} ({row.name})" for width, row in sorted(WEIGHTS.items())]
-        raise InputError(_unsupported(field, bits, allowed, alternative))
-    return WEIGHTS.get(bits)
+    allowed = {width: row for width, row in WEIGHTS.items() if field == "embedding_bits" or not row.words_only}
+    if bits != FP32 and bits not in allowed:
+        raise InputError(
+            _unsupported(field, bits, [f"{width} ({row.name})" for width, row in sorted(allowed.items())], alternative)
+        )
+    return FOUR_LEVELS if bits == TERNARY and levels == 4 else WEIGHTS.get(bits)
 
 
 def activation_quantizer(bits: int) -> ActivationQuantizer | None:
@@ -86,9 +115,9 @@ def activation_quantizer(bits: int) -> ActivationQuantizer | None:
     return ACTIVATIONS.get(bits)
 
 
-def is_splittable(bits: int) -> bool:
+def is_splittable(bits: int, levels: int = LEVELS[0]) -> bool:
     """Whether weights of this width can be split into two of HALF_BITS."""
-    row = weight_quantizer(bits)
+    row = weight_quantizer(bits, "embedding_bits", levels=levels)
     return row is not None and row.splittable
 
 

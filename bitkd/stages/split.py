@@ -17,7 +17,12 @@ class Splitting(StudentModule):
     def start(cls, origin: Origin) -> PreTrainedModel:
         """The student of the stage before; an FP32 one is made ternary first, without training."""
         embedding_bits = origin.quant.embedding_bits
-        ternary = replace(origin.quant, weight_bits=2, embedding_bits=2 if embedding_bits == 1 else embedding_bits)
+        ternary = replace(
+            origin.quant,
+            weight_bits=2,
+            embedding_bits=2 if embedding_bits == 1 else embedding_bits,
+            learned_scales=False,
+        )
         return prepare(origin.load(), ternary)
 
     def configure_callbacks(self) -> list[pl.Callback]:

@@ -69,10 +69,10 @@ class Noisy(pl.LightningModule):
         return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, 12), "interval": "step"}]
 
 
-def fit(folder, stop_at=None, steps=12, accumulate=1, every_steps=1, interval=4, stop_after=None):
+def fit(folder, stop_at=None, steps=12, accumulate=1, every_steps=1, interval=4, stop_after=None, counts_start=False):
     folder.mkdir(exist_ok=True)
     module, data = Noisy(stop_at), Rows(steps * accumulate)
-    best, resume = BestCheckpoint(folder, SCORE), ResumeCheckpoint(folder, every_steps=every_steps)
+    best, resume = BestCheckpoint(folder, SCORE, counts_start), ResumeCheckpoint(folder, every_steps=every_steps)
     stop = StopRequest(lambda: module.global_step == stop_after, resume.save)
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -235,3 +235,42 @@ def test_the_best_is_written_only_with_a_checkpoint_that_refers_to_it(tmp_path):
     fit(tmp_path / "each", every_steps=1)
     saved = best_weights(tmp_path / "each", best.step)
     assert all(torch.equal(weight, saved[name]) for name, weight in whole.state_dict().items())
+
+
+def same(first, second):
+    return all(torch.equal(weight, second[name]) for name, weight in first.items())
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_start_is_one_more_validation_and_changes_nothing_else(tmp_path, accumulate):
+    """Also with dropout, whose random stream goes on as if nothing had been validated."""
+    without, plain = fit(tmp_path / "without", accumulate=accumulate)
+    module, best = fit(tmp_path / "with", accumulate=accumulate, counts_start=True)
+    assert module.scores == [0, *without.scores]
+    assert best.curve[1:] == plain.curve
+    assert same(module.state_dict(), without.state_dict())
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("stop_at", [1, 3, 9])
+def test_a_resumed_fit_has_the_score_of_its_start_and_validates_it_once(tmp_path, monkeypatch, stop_at, sign):
+    monkeypatch.setattr(Noisy, "validation_step", lambda self, batch, _: self.log(SCORE, sign * self.net(batch).mean()))
+    whole, whole_best = fit(tmp_path / "whole", counts_start=True)
+    cut, _ = fit(tmp_path / "cut", stop_at=stop_at, counts_start=True)
+    resumed, best = fit(tmp_path / "cut", counts_start=True)
+    assert [step for step, _ in best.curve] == cut.scores + resumed.scores == [0, 4, 8, 12]
+    assert (best.curve, best.step) == (whole_best.curve, whole_best.step)
+    assert best.step == (0 if sign > 0 else 12)  # the loss makes the mean smaller
+    assert same(whole.state_dict(), resumed.state_dict())
+    best.load_into(resumed)
+    whole_best.load_into(whole)
+    assert same(whole.state_dict(), resumed.state_dict())
+    assert (best.step > 0) or same(Noisy().state_dict(), resumed.state_dict())
+
+
+def test_a_later_score_must_be_larger_than_that_of_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(Noisy, "validation_step", lambda self, *_: self.log(SCORE, torch.tensor(0.5)))
+    module, best = fit(tmp_path, counts_start=True)
+    assert (best.step, best.curve) == (0, [[step, 0.5] for step in (0, 4, 8, 12)])
+    best.load_into(module)
+    assert same(Noisy().state_dict(), module.state_dict())

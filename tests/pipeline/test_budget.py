@@ -9,7 +9,7 @@ from bitkd.pipeline.plan import make_plan
 from bitkd.pipeline.runner import run
 from tests.conftest import read_record
 
-ARMS = ["multistage", "singlestage", "progressive", "halfternary", "splitdirect"]
+ARMS = ["multistage", "singlestage", "progressive", "halfternary", "splitdirect", "generalbinary"]
 
 
 def steps_of(overrides):

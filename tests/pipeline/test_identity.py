@@ -59,6 +59,16 @@ def test_what_a_setting_of_an_earlier_version_said_keeps_its_fingerprint(identit
     assert left not in (plain["loss"], changed["stage1"]["loss"])
 
 
+def test_only_stages_that_may_keep_what_they_got_have_another_identity(identities):
+    """Teachers and students of General KD are found again by the names that they had."""
+    counting = {name for name, found in identities().items() if "candidates" in found}
+    assert counting == {"stage1", "stage2", "ternary", "stage1_binary", "stage2_binary"}
+    last = identities("stages.stage1.select=last", "stages.ternary.select=last", "stages.general.select=best")
+    assert {name for name, found in last.items() if "candidates" in found} == counting - {"stage1", "ternary"} | {
+        "general"
+    }
+
+
 def test_augmented_rows_whose_texts_are_read_apart_have_another_identity(identities, monkeypatch):
     before, kind = identities(), KINDS_OF_TASKS["text_classification"]
     monkeypatch.setitem(KINDS_OF_TASKS, kind.name, replace(kind, texts_per_row=2))

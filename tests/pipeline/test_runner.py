@@ -221,9 +221,33 @@ def test_a_task_agnostic_student_predicts_nothing(finished):
 def test_a_stages_record_holds_cost_and_scores_on_the_way(finished):
     flops, curve, _ = read_record(finished, "singlestage", "single")
     assert flops["student"] > 2.9 * flops["teacher"] > 0  # forward and backward of all layers, against a forward
-    assert [step for step, _ in curve] == [2, 4]
+    assert [step for step, _ in curve] == [0, 2, 4]
     assert read_record(finished, "singlestage", "init")[:2] == [{"student": 0, "teacher": 0, "importance": 0}, []]
     assert read_record(finished, "multistage", "teacher")[0]["teacher"] == 0
+
+
+def test_a_student_counts_before_its_first_step_where_its_head_is_trained(finished):
+    def seen(pipeline, stage):
+        record = json.loads((finished / "rte" / pipeline / stage / "stage.json").read_text())
+        return record["selected"], [step for step, _ in record["curve"]]
+
+    assert seen("multistage", "teacher") == ("best", [2, 4])
+    assert seen("multistage", "general") == ("last", [2, 4])
+    with_teachers_head = ("stage1", "stage2", "ternary", "stage1_binary", "stage2_binary")
+    for stage in with_teachers_head:
+        assert seen("multistage", stage) == ("best", [0, 2, 4])
+
+
+def test_a_stage_that_only_harms_hands_on_what_it_got(settings, console, tmp_path):
+    harm = [f"stages.single.{setting}" for setting in ("lr=1", "schedule=constant", "warmup_ratio=0")]
+    run(load_config(settings(tmp_path, "singlestage", "stages.teacher.max_steps=40", *harm)), console)
+    folder = tmp_path / "rte" / "singlestage"
+    given, made = (load_student(folder / name).state_dict() for name in ("init", "single"))
+    assert all(torch.equal(weight, made[name]) for name, weight in given.items())
+    record = json.loads((folder / "single" / "stage.json").read_text())
+    score = json.loads((folder / "init" / "metrics.json").read_text())["score"]
+    assert (record["selected"], record["selected_step"], len(record["curve"])) == ("best", 0, 3)
+    assert record["curve"][0][1] == pytest.approx(score)
 
 
 def test_a_stages_record_says_what_was_seen_and_what_was_not_training(finished):

@@ -151,7 +151,7 @@ def test_split_logits_equal_ternary_logits() -> None:
     ("settings", "message"),
     [
         ({"weight_bits": 3}, r"weight_bits=3 is unsupported; use 1 \(binary\), 2 \(ternary\) or 32 \(see"),
-        ({"embedding_bits": 8}, "embedding_bits=8 is unsupported"),
+        ({"embedding_bits": 16}, "embedding_bits=16 is unsupported"),
         ({"activation_bits": 4}, "activation_bits=4 is unsupported; use 8 or 32"),
         (
             {"weight_bits": 2, "forward_clip": True},

@@ -100,16 +100,17 @@ def test_a_row_for_four_bit_weights_is_neither_binary_nor_ternary() -> None:
         split_layers(encoder(spec))
 
 
-@pytest.mark.parametrize("bits", [0, 3, 4, 16, 33])
+@pytest.mark.parametrize("bits", [0, 3, 5, 16, 33])
 def test_an_unknown_width_is_refused_where_it_is_used(bits: int) -> None:
     weights, activations = rf"={bits} is unsupported; use 1 \(binary\), 2 \(ternary\) or 32", f"={bits} is unsupported"
-    for make in (
-        lambda: QuantSpec(weight_bits=bits),
-        lambda: QuantSpec(embedding_bits=bits),
-        lambda: QuantLinear(2, 2, weight_bits=bits),
-        lambda: QuantEmbedding(2, 2, weight_bits=bits),
+    words = rf"embedding_bits={bits} is unsupported; use 1 \(binary\), 2 \(ternary\), 4 \(15 levels\), 8 \(255 levels\) or 32"
+    for make, message in (
+        (lambda: QuantSpec(weight_bits=bits), weights),
+        (lambda: QuantSpec(embedding_bits=bits), words),
+        (lambda: QuantLinear(2, 2, weight_bits=bits), weights),
+        (lambda: QuantEmbedding(2, 2, weight_bits=bits), words),
     ):
-        with pytest.raises(InputError, match=weights):
+        with pytest.raises(InputError, match=message):
             make()
     for make_input in (lambda: QuantSpec(activation_bits=bits), lambda: QuantLinear(2, 2, activation_bits=bits)):
         with pytest.raises(InputError, match=activations):
@@ -207,5 +208,5 @@ def test_rows_name_their_implementation_without_torch() -> None:
     assert WEIGHTS[1].resolve() is binary_codes
     assert WEIGHTS[2].resolve() is ternary_codes
     assert ACTIVATIONS[8].resolve() is PerToken
-    assert [row.title for row in WEIGHTS.values()] == ["1-bit", "2-bit"]
-    assert [bits for bits in (1, 2, 32) if is_splittable(bits)] == [2]
+    assert [row.title for row in WEIGHTS.values()] == ["1-bit", "2-bit", "4-bit", "8-bit"]
+    assert [bits for bits in (1, 2, 4, 8, 32) if is_splittable(bits)] == [2]
