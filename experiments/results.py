@@ -118,11 +118,7 @@ class _Page:
             parts = [mean_table(found).markdown()] if found else [NO_RECORD]
         else:
             files = sorted(self.folder.glob(name))
-            parts = [
-                part
-                for file in files
-                for part in ([f"{file.parent.name}:"] if what else []) + self._of_file(file, what)
-            ]
+            parts = [part for file in files for part in (self._label(file, name), *self._of_file(file, what))]
         return "\n\n".join([begin.rstrip(), *(parts or [NO_RECORD]), end])
 
     def picture(self, block: re.Match[str]) -> str:
@@ -133,6 +129,11 @@ class _Page:
             self.pictures[name] = to_png(draw_students(found))
         part = f"![score against the bytes of the exported student]({name})" if found else NO_RECORD
         return "\n\n".join([begin.rstrip(), part, end])
+
+    def _label(self, file: Path, pattern: str) -> str:
+        """What of a file's path the pattern leaves open, such as "sst2:"."""
+        places = zip(Path(pattern).parts, file.relative_to(self.folder).parts)
+        return f"{', '.join(name for place, name in places if '*' in place)}:"
 
     def _matched(self, pattern: str) -> list[Comparison]:
         return [self._comparison(file) for file in sorted(self.folder.glob(pattern))]

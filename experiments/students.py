@@ -65,7 +65,7 @@ def mean_table(comparisons: Sequence[Comparison]) -> TextTable:
     smallest = {task: min(by_task[task].mib for by_task in arms.values() if task in by_task) for task in tasks}
     header = [
         "arm",
-        *tasks,
+        *(f"{task} (trainings)" for task in tasks),
         "mean of the tasks",
         "points below the best",
         *(f"MiB, {task}" for task in tasks),

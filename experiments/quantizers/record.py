@@ -1,14 +1,16 @@
 """Add the finished cells of a sweep to the study's record, on the commit and the machine that trained them.
 
-python experiments/quantizers/record.py SWEEP RUNS    (SWEEP: scales, methods or bits; RUNS: the run.dir)
+python experiments/quantizers/record.py SWEEP RUNS [FAILED...]    (SWEEP: scales, methods or bits; RUNS: the run.dir)
 
-A cell is a task and a seed. It counts if all its trials are finished, and once: a cell that is recorded stays as it is. For each
-task, SWEEP/TASK/comparison.json gets the cell's runs, and the size of one exported student of each arm; cells.csv gets a row.
+A cell is a task and a seed. It counts if all its trials are finished, but for arms that are named as FAILED by the study's rule, and
+once: a cell that is recorded stays as it is. For each task, SWEEP/TASK/comparison.json gets the cell's runs, and the size of one
+exported student of each arm; cells.csv gets a row.
 """
 
 import csv
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 from bitkd.compare.arms import make_arms
@@ -22,7 +24,6 @@ from bitkd.sweep.spec import read_sweep
 
 HERE = Path(__file__).parent
 CELLS = HERE / "cells.csv"
-HEADER = ["sweep", "task", "seed", "arms", "commit", "processor", "trained until"]
 
 
 def pipelines(sweep: str) -> list[str]:
@@ -40,7 +41,12 @@ def finished_cells(sweep: str, runs: Path) -> dict[tuple[str, int], dict[str, Pa
         except InputError as error:
             print(f"left out: {error}")
             continue
-        found.setdefault((run.task, run.seed), {})[run.pipeline] = manifest.parent
+        cell = found.setdefault((run.task, run.seed), {})
+        if run.pipeline in cell:
+            raise InputError(
+                f"{cell[run.pipeline]} and {manifest.parent} are one arm of one cell; delete the one of other settings"
+            )
+        cell[run.pipeline] = manifest.parent
     return found
 
 
@@ -52,13 +58,15 @@ def commit() -> str:
     return subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
 
 
-def main(sweep: str, runs: Path) -> None:
-    arms, code = pipelines(sweep), commit()
+def main(sweep: str, runs: Path, failed: list[str]) -> None:
+    code = commit()
     for (task, seed), folders in sorted(finished_cells(sweep, runs).items()):
         record = HERE / sweep / task / RECORD_FILE
         before = read_runs(record) if record.is_file() else []
-        if missing := [arm for arm in arms if arm not in folders]:
-            print(f"{task}, seed {seed}: not finished ({', '.join(missing)})")
+        arms = [arm for arm in pipelines(sweep) if arm in folders]
+        missing = [arm for arm in pipelines(sweep) if arm not in folders]
+        if unfinished := [arm for arm in missing if arm not in failed]:
+            print(f"{task}, seed {seed}: not finished ({', '.join(unfinished)})")
             continue
         if any(run.seed == seed for run in before):
             print(f"{task}, seed {seed}: recorded before, and stays as it is")
@@ -67,17 +75,14 @@ def main(sweep: str, runs: Path) -> None:
         keys = {key: folder for arm in arms for key, folder in artifact_folders(folders[arm]).items()}
         measured = measure_students(make_arms([*before, *new]), keys, latency=False, tell=print)
         write_report([run for arm in measured for run in arm.runs], record.parent)
-        until = max(run.finished or "" for run in new)
-        is_new = not CELLS.is_file()
         with open(CELLS, "a", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerows([HEADER] * is_new)
-            writer.writerow([sweep, task, seed, len(arms), code, processor_name(), until])
+            row = [sweep, task, seed, len(arms), ", ".join(missing), code, processor_name(), date.today().isoformat()]
+            csv.writer(stream, lineterminator="\n").writerow(row)
         print(f"{task}, seed {seed}: recorded")
 
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1], Path(sys.argv[2]))
+        main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
     except InputError as error:
         sys.exit(str(error))
