@@ -2,9 +2,9 @@
 
 python experiments/quantizers/record.py SWEEP RUNS [FAILED...]    (SWEEP: scales, methods or bits; RUNS: the run.dir)
 
-A cell is a task and a seed. It counts if all its trials are finished, but for arms that are named as FAILED by the study's rule, and
-once: a cell that is recorded stays as it is. For each task, SWEEP/TASK/comparison.json gets the cell's runs, and the size of one
-exported student of each arm; cells.csv gets a row.
+A cell is a task and a seed. It counts if all its trials are finished, but for arms that are named as FAILED by the study's rule,
+and once: a cell that is recorded stays as it is. For each task, SWEEP/TASK/comparison.json gets the cell's runs, and the size of
+one exported student of each arm; cells.csv gets a row.
 """
 
 import csv
