@@ -8,10 +8,13 @@ one exported student of each arm; cells.csv gets a row.
 """
 
 import csv
+import os
 import subprocess
 import sys
 from datetime import date
 from pathlib import Path
+
+from run import parameters_of
 
 from bitkd.compare.arms import make_arms
 from bitkd.compare.exported import processor_name
@@ -20,7 +23,6 @@ from bitkd.compare.measure import measure_students
 from bitkd.compare.runs import RECORD_FILE
 from bitkd.errors import InputError
 from bitkd.report.write import write_report
-from bitkd.sweep.spec import read_sweep
 
 HERE = Path(__file__).parent
 CELLS = HERE / "cells.csv"
@@ -28,8 +30,7 @@ CELLS = HERE / "cells.csv"
 
 def pipelines(sweep: str) -> list[str]:
     """The names of a sweep's arms, the reference first."""
-    values = read_sweep(str(HERE / f"{sweep}.yaml")).content["parameters"]["pipeline"]["values"]
-    return [Path(value).stem for value in values]
+    return [Path(value).stem for value in parameters_of(sweep)["pipeline"]["values"]]
 
 
 def finished_cells(sweep: str, runs: Path) -> dict[tuple[str, int], dict[str, Path]]:
@@ -51,7 +52,11 @@ def finished_cells(sweep: str, runs: Path) -> dict[tuple[str, int], dict[str, Pa
 
 
 def commit() -> str:
-    """The commit of this checkout. Raises InputError if a file of it was changed."""
+    """The commit of this checkout, or the environment's COMMIT where a copy of it has no git. Raises InputError if a file of it
+    was changed.
+    """
+    if given := os.environ.get("COMMIT"):
+        return given
     git = ["git", "-C", str(HERE)]
     if changed := subprocess.check_output([*git, "status", "--porcelain", "--", ":/bitkd", ":/conf"], text=True):
         raise InputError(f"the code is no commit:\n{changed}commit it, and train the cell again")

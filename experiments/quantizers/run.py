@@ -16,6 +16,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -24,9 +25,17 @@ ROOT = HERE.parent.parent
 LOGS = ROOT / "build" / "quantizers"
 
 
+def parameters_of(sweep: str) -> dict[str, dict[str, Any]]:
+    """The parameters of a sweep's file."""
+    found: dict[str, dict[str, Any]] = yaml.safe_load((HERE / f"{sweep}.yaml").read_text(encoding="utf-8"))[
+        "parameters"
+    ]
+    return found
+
+
 def trials(sweep: str, cells: list[int]) -> list[tuple[str, str, list[str]]]:
     """Task, name and settings of each trial; those of the first arm come first."""
-    parameters = yaml.safe_load((HERE / f"{sweep}.yaml").read_text(encoding="utf-8"))["parameters"]
+    parameters = parameters_of(sweep)
     fixed = [f"{key}={_text(entry['value'])}" for key, entry in parameters.items() if "value" in entry]
     arms, tasks, seeds = (parameters[key]["values"] for key in ("pipeline", "task", "seed"))
     chosen = [cell for number, cell in enumerate(itertools.product(seeds, tasks), start=1) if number in cells]
