@@ -60,7 +60,7 @@ bench: setup
 	$(BIN)/python experiments/bench/$(SUITE).py $(ARGS)
 
 results: setup
-	$(BIN)/python experiments/results.py
+	$(BIN)/python -m experiments.results
 
 chaos: setup
 	$(BIN)/python experiments/chaos/chaos.py --out build/chaos $(ARGS)

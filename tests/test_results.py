@@ -1,14 +1,19 @@
 """experiments/results.py: the tables of a study stand for its records."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from bitkd.compare.comparison import Comparison
 from bitkd.compare.runs import to_json
 from bitkd.errors import InputError
+from bitkd.report.numbers import DASH
+from bitkd.report.tables import size_text
 from experiments import results
-from experiments.results import rebuild
-from tests.compare.synthetic import make_one
+from experiments.results import NO_RECORD, rebuild
+from experiments.students import mean_table
+from tests.compare.synthetic import make_all, make_one, with_measurement
 
 STUDIES = sorted(Path(results.__file__).parent.glob("*/RESULTS.md"))
 
@@ -61,13 +66,59 @@ def test_what_a_reader_must_know_first_stands_above_the_table(study):
     assert study.read_text() == before
 
 
+PATTERNS = """# A study in cells
+
+<!-- table: one/*/comparison.json means -->
+<!-- end -->
+
+<!-- table: one/*/comparison.json finals -->
+<!-- end -->
+
+<!-- picture: bytes.png */*/comparison.json -->
+<!-- end -->
+"""
+
+
+def test_what_is_not_recorded_yet_is_said(tmp_path):
+    (tmp_path / "RESULTS.md").write_text(PATTERNS)
+    rebuild(tmp_path / "RESULTS.md")
+    assert (tmp_path / "RESULTS.md").read_text().count(NO_RECORD) == 3
+    assert not (tmp_path / "bytes.png").exists()
+    assert rebuild(tmp_path / "RESULTS.md", check=True) == "the same"
+
+
+def test_a_pattern_takes_every_record_that_it_matches(tmp_path):
+    runs = [with_measurement(make_one("singlestage", 1)), make_one("progressive", 1)]
+    for task in ("mrpc", "rte"):
+        (tmp_path / "one" / task).mkdir(parents=True)
+        (tmp_path / "one" / task / "comparison.json").write_text(to_json([replace(run, task=task) for run in runs]))
+    (tmp_path / "RESULTS.md").write_text(PATTERNS)
+    rebuild(tmp_path / "RESULTS.md")
+    text = (tmp_path / "RESULTS.md").read_text()
+    scores = [run.final.score for run in runs]
+    for run, score, mib in zip(runs, scores, ("3.25", size_text(runs[1].final.packed_mib))):
+        below = 100 * (max(scores) - score)
+        row = f"| {run.pipeline} | {score:.4f} (1) | {score:.4f} (1) | {score:.4f} | {below:.2f} | {mib} | {mib} |"
+        assert row in text
+    assert text.count("| progressive | 1 |") == 2
+    assert text.index("mrpc:") < text.index("rte:") < text.index("![")
+    picture = (tmp_path / "bytes.png").read_bytes()
+    assert rebuild(tmp_path / "RESULTS.md") == "the same"
+    assert (tmp_path / "bytes.png").read_bytes() == picture
+
+
+def test_an_arm_that_lacks_a_cell_has_no_mean():
+    table = mean_table([Comparison.of([*make_all(["singlestage"]), make_one("progressive", 1)])])
+    assert [row[2] == DASH for row in table.rows] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         (
             "json headline",
             "json headlin",
-            "there is no table headlin; use one of headline, differences, sizes, cost, stages, finals, power",
+            "there is no table headlin; use one of headline, differences, sizes, exported, cost, stages, finals, power",
         ),
         ("rows.csv", "row.csv", "row.csv does not exist"),
     ],

@@ -21,10 +21,13 @@ FILES = sorted(file for file in (ROOT / "experiments").rglob("*.yaml") if file.p
 TRIALS = {
     "arms": 10,
     "augmentation": 8,
+    "bits": 24,
     "full": 8,
     "half": 12,
+    "methods": 16,
     "pipelines": 40,
     "rates": 4,
+    "scales": 16,
     "table": 12,
     "xtc_budgets": 8,
     "xtc_learning_rates": 9,

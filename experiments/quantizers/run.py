@@ -1,0 +1,85 @@
+"""The trials of one sweep, several processes side by side of one thread each.
+
+python experiments/quantizers/run.py SWEEP [--cells 1 3] [--processes 2] SETTING...
+
+SWEEP is scales, methods or bits. Cells are numbered: 1: sst2, seed 1; 2: sick, seed 1; 3: sst2, seed 2; 4: sick, seed 2. All arms
+of a cell share its teacher, and a process that needs a teacher which another one trains waits for it: take as many cells as
+processes, or more. Call it again to go on after an interruption: what is finished is skipped. Each trial has a log in
+build/quantizers. `bitkd sweep` runs the same files; this names the trials by their arms, and does not need wandb's packages.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+LOGS = ROOT / "build" / "quantizers"
+
+
+def parameters_of(sweep: str) -> dict[str, dict[str, Any]]:
+    """The parameters of a sweep's file."""
+    found: dict[str, dict[str, Any]] = yaml.safe_load((HERE / f"{sweep}.yaml").read_text(encoding="utf-8"))[
+        "parameters"
+    ]
+    return found
+
+
+def trials(sweep: str, cells: list[int]) -> list[tuple[str, str, list[str]]]:
+    """Task, name and settings of each trial; those of the first arm come first."""
+    parameters = parameters_of(sweep)
+    fixed = [f"{key}={_text(entry['value'])}" for key, entry in parameters.items() if "value" in entry]
+    arms, tasks, seeds = (parameters[key]["values"] for key in ("pipeline", "task", "seed"))
+    chosen = [cell for number, cell in enumerate(itertools.product(seeds, tasks), start=1) if number in cells]
+    return [
+        (
+            Path(task).stem,
+            f"{sweep}-{Path(arm).stem}-{seed}",
+            [f"pipeline={arm}", f"task={task}", f"seed={seed}", *fixed],
+        )
+        for arm in arms
+        for seed, task in chosen
+    ]
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def run(task: str, name: str, settings: list[str]) -> int:
+    """Run one trial; returns its exit code."""
+    command = ["nice", "-n", "19", sys.executable, "-m", "bitkd", "run", f"run.name={name}", *settings]
+    with open(LOGS / f"{task}-{name}.log", "a", encoding="utf-8") as log:
+        code = subprocess.run(
+            command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
+        ).returncode
+    print(f"{task}, {name}: {'finished' if code == 0 else f'exit code {code}, see {log.name}'}", flush=True)
+    return code
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", choices=["scales", "methods", "bits"])
+    parser.add_argument("--cells", type=int, nargs="+", default=[1, 2, 3, 4])
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("settings", nargs="*")
+    arguments = parser.parse_intermixed_args()
+    LOGS.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(arguments.processes) as pool:
+        codes = [
+            pool.submit(run, task, name, [*settings, *arguments.settings])
+            for task, name, settings in trials(arguments.sweep, arguments.cells)
+        ]
+        return max(code.result() for code in codes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
