@@ -36,7 +36,8 @@ def measure(model: PreTrainedModel, ternary: Packing = TWO_BITS, int8: Collectio
         model = unpacked_shape(model)
     quant = read_spec(model).quant
     scales = [p for name, p in model.named_parameters() if name.rpartition(".")[2] in SCALE_NAMES]  # learned ones
-    parameters = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in scales)
+    steps = [p for m in model.modules() if isinstance(m, InputQuantizer) for p in m.parameters()]
+    parameters = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in (*scales, *steps))
     matrices = [m for m in model.modules() if isinstance(m, QuantLinear | QuantEmbedding) and m.weight_bits < FP32]
     tables = list(model.get_input_embeddings().parameters())
     embeddings = sum(table.numel() for table in tables)
@@ -50,9 +51,8 @@ def measure(model: PreTrainedModel, ternary: Packing = TWO_BITS, int8: Collectio
         low += sum(w.numel() * INT8 + w.shape[0] * FP32 for w in small)
         # A pair has one bias in a packed file.
         twice = sum(m.out_features for m in model.modules() if isinstance(m, SplitLinear) and m.first.bias is not None)
-        learned = sum(p.numel() for m in model.modules() if isinstance(m, InputQuantizer) for p in m.parameters())
-        rest = parameters - sum(w.numel() for w in (*(m.weight for m in matrices), *small)) - twice - learned
-        file_bits = low + learned * FP32 + rest * HALF
+        rest = parameters - sum(w.numel() for w in (*(m.weight for m in matrices), *small)) - twice
+        file_bits = low + sum(p.numel() for p in steps) * FP32 + rest * HALF
     else:
         file_bits = parameters * FP32
     return SizeRecord(
