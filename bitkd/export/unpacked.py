@@ -12,7 +12,8 @@ from bitkd.models.heads import head_of
 from bitkd.models.spec import StudentSpec
 from bitkd.quant.inputs import InputQuantizer
 from bitkd.quant.layout import Layout, layers_of
-from bitkd.quant.modules import SCALE_NAMES, QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
+from bitkd.quant.modules import SCALE_NAMES, QuantEmbedding, QuantLinear
+from bitkd.quant.pairs import SplitEmbedding, SplitLinear
 
 _OWN_SETTINGS = ("bitkd", "quantization_config", "transformers_weights")
 """Of a student's configuration, which a stock model does not know."""

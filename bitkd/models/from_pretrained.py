@@ -41,8 +41,8 @@ class StudentQuantizer(SavedByBitkd):
         from bitkd.models.packed import fit_packed
         from bitkd.models.student import apply_spec
         from bitkd.quant.int8 import Int8Weight
-        from bitkd.quant.modules import SplitEmbedding, SplitLinear
         from bitkd.quant.packed import PackedWeight
+        from bitkd.quant.pairs import SplitEmbedding, SplitLinear
 
         use_score_attention(model)
         apply_spec(model)

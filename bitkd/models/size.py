@@ -10,9 +10,10 @@ from bitkd.models.packed import is_packed
 from bitkd.models.unpacked import unpacked_shape
 from bitkd.quant.inputs import InputQuantizer
 from bitkd.quant.int8 import Int8Weight
-from bitkd.quant.modules import SCALE_NAMES, QuantEmbedding, QuantLinear, SplitLinear
+from bitkd.quant.modules import SCALE_NAMES, QuantEmbedding, QuantLinear
 from bitkd.quant.packed import PackedWeight
 from bitkd.quant.packing import TRITS, TWO_BITS, Packing, find_packing
+from bitkd.quant.pairs import SplitLinear
 from bitkd.quant.table import FP32
 from bitkd.store.records import MIB, SizeRecord
 

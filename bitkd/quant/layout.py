@@ -8,8 +8,8 @@ from torch import nn
 
 from bitkd.errors import InputError
 from bitkd.quant.int8 import Int8Embedding
-from bitkd.quant.modules import SplitLinear
 from bitkd.quant.packed import PackedLinear
+from bitkd.quant.pairs import SplitLinear
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from bitkd.quant.inputs import InputQuantizer
 from bitkd.quant.int8 import InFP32, Int8Embedding, Int8Linear
-from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
+from bitkd.quant.modules import QuantEmbedding, QuantLinear
 from bitkd.quant.packing import BITS, TWO_BITS, Packing, pack_codes, packing_of, unpack_codes
+from bitkd.quant.pairs import SplitEmbedding, SplitLinear
 from bitkd.quant.product import sum_terms
 from bitkd.quant.reuse import version_of
 from bitkd.quant.table import FP32

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from bitkd.errors import InputError
 from bitkd.quant.functional import SMALLEST, ternary_codes
-from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
+from bitkd.quant.modules import QuantEmbedding, QuantLinear
+from bitkd.quant.pairs import SplitEmbedding, SplitLinear
 from bitkd.quant.swap import is_split
 from bitkd.quant.table import is_splittable
 

@@ -13,13 +13,8 @@ from torch import nn
 from bitkd.errors import InputError
 from bitkd.quant.inputs import AttentionQuantizer, FullPrecision, InputQuantizer, make_input_quantizer
 from bitkd.quant.layout import Layers, layers_of, unsigned_linears
-from bitkd.quant.modules import (
-    QuantEmbedding,
-    QuantLinear,
-    SplitEmbedding,
-    SplitLinear,
-    embedding_options,
-)
+from bitkd.quant.modules import QuantEmbedding, QuantLinear, embedding_options
+from bitkd.quant.pairs import SplitEmbedding, SplitLinear
 from bitkd.quant.spec import QuantSpec
 from bitkd.quant.table import FP32, HALF_BITS, TERNARY
 

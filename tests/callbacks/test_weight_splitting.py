@@ -12,7 +12,8 @@ from transformers import BertConfig, BertForSequenceClassification
 from bitkd.callbacks import WeightSplitting
 from bitkd.errors import InputError
 from bitkd.models.prepare import prepare
-from bitkd.quant.modules import QuantLinear, SplitEmbedding, SplitLinear
+from bitkd.quant.modules import QuantLinear
+from bitkd.quant.pairs import SplitEmbedding, SplitLinear
 from bitkd.quant.spec import QuantSpec
 
 IDS = torch.randint(5, 40, (4, 6), generator=torch.Generator().manual_seed(0))

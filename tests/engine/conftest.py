@@ -10,8 +10,8 @@ from transformers import AutoModelForSequenceClassification
 from bitkd.engine.build import library
 from bitkd.models.attention import ATTENTION
 from bitkd.models.prepare import prepare, split_ternary_
-from bitkd.quant.modules import SplitLinear
 from bitkd.quant.packed import pack_layers
+from bitkd.quant.pairs import SplitLinear
 from bitkd.quant.spec import QuantSpec
 
 SIZES = {

@@ -23,9 +23,10 @@ from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
 from bitkd.pretrained.load import read_model_config
 from bitkd.quant.layout import input_limits
-from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
+from bitkd.quant.modules import QuantEmbedding, QuantLinear
 from bitkd.quant.packed import PackedEmbedding, PackedLinear
 from bitkd.quant.packing import TRITS, TWO_BITS
+from bitkd.quant.pairs import SplitEmbedding, SplitLinear
 from bitkd.quant.spec import QuantSpec
 from tests.models.conftest import SHAPE, classifier, importance_of
 from tests.models.test_families import WORKING, config_of

@@ -28,7 +28,8 @@ from bitkd.models.prepare import prepare, split_ternary_
 from bitkd.models.size import measure
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
-from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
+from bitkd.quant.modules import QuantEmbedding, QuantLinear
+from bitkd.quant.pairs import SplitEmbedding, SplitLinear
 from bitkd.quant.spec import QuantSpec
 from bitkd.quant.table import ACTIVATIONS, ActivationQuantizer
 

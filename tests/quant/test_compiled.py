@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from bitkd.quant.modules import QuantLinear, SplitLinear
+from bitkd.quant.modules import QuantLinear
+from bitkd.quant.pairs import SplitLinear
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from bitkd.errors import InputError
 from bitkd.quant.elastic import LEAST_STEP, Elastic
 from bitkd.quant.inputs import FullPrecision, PerToken, make_input_quantizer
-from bitkd.quant.modules import QuantLinear, SplitLinear, quantizer_for
+from bitkd.quant.modules import QuantLinear, quantizer_for
+from bitkd.quant.pairs import SplitLinear
 from bitkd.quant.splitting import split_layers
 
 WIDTHS = [(1, True), (2, True), (4, True), (1, False), (2, False), (4, False)]

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from bitkd.quant.functional import binarize, binary_codes, quantize_tokens, ternarize, ternary_codes, token_codes
-from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
+from bitkd.quant.modules import QuantEmbedding, QuantLinear
+from bitkd.quant.pairs import SplitEmbedding, SplitLinear
 from bitkd.quant.splitting import split_layers
 
 

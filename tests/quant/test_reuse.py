@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from bitkd.quant import inputs, reuse
 from bitkd.quant.inputs import PerToken, token_codes
-from bitkd.quant.modules import QuantLinear, SplitLinear
+from bitkd.quant.modules import QuantLinear
+from bitkd.quant.pairs import SplitLinear
 from bitkd.quant.reuse import hold_codes, release_codes
 
 

@@ -19,7 +19,8 @@ from bitkd.quant.functional import (
     ternary_codes,
     ternary_codes_at,
 )
-from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitLinear
+from bitkd.quant.modules import QuantEmbedding, QuantLinear
+from bitkd.quant.pairs import SplitLinear
 from bitkd.quant.product import temper
 from bitkd.quant.reuse import hold_codes
 from bitkd.quant.spec import QuantSpec

@@ -4,7 +4,8 @@ from torch import Tensor, nn
 
 from bitkd.errors import InputError
 from bitkd.quant.functional import binarize, binary_codes, ternarize, ternary_codes
-from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
+from bitkd.quant.modules import QuantEmbedding, QuantLinear
+from bitkd.quant.pairs import SplitEmbedding, SplitLinear
 from bitkd.quant.splitting import split_layers, split_ternary
 
 SPIKE = torch.tensor([[1.0] + 383 * [0.006]])

@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from bitkd.errors import InputError
-from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
+from bitkd.quant.modules import QuantEmbedding, QuantLinear
+from bitkd.quant.pairs import SplitEmbedding, SplitLinear
 from bitkd.quant.spec import QuantSpec
 from bitkd.quant.splitting import split_layers
 from bitkd.quant.swap import find_mismatch, make_blank_pairs, swap_layers, unquantized_activations

@@ -13,7 +13,8 @@ from bitkd.models.attention import ATTENTION
 from bitkd.quant.elastic import Elastic
 from bitkd.quant.functional import binary_codes, ternary_codes
 from bitkd.quant.inputs import InputQuantizer, PerToken
-from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitLinear
+from bitkd.quant.modules import QuantEmbedding, QuantLinear
+from bitkd.quant.pairs import SplitLinear
 from bitkd.quant.spec import QuantSpec
 from bitkd.quant.splitting import split_layers
 from bitkd.quant.swap import swap_layers, unquantized_activations
