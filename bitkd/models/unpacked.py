@@ -17,6 +17,7 @@ from bitkd.quant.int8 import Int8Weight
 from bitkd.quant.latent import ATTEMPTS, latent_weights, same_scales
 from bitkd.quant.modules import SCALE_NAMES
 from bitkd.quant.packed import PackedLinear, PackedWeight, quantized_weight
+from bitkd.quant.packing import FOUR_LEVELS
 
 
 @torch.no_grad()
@@ -53,7 +54,8 @@ def _latent(path: str, packed: PackedWeight, layer: Any, learned: bool) -> list[
     learned = learned and isinstance(packed, PackedLinear)
     parts = [layer] if not packed.split else [layer.first, layer.second]
     halves, column = packed.quantized()
-    for attempt in range(ATTEMPTS):
+    one_solution = learned or (column is None and packed.packing != FOUR_LEVELS)
+    for attempt in range(1 if one_solution else ATTEMPTS):
         weights = latent_weights(halves, column, packed.packing.bits, packed.packing.digits, learned, attempt)
         for part, weight, (_, scale) in zip(parts, weights, halves, strict=True):
             part.weight.copy_(weight)
@@ -64,8 +66,6 @@ def _latent(path: str, packed: PackedWeight, layer: Any, learned: bool) -> list[
         found, other = quantized_weight(layer)
         if same_scales([*chain(*halves), column], [*chain(*found), other]):
             return weights
-        if column is None:
-            break
     raise InputError(
         f"{path} cannot be unpacked: no weights were found whose computed codes and scales are exactly the packed ones; use the "
         "artifact that was exported"

@@ -28,7 +28,8 @@ def latent_weights(
     column: the scale of the columns, (columns,); None if there is none.
     bits, levels, learned: of the weights (see `bitkd.quant.spec.QuantSpec`). Learned scales are not computed from the weights, so
         any weights of these codes will do.
-    attempt: with scales of columns, which of many solutions; rounding makes a few scales of small matrices other ones.
+    attempt: with scales of columns and with four levels, which of many solutions; rounding makes a few scales of small matrices
+        other ones.
     """
     pairs = [(codes.double(), scale.double()) for codes, scale in halves]
     if learned:
@@ -40,7 +41,7 @@ def latent_weights(
     if bits > TERNARY:
         return [_at_largest(codes.float(), scale.float(), 2 ** (bits - 1) - 1) for codes, scale in halves]
     if levels == 1 + _FAR:
-        return [_in_fp32(_far_apart(codes, scale)) for codes, scale in pairs]
+        return [_in_fp32(_shaken(_far_apart(codes, scale), codes, scale, attempt)) for codes, scale in pairs]
     return [(codes * scale).float() for codes, scale in pairs]
 
 
@@ -51,11 +52,7 @@ def _even_columns(pairs: list[tuple[Tensor, Tensor]], has_scale: Tensor, attempt
     has_scale: (columns,), False where a column is all zeros.  attempt: another number, other factors; 0: of rows and columns.
     """
     square = pairs[0][0].square()
-    factor = torch.ones_like(square)
-    if attempt:
-        noise = torch.rand(square.shape, generator=torch.Generator().manual_seed(attempt), dtype=torch.float64)
-        factor += 1e-3 * noise.to(square.device)
-    factor *= has_scale
+    factor = _noise(square, attempt) * has_scale
     size = sum(codes * scale for codes, scale in pairs).abs()  # type: ignore[union-attr]
     count = square.sum(1, keepdim=True)
     wanted = (size * has_scale).sum() / has_scale.sum().clamp_min(1)
@@ -67,6 +64,23 @@ def _even_columns(pairs: list[tuple[Tensor, Tensor]], has_scale: Tensor, attempt
         if torch.allclose(change, torch.ones_like(change), rtol=0, atol=1e-14):
             break
     return factor
+
+
+def _noise(like: Tensor, attempt: int) -> Tensor:
+    """Factors near one, shaped like a matrix; ones for attempt 0."""
+    if not attempt:
+        return torch.ones_like(like)
+    generator = torch.Generator("cpu").manual_seed(attempt)
+    noise = torch.rand(like.shape, generator=generator, dtype=torch.float64, device="cpu")
+    return 1 + 1e-3 * noise.to(like.device)
+
+
+def _shaken(weight: Tensor, codes: Tensor, scale: Tensor, attempt: int) -> Tensor:
+    """The weight times some noise, with the same scale of least squared error."""
+    dim, noise = -1 if scale.numel() > 1 else None, _noise(weight, attempt)
+    products = codes * weight
+    total, changed = (x.sum(dim=dim, keepdim=True) for x in (products, products * noise))
+    return weight * noise * torch.where(changed > 0, total / changed.clamp_min(1e-300), 1.0)
 
 
 def _in_fp32(weight: Tensor) -> Tensor:
