@@ -36,14 +36,15 @@ if TYPE_CHECKING:
     from bitkd.models.artifact import load_student as load_student
     from bitkd.models.artifact import new_classifier as new_classifier
     from bitkd.models.artifact import save_student as save_student
+    from bitkd.models.calibration import calibrate as calibrate
     from bitkd.models.importance import estimate_importance as estimate_importance
     from bitkd.models.packed import load_packed as load_packed
     from bitkd.models.packed import pack_student as pack_student
     from bitkd.models.packed import save_packed as save_packed
-    from bitkd.models.packed import unpack_student as unpack_student
     from bitkd.models.prepare import prepare as prepare
     from bitkd.models.spec import ShapeSpec as ShapeSpec
     from bitkd.models.student import build_student as build_student
+    from bitkd.models.unpacked import unpack_student as unpack_student
     from bitkd.pipeline.runner import StageFailedError as StageFailedError
     from bitkd.quant.functional import binarize as binarize
     from bitkd.quant.functional import ternarize as ternarize
@@ -89,6 +90,7 @@ _PUBLIC = {
     "WeightSplitting": "bitkd.callbacks.weight_splitting",
     "binarize": "bitkd.quant.functional",
     "build_student": "bitkd.models.student",
+    "calibrate": "bitkd.models.calibration",
     "estimate_importance": "bitkd.models.importance",
     "load_classifier": "bitkd.models.artifact",
     "load_config": "bitkd.config.load",
@@ -105,7 +107,7 @@ _PUBLIC = {
     "save_student": "bitkd.models.artifact",
     "split_ternary": "bitkd.quant.splitting",
     "ternarize": "bitkd.quant.functional",
-    "unpack_student": "bitkd.models.packed",
+    "unpack_student": "bitkd.models.unpacked",
 }
 __all__ = ["__version__", *sorted(_PUBLIC)]
 

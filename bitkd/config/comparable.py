@@ -46,6 +46,11 @@ def result_settings(config: Config) -> dict[str, Any]:
     if config.task.kind == TaskSpec().kind:
         for key in OF_OTHER_KINDS:
             del content["task"][key]
+    if config.student.hidden_act is None:
+        del content["student"]["hidden_act"]
+    if not any(stage.quant.learns for stage in config.stages.values()):  # runs of before it came have none
+        for section in (content["train"], *content["stages"].values()):
+            del section["scales_lr"]
     if not config.task.augmentation.enabled:
         content["task"]["augmentation"] = {"enabled": False}
     for name, stage in content["stages"].items():

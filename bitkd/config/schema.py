@@ -117,6 +117,9 @@ class StageSpec:
     weight_decay: float | None = None
     """Overrides train.weight_decay."""
 
+    scales_lr: float | None = None
+    """Overrides train.scales_lr."""
+
     epochs: float | None = None
     """Overrides train.epochs."""
 

@@ -81,6 +81,54 @@ def attention_score_mse(student: Tensor, teacher: Tensor, mask: Tensor, padding:
     return _squared_error(student, teacher, unread).sum() / student.numel()
 
 
+class _MapDivergence(torch.autograd.Function):
+    """KL(teacher || student) of the softmax over the keys, summed over an example's heads and read queries, (batch,).
+
+    student, teacher: (batch, heads, query, key) scores.  unread: True at pairs that do not count, expands to their shape.
+    Gradients are the differences of the probabilities, which are computed again: kept, those of all layers would be a large
+    part of the memory of a step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, unread: Tensor) -> Tensor:
+        ctx.save_for_backward(student, teacher, unread)
+        own, target = (_log_map(scores, unread) for scores in (student, teacher))
+        divergence = (target.exp() * (target - own)).masked_fill_(unread, 0.0)
+        return divergence.sum(dim=-1).flatten(1).sum(dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None]:
+        student, teacher, unread = ctx.saved_tensors
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        found = _log_map(student, unread).exp_().sub_(_log_map(teacher, unread).exp_()).masked_fill_(unread, 0.0)
+        return found.mul_(gradient.reshape(-1, 1, 1, 1)).to(student.dtype), None, None
+
+
+def _log_map(scores: Tensor, unread: Tensor) -> Tensor:
+    """Log-softmax over the keys that are read, in FP32 at least. Not -inf: a query that reads no key would give NaN."""
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    return torch.log_softmax(scores.masked_fill(unread, -1e30), dim=-1)
+
+
+def attention_map_kl(student: Tensor, teacher: Tensor, mask: Tensor, window: int | None = None) -> Tensor:
+    """KL(teacher || student) of attention maps, the softmax of the scores over the real keys (arXiv:2211.11014).
+
+    student, teacher: (batch, heads, query, key) scores, without the mask; no gradient goes to the teacher.  mask: (batch,
+    length), True = token.  window: distance from which on a query does not see a key; None: it sees all.
+    Mean over each example's heads and real queries, then over the batch, as in the authors' code (kd-qat-large-enc).
+    """
+    _same_shape(student, teacher)
+    mask = mask.bool()
+    unread = ~_pairs(mask)
+    if window is not None and window < mask.shape[1]:
+        position = torch.arange(mask.shape[1], device=mask.device)
+        unread = unread | ((position[:, None] - position).abs() >= window)
+    divergence: Tensor = _MapDivergence.apply(student, teacher, unread)
+    return (divergence / (student.shape[1] * _lengths(mask))).mean()
+
+
 def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor, padding: Padding = "skip") -> Tensor:
     """Mean squared error of hidden states (TinyBERT, arXiv:1909.10351).
 

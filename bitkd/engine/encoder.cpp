@@ -303,6 +303,27 @@ void quantize_row(float* x, int64_t n, int8_t* q, float* scale, int32_t* sum) {
   codes_of_row(x, n, largest_of(m), q, scale, sum);
 }
 
+// Codes of the row times the scales of the columns; `product` takes the row's product.
+void quantize_scaled_row(const float* x, const float* column, int64_t n, float* product, int8_t* q, float* scale, int32_t* sum) {
+  V m = set1(0.f);
+  for (int64_t i = 0; i < n; i += W) {
+    const V v = load_part(x + i, n - i) * load_part(column + i, n - i);
+    store_part(product + i, v, n - i);
+    m = larger(m, magnitude(v));
+  }
+  codes_of_row(product, n, largest_of(m), q, scale, sum);
+}
+
+template <int A>
+void activate_rows(float* x, int64_t stride, int64_t rows, int64_t n) {
+  if (A == NO_ACTIVATION) return;
+  for (int64_t t = 0; t < rows; t++)
+    for (int64_t i = 0; i < n; i += W) {
+      float* part = x + t * stride + i;
+      store_part(part, activate<A>(load_part(part, n - i)), n - i);
+    }
+}
+
 template <int A>
 void quantize_rows(float* x, int64_t stride, int64_t rows, int64_t n, const Codes& to) {
   for (int64_t i = 0; i < rows; i++) quantize_row<A>(x + i * stride, n, to.q + i * to.stride, to.scale + i, to.sum + i);
@@ -366,10 +387,21 @@ struct Linear {
   std::vector<uint8_t> bits[2];  // planes as on disk, row by row; until they are laid out for the kernel
   Buffer<uint8_t> weights[2];  // as the kernel reads them
   Buffer<float> scale, second_scale, bias;  // of each row
+  Buffer<float> column;  // what each input is multiplied by before its codes; empty: nothing
   int planes() const { return form == BINARY ? 1 : 2; }
   const uint64_t* words(int plane) const {
     return reinterpret_cast<const uint64_t*>(static_cast<uint8_t*>(weights[plane]));
   }
+};
+
+// Linears whose outputs lie side by side.
+struct Parts {
+  const Linear *first, *last;
+  Parts(const std::vector<Linear>& all) : first(all.data()), last(all.data() + all.size()) {}
+  explicit Parts(const Linear& one) : first(&one), last(&one + 1) {}
+  const Linear* begin() const { return first; }
+  const Linear* end() const { return last; }
+  const Linear& operator[](int64_t i) const { return first[i]; }
 };
 
 // Sums of planes to the scaled product, in the order of bitkd/quant/product.py.
@@ -696,7 +728,7 @@ struct Encoder {
 // What one thread needs for a tile of tokens.
 struct Scratch {
   Codes x, context, ffn;
-  Buffer<float> y, h, c, p, q;
+  Buffer<float> y, h, c, p, q, scaled;
   Buffer<uint8_t> tables;
   Buffer<int32_t> sums;
 #ifdef HAS_AMX
@@ -712,6 +744,7 @@ struct Scratch {
     c = Buffer<float>(TILE * round_up(e.width(), W));
     p = Buffer<float>(ROWS * longest);
     q = Buffer<float>(length * e.width());
+    scaled = Buffer<float>(round_up(std::max({e.hidden, e.width(), e.neurons}), 64));
     tables = Buffer<uint8_t>(TABLES);
     outputs = std::max({3 * round_up(e.width(), 64), round_up(e.hidden, 64), round_up(e.neurons, 64)});
     sums = Buffer<int32_t>(2 * MOST_TOKENS * outputs);
@@ -857,7 +890,7 @@ void add_plane(const uint8_t* weights, int64_t rows, int64_t groups, int64_t fir
 
 // A few tokens at a time and a chunk of groups at a time, so that the tables stay in the first-level cache.
 template <class T>
-void multiply_by_tables(const std::vector<Linear>& parts, int64_t tokens, const Codes& x, float* y, int64_t to, Scratch& s) {
+void multiply_by_tables(const Parts& parts, int64_t tokens, const Codes& x, float* y, int64_t to, Scratch& s) {
   static_assert(T::TOKENS <= MOST_TOKENS && T::TOKENS * T::CHUNK * T::STEP <= TABLES);
   const int64_t groups = table_groups<T>(parts[0].columns);
   const int32_t offset = static_cast<int32_t>(T::OFFSET * groups);
@@ -892,7 +925,7 @@ void multiply_by_tables(const std::vector<Linear>& parts, int64_t tokens, const 
 
 // The outputs of Linears that read one input, side by side in y. A part may write behind its rows: the next part, or room
 // at the end, comes there. Hence parts are computed in order.
-void multiply(const std::vector<Linear>& parts, int64_t tokens, const Codes& x, float* y, int64_t to, Scratch& s) {
+void multiply(const Parts& parts, int64_t tokens, const Codes& x, float* y, int64_t to, Scratch& s) {
   const Kernel kernel = parts[0].kernel;
   if (kernel == TABLE16) return multiply_by_tables<Table16>(parts, tokens, x, y, to, s);
 #ifdef HAS_VBMI
@@ -909,6 +942,27 @@ void multiply(const std::vector<Linear>& parts, int64_t tokens, const Codes& x, 
 #endif
       (void)F;
     });
+    y += l.rows;
+  }
+}
+
+// Activation function in place, codes, and the outputs of Linears that read these rows. With scales of columns each Linear
+// has codes of its own.
+template <int A>
+void quantize_and_multiply(const Parts& parts, float* x, int64_t stride, int64_t rows, const Codes& codes, float* y, int64_t to,
+                           Scratch& s) {
+  const int64_t n = parts[0].columns;
+  if (std::none_of(parts.begin(), parts.end(), [](const Linear& l) { return static_cast<bool>(l.column); })) {
+    quantize_rows<A>(x, stride, rows, n, codes);
+    return multiply(parts, rows, codes, y, to, s);
+  }
+  activate_rows<A>(x, stride, rows, n);
+  for (const Linear& l : parts) {
+    if (!l.column) quantize_rows<NO_ACTIVATION>(x, stride, rows, n, codes);
+    else
+      for (int64_t i = 0; i < rows; i++)
+        quantize_scaled_row(x + i * stride, l.column, n, s.scaled, codes.q + i * codes.stride, codes.scale + i, codes.sum + i);
+    multiply(Parts(l), rows, codes, y, to, s);
     y += l.rows;
   }
 }
@@ -1013,8 +1067,7 @@ void attend(const Encoder& e, const float* q, int64_t head, int64_t length, cons
 // Queries, keys and values of rows t0 … t0 + n of a sequence.
 void project(const Encoder& e, const Layer& l, float* x, int64_t n, int64_t t0, int64_t length, Scratch& s, KeysValues& kv) {
   const int64_t A = e.width(), size = e.head_size, panel = e.head_panel(), padded = round_up(length, 2 * W);
-  quantize_rows<NO_ACTIVATION>(x, e.hidden, n, e.hidden, s.x);
-  multiply(l.products[0], n, s.x, s.y, s.wide, s);
+  quantize_and_multiply<NO_ACTIVATION>(l.products[0], x, e.hidden, n, s.x, s.y, s.wide, s);
   for (int64_t i = 0; i < n; i++) {
     const int64_t t = t0 + i;
     float* y = s.y + i * s.wide;
@@ -1049,17 +1102,14 @@ void finish_layer(const Encoder& e, const Layer& l, float* x, int64_t n, int64_t
     rows(std::integral_constant<int, 2>());
     rows(std::integral_constant<int, 1>());
   }
-  quantize_rows<NO_ACTIVATION>(s.c, stride, n, A, s.context);
-  multiply(l.products[1], n, s.context, s.y, s.wide, s);
+  quantize_and_multiply<NO_ACTIVATION>(l.products[1], s.c, stride, n, s.context, s.y, s.wide, s);
   for (int64_t i = 0; i < n; i++) add_norm(s.y + i * s.wide, x + i * H, H, l.norms[0], e.eps);
-  quantize_rows<NO_ACTIVATION>(x, H, n, H, s.x);
-  multiply(l.products[2], n, s.x, s.h, s.inner, s);
+  quantize_and_multiply<NO_ACTIVATION>(l.products[2], x, H, n, s.x, s.h, s.inner, s);
   switch (e.activation) {
-    case GELU: quantize_rows<GELU>(s.h, s.inner, n, e.neurons, s.ffn); break;
-    case RELU: quantize_rows<RELU>(s.h, s.inner, n, e.neurons, s.ffn); break;
-    default: quantize_rows<GELU_TANH>(s.h, s.inner, n, e.neurons, s.ffn);
+    case GELU: quantize_and_multiply<GELU>(l.products[3], s.h, s.inner, n, s.ffn, s.y, s.wide, s); break;
+    case RELU: quantize_and_multiply<RELU>(l.products[3], s.h, s.inner, n, s.ffn, s.y, s.wide, s); break;
+    default: quantize_and_multiply<GELU_TANH>(l.products[3], s.h, s.inner, n, s.ffn, s.y, s.wide, s);
   }
-  multiply(l.products[3], n, s.ffn, s.y, s.wide, s);
   for (int64_t i = 0; i < n; i++) add_norm(s.y + i * s.wide, x + i * H, H, l.norms[1], e.eps);
 }
 
@@ -1248,8 +1298,9 @@ int bitkd_use(void* encoder, int32_t kernel) {
 
 // part: 0 query, 1 key, 2 value, 3 attention's output, 4 up, 5 down.  bits: 1, or 2 for ternary codes.  packed: see
 // bitkd/quant/packing.py.  scales: how many, 1 or one for each row.  second: the other half of a split weight, or null.
+// column: the scales of the columns, or null.
 int bitkd_set_linear(void* encoder, int64_t layer, int32_t part, int32_t bits, const uint8_t* packed, const float* scale,
-                     int64_t scales, const uint8_t* second, const float* second_scale, const float* bias) {
+                     int64_t scales, const uint8_t* second, const float* second_scale, const float* column, const float* bias) {
   Encoder& e = *static_cast<Encoder*>(encoder);
   if (layer < 0 || layer >= static_cast<int64_t>(e.layers.size()) || part < 0 || part > 5) return -1;
   int64_t rows, columns;
@@ -1279,6 +1330,7 @@ int bitkd_set_linear(void* encoder, int64_t layer, int32_t part, int32_t bits, c
     l.scale = spread(mean.data(), scales, rows);
     l.second_scale = spread(half.data(), scales, rows);
     l.bias = spread(bias, bias ? rows : 0, rows);
+    if (column) l.column = spread(column, columns, columns);
     std::vector<Linear>& parts = e.layers[layer].products[PARTS[part].product];
     parts[PARTS[part].place] = std::move(l);
     lay_out(e, parts);
@@ -1360,8 +1412,7 @@ int bitkd_linear(void* encoder, int64_t layer, int32_t product, const float* x, 
       for (int64_t t = 0; t < tokens; t += TILE) {
         const int64_t n = std::min(TILE, tokens - t);
         std::memcpy(tile, x + t * columns, n * columns * sizeof(float));
-        quantize_rows<NO_ACTIVATION>(tile, columns, n, columns, codes[id]);
-        multiply(parts, n, codes[id], result, stride, scratch[id]);
+        quantize_and_multiply<NO_ACTIVATION>(parts, tile, columns, n, codes[id], result, stride, scratch[id]);
         for (int64_t i = 0; i < n; i++) std::memcpy(y + (t + i) * outputs, result + i * stride, outputs * sizeof(float));
       }
     }

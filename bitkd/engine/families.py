@@ -15,7 +15,11 @@ from bitkd.engine.native import ACTIVATIONS
 from bitkd.quant.inputs import PerToken
 from bitkd.quant.layout import Layers, find_layers
 from bitkd.quant.packed import PackedLinear
+from bitkd.quant.packing import BITS, FOUR_LEVELS, TRITS, TWO_BITS
 from bitkd.quant.swap import ATTENTION_QUANTIZER
+
+PACKINGS = (BITS, TWO_BITS, TRITS, FOUR_LEVELS)
+"""How the weights may be packed that the engine multiplies."""
 
 LINEARS = ("query", "key", "value", "attention_output", "up", "down")
 """The Linears of a layer, by their names in `bitkd.quant.layout.Layout`."""
@@ -63,8 +67,11 @@ FAMILIES = {
 """Classes of bare encoders that the engine runs: LayerNorm behind each half of a layer, and positions added to the embeddings."""
 
 
-def find_obstacle(model: PreTrainedModel) -> str | None:
-    """Why the engine cannot run the layers of a model, in words; None if it can."""
+def find_obstacle(model: PreTrainedModel, on_gpu: bool = False) -> str | None:
+    """Why the engine cannot run the layers of a model, in words; None if it can.
+
+    on_gpu: ask for a GPU, whose kernels do not multiply by scales of columns.
+    """
     base, layers = model.base_model, find_layers(model)
     family = FAMILIES.get(type(base).__name__)
     if family is None or layers is None:
@@ -78,6 +85,10 @@ def find_obstacle(model: PreTrainedModel) -> str | None:
         for linear in layers.parts(name):
             if not isinstance(linear, PackedLinear):
                 return f"the Linear {getattr(layers.layout, name)} of a layer is not packed"
+            if linear.packing not in PACKINGS:
+                return f"the weights of {getattr(layers.layout, name)} are packed as {linear.packing.name}"
+            if on_gpu and linear.column_scale is not None:
+                return f"{getattr(layers.layout, name)} has scales of columns"
             if not _is_known(linear.input_quantizer):
                 return f"the input of {getattr(layers.layout, name)} is not quantized to {INPUT_BITS} bits per token"
     quantizers = [getattr(attention, ATTENTION_QUANTIZER, None) for attention in layers.parts("attention")]

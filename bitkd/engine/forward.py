@@ -22,7 +22,7 @@ from bitkd.engine.families import FAMILIES, LINEARS, Family, find_obstacle, norm
 from bitkd.engine.native import EncoderShape, NativeEncoder
 from bitkd.quant.layout import Layers, find_layers
 from bitkd.quant.packed import PackedLinear
-from bitkd.quant.packing import BITS, TWO_BITS, pack_codes, unpack_codes
+from bitkd.quant.packing import BITS, FOUR_LEVELS, TWO_BITS, pack_codes, unpack_codes
 from bitkd.quant.swap import ATTENTION_QUANTIZER
 
 log = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ class EngineForward:
         """What runs on a device, and a function that tells whether the weights are still those that it has."""
         base = self.base
         layers = find_layers(base)
-        if layers is None or find_obstacle(base) or find_kernels(device) is None:
+        if layers is None or find_obstacle(base, on_gpu=True) or find_kernels(device) is None:
             return None, lambda: False
         # Graphs hold the addresses of every weight, also of those outside the layers.
         unchanged = _watch(base, layers, base.modules())  # before the weights are read
@@ -260,7 +260,8 @@ def _build(path: Path, base: Any, family: Family, layers: Layers) -> NativeEncod
     native = NativeEncoder(path, shape)
     for i, parts in enumerate(zip(*(layers.parts(name) for name in LINEARS))):  # by layers: each is laid out at once
         for name, linear in zip(LINEARS, parts):
-            native.set_linear(i, name, *_weight_of(linear), None if linear.bias is None else linear.bias.cpu())
+            bias, column = (None if tensor is None else tensor.cpu() for tensor in (linear.bias, linear.column_scale))
+            native.set_linear(i, name, *_weight_of(linear), bias, column)
     for i, norm in enumerate(norms):
         native.set_norm(i // 2, i % 2, norm.weight.cpu(), norm.bias.cpu())
     native.finish()
@@ -270,6 +271,11 @@ def _build(path: Path, base: Any, family: Family, layers: Layers) -> NativeEncod
 def _weight_of(linear: PackedLinear) -> tuple[list[tuple[Tensor, Tensor]], int]:
     """The packed halves of a weight, in a packing that the engine reads, and their bits."""
     halves = [(packed.cpu(), scale.cpu()) for packed, scale in linear.halves()]
+    if linear.packing == FOUR_LEVELS:  # a code is twice its sign and the sign of what is left
+        [(packed, scale)] = halves
+        codes = unpack_codes(packed, FOUR_LEVELS, linear.in_features)
+        outer = torch.where(codes > 0, 1, -1)
+        return [(pack_codes(outer, BITS), 2 * scale), (pack_codes(codes - 2 * outer, BITS), scale)], 1
     if linear.packing not in (BITS, TWO_BITS):
         codes_of_halves = [unpack_codes(packed, linear.packing, linear.in_features) for packed, _ in halves]
         halves = [

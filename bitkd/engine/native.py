@@ -29,7 +29,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "bitkd_use": (c_int, [c_void_p, c_int32]),
     "bitkd_set_linear": (
         c_int,
-        [c_void_p, c_int64, c_int32, c_int32, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_void_p],
+        [c_void_p, c_int64, c_int32, c_int32, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_void_p],
     ),
     "bitkd_set_norm": (c_int, [c_void_p, c_int64, c_int32, c_void_p, c_void_p]),
     "bitkd_finish": (c_int, [c_void_p]),
@@ -111,18 +111,27 @@ class NativeEncoder:
         halves: list[tuple[Tensor, Tensor]],
         bits: int,
         bias: Tensor | None,
+        column: Tensor | None = None,
     ) -> None:
         """Set a Linear.
 
         name: query, key, value, attention_output, up or down.  halves: the packed codes (uint8) and the scale (FP32, (1,)
         or (rows,)) of its weight, or of both halves of a pair (see `bitkd.quant.packed.PackedWeight`).
-        bits: 1, or 2 for ternary codes in TWO_BITS.
+        bits: 1, or 2 for ternary codes in TWO_BITS.  column: FP32, the scales of the columns, (columns,); None if there are none.
         Raises ValueError if a tensor has another type or shape.
         """
         self._check_linear(layer, name, halves, bits, bias)
         tensors = [part.contiguous() for half in halves for part in half]
         pointers = [tensor.data_ptr() for tensor in tensors] + [None] * (4 - len(tensors))
         bias = None if bias is None else bias.detach().float().contiguous()
+        if column is not None:
+            _expect(
+                column,
+                torch.float32,
+                [(self.shape.sizes(name)[1],)],
+                f"the scale of columns of {name} of layer {layer}",
+            )
+            column = column.contiguous()
         packed, scale, second, second_scale = pointers
         self._check(
             self._calls.bitkd_set_linear(
@@ -135,6 +144,7 @@ class NativeEncoder:
                 tensors[1].numel(),
                 second,
                 second_scale,
+                None if column is None else column.data_ptr(),
                 None if bias is None else bias.data_ptr(),
             )
         )

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from bitkd.errors import InputError
+from bitkd.quant.elastic import Elastic
 from bitkd.quant.inputs import AttentionQuantizer, InputQuantizer, PerToken
 from bitkd.quant.int8 import Int8Embedding, Int8Linear
 from bitkd.quant.modules import QuantLinear
@@ -193,6 +194,8 @@ class Graph:
 
     def token_codes(self, quantizer: InputQuantizer, x: str) -> tuple[str, str]:
         """The codes and the scales of activations, both FP32 (see `bitkd.quant.functional.token_codes`)."""
+        if isinstance(quantizer, Elastic):
+            return self._elastic_codes(quantizer, x)
         if not isinstance(quantizer, PerToken):
             raise InputError(f"activations quantized by {type(quantizer).__name__} have no ONNX form")
         key = (x, quantizer.bits)
@@ -203,10 +206,20 @@ class Graph:
             self._codes[key] = self.op("Round", self.op("Div", x, scale)), scale
         return self._codes[key]
 
+    def _elastic_codes(self, quantizer: Elastic, x: str) -> tuple[str, str]:
+        moved = x if quantizer.shift is None else self.op("Sub", x, self.constant(quantizer.shift.float()))
+        scale, levels = self.constant(quantizer.size), quantizer.levels
+        lowest, highest = (self.constant(level, np.float32) for level in levels[:2])
+        if levels.signs:
+            return self.op("Where", self.op("Less", moved, self.constant(0, np.float32)), lowest, highest), scale
+        return self.op("Clip", self.op("Round", self.op("Div", moved, scale)), lowest, highest), scale
+
     # Packed weights
 
     def _packed_product(self, module: PackedLinear, x: str) -> str:
         """x @ weight^T, in the order of `bitkd.quant.product`, so that equal inputs give equal bits."""
+        if module.column_scale is not None:
+            x = self.op("Mul", x, self.constant(module.column_scale))
         if module.activation_bits == FP32:
             codes, scale = x, None
         else:
@@ -280,7 +293,7 @@ def _digits_of_bytes(levels: list[int]) -> np.ndarray:
     """The level of each digit in each byte: int8, (256, digits in a byte)."""
     per_byte = {len(_levels_of(packing)): packing.per_byte for packing in (*PACKINGS.values(), _BOTH)}[len(levels)]
     digits = np.arange(256)[:, None] // len(levels) ** np.arange(per_byte) % len(levels)
-    return np.asarray(levels, np.int8)[digits]
+    return np.minimum(levels, np.iinfo(np.int8).max).astype(np.int8)[digits]  # a digit beyond stands for no code
 
 
 def _as_half(value: Tensor) -> Tensor | None:

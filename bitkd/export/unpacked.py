@@ -10,6 +10,7 @@ from bitkd.errors import InputError
 from bitkd.models.encoder import ffn_neurons, read_spec
 from bitkd.models.heads import head_of
 from bitkd.models.spec import StudentSpec
+from bitkd.quant.inputs import InputQuantizer
 from bitkd.quant.layout import Layout, layers_of
 from bitkd.quant.modules import SCALE_NAMES, QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
 
@@ -45,6 +46,11 @@ def _check(model: PreTrainedModel) -> None:
         raise InputError(
             f"the student begins with layer {spec.layers[0]} of its source, which has a norm that the first layer of a "
             f"{layout.family} does not have: no stock model computes what it does; use --format packed"
+        )
+    if any(isinstance(module, InputQuantizer) and [*module.parameters()] for module in model.modules()):
+        raise InputError(
+            f"the student's activations of {spec.quant.activation_bits} bits are shifted and have steps that it learned: no "
+            "stock model computes what it does; use --format packed"
         )
 
 

@@ -17,9 +17,10 @@ from bitkd.models.heads import BARE, CLASSES, Head, head_in, head_of
 from bitkd.models.labels import label_order
 from bitkd.models.marks import is_artifact, is_packed
 from bitkd.models.model_types import guard
-from bitkd.models.packed import load_packed, unpack_student
+from bitkd.models.packed import load_packed
 from bitkd.models.prepare import check_recorded
 from bitkd.models.student import build_blank
+from bitkd.models.unpacked import unpack_student
 from bitkd.pretrained.files import check_checkpoint_files
 from bitkd.pretrained.load import check_finite, load_pretrained, read_model_config
 from bitkd.pretrained.tokenizer import save_tokenizer

@@ -6,6 +6,7 @@ fork.
 """
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
@@ -37,8 +38,21 @@ KEEPS = "keeps_scores"
 KEPT = "kept_scores"
 """Attribute of an attention module that KEEPS: its scores."""
 
+MIXED = "mixed_tensor"
+"""Attribute of a module whose result is mixed with another: a Mixed; of an attention module, the map is mixed with that of
+the scores."""
+
 _IS_SELECTED = "scores_selected"
 """Attribute of an attention module. It is no number of a layer, so that equal layers are compiled once."""
+
+
+@dataclass
+class Mixed:
+    """What takes the place of a module's own tensor, as far as the weight says."""
+
+    tensor: Tensor
+    weight: Tensor
+    """FP32 scalar from 0, the module's own tensor, to 1."""
 
 
 def attention_with_scores(
@@ -67,7 +81,8 @@ def attention_with_scores(
     and those of a layer that is not among the SELECTED are empty.
 
     If `module` has an AttentionQuantizer (see `bitkd.quant.swap`), queries, keys, values and probabilities are
-    quantized as well.
+    quantized as well. If it has a Mixed of other scores, (batch, heads, query, key), their map is mixed into its own, before
+    dropout and quantizers; the scores that are returned are its own.
     """
     quantizer: AttentionQuantizer | None = getattr(module, ATTENTION_QUANTIZER, None)
     if quantizer is not None:
@@ -77,7 +92,8 @@ def attention_with_scores(
     wanted = asked is not False and (asked != SELECTED or getattr(module, _IS_SELECTED, True))
     dropout = dropout if module.training else 0.0
     scaling = scaling or query.size(-1) ** -0.5
-    attends = quantizer is None and _can_use_sdpa(query, dropout, wanted)
+    mixed: Mixed | None = getattr(module, MIXED, None)
+    attends = quantizer is None and mixed is None and _can_use_sdpa(query, dropout, wanted)
     scores: Tensor | None = None
     if wanted or not attends:
         # Queries are fewer numbers than scores.
@@ -95,6 +111,10 @@ def attention_with_scores(
         masked = _sum(scores, attention_mask)
         assert masked is not None
         probabilities = nn.functional.softmax(masked, dim=-1, dtype=torch.float32)
+        if mixed is not None:
+            other = mixed.tensor if attention_mask is None else mixed.tensor + attention_mask
+            other = nn.functional.softmax(other, dim=-1, dtype=torch.float32)
+            probabilities = torch.lerp(probabilities, other, mixed.weight)
         probabilities = drop_out(probabilities, dropout).to(value.dtype)
         if quantizer is not None:
             probabilities = quantizer.probabilities(probabilities)

@@ -11,7 +11,7 @@ from bitkd.errors import InputError
 from bitkd.models.marks import METHOD, is_packed
 from bitkd.models.saving import SavedByBitkd, StudentQuantizationConfig
 from bitkd.models.spec import Source, StudentSpec, check_spec_data
-from bitkd.quant.layout import layers_of
+from bitkd.quant.layout import HIDDEN_ACT, layers_of
 from bitkd.quant.spec import QuantSpec, quant_data
 from bitkd.store.records import parse_record
 
@@ -119,6 +119,17 @@ def _neurons_setting(config: PretrainedConfig) -> str:
             f"a {config.model_type} model has none of {', '.join(_NEURONS)} in its config.json; use an encoder such as BERT"
         )
     return found
+
+
+def set_hidden_act(config: PretrainedConfig, name: str) -> None:
+    """Give each FFN another activation function. Raises InputError if the configuration has no such setting."""
+    found = next((setting for setting in HIDDEN_ACT if isinstance(getattr(config, setting, None), str)), None)
+    if found is None:
+        raise InputError(
+            f"student.hidden_act={name}: a {config.model_type} model has none of {', '.join(HIDDEN_ACT)} in its config.json; "
+            "use null"
+        )
+    setattr(config, found, name)
 
 
 def keep_layers(config: PretrainedConfig, layers: list[int]) -> None:

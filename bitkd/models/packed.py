@@ -1,15 +1,16 @@
-"""Packed students: for inference, 1 or 2 bits a weight on disk as in memory.
+"""Packed students: for inference, 1 or 2 bits a weight on disk as in memory, and up to 8 of words.
 
 A packed folder is a Hugging Face checkpoint that needs bitkd: `from_pretrained` reads it where bitkd is imported, and
 `docs/artifacts.md` describes its files. The layers of a packed model give the very logits of the simulated student that
-`unpack_student` makes of it; the engine (`bitkd.engine`) gives them up to rounding.
+`bitkd.models.unpacked` makes of it; the engine (`bitkd.engine`) gives them up to rounding.
 """
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,21 +23,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bitkd.engine.attach import attach
 from bitkd.errors import InputError
 from bitkd.files import checksum, follow_umask
-from bitkd.models.encoder import encoder_layers, read_spec, write_spec
+from bitkd.models.encoder import encoder_layers, read_spec
 from bitkd.models.fit import PACKED_PAIR, fit_to_names, own_names
-from bitkd.models.heads import head_in, head_of
+from bitkd.models.heads import head_in
 from bitkd.models.marks import METHOD, PACKED, packed_record
 from bitkd.models.marks import is_packed as is_packed
 from bitkd.models.model_types import guard
 from bitkd.models.packed_record import EXPORT_AGAIN, PackedRecord, check_config, config_digest, read_record
 from bitkd.models.prepare import check_recorded
 from bitkd.models.saving import SavedByBitkd, StudentQuantizationConfig
-from bitkd.models.student import build_blank
 from bitkd.pretrained.load import check_finite, load_pretrained, read_model_config
 from bitkd.pretrained.tokenizer import save_tokenizer
+from bitkd.quant.inputs import InputQuantizer
 from bitkd.quant.int8 import Int8Weight
 from bitkd.quant.packed import PackedWeight, pack_layers
-from bitkd.quant.packing import BITS, PACKINGS, TWO_BITS, Packing, is_packed_by, unpack_codes
+from bitkd.quant.packing import TERNARY_PACKINGS, TWO_BITS, Packing, is_packed_by
 from bitkd.store.artifacts import STAGE_FILE, WEIGHTS_FILE
 
 M = TypeVar("M", bound=PreTrainedModel)
@@ -154,45 +155,6 @@ def load_packed(folder: Path | str) -> PreTrainedModel:
     return loaded
 
 
-@torch.no_grad()
-def unpack_student(model: PreTrainedModel) -> PreTrainedModel:
-    """The simulated student of a packed model, in FP32 and eval mode, with the logits of its packed layers, bit for bit: it can
-    be trained and saved by `save_student`, and packed again to the very bits. Raises InputError if the model is not packed.
-    """
-    if not is_packed(model.config):
-        raise InputError(f"{type(model).__name__} is not packed; pack_student gives a packed model")
-    new = build_blank(model.config, head_of(model))
-    state = dict(_unpacked(model))
-    fit_to_names(new, list(state))
-    new.load_state_dict(state)
-    write_spec(new, read_spec(new))
-    return new.eval()
-
-
-def _unpacked(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The state dict of the simulated student of a packed model."""
-    state = model.state_dict()
-    for path, module in model.named_modules():
-        if isinstance(module, Int8Weight):
-            weights = {"": module.dequantized()}
-        elif isinstance(module, PackedWeight):
-            parts = ["first.", "second."] if module.split else [""]
-            weights = {
-                part: unpack_codes(packed, module.packing, module.columns).float() * scale.reshape(-1, 1)
-                for part, (packed, scale) in zip(parts, module.halves(), strict=True)
-            }
-        else:
-            continue
-        for name, _ in module.named_buffers(recurse=False):
-            del state[f"{path}.{name}"]
-        bias = state.pop(f"{path}.bias", None)
-        for part, weight in weights.items():
-            yield f"{path}.{part}weight", weight
-            if bias is not None:
-                yield f"{path}.{part}bias", bias / len(weights)
-    yield from state.items()
-
-
 def fit_packed(model: PreTrainedModel, weights: Path | str) -> None:
     """Give a new model the packed layers of a file of weights, without their values, in place.
 
@@ -214,7 +176,7 @@ def fit_packed(model: PreTrainedModel, weights: Path | str) -> None:
         fit_to_names(model, found.keys(), PACKED_PAIR)
         int8 = [modules.get(name, name) for name in record.int8 if name not in left_out]
         _check_int8(int8, model)
-        pack_layers(model, ternary=PACKINGS[record.ternary], int8=int8, fill=False)
+        pack_layers(model, ternary=TERNARY_PACKINGS[record.ternary], int8=int8, fill=False)
         _check_tensors(model, found)
     except (InputError, AttributeError) as error:
         raise InputError(f"{weights} does not fit its config.json: {error}") from error
@@ -230,7 +192,8 @@ def check_and_attach(model: M) -> M:
     for name, module in model.named_modules():
         if isinstance(module, PackedWeight):
             for packed, scale in module.halves():
-                if not is_packed_by(packed, module.packing, module.columns) or (scale < 0).any():
+                columns = scale if module.column_scale is None else module.column_scale
+                if not is_packed_by(packed, module.packing, module.columns) or (scale < 0).any() or (columns < 0).any():
                     raise InputError(
                         f"{where}: {name} has values that no packing gives; the file is damaged: {EXPORT_AGAIN}"
                     )
@@ -269,13 +232,16 @@ def _check_tensors(model: nn.Module, found: dict[str, tuple[str, tuple[int, ...]
 
 
 def _scales(model: nn.Module) -> set[str]:
-    """Names of the scales in the state dict of a packed model. They are FP32 on disk too."""
+    """Names of the scales and of what quantizers learned in the state dict of a packed model. They are FP32 on disk too."""
     return {
         f"{path}.{name}"
         for path, module in model.named_modules()
-        if isinstance(module, PackedWeight | Int8Weight)
-        for name, buffer in module.named_buffers(recurse=False)
-        if buffer.is_floating_point()
+        if isinstance(module, PackedWeight | Int8Weight | InputQuantizer)
+        for name, tensor in chain(
+            module.named_buffers(recurse=False),
+            module.named_parameters(recurse=False) if isinstance(module, InputQuantizer) else (),
+        )
+        if tensor.is_floating_point()
     }
 
 
@@ -292,7 +258,7 @@ def _stored(model: nn.Module) -> dict[str, Tensor]:
 def _quantization(model: nn.Module, of_weights: str = "", of_config: str = "") -> dict[str, Any]:
     """The `quantization_config` of a packed model, found in its modules.  of_weights, of_config: digests of its files, if any."""
     packings = [module.packing.name for module in model.modules() if isinstance(module, PackedWeight)]
-    ternary = next((name for name in packings if name != BITS.name), TWO_BITS.name)
+    ternary = next((name for name in packings if name in TERNARY_PACKINGS), TWO_BITS.name)
     int8 = [name for name, module in model.named_modules() if isinstance(module, Int8Weight)]
     record = asdict(PackedRecord(ternary, int8, of_weights, of_config))
     return {"quant_method": METHOD, PACKED: {name: value for name, value in record.items() if value != ""}}

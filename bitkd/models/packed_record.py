@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from bitkd.errors import InputError
 from bitkd.files import digest
 from bitkd.models.marks import PACKED, packed_record
-from bitkd.quant.packing import PACKINGS
+from bitkd.quant.packing import TERNARY_PACKINGS
 
 FORMAT = 1
 """Version of packed folders; folders of another version are refused."""
@@ -39,7 +39,7 @@ class PackedRecord:
     """How a folder is packed: the entry `packed` of `quantization_config` in its config.json."""
 
     ternary: str
-    """Name of the packing of ternary weights (`bitkd.quant.packing.PACKINGS`)."""
+    """Name of the packing of ternary weights (`bitkd.quant.packing.TERNARY_PACKINGS`)."""
 
     int8: list[str]
     """Names of the other modules whose weights have 8 bits."""
@@ -71,8 +71,10 @@ def read_record(model: PreTrainedModel, where: Path | str) -> PackedRecord:
             raise InputError(f"{place}.{name} is {content.get(name)!r}, not a {kind.__name__}; {EXPORT_AGAIN}")
     if unknown := sorted(content.keys() - kinds.keys() - {"format"}):
         raise InputError(f"{place} has the unknown entry {unknown[0]!r}; {EXPORT_AGAIN}")
-    if content["ternary"] not in PACKINGS:
-        raise InputError(f"{place}.ternary is {content['ternary']!r}, not one of {', '.join(PACKINGS)}; {EXPORT_AGAIN}")
+    if content["ternary"] not in TERNARY_PACKINGS:
+        raise InputError(
+            f"{place}.ternary is {content['ternary']!r}, not one of {', '.join(TERNARY_PACKINGS)}; {EXPORT_AGAIN}"
+        )
     return PackedRecord(**content)
 
 

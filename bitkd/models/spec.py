@@ -39,12 +39,16 @@ class ShapeSpec:
     dropout: float = 0.1
     """Dropout of the student's hidden states and attention probabilities while it is trained."""
 
+    hidden_act: Literal["gelu", "gelu_new", "relu", "silu", "tanh"] | None = None
+    """Activation function of the student's FFNs, by its name in transformers; null: the source's. A copy keeps its weights.
+    `relu` gives the second Linear an input without negative values, which 4 bits and fewer make use of (BinaryBERT, BiT)."""
+
     def __post_init__(self) -> None:
         check_choices(self, "student.")
 
     def as_data(self) -> dict[str, Any]:
         """Its settings; without those that are newer than published runs where they are null, so that these keep their hashes."""
-        newer = ("heads", "intermediate_size")
+        newer = ("heads", "intermediate_size", "hidden_act")
         return {name: value for name, value in asdict(self).items() if name not in newer or value is not None}
 
     @property

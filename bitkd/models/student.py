@@ -20,6 +20,7 @@ from bitkd.models.encoder import (
     refuse_packed,
     set_dropout,
     set_ffn_neurons,
+    set_hidden_act,
     set_hidden_size,
     write_spec,
 )
@@ -109,6 +110,8 @@ def build_student(source: PreTrainedModel, shape: ShapeSpec, importance: Importa
     config = copy.deepcopy(source.config)
     keep_layers(config, layers)
     set_dropout(config, shape.dropout)
+    if shape.hidden_act is not None:
+        set_hidden_act(config, shape.hidden_act)
     spec = StudentSpec(origin.root_layers, origin.root_heads, origin.head_size, heads, neurons)
     head = head_of(source)
     if shape.init == "random":

@@ -29,7 +29,7 @@ from bitkd.quant.table import HALF_BITS, LEVELS, TERNARY
 from bitkd.sources.locations import make_documents
 from bitkd.sources.sources import Sources
 from bitkd.stages.kinds import AUGMENT, Kind, kind_of
-from bitkd.stages.spec import ATTENTION, HIDDEN
+from bitkd.stages.spec import ATTENTION, ATTENTION_OUTPUT, HIDDEN
 
 POOLING = "1_Pooling/config.json"
 """What sentence-transformers writes of how a sentence encoder makes embeddings."""
@@ -99,7 +99,7 @@ def _check_stage(name: str, stage: StageSpec, kind: Kind, config: Config) -> Non
         raise InputError(f"{where}.checkpoint is only for a finetune stage, this is {kind.name}; remove it")
     if kind.distils and not kind.active_terms(stage.loss):
         raise InputError(f"{where}.loss has no term left; give one of {', '.join(kind.terms)} a positive weight")
-    reads_tokens = bool({HIDDEN, ATTENTION} & set(kind.active_terms(stage.loss)))
+    reads_tokens = bool({HIDDEN, ATTENTION, ATTENTION_OUTPUT} & set(kind.active_terms(stage.loss)))
     one_length = kind.on_corpus or config.data.pad_to_max_length
     if stage.loss.padding != "skip" and reads_tokens and not one_length:
         raise InputError(
@@ -209,6 +209,7 @@ def _check_stage_training(name: str, stage: StageSpec, train: TrainSpec, parts: 
 
     for key, low, high in (
         ("lr", 0, 1),
+        ("scales_lr", 0, 1),
         ("warmup_ratio", 0, 1),
         ("weight_decay", 0, 1),
         ("gradient_clip", 0, math.inf),

@@ -59,6 +59,7 @@ def workload_of(stage: PlannedStage, stages: Mapping[str, PlannedStage], sources
         "optimizer": stage.train.optimizer if stage.train.optimizer != "adamw" else None,
         "unclipped": stage.train.gradient_clip == 0 or None,
         "padding": loss.padding if loss.padding != "skip" else None,
+        "intervention": loss.intervention,
         "importance_rows": config.data.importance_rows if stage.kind.reshapes and config.student.leaves_out else None,
     }
     others = {name: value for name, value in newer.items() if value is not None}

@@ -24,6 +24,7 @@ from bitkd.data.tasks import HOLDOUT, TaskSpec
 from bitkd.models.artifact import save_student
 from bitkd.models.size import measure
 from bitkd.pipeline.build import build_module, finish_student, input_counts, selection
+from bitkd.pipeline.calibration import calibrate_student
 from bitkd.pipeline.context import StageContext
 from bitkd.pipeline.estimate import workload_of
 from bitkd.pipeline.importance import ImportanceEstimate
@@ -53,6 +54,7 @@ def execute(context: StageContext) -> None:
     pl.seed_everything(stage.seed, verbose=False)
     importance = ImportanceEstimate(stage, context.sources)
     module = build_module(stage, context.sources, context.load, importance)
+    calibrate_student(stage, context.sources, module.student)
     data, loggers = _data_module(context), _loggers(context)
     metric = context.config.task.metric if stage.kind.keeps_head else None
     progress = Progress(context.console, context.place, metric, context.progress_bar and group.is_global_zero)

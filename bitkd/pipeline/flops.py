@@ -14,6 +14,7 @@ from bitkd.data.batches import MULTIPLE
 from bitkd.data.sampler import TrainBatchSampler
 from bitkd.data.tokenized import lengths_of
 from bitkd.models.artifact import load_encoder
+from bitkd.models.calibration import calibrate
 from bitkd.models.encoder import encoder_layers, read_spec
 from bitkd.models.heads import HEADS
 from bitkd.models.importance import Importance
@@ -43,6 +44,7 @@ def count_flops(stages: Sequence[PlannedStage], sources: Sources) -> dict[str, t
             continue
         importance = _AnyHeads(stage, sources)
         module = build_module(stage, sources, load, importance)
+        calibrate(module.student, [_example(sources)])  # any values will do
         if stage.kind.splits:
             split_ternary_(module)
         student = teacher = 0.0

@@ -86,6 +86,8 @@ def _train_identity(stage: PlannedStage) -> dict[str, Any]:
     del settings["max_tokens"]
     if stage.train.optimizer == "adamw":
         del settings["optimizer"]
+    if not stage.spec.quant.learns:
+        del settings["scales_lr"]
     del settings["warmup_epochs" if stage.train.warmup_epochs is None else "warmup_ratio"]
     return settings
 
@@ -100,6 +102,8 @@ def _loss_identity(stage: PlannedStage) -> dict[str, Any]:
         settings["padding"] = padding
     else:
         settings["include_padding"] = padding == "zero"
+    if settings["intervention"] is None:
+        del settings["intervention"], settings["intervention_share"]
     terms = stage.kind.terms
     extra = {name: weight for name, weight in settings.pop("extra").items() if weight or name in terms}
     unread = set(TERMS) - set(terms)

@@ -27,7 +27,8 @@ class ImportanceEstimate:
         self.flops, self.seconds = 0, 0.0
 
     def __call__(self, source: PreTrainedModel) -> Importance:
-        began, seen = time.monotonic(), _Seen(_batches(self._stage, self._sources))
+        rows = self._sources.config.data.importance_rows
+        began, seen = time.monotonic(), _Seen(sample_batches(self._stage, self._sources, rows))
         found = estimate_importance(source, seen)
         self.seconds = time.monotonic() - began
         self.flops = sum(c * total for c, total in zip(importance_flops(source, seen.last), seen.sums))
@@ -40,7 +41,7 @@ def importance_rows(stage: PlannedStage, sources: Sources) -> list[int]:
     if stage.kind.on_corpus and data.streaming:  # it would have to be read
         rows = max(1, data.importance_rows // BATCH_ROWS) * BATCH_ROWS
         return [rows * data.max_length**power for power in range(3)]
-    seen = _Seen(_batches(stage, sources))
+    seen = _Seen(sample_batches(stage, sources, data.importance_rows))
     for _ in seen:
         pass
     return seen.sums
@@ -62,7 +63,8 @@ class _Seen:
             yield batch
 
 
-def _batches(stage: PlannedStage, sources: Sources) -> Iterator[dict[str, Tensor]]:
+def sample_batches(stage: PlannedStage, sources: Sources, rows: int) -> Iterator[dict[str, Tensor]]:
+    """Batches of about so many of a stage's training rows; every process and every run of the stage gets the same."""
     loader = LoaderSpec(batch_size=BATCH_ROWS, seed=0)
     data = sources.corpus_module(loader) if stage.kind.on_corpus else sources.task_module(loader)
-    return data.importance_batches(sources.config.data.importance_rows)
+    return data.importance_batches(rows)

@@ -11,6 +11,7 @@ from bitkd.data.hub import resolve_pretrained
 from bitkd.data.task_checks import check_metrics, check_task
 from bitkd.errors import InputError
 from bitkd.files import digest
+from bitkd.pipeline.attention_checks import check_attention
 from bitkd.pipeline.budget import StageCost, budget_steps, check_budget
 from bitkd.pipeline.checks import (
     check_checkpoint,
@@ -146,6 +147,7 @@ def make_plan(config: Config, cache: FactCache | None = None) -> Plan:
     sources = open_sources(config, cache or open_cache(config, read_disk=False))
     config = sources.config
     check_sources(sources)
+    check_attention(sources)
     nodes = {name: Node(name, upstream_of(stage, config)) for name, stage in config.stages.items()}
     drafts = [_draft(name, sources) for name in order(nodes, {PRETRAINED})]
     for stage in drafts:

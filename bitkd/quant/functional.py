@@ -24,10 +24,14 @@ SMALLEST = 1e-30
 """What scales are divided by in place of 0."""
 
 
+def _exact_type(w: Tensor) -> torch.dtype:
+    """What sums of w are taken in."""
+    return torch.float32 if w.device.type == "mps" else torch.float64  # Apple GPUs have no float64
+
+
 def _mean_magnitude(w: Tensor, per_row: bool, count: Tensor | int | None = None) -> Tensor:
     """Sum of |w| over `count` (None: the number of elements), one for each row or for all of `w`, in float64."""
-    exact = torch.float32 if w.device.type == "mps" else torch.float64  # Apple GPUs have no float64
-    total = torch.linalg.vector_norm(w, 1, dim=-1 if per_row else None, keepdim=per_row, dtype=exact)
+    total = torch.linalg.vector_norm(w, 1, dim=-1 if per_row else None, keepdim=per_row, dtype=_exact_type(w))
     return total / (count if count is not None else w.shape[-1] if per_row else w.numel())
 
 
@@ -67,12 +71,9 @@ def four_level_codes(w: Tensor, per_row: bool = False) -> tuple[Tensor, Tensor]:
     with torch.autocast(w.device.type, enabled=False):
         start = FOUR_LEVELS_START * _mean_magnitude(w, per_row)
         codes = _nearest_odd(w, start.float().to(w.dtype))
-        dim, count = (-1, w.shape[-1]) if per_row else (None, w.numel())
-        far = (codes.abs() == 3) * w
-        # Σ|code|·|w| over Σ code²: codes are 1, or 3 where |w| is `far`.
-        total = _mean_magnitude(w, per_row, 1) + 2 * _mean_magnitude(far, per_row, 1)
-        threes = torch.count_nonzero(far, dim=dim)
-        return codes, (total / (count + 8 * (threes.unsqueeze(-1) if per_row else threes))).float()
+        products, magnitudes = (_mean_magnitude(x, per_row, 1) for x in (w * codes, codes))
+        # Codes are ±1 and ±3, so Σ code² = 4 Σ|code| - 3 n.
+        return codes, (products / (4 * magnitudes - 3 * (w.shape[-1] if per_row else w.numel()))).float()
 
 
 @torch.no_grad()
@@ -99,8 +100,9 @@ def column_scales_of(w: Tensor) -> Tensor:
     matrices, the best product of a row and a column vector for |w| (SVID, arXiv:2402.11295).
     """
     with torch.autocast(w.device.type, enabled=False):
-        means = _mean_magnitude(w.t(), per_row=True)
-        return (means / means.mean().clamp_min(SMALLEST)).float().squeeze(-1)
+        # Several times faster along columns than vector_norm.
+        totals = w.abs().sum(0, dtype=_exact_type(w))
+        return (totals / totals.mean().clamp_min(SMALLEST)).float()
 
 
 @torch.no_grad()

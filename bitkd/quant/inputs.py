@@ -16,13 +16,17 @@ class InputQuantizer(nn.Module, ABC):
     """What QuantLinear and self-attention do to the activations that they read.
 
     A new class provides `codes` and `forward`, which agree: forward(x) = codes * scale, in x's type. To register it,
-    add a row to `bitkd.quant.table.ACTIVATIONS`; it is then built by `Class(bits)`, on the CPU, and moved to the
-    device of the weight. Each Linear and each of attention's four tensors has its own instance.
+    add a row to `bitkd.quant.table.ACTIVATIONS`; it is then built by `Class(bits)`, or by `Class(bits, features, signed)` if
+    the row says that it learns, on the CPU, and moved to the device of the weight. Each Linear and each of attention's four
+    tensors has its own instance.
 
     Gradient: attention reads forward(x), so autograd takes forward's own backward. A QuantLinear multiplies the codes
     instead and sends the gradient with respect to the quantized input to `carrier(x)`. By default that is forward(x),
     so that the same backward decides what x and the quantizer's parameters (a learned step size, for example) get.
     """
+
+    signed: bool = True
+    """Whether it takes negative values."""
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -49,6 +53,15 @@ class InputQuantizer(nn.Module, ABC):
         passes the gradient unchanged to x returns x itself and saves the time of `forward`."""
         value: Tensor = self(x)
         return value
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it can be used. One that starts from data cannot until its `start` was called (see
+        `bitkd.models.calibration.calibrate`)."""
+        return True
+
+    def start(self, magnitude: Tensor) -> None:
+        """Begin with inputs of this mean magnitude, (), zeros left out; for one that is not calibrated."""
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"
@@ -92,12 +105,17 @@ class AttentionQuantizer(nn.Module):
         self.query = make_input_quantizer(bits)
         self.key = make_input_quantizer(bits)
         self.value = make_input_quantizer(bits)
-        self.probabilities = make_input_quantizer(bits)
+        self.probabilities = make_input_quantizer(bits, signed=False)
         self.bits = bits
 
 
-def make_input_quantizer(bits: int) -> InputQuantizer:
-    """A new quantizer of activations of `bits`; `FullPrecision` for 32. Raises InputError for an unknown width."""
+def make_input_quantizer(bits: int, features: int | None = None, signed: bool = True) -> InputQuantizer:
+    """A new quantizer of activations of `bits`; `FullPrecision` for 32. Raises InputError for an unknown width.
+
+    features: of a Linear's input; None for attention's tensors.  signed: False for what has no negative values.
+    """
     row = activation_quantizer(bits)
-    quantizer: InputQuantizer = FullPrecision() if row is None else row.resolve()(bits)
+    if row is None:
+        return FullPrecision()
+    quantizer: InputQuantizer = row.resolve()(bits, features, signed) if row.learns else row.resolve()(bits)
     return quantizer

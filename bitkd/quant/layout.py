@@ -98,6 +98,10 @@ LAYOUTS: list[Layout] = [
 """To add a family, add a row. RoBERTa, XLM-R, ELECTRA and others have BERT's layout."""
 
 
+HIDDEN_ACT = ("hidden_act", "activation", "hidden_activation")
+"""What families call the FFN's activation function in their configuration."""
+
+
 @dataclass(frozen=True)
 class Layers:
     """The layers of an encoder."""
@@ -108,6 +112,13 @@ class Layers:
     def parts(self, name: str) -> list[Any]:
         """The module of each layer at the layout's path `name`, such as "query"."""
         return [layer.get_submodule(getattr(self.layout, name)) for layer in self.modules]
+
+
+def unsigned_linears(model: Any, layers: Layers) -> list[Any]:
+    """The Linears of an encoder whose input has no negative values: the FFN's second ones behind a ReLU."""
+    config = getattr(model, "config", None)
+    act = next((found for name in HIDDEN_ACT if isinstance(found := getattr(config, name, None), str)), None)
+    return layers.parts("down") if act == "relu" and not layers.layout.gated else []
 
 
 def find_layers(model: Any) -> Layers | None:

@@ -27,12 +27,27 @@ def _held_by(layer: HoldsCodes) -> HeldTerms | None:
     return None if torch.compiler.is_compiling() else layer.held
 
 
-def quantizer_for(module: Any, bits: int) -> InputQuantizer:
-    """The input quantizer of `module`, with all that it has learned, if it is of `bits`; otherwise a new one."""
-    old = getattr(module, "input_quantizer", None)
-    if isinstance(old, InputQuantizer) and old.bits == bits:
+def quantizer_for(module: Any, bits: int, signed: bool = True) -> InputQuantizer:
+    """The input quantizer of `module`, with all that it has learned, if it is of `bits` and for such inputs; otherwise a new
+    one.
+
+    signed: whether the input has negative values.
+    """
+    old, new = getattr(module, "input_quantizer", None), make_input_quantizer(bits, module.in_features, signed)
+    if isinstance(old, InputQuantizer) and (old.bits, old.signed) == (new.bits, new.signed):
         return old
-    return make_input_quantizer(bits).to(next(module.parameters()).device)
+    return new.to(next(module.parameters()).device)
+
+
+def _pop_quantizer(module: Any, settings: dict[str, Any]) -> InputQuantizer:
+    """The input quantizer of a pair with these settings, whose halves have none."""
+    return quantizer_for(module, settings.pop("activation_bits", FP32), settings.pop("signed_input", True))
+
+
+def _without_values(layer: Any) -> tuple[Tensor, Tensor | None]:
+    """The scales of a layer on the device `meta`, of a weight and of the columns."""
+    scale = torch.empty((layer.out_features, 1) if layer.per_row else (), device="meta")
+    return scale, torch.empty(layer.in_features, device="meta") if layer.column_scales else None
 
 
 class QuantLinear(HoldsCodes, nn.Linear):
@@ -45,6 +60,7 @@ class QuantLinear(HoldsCodes, nn.Linear):
     per_row, column_scales, learned_scales, levels: see `bitkd.quant.spec.QuantSpec`.
     ste_clip: latent weights beyond it get no gradient; None lets every gradient pass.
     forward_clip: quantize the weights clipped to ±ste_clip.
+    signed_input: False if the input has no negative values.
 
     Learned scales are the Parameters `weight_scale`, () or (rows, 1), and `column_scale`, (columns,); they start where they
     would be computed (`start_scales`).
@@ -67,6 +83,7 @@ class QuantLinear(HoldsCodes, nn.Linear):
         levels: int = LEVELS[0],
         ste_clip: float | None = None,
         forward_clip: bool = False,
+        signed_input: bool = True,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -78,7 +95,7 @@ class QuantLinear(HoldsCodes, nn.Linear):
         self.column_scales, self.learned_scales = bool(row and column_scales), bool(row and learned_scales)
         self.codes_at = row.resolve_at() if row and learned_scales else None
         self.ste_clip, self.forward_clip = ste_clip, forward_clip
-        self.input_quantizer = make_input_quantizer(activation_bits)
+        self.input_quantizer = make_input_quantizer(activation_bits, in_features, signed_input)
         for name in SCALE_NAMES:
             self.register_parameter(name, None)
         if self.learned_scales:
@@ -88,12 +105,12 @@ class QuantLinear(HoldsCodes, nn.Linear):
     def from_float(cls, module: nn.Linear, **settings: Any) -> Self:
         """A QuantLinear that shares the Parameters of `module`; settings: the keyword arguments of `__init__`.
 
-        If `module` is a QuantLinear, its input quantizer is kept as well, unless another width is asked for, and its learned
-        scales, unless its weights are quantized otherwise.
+        If `module` is a QuantLinear, its input quantizer is kept as well, unless one of another width or for other inputs is
+        asked for, and its learned scales, unless its weights are quantized otherwise.
         """
         new = cls(module.in_features, module.out_features, module.bias is not None, device="meta", **settings)
         new.weight, new.bias = module.weight, module.bias
-        new.input_quantizer = quantizer_for(module, new.activation_bits)
+        new.input_quantizer = quantizer_for(module, new.activation_bits, new.signed_input)
         if new.learned_scales:
             if isinstance(module, QuantLinear) and module.scale_settings == new.scale_settings:
                 new.weight_scale, new.column_scale = module.weight_scale, module.column_scale
@@ -111,6 +128,11 @@ class QuantLinear(HoldsCodes, nn.Linear):
     def activation_bits(self) -> int:
         """Bits of the input."""
         return self.input_quantizer.bits
+
+    @property
+    def signed_input(self) -> bool:
+        """Whether the input's quantizer takes negative values."""
+        return self.input_quantizer.signed
 
     @property
     def product(self) -> ProductSpec:
@@ -131,10 +153,10 @@ class QuantLinear(HoldsCodes, nn.Linear):
 
     def start_scales(self) -> None:
         """Make new Parameters of the scales, with the values that they would be computed as."""
-        if self.weight.is_meta:  # without values
-            return
-        computed = self.product._replace(codes_at=None)
-        [(_, scale)], column = codes_and_scales((self.weight,), computed)
+        if self.weight.is_meta:
+            scale, column = _without_values(self)
+        else:
+            [(_, scale)], column = codes_and_scales((self.weight,), self.product._replace(codes_at=None))
         self.weight_scale = nn.Parameter(scale)
         self.column_scale = None if column is None else nn.Parameter(column)
 
@@ -271,17 +293,17 @@ class SplitLinear(HoldsCodes, nn.Module):
     def from_float(cls, module: nn.Linear, **settings: Any) -> Self:
         """A pair shaped like `module`, all zeros: to be filled by `load_state_dict`.
 
-        settings: activation_bits, per_row, column_scales, learned_scales, ste_clip. The input quantizer of a QuantLinear is
-        kept, unless another width is asked for.
+        settings: activation_bits, signed_input, per_row, column_scales, learned_scales, ste_clip. The input quantizer of a
+        QuantLinear is kept, unless one of another width or for other inputs is asked for.
         """
-        bits, columns = settings.pop("activation_bits", FP32), settings.pop("column_scales", False)
+        quantizer, columns = _pop_quantizer(module, settings), settings.pop("column_scales", False)
         halves = []
         for _ in range(2):
             half = QuantLinear.from_float(module, weight_bits=HALF_BITS, **settings)
             half.weight = _blank(module.weight)
             half.bias = None if module.bias is None else _blank(module.bias)
             halves.append(half)
-        pair = cls(halves[0], halves[1], quantizer_for(module, bits), columns)
+        pair = cls(halves[0], halves[1], quantizer, columns)
         if pair.learned_scales:
             pair.start_scales()
         return pair
@@ -289,9 +311,9 @@ class SplitLinear(HoldsCodes, nn.Module):
     @classmethod
     def from_pair(cls, module: "SplitLinear", **settings: Any) -> Self:
         """A pair that shares the weights of `module`, quantized otherwise; settings as in `from_float`."""
-        bits, columns = settings.pop("activation_bits", FP32), settings.pop("column_scales", False)
+        quantizer, columns = _pop_quantizer(module, settings), settings.pop("column_scales", False)
         halves = [QuantLinear.from_float(half, weight_bits=HALF_BITS, **settings) for half in module.halves]
-        pair = cls(halves[0], halves[1], quantizer_for(module, bits), columns)
+        pair = cls(halves[0], halves[1], quantizer, columns)
         if pair.learned_scales:
             if module.learned_scales and (module.per_row, module.column_scales) == (pair.per_row, columns):
                 pair.column_scale = module.column_scale
@@ -325,6 +347,11 @@ class SplitLinear(HoldsCodes, nn.Module):
         return self.input_quantizer.bits
 
     @property
+    def signed_input(self) -> bool:
+        """Whether the input's quantizer takes negative values."""
+        return self.input_quantizer.signed
+
+    @property
     def per_row(self) -> bool:
         """Whether each half has one scale per row."""
         return self.first.per_row
@@ -348,8 +375,13 @@ class SplitLinear(HoldsCodes, nn.Module):
 
     def start_scales(self) -> None:
         """Make new Parameters of the scales, with the values that they would be computed as."""
-        found, column = self._codes(self.product._replace(codes_at=None), LearnedScales())
-        for half, (_, scale) in zip(self.halves, found, strict=True):
+        if self.first.weight.is_meta:
+            scale, column = _without_values(self)
+            scales = [scale, scale]
+        else:
+            found, column = self._codes(self.product._replace(codes_at=None), LearnedScales())
+            scales = [scale for _, scale in found]
+        for half, scale in zip(self.halves, scales, strict=True):
             half.weight_scale = nn.Parameter(scale)
         self.column_scale = None if column is None else nn.Parameter(column)
 

@@ -1,4 +1,4 @@
-"""Layers whose weights are packed: 1 or 2 bits in memory as on disk. They are for inference only.
+"""Layers whose weights are packed: 1 or 2 bits in memory as on disk, of words up to 8. They are for inference only.
 
 Their products are computed on whole numbers and scaled in the order of `bitkd.quant.product`, so a packed model gives the
 very logits of the simulated one, bit for bit. This is also what every faster execution is compared with.
@@ -15,11 +15,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from bitkd.errors import InputError
 from bitkd.quant.inputs import InputQuantizer
 from bitkd.quant.int8 import InFP32, Int8Embedding, Int8Linear
 from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
-from bitkd.quant.packing import BITS, TWO_BITS, Packing, pack_codes, unpack_codes
+from bitkd.quant.packing import BITS, TWO_BITS, Packing, pack_codes, packing_of, unpack_codes
 from bitkd.quant.product import sum_terms
 from bitkd.quant.reuse import version_of
 from bitkd.quant.table import FP32
@@ -28,24 +27,20 @@ HALVES = ("", "second_")
 """Prefixes of the buffers of a layer's weight, and of the second half of a pair."""
 
 
-def packing_of(bits: int, ternary: Packing = TWO_BITS) -> Packing:
-    """The packing of weights of this width.  ternary: that of ternary ones. Raises InputError if there is none."""
-    packings = {1: BITS, 2: ternary}
-    if bits not in packings:
-        raise InputError(f"weights of {bits} bits cannot be packed; binary (1 bit) and ternary (2 bits) ones can")
-    return packings[bits]
-
-
 class PackedWeight(InFP32):
     """Buffers of a weight of `rows` x `columns` codes, or of the two halves of a pair.
 
     packed: uint8 (rows, bytes), see `bitkd.quant.packing`.  scale: FP32, (rows,) or (1,) for all rows.
     second_packed, second_scale: of a pair's second half.
+    column_scale: FP32, (columns,), by which the input is multiplied; None if there is none.
     """
 
     packed: Tensor
+    column_scale: Tensor | None
 
-    def __init__(self, rows: int, columns: int, packing: Packing, per_row: bool, split: bool) -> None:
+    def __init__(
+        self, rows: int, columns: int, packing: Packing, per_row: bool, split: bool, column_scales: bool = False
+    ) -> None:
         super().__init__()
         self.columns = columns
         self.packing = packing
@@ -54,19 +49,31 @@ class PackedWeight(InFP32):
         for half in HALVES[: 1 + split]:
             self.register_buffer(f"{half}packed", torch.zeros(rows, packing.columns(columns), dtype=torch.uint8))
             self.register_buffer(f"{half}scale", torch.zeros(rows if per_row else 1))
+        self.register_buffer("column_scale", torch.zeros(columns) if column_scales else None)
 
     def halves(self) -> list[tuple[Tensor, Tensor]]:
         """The packed codes and the scale of the weight, or of both halves of a pair."""
         return [(getattr(self, f"{half}packed"), getattr(self, f"{half}scale")) for half in HALVES[: 1 + self.split]]
 
-    def _fill(self, weights: list[Tensor], codes_of: Any) -> None:
-        for half, weight in zip(HALVES, weights, strict=False):
-            weight = weight.detach()
-            codes, scale = codes_of(weight, self.per_row)
-            if not scale.all():  # the signs of numbers whose mean is too small for FP32 say nothing
-                codes, _ = codes_of(weight.masked_fill(scale.reshape(-1, 1) == 0, 0), self.per_row)
+    def quantized(self) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:
+        """The codes (rows, columns) in int8 and the scale, (rows, 1) or (1, 1), of the weight or of both halves, and the scale of
+        the columns, or None."""
+        halves = [(unpack_codes(packed, self.packing, self.columns), scale[:, None]) for packed, scale in self.halves()]
+        return halves, self.column_scale
+
+    def _fill(self, halves: list[tuple[Tensor, Tensor]], column: Tensor | None, of_zeros: Tensor) -> None:
+        """halves: codes and scale of each.  of_zeros: the code of a weight that is zero."""
+        for half, (codes, scale) in zip(HALVES, halves, strict=False):
+            # The signs of numbers whose mean is too small for FP32 say nothing.
+            nothing = scale.reshape(-1, 1) == 0
+            if column is not None:
+                nothing = nothing | (column == 0)
+            if nothing.any():
+                codes = torch.where(nothing, of_zeros.to(codes.dtype), codes)
             getattr(self, f"{half}packed").copy_(pack_codes(codes, self.packing))
             getattr(self, f"{half}scale").copy_(scale.reshape(-1))
+        if self.column_scale is not None and column is not None:
+            self.column_scale.copy_(column)
 
 
 @dataclass(frozen=True)
@@ -97,9 +104,10 @@ class PackedLinear(PackedWeight):
         packing: Packing = BITS,
         per_row: bool = False,
         split: bool = False,
+        column_scales: bool = False,
         input_quantizer: InputQuantizer,
     ) -> None:
-        super().__init__(out_features, in_features, packing, per_row, split)
+        super().__init__(out_features, in_features, packing, per_row, split, column_scales)
         self.in_features = in_features
         self.out_features = out_features
         self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
@@ -115,16 +123,16 @@ class PackedLinear(PackedWeight):
                 module.in_features,
                 module.out_features,
                 first.bias is not None,
-                packing=packing_of(module.weight_bits, ternary),
+                packing=packing_of(module.weight_bits, first.levels, ternary),
                 per_row=module.per_row,
                 split=isinstance(module, SplitLinear),
+                column_scales=module.column_scales,
                 input_quantizer=module.input_quantizer,
             )
         if fill:
-            halves = [module.first, module.second] if isinstance(module, SplitLinear) else [module]
-            new._fill([half.weight for half in halves], first.weight_codes)
+            new._fill(*quantized_weight(module), _code_of_zero(first))
             if new.bias is not None:
-                biases = [half.bias.detach() for half in halves]
+                biases = [half.bias.detach() for half in _parts(module)]
                 new.bias.copy_(biases[0] if len(biases) == 1 else biases[0] + biases[1])
         return new.eval()
 
@@ -154,6 +162,8 @@ class PackedLinear(PackedWeight):
                 "train the artifact that it was exported from"
             )
         with torch.autocast(input.device.type, enabled=False):
+            if self.column_scale is not None:
+                input = input * self.column_scale
             if self.activation_bits == FP32:
                 codes, x_scale = input.float(), None
             else:
@@ -222,12 +232,12 @@ class PackedEmbedding(PackedWeight):
     def from_quantized(cls, module: Any, ternary: Packing = TWO_BITS, fill: bool = True) -> Self:
         """The packed form of a table.  fill: with its codes; if not, zeros, to be loaded into."""
         split = isinstance(module, SplitEmbedding)
-        packing = packing_of(module.weight_bits, ternary)
         halves: list[QuantEmbedding] = [module.first, module.second] if split else [module]
+        packing = packing_of(module.weight_bits, halves[0].levels, ternary)
         with halves[0].weight.device:
             new = cls(module.num_embeddings, module.embedding_dim, module.padding_idx, packing=packing, split=split)
         if fill:
-            new._fill([half.weight for half in halves], halves[0].weight_codes)
+            new._fill(*quantized_weight(module), _code_of_zero(halves[0]))
         return new.eval()
 
     def forward(self, input: Tensor) -> Tensor:
@@ -240,6 +250,26 @@ class PackedEmbedding(PackedWeight):
             for packed, scale in self.halves()
         )
         return total.view(*input.shape, self.embedding_dim)
+
+
+def _parts(module: Any) -> list[Any]:
+    """A layer, or the halves of a pair."""
+    return [module.first, module.second] if isinstance(module, SplitLinear | SplitEmbedding) else [module]
+
+
+def _code_of_zero(part: Any) -> Tensor:
+    codes: Tensor = part.weight_codes(torch.zeros(1, 1, device=part.weight.device), True)[0]
+    return codes
+
+
+def quantized_weight(module: Any) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:
+    """The codes and the scale of a layer's weight or of both halves, and the scale of the columns, or None."""
+    if isinstance(module, SplitLinear):
+        return module.quantized()
+    if isinstance(module, QuantLinear):
+        codes, scale, column = module.quantized()
+        return [(codes, scale)], column
+    return [part.weight_codes(part.weight.detach(), part.per_row) for part in _parts(module)], None
 
 
 def pack_layers(

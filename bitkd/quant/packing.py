@@ -37,6 +37,11 @@ class Packing:
         """How many digits stand for codes."""
         return self.base - self.unused
 
+    @property
+    def bits(self) -> int:
+        """Of the weights that it is for."""
+        return max(1, (self.digits - 1).bit_length())
+
     def columns(self, codes: int) -> int:
         """Bytes of a row of so many codes; the last byte is filled up with digits 0."""
         return -(-codes // self.per_byte)
@@ -51,7 +56,34 @@ TWO_BITS = Packing("2 bits", base=4, per_byte=4, lowest=-1, unused=1)
 TRITS = Packing("5 in a byte", base=3, per_byte=5, lowest=-1)
 """Codes -1, 0 and +1, 1.6 bits each."""
 
-PACKINGS = {packing.name: packing for packing in (BITS, TWO_BITS, TRITS)}
+FOUR_LEVELS = Packing("4 levels", base=4, per_byte=4, lowest=-3, step=2)
+"""Codes -3, -1, +1 and +3, two bits each."""
+
+FOUR_BITS = Packing("4 bits", base=16, per_byte=2, lowest=-7, unused=1)
+"""Codes -7 to +7."""
+
+EIGHT_BITS = Packing("8 bits", base=256, per_byte=1, lowest=-127, unused=1)
+"""Codes -127 to +127."""
+
+TERNARY_PACKINGS = {packing.name: packing for packing in (TWO_BITS, TRITS)}
+"""By name, those that a ternary weight can have; all other weights have one alone."""
+
+PACKINGS = TERNARY_PACKINGS | {packing.name: packing for packing in (BITS, FOUR_LEVELS, FOUR_BITS, EIGHT_BITS)}
+
+
+def find_packing(bits: int, levels: int = 3, ternary: Packing = TWO_BITS) -> Packing | None:
+    """The packing of weights of this width; None if there is none.
+
+    levels: of two bits.  ternary: the packing of ternary weights.
+    """
+    return {1: BITS, 2: ternary if levels == 3 else FOUR_LEVELS, 4: FOUR_BITS, 8: EIGHT_BITS}.get(bits)
+
+
+def packing_of(bits: int, levels: int = 3, ternary: Packing = TWO_BITS) -> Packing:
+    """As `find_packing`. Raises InputError if there is none."""
+    if (found := find_packing(bits, levels, ternary)) is None:
+        raise InputError(f"weights of {bits} bits cannot be packed; those of 1, 2, 4 and 8 bits can")
+    return found
 
 
 def pack_codes(codes: Tensor, packing: Packing) -> Tensor:

@@ -19,8 +19,8 @@ class QuantSpec:
     """Bits of the word embeddings, one scale per row: those of weights, 4 or 8; null means the same as weight_bits."""
 
     activation_bits: int = 32
-    """Bits of the encoder Linears' inputs: 8 (dynamic, symmetric, one scale per token) or 32 (FP32); the widths are the
-    rows of `bitkd.quant.table.ACTIVATIONS`."""
+    """Bits of the encoder Linears' inputs: 8 (dynamic, symmetric, one scale per token), 4, 2 or 1 (a learned step for all
+    tokens, and a learned shift per channel), or 32 (FP32); the widths are the rows of `bitkd.quant.table.ACTIVATIONS`."""
 
     per_row: bool = False
     """One scale per output row of a Linear weight instead of one per matrix."""
@@ -94,6 +94,14 @@ class QuantSpec:
     def clips(self, bits: int) -> bool:
         """Whether weights of this width are clipped before they are quantized."""
         return self.forward_clip and bits == TERNARY
+
+    @property
+    def learns(self) -> bool:
+        """Whether quantizers have parameters of their own, which are trained with OptimSpec.scales_lr."""
+        row = activation_quantizer(self.activation_bits)
+        return (self.learned_scales and weight_quantizer(self.weight_bits) is not None) or (
+            row is not None and row.learns
+        )
 
     @property
     def attention_bits(self) -> int:

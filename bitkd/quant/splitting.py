@@ -116,7 +116,8 @@ def _split_module(module: Any) -> SplitLinear | SplitEmbedding:
                 "use quant.learned_scales=false in the ternary stage"
             )
         *_, column = module.quantized()
-        settings = {name: getattr(module, name) for name in ("activation_bits", "per_row", "column_scales", "ste_clip")}
+        names = ("activation_bits", "signed_input", "per_row", "column_scales", "ste_clip")
+        settings = {name: getattr(module, name) for name in names}
         split = SplitLinear.from_float(module, **settings)
         for half in split.halves:
             if half.bias is not None:

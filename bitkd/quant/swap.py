@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from bitkd.errors import InputError
-from bitkd.quant.inputs import AttentionQuantizer, FullPrecision, InputQuantizer
-from bitkd.quant.layout import Layers, layers_of
+from bitkd.quant.inputs import AttentionQuantizer, FullPrecision, InputQuantizer, make_input_quantizer
+from bitkd.quant.layout import Layers, layers_of, unsigned_linears
 from bitkd.quant.modules import (
     QuantEmbedding,
     QuantLinear,
@@ -46,8 +46,9 @@ def swap_layers(model: Any, spec: QuantSpec) -> Any:
         raise InputError(f"pooler=True, but {type(model).__name__} has no pooler; use false (see QuantSpec.pooler)")
     _refuse_rejoining(spec, [child for _, _, child in linears], embeddings, [child for _, _, child in pooler])
 
+    unsigned = {id(child) for child in unsigned_linears(model, layers)}
     for parent, name, child in linears:
-        setattr(parent, name, _linear(child, spec))
+        setattr(parent, name, _linear(child, spec, id(child) not in unsigned))
     for parent, name, child in pooler:
         setattr(parent, name, _linear(child, spec if spec.pooler else QuantSpec()))
     model.set_input_embeddings(_embedding(embeddings, spec))
@@ -66,7 +67,7 @@ def make_blank_pairs(model: nn.Module, names: Iterable[str]) -> None:
         holder = model.get_submodule(parent)
         layer = getattr(holder, leaf, None)
         if isinstance(layer, QuantLinear) and layer.weight_bits == HALF_BITS:
-            names = ("activation_bits", "per_row", "column_scales", "learned_scales", "ste_clip")
+            names = ("activation_bits", "signed_input", "per_row", "column_scales", "learned_scales", "ste_clip")
             setattr(holder, leaf, SplitLinear.from_float(layer, **{key: getattr(layer, key) for key in names}))
         elif isinstance(layer, QuantEmbedding) and layer.weight_bits == HALF_BITS:
             setattr(holder, leaf, SplitEmbedding.from_float(layer, ste_clip=layer.ste_clip))
@@ -83,7 +84,7 @@ def find_mismatch(model: Any, spec: QuantSpec) -> str | None:
     """The first part of an encoder that is not quantized as `spec` says, in words; None if all are."""
     layers = layers_of(model)
     linears, embeddings, pooler = _leaves_of(model, layers)
-    plain = QuantSpec()
+    plain, unsigned = QuantSpec(), {id(child) for child in unsigned_linears(model, layers)}
     expected = [
         *((f"an encoder layer's {name}", child, spec) for _, name, child in linears),
         *((f"pooler.{name}", child, spec if spec.pooler else plain) for _, name, child in pooler),
@@ -92,6 +93,9 @@ def find_mismatch(model: Any, spec: QuantSpec) -> str | None:
         found = (_bits(layer, "weight_bits"), _bits(layer, "activation_bits"))
         if found != (wanted.weight_bits, wanted.activation_bits):
             return f"{name} is W{found[0]}A{found[1]}, not W{wanted.weight_bits}A{wanted.activation_bits}"
+        signed = make_input_quantizer(wanted.activation_bits, signed=id(layer) not in unsigned).signed
+        if getattr(layer, "signed_input", True) != signed:
+            return f"{name} has signed_input={not signed}, not {signed}"
         of_linear = ("per_row", "column_scales", "learned_scales") if wanted.weight_bits < FP32 else ()
         for field in of_linear:
             if getattr(layer, field) != getattr(wanted, field):
@@ -163,9 +167,9 @@ def _refuse_rejoining(
             )
 
 
-def _linear(module: Any, spec: QuantSpec) -> nn.Module:
+def _linear(module: Any, spec: QuantSpec, signed_input: bool = True) -> nn.Module:
     names = ("activation_bits", "per_row", "column_scales", "learned_scales", "ste_clip")
-    settings: dict[str, Any] = {name: getattr(spec, name) for name in names}
+    settings: dict[str, Any] = {name: getattr(spec, name) for name in names} | {"signed_input": signed_input}
     if isinstance(module, SplitLinear):
         return SplitLinear.from_pair(module, **settings)
     if spec.weight_bits < FP32 or spec.activation_bits < FP32:

@@ -64,6 +64,10 @@ class ActivationQuantizer:
     """A function of the width that returns a `bitkd.quant.inputs.InputQuantizer`, such as its class; or where to
     find it, as "module:name"."""
 
+    learns: bool = False
+    """Whether it has parameters: it is then a function of the width, of the features of a Linear's input (None for
+    attention's tensors) and of whether there are negative values, and `OptimSpec.scales_lr` is part of a stage's fingerprint."""
+
     def resolve(self) -> Callable[..., Any]:
         """The function that `quantizer` names."""
         return _resolve(self.quantizer)
@@ -87,7 +91,14 @@ FOUR_LEVELS = WeightQuantizer("2-bit", "four levels", f"{_HERE}:four_level_codes
 LEVELS = (3, 4)
 """How many values a weight of TERNARY bits may have."""
 
-ACTIVATIONS: dict[int, ActivationQuantizer] = {8: ActivationQuantizer("bitkd.quant.inputs:PerToken")}
+_ELASTIC = ActivationQuantizer("bitkd.quant.elastic:Elastic", learns=True)
+
+ACTIVATIONS: dict[int, ActivationQuantizer] = {
+    1: _ELASTIC,
+    2: _ELASTIC,
+    4: _ELASTIC,
+    8: ActivationQuantizer("bitkd.quant.inputs:PerToken"),
+}
 """By bits of an activation. To add a width, add a row."""
 
 

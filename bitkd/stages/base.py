@@ -21,6 +21,7 @@ from bitkd.models.prepare import prepare
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student, kept_sizes
 from bitkd.quant.inputs import InputQuantizer
+from bitkd.quant.modules import SCALE_NAMES
 from bitkd.quant.reuse import hold_codes, release_codes
 from bitkd.quant.spec import QuantSpec
 from bitkd.stages.bert_adam import BertAdam, clip_each_
@@ -281,19 +282,29 @@ class StudentModule(pl.LightningModule):
         refuse_packed(self.student, "trained")
         decayed: list[nn.Parameter] = []
         plain: list[nn.Parameter] = []
+        scales: list[nn.Parameter] = []
         for module in self.modules():
             for name, parameter in module.named_parameters(recurse=False):
-                if parameter.requires_grad:
-                    free = isinstance(module, nn.LayerNorm | InputQuantizer) or name == "bias"
+                if not parameter.requires_grad:
+                    continue
+                if isinstance(module, InputQuantizer) or name in SCALE_NAMES:
+                    scales.append(parameter)
+                else:
+                    free = isinstance(module, nn.LayerNorm) or name == "bias"
                     (plain if free else decayed).append(parameter)
-        groups = [{"params": decayed, "weight_decay": self.optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed, "weight_decay": self.optim.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        if scales:
+            groups.append({"params": scales, "weight_decay": 0.0, "lr": self.optim.scales_lr})
         optimizer: torch.optim.Optimizer
         if self.optim.optimizer == "bert_adam":
             optimizer = BertAdam(groups, lr=self.optim.lr)
         else:
             # fused=None: as few passes as the device has kernels for
             optimizer = torch.optim.AdamW(
-                groups, lr=self.optim.lr, fused=self._allows_fused([*decayed, *plain]) or None
+                groups, lr=self.optim.lr, fused=self._allows_fused([*decayed, *plain, *scales]) or None
             )
         names = {"linear": "linear", "constant": "constant_with_warmup"}
         steps = int(self.trainer.estimated_stepping_batches) if self.total_steps is None else self.total_steps

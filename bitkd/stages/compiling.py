@@ -167,8 +167,11 @@ def compilation(cache: Path | None) -> Iterator[Compilation]:
     try:
         with (
             # DDP's own splitting of graphs is for a whole model: a layer's gradients are sent when its backward ends.
-            # A float that is no symbol, such as a dropout rate, saves a second tracing.
-            torch._dynamo.config.patch(optimize_ddp=False, specialize_float=True),
+            # A float that is no symbol, such as a dropout rate, saves a second tracing. A Linear's output may be mixed with a
+            # tensor that is its attribute (teacher intervention), whose sizes are those of the batch.
+            torch._dynamo.config.patch(
+                optimize_ddp=False, specialize_float=True, force_nn_module_property_static_shapes=False
+            ),
             # A batch of 32 rows and 32 tokens must not make a graph for equal sizes only.
             symbols.patch(use_duck_shape=False),  # type: ignore[attr-defined]
             # Without these two, every process would compile again: quantized products are autograd functions that leave

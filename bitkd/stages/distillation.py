@@ -14,14 +14,17 @@ from bitkd.models.attention import SELECTED, can_use_score_attention, use_score_
 from bitkd.models.encoder import encoder_layers, read_spec
 from bitkd.models.heads import BARE, head_of
 from bitkd.models.inputs import model_inputs
-from bitkd.models.layer_reader import LayerReader
+from bitkd.models.layer_reader import LayerReader, Parts
 from bitkd.models.prepare import prepare
 from bitkd.models.projections import ProjectionRecorder
 from bitkd.models.student import add_head, as_embedder
 from bitkd.models.teacher_map import map_student
+from bitkd.quant.layout import layers_of
 from bitkd.stages.base import Origin, StudentModule
+from bitkd.stages.fit import check_fit
+from bitkd.stages.intervention import Intervention
 from bitkd.stages.kinds import kind_of
-from bitkd.stages.spec import ATTENTION, HIDDEN, TERMS, LossSpec, resolve
+from bitkd.stages.spec import ATTENTION, TERMS, LossSpec, resolve
 
 
 class DistillationModule(StudentModule):
@@ -49,15 +52,20 @@ class DistillationModule(StudentModule):
             name: resolve(TERMS[name].function, f"loss term {name}") for name in self.weights
         }
         self._reads_layers = any(TERMS[name].reads_layers for name in self.weights)
+        self._reads_outputs = any(TERMS[name].reads_outputs for name in self.weights)
         for model in (student, teacher):
-            if self._reads_layers or can_use_score_attention(model):
+            if self._reads_layers or self.loss.intervention or can_use_score_attention(model):
                 use_score_attention(model)
         # A plain list hides the teacher from nn.Module: no checkpoint, optimizer or DDP wrapper sees it.
         self._teacher = [teacher.eval().requires_grad_(False)]
         self.map = map_student(
             read_spec(student), len(encoder_layers(student)), read_spec(teacher), len(encoder_layers(teacher))
         )
+        widths = student.config.hidden_size, teacher.config.hidden_size
+        check_fit(self.loss, self.weights, self.map.heads is not None, *widths)
+        self.intervention = Intervention(self.loss) if self.loss.intervention else None
         self.project = self._projection(student, teacher)
+        self.windows = [getattr(module, "sliding_window", None) for module in layers_of(student).parts("attention")]
         self.teacher_heads = read_spec(teacher).heads
         self.recorders = self._record_projections(student, teacher)
         self.select_heads = HeadSelection(self.map.heads or [])
@@ -66,7 +74,7 @@ class DistillationModule(StudentModule):
         if not kind.trains_head(self.loss):
             self._freeze_head()
         numbers = self.head.is_number(student.config)
-        self.reads_teacher = bool(kind.terms_of_teacher(self.loss, numbers))
+        self.reads_teacher = kind.reads_teacher(self.loss, numbers)
         own = type(self).loss_terms is not DistillationModule.loss_terms
         self.can_keep_logits = self.head.can_keep_logits and kind.reads_only_logits(self.loss, numbers) and not own
         # It is no buffer: a checkpoint must not hold it.
@@ -112,7 +120,8 @@ class DistillationModule(StudentModule):
     def _projection(self, student: PreTrainedModel, teacher: PreTrainedModel) -> nn.Linear | None:
         """One linear map, shared by all layers, from the student's width to the teacher's (TinyBERT)."""
         widths = student.config.hidden_size, teacher.config.hidden_size
-        return nn.Linear(*widths, bias=False) if HIDDEN in self.weights and widths[0] != widths[1] else None
+        projects = any(TERMS[name].projects for name in self.weights)
+        return nn.Linear(*widths, bias=False) if projects and widths[0] != widths[1] else None
 
     def _record_projections(self, student: PreTrainedModel, teacher: PreTrainedModel) -> list[ProjectionRecorder]:
         relations = self.map.heads is None and self.loss.unmatched_heads == "relation" and ATTENTION in self.weights
@@ -123,10 +132,11 @@ class DistillationModule(StudentModule):
         read = {TERMS[name].reads_scores for name in self.weights if TERMS[name].reads_layers}
         if "all" in read:
             return True, True
-        if "mapped" not in read or self.recorders:
+        compared = "mapped" in read and not self.recorders
+        if not compared and (self.intervention is None or not self.intervention.replaces("map")):
             return False, False
         use_score_attention(self.teacher, self.map.attention)
-        return True, SELECTED
+        return compared, SELECTED
 
     def _freeze_head(self) -> None:
         """Parameters that no term reads would make DDP fail, and weight decay would shrink them."""
@@ -142,6 +152,12 @@ class DistillationModule(StudentModule):
         if self._kept_logits is not None:
             self._kept_logits = self._kept_logits.to(self.device)
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        if self.intervention is not None:
+            steps = self.trainer.estimated_stepping_batches if self.total_steps is None else self.total_steps
+            self.intervention.set_step(self.global_step, int(steps))
+
     def on_validation_start(self) -> None:
         super().on_validation_start()
         self.teacher.to(self.device)
@@ -154,9 +170,12 @@ class DistillationModule(StudentModule):
         """
         # The models and the terms read the mask as truth values.
         batch = batch | {"attention_mask": batch["attention_mask"].bool()}
-        layers, (scores, _) = self._reads_layers, self._scores
         target = self.ask_teacher(batch)
-        output = self._readers[0].run(layers, scores, **model_inputs(batch, self.student))
+        mixture = None
+        if self.intervention is not None and self.training:
+            mixture = self.intervention.mixture(self.map, self.select_heads, target)
+        parts = Parts(self._reads_layers, self._scores[0], self._reads_outputs)
+        output = self._readers[0].run(parts, mixture, **model_inputs(batch, self.student))
         terms = {name: term(self, output, target, batch) for name, term in self._terms.items()}
         for name, value in terms.items():
             if value.dim():
@@ -166,9 +185,10 @@ class DistillationModule(StudentModule):
     def ask_teacher(self, batch: dict[str, Tensor]) -> Any:
         """The teacher's outputs on a batch; only its logits, if they are kept; None if no term reads them."""
         if self.runs_teacher:
-            layers, (_, scores) = self._reads_layers, self._scores
+            projected = self.intervention is not None and self.intervention.replaces("output")
+            parts = Parts(self._reads_layers, self._scores[1], self._reads_outputs, projected)
             with torch.no_grad():
-                return self._readers[1].run(layers, scores, **model_inputs(batch, self.teacher))
+                return self._readers[1].run(parts, None, **model_inputs(batch, self.teacher))
         if self._kept_logits is None:
             return None
         return SequenceClassifierOutput(logits=self._kept_logits[batch["index"]])

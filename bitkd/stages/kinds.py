@@ -88,14 +88,19 @@ class Kind:
         from_label = numbers and loss.regression_target == "label"
         return tuple(name for name in self.active_terms(loss) if not (name == LOGITS and from_label))
 
+    def reads_teacher(self, loss: LossSpec, numbers: bool) -> bool:
+        """Whether training steps run the teacher, or read its kept logits."""
+        return bool(self.terms_of_teacher(loss, numbers)) or (self.distils and loss.intervention is not None)
+
     def can_keep_logits(self, loss: LossSpec, task: TaskSpec) -> bool:
         """Whether the teacher's logits of all training rows can replace the teacher in the steps."""
         return task.of_kind.can_keep_logits and self.reads_only_logits(loss, task.has_numbers)
 
     def reads_only_logits(self, loss: LossSpec, numbers: bool) -> bool:
-        """Whether its loss reads the teacher, and of it nothing but the logits of the task's rows."""
+        """Whether its steps read the teacher, and of it nothing but the logits of the task's rows."""
         terms = self.terms_of_teacher(loss, numbers)
-        return not self.on_corpus and bool(terms) and all(TERMS[name].needs_only_logits for name in terms)
+        alone = not self.on_corpus and loss.intervention is None
+        return alone and bool(terms) and all(TERMS[name].needs_only_logits for name in terms)
 
     @cached_property
     def module_class(self) -> Any:

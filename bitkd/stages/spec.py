@@ -30,6 +30,13 @@ class Term:
     """Of a term that reads layers, which attention scores: `all`, `mapped`: those that the module's `map` compares, or
     `none`. Others are not computed."""
 
+    reads_outputs: bool = False
+    """Whether it reads the output of attention blocks (`attention_outputs`, see bitkd.models.layer_reader)."""
+
+    projects: bool = False
+    """Whether it compares tensors of the models' hidden sizes: where these differ, a stage learns a projection (`project` of
+    the module) from the student's to the teacher's."""
+
     reads_last_layer: bool = True
     """Whether it reads what the last layer puts out. If no term of a stage does, that layer's parameters get no gradient,
     and DDP has to look for them."""
@@ -53,12 +60,24 @@ def resolve(place: str, owner: str) -> Any:
 
 
 LOGITS, HIDDEN, ATTENTION = "logits", "hidden", "attention"
+ATTENTION_MAP, ATTENTION_OUTPUT = "attention_map", "attention_output"
 
 TERMS: dict[str, Term] = {
     LOGITS: Term("bitkd.stages.terms:logits_term", reads_head=True, needs_only_logits=True),
-    HIDDEN: Term("bitkd.stages.terms:hidden_term", reads_layers=True, reads_scores="none"),
+    HIDDEN: Term("bitkd.stages.terms:hidden_term", reads_layers=True, reads_scores="none", projects=True),
     ATTENTION: Term(
         "bitkd.stages.terms:attention_term", reads_layers=True, reads_scores="mapped", reads_last_layer=False
+    ),
+    ATTENTION_MAP: Term(
+        "bitkd.stages.terms:attention_map_term", reads_layers=True, reads_scores="mapped", reads_last_layer=False
+    ),
+    ATTENTION_OUTPUT: Term(
+        "bitkd.stages.terms:attention_output_term",
+        reads_layers=True,
+        reads_scores="none",
+        reads_outputs=True,
+        projects=True,
+        reads_last_layer=False,
     ),
 }
 """The loss terms by name. Those that are not a field of LossSpec get their weight from `loss.extra`."""
@@ -82,7 +101,11 @@ class OptimSpec:
     """After warm-up: `linear` decay to zero, or `constant`."""
 
     weight_decay: float = 0.01
-    """Decay of weight matrices; biases and LayerNorm have none."""
+    """Decay of weight matrices; biases, LayerNorm and what quantizers learn have none."""
+
+    scales_lr: float = 1e-4
+    """Peak learning rate of what quantizers learn: steps and shifts of activations of 1 to 4 bits, and learned scales of
+    weights. It follows the schedule of `lr`."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -109,9 +132,9 @@ class LossSpec:
     other terms."""
 
     padding: Literal["skip", "zero", "leave"] = "skip"
-    """What the hidden and attention terms do with padding: `skip` it, so that it changes nothing; or take the mean over all
-    positions as published code does, with the scores of padded keys counted as `zero` (TinyBERT, TernaryBERT, BinaryBERT) or
-    left as they are (`leave`: XTC). The others than `skip` need data.pad_to_max_length=true."""
+    """What the hidden, attention and attention_output terms do with padding: `skip` it, so that it changes nothing; or take the
+    mean over all positions as published code does, with the scores of padded keys counted as `zero` (TinyBERT, TernaryBERT,
+    BinaryBERT) or left as they are (`leave`: XTC). The others than `skip` need data.pad_to_max_length=true."""
 
     unmatched_heads: Literal["relation", "group_mean"] = "relation"
     """Heads without a source in the teacher: `relation` compares query, key and value relations (MiniLMv2,
@@ -121,8 +144,17 @@ class LossSpec:
     """What a regression's logits term aims at: the `teacher`'s output, or the `label` (as TinyBERT does)."""
 
     extra: dict[str, float] = field(default_factory=dict)
-    """Weights of terms without a setting of their own, by their names in bitkd.stages.spec.TERMS. A KD stage of any kind
-    adds them to its own terms; those that its kind names have weight 1 unless given here."""
+    """Weights of terms without a setting of their own, by their names in bitkd.stages.spec.TERMS: `attention_map` and
+    `attention_output` (arXiv:2211.11014), and those of your own. A KD stage of any kind adds them to its own terms; those that
+    its kind names have weight 1 unless given here."""
+
+    intervention: Literal["map", "output", "gradual"] | None = None
+    """Teacher intervention (arXiv:2302.11812): at the first step the teacher's tensor takes the place of the student's, and is
+    withdrawn step by step. `map`: the attention map of each layer; `output`: the output of the Linear behind attention;
+    `gradual`: the output first, then the map. In validation the student is by itself."""
+
+    intervention_share: float = 0.25
+    """Share of the stage's optimizer steps over which the teacher is withdrawn."""
 
     def __post_init__(self) -> None:
         check_choices(self, "loss.")
@@ -134,6 +166,10 @@ class LossSpec:
             if not 0 <= weight < math.inf:
                 where = f"extra.{name}" if name in self.extra else name
                 raise InputError(f"loss.{where}={weight} is no weight; use 0 or a positive number")
+        if not 0 < self.intervention_share <= 1:
+            raise InputError(
+                f"loss.intervention_share={self.intervention_share} is no share of the steps; use more than 0 and at most 1"
+            )
         if not 0 < self.temperature < math.inf:
             raise InputError(f"loss.temperature={self.temperature} is unsupported; use a positive number")
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bitkd.distill.layer_map import group_mean_heads
 from bitkd.distill.losses import (
+    attention_map_kl,
     attention_score_mse,
     hidden_mse,
     log_relation,
@@ -90,13 +91,38 @@ def attention_term(module: "DistillationModule", student: Any, teacher: Any, bat
         return _relations(module, mask)
     losses = []
     for i, t in enumerate(module.map.attention):
-        scores = teacher.attentions[t]
-        if module.map.heads is None:
-            source = group_mean_heads(scores, student.attentions[i].shape[1])
-        else:
-            source = module.select_heads(scores, i)
-        losses.append(attention_score_mse(student.attentions[i], source, mask, module.loss.padding))
+        own = student.attentions[i]
+        source = _source(module, teacher.attentions[t], i, own)
+        losses.append(attention_score_mse(own, source, mask, module.loss.padding))
     return torch.stack(losses).sum()
+
+
+def attention_map_term(module: "DistillationModule", student: Any, teacher: Any, batch: Batch) -> Tensor:
+    """KL of attention maps, summed over layers (arXiv:2211.11014). It reads real tokens only, whatever `loss.padding` says.
+    Heads without a source are compared with the map of the mean scores of a group of teacher heads.
+    """
+    mask, losses = batch["attention_mask"].bool(), []
+    for i, t in enumerate(module.map.attention):
+        own = student.attentions[i]
+        losses.append(attention_map_kl(own, _source(module, teacher.attentions[t], i, own), mask, module.windows[i]))
+    return torch.stack(losses).sum()
+
+
+def attention_output_term(module: "DistillationModule", student: Any, teacher: Any, batch: Batch) -> Tensor:
+    """MSE of the attention blocks' outputs, summed over layers (arXiv:2211.11014): of what the FFN reads, behind the residual
+    connection and LayerNorm.
+    """
+    mask, project = batch["attention_mask"].bool(), module.project or nn.Identity()
+    own, target = student.attention_outputs, teacher.attention_outputs
+    pairs = [(project(own[i]), target[t]) for i, t in enumerate(module.map.attention)]
+    return torch.stack([hidden_mse(s, t, mask, module.loss.padding) for s, t in pairs]).sum()
+
+
+def _source(module: "DistillationModule", scores: Tensor, layer: int, student: Tensor) -> Tensor:
+    """The teacher's scores that those of a student layer are compared with, of equal shape."""
+    if module.map.heads is None:
+        return group_mean_heads(scores, student.shape[1])
+    return module.select_heads(scores, layer)
 
 
 def relate_teacher(module: "DistillationModule", mask: Tensor) -> None:

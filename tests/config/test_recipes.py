@@ -64,7 +64,8 @@ def test_every_recipe_runs(recipe, twelve_layers, shared_runs, tiny_task, consol
     plan = run(load_config(settings), console)
     final = read_artifact(plan.store.path(plan.stages[-1].key)).stage
     assert final.steps == 2
-    assert final.size.precision == {"w1a8": "W1A8", "w2a8": "W2A8"}.get(recipe.rpartition("-")[2], "W32A32")
+    form = recipe.rpartition("-")[2]
+    assert final.size.precision == (form.upper() if form.startswith("w") else "W32A32")
 
 
 @pytest.mark.parametrize(("task", "epochs", "lr"), [("rte", 7.0, 1e-3), ("mrpc", 3.0, None)])
@@ -89,6 +90,10 @@ def test_a_recipe_has_values_for_tasks(tmp_path, task, epochs, lr):
         ("binarybert-w1a8", "stage2_ternary", "bert_adam", 1e-5, 16, 2, 0.1, "zero"),
         ("binarybert-w1a8", "stage1_binary", "bert_adam", 1.25e-4, 16, 2, 0.1, "zero"),
         ("binarybert-w1a8", "stage2_binary", "bert_adam", 5e-5, 16, 2, 0.1, "zero"),
+        ("binarybert-w1a4", "stage2_binary", "bert_adam", 5e-5, 16, 2, 0.1, "zero"),
+        ("bit-w1a4", "four_bits", "bert_adam", 2e-4, 16, 6, 0.1, "zero"),
+        ("bit-w1a2", "two_bits", "bert_adam", 2e-4, 16, 6, 0.1, "zero"),
+        ("bit-w1a1", "one_bit", "bert_adam", 2e-4, 16, 6, 0.1, "zero"),
         ("tinybert-6l", "general", "bert_adam", 5e-5, 256, 3, 0.1, "zero"),
         ("tinybert-6l", "stage1", "bert_adam", 5e-5, 32, 10, 0, "zero"),
         ("tinybert-4l", "stage2", "bert_adam", 3e-5, 32, 3, 0.1, "zero"),
@@ -111,6 +116,28 @@ def test_published_values_differ_between_tasks():
 
     assert (epochs("mnli"), epochs("qqp"), epochs("rte")) == (36, 36, None)
     assert load_config(["recipe=binarybert-w1a8", "task=cola"]).data.max_length == 64
+
+
+@pytest.mark.parametrize(
+    ("task", "lr", "epochs", "batch_size", "length"),
+    [
+        ("mrpc", 5e-4, 20, 8, 128),
+        ("cola", 5e-4, 50, 16, 64),
+        ("sst2", 1e-4, 10, 8, 64),
+        ("qnli", 2e-4, 10, 8, 128),
+        ("qqp", 2e-4, 6, 32, 128),
+    ],
+)
+def test_bits_precisions_teach_one_another_by_its_published_values(task, lr, epochs, batch_size, length):
+    config = load_config(["recipe=bit-w1a1", f"task={task}"])
+    one, two = config.stages["one_bit"], config.stages["two_bits"]
+    assert (one.student, one.teacher, two.teacher) == ("two_bits", "two_bits", "teacher")
+    assert (config.student.hidden_act, config.data.max_length) == ("relu", length)
+    for stage in (one, two):
+        found = settings_of(stage, config.train)
+        assert (found["lr"], found["epochs"], found["batch_size"], found["scales_lr"]) == (lr, epochs, batch_size, 1e-4)
+        assert (stage.loss.attention, stage.quant.weight_bits, stage.quant.attention_activations) == (0, 1, True)
+    assert settings_of(config.stages["teacher"], config.train)["lr"] == 2e-5
 
 
 @pytest.mark.parametrize(
@@ -143,5 +170,5 @@ def test_a_task_that_may_be_misspelt_is_told(tmp_path, caplog):
 def test_a_recipe_stands_in_place_of_a_pipeline():
     with pytest.raises(InputError, match="recipe=xtc-6l-w1a8 and pipeline=singlestage are both given"):
         load_config(["recipe=xtc-6l-w1a8", "pipeline=singlestage", "task=rte"])
-    with pytest.raises(InputError, match=r"pipeline= is missing; .*or recipe= with one of binarybert-w1a8"):
+    with pytest.raises(InputError, match=r"pipeline= is missing; .*or recipe= with one of binarybert-w1a4"):
         load_config(["task=rte"])

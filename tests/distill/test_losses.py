@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bitkd.distill.losses import (
     Padding,
+    attention_map_kl,
     attention_score_mse,
     hidden_mse,
     logits_mse,
@@ -86,6 +87,39 @@ def test_regression() -> None:
         logits_mse(torch.zeros(2, 1), torch.zeros(2))
 
 
+def test_attention_map_by_hand() -> None:
+    """Two tokens and a padded one, one head: the teacher's query 0 looks at the keys as 1 to 3, everything else is even."""
+    student, teacher = torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 3)
+    teacher[0, 0, 0] = torch.tensor([0.0, math.log(3), 9.0])
+    mask = torch.tensor([[True, True, False]])
+    expected = (0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)) / 2
+    assert attention_map_kl(student, teacher, mask).item() == pytest.approx(expected)
+    assert attention_map_kl(student + 3, teacher - 5, mask).item() == pytest.approx(expected)
+    assert attention_map_kl(teacher, teacher, mask).item() == 0
+    # A query that sees only itself has nothing to divide.
+    assert attention_map_kl(student, teacher, mask, window=1).item() == 0
+    assert attention_map_kl(student, teacher, mask, window=2).item() == pytest.approx(expected)
+
+
+def test_attention_maps_are_those_of_published_code() -> None:
+    """kd-qat-large-enc: entropy minus cross entropy of the maps, over the keys, then the mean over queries, heads and batch."""
+    student, teacher = normal(2, 2, 3, 3, seed=1), normal(2, 2, 3, 3, seed=2)
+    losses = []
+    for i, length in enumerate(MASK.sum(1).tolist()):
+        own, target = (scores[i, :, :length, :length].softmax(-1).clamp_min(1e-8) for scores in (student, teacher))
+        found = (target * target.log()).sum((-1, -2)) / length - (target * own.log()).sum((-1, -2)) / length
+        losses.append(found.mean())
+    torch.testing.assert_close(attention_map_kl(student, teacher, MASK), torch.stack(losses).mean())
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_the_gradient_of_attention_maps_is_that_of_finite_differences(window: int | None) -> None:
+    student, teacher = normal(2, 2, 3, 3, seed=1).double().requires_grad_(), normal(2, 2, 3, 3, seed=2).double()
+    assert torch.autograd.gradcheck(lambda scores: attention_map_kl(scores, teacher, MASK, window), student)
+    attention_map_kl(teacher.requires_grad_(), teacher.detach(), MASK, window).backward()
+    assert (teacher.grad == 0).all()
+
+
 def test_relation_by_hand() -> None:
     """One head of width 1, two tokens, scores x_i * x_j."""
     student, teacher = torch.zeros(1, 2, 1), torch.tensor([[[0.0], [1.0]]])
@@ -122,7 +156,8 @@ def relation(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     return relation_kl(student, teacher, mask, 2)
 
 
-CASES = [(attention_score_mse, (2, 2, 3, 3)), (hidden_mse, (2, 3, 4)), (relation, (2, 3, 4))]
+CASES = [(attention_score_mse, (2, 2, 3, 3)), (hidden_mse, (2, 3, 4))]
+CASES += [(relation, (2, 3, 4)), (attention_map_kl, (2, 2, 3, 3))]
 
 
 @pytest.mark.parametrize(("loss", "shape"), CASES)

@@ -38,6 +38,12 @@ SPECS = {
     "W1 per row": QuantSpec(weight_bits=1, activation_bits=8, per_row=True),
     "W2 per row": QuantSpec(weight_bits=2, activation_bits=8, per_row=True),
     "W1, attention at 8 bits": QuantSpec(weight_bits=1, activation_bits=8, attention_activations=True),
+    "four levels": QuantSpec(weight_bits=2, activation_bits=8, levels=4),
+    "row x column": QuantSpec(weight_bits=1, activation_bits=8, per_row=True, column_scales=True),
+    "row x column, four levels": QuantSpec(
+        weight_bits=2, activation_bits=8, levels=4, per_row=True, column_scales=True, attention_activations=True
+    ),
+    "split, row x column": QuantSpec(weight_bits=2, activation_bits=8, per_row=True, column_scales=True),
     "split": QuantSpec(weight_bits=2, activation_bits=8),
     "split, unequal": QuantSpec(weight_bits=2, activation_bits=8, per_row=True, attention_activations=True),
 }

@@ -464,6 +464,12 @@ def test_inputs_in_full_precision_are_left_to_the_packed_layers():
     assert "is not quantized to 8 bits per token" in find_obstacle(student)
 
 
+def test_scales_of_columns_are_left_to_the_packed_layers_on_a_gpu():
+    _, model = make_packed(spec="row x column")
+    assert find_obstacle(model) is None
+    assert find_obstacle(model, on_gpu=True) == "attention.self.query has scales of columns"
+
+
 def test_the_engine_can_be_switched_off_and_required(engine, monkeypatch):
     _, packed = make_packed()
     monkeypatch.setenv(build.MODE, "off")

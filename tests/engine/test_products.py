@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bitkd.engine.native import KERNELS, EncoderShape, NativeEncoder
+from bitkd.engine.native import ACTIVATIONS, KERNELS, EncoderShape, NativeEncoder
 from bitkd.quant.inputs import make_input_quantizer
 from bitkd.quant.packed import PackedLinear
 from bitkd.quant.packing import BITS, TWO_BITS, pack_codes
@@ -17,14 +17,25 @@ SHAPES = [  # hidden size, heads, head size, neurons
     (130, 3, 16, 67),
 ]
 KINDS = [(bits, split, per_row) for bits, split in ((1, False), (2, False), (1, True)) for per_row in (False, True)]
+KINDS += [(1, False, "and columns"), (2, False, "and columns"), (1, True, "and columns")]
 
 
 def make_linear(outputs, inputs, bits, split, per_row, generator):
-    """A packed Linear of random codes, scales and biases; its first row is all -1 or 0."""
-    packing = BITS if bits == 1 else TWO_BITS
+    """A packed Linear of random codes, scales and biases; its first row is all -1 or 0.  per_row: "and columns" adds scales of
+    columns, one of them 0."""
+    packing, columns = BITS if bits == 1 else TWO_BITS, per_row == "and columns"
     linear = PackedLinear(
-        inputs, outputs, packing=packing, per_row=per_row, split=split, input_quantizer=make_input_quantizer(8)
+        inputs,
+        outputs,
+        packing=packing,
+        per_row=bool(per_row),
+        split=split,
+        column_scales=columns,
+        input_quantizer=make_input_quantizer(8),
     )
+    if columns:
+        linear.column_scale.copy_(torch.rand(inputs, generator=generator))
+        linear.column_scale[-1] = 0
     for packed, scale in linear.halves():
         digits = torch.randint(packing.digits, (outputs, inputs), generator=generator)
         codes = packing.lowest + packing.step * digits
@@ -68,7 +79,7 @@ def test_a_product_of_the_engine_is_that_of_the_packed_layer(engine, sizes, bits
     ]
     for i, linears in enumerate(layers):
         for name, linear in linears.items():
-            native.set_linear(i, name, linear.halves(), bits, linear.bias)
+            native.set_linear(i, name, linear.halves(), bits, linear.bias, linear.column_scale)
         for which in range(2):
             native.set_norm(i, which, torch.ones(hidden), torch.zeros(hidden))
     native.finish()
@@ -80,6 +91,27 @@ def test_a_product_of_the_engine_is_that_of_the_packed_layer(engine, sizes, bits
             for name in ("attention_output", "up", "down"):
                 x = make_inputs(tokens, linears[name].in_features, generator)
                 assert torch.equal(native.linear(i, name, x, threads), linears[name](x)), name
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_scales_of_columns_come_behind_the_activation_function(engine, activation):
+    """The whole layer, with scales of columns that are all one, is the layer without."""
+    torch.manual_seed(0)
+    hidden = torch.randn(19, 32)
+    found = []
+    for has_columns in (False, True):
+        generator = torch.Generator().manual_seed(1)
+        native = NativeEncoder(engine, EncoderShape(1, 32, 4, 8, 40, 1e-12, activation))
+        for name in ("query", "key", "value", "attention_output", "up", "down"):
+            rows, width = native.shape.sizes(name)
+            linear = make_linear(rows, width, 1, False, True, generator)
+            column = torch.ones(width) if has_columns else None
+            native.set_linear(0, name, linear.halves(), 1, linear.bias, column)
+        for which in range(2):
+            native.set_norm(0, which, torch.ones(32), torch.zeros(32))
+        native.finish()
+        found.append(native.forward(hidden.clone(), [0, 7, 19]))
+    assert torch.equal(*found)
 
 
 def test_a_fresh_pair_is_multiplied_as_the_ternary_weight_that_it_was(engine):
@@ -111,6 +143,7 @@ WRONG = {
     "other scales in the second half": lambda w: w | {"halves": [w["halves"][0], (w["halves"][0][0], torch.ones(1))]},
     "a short bias": lambda w: w | {"bias": torch.zeros(31)},
     "a bias of whole numbers": lambda w: w | {"bias": torch.zeros(32, dtype=torch.long)},
+    "short scales of columns": lambda w: w | {"column": torch.ones(31)},
     "on another device": lambda w: w | {"bias": torch.zeros(32, device="meta")},
 }
 

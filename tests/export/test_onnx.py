@@ -15,6 +15,7 @@ from bitkd.errors import InputError
 from bitkd.export.onnx import export_onnx
 from bitkd.files import checksum
 from bitkd.models.artifact import permute_labels
+from bitkd.models.calibration import calibrate
 from bitkd.models.onnx import load_onnx
 from bitkd.models.packed import int8_parts, pack_student
 from bitkd.models.prepare import prepare, split_ternary_
@@ -151,14 +152,12 @@ def product_of(module, x):
 @torch.no_grad()
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("per_row", [False, True])
-@pytest.mark.parametrize("form", ["1 bit", "2 bits", "5 in a byte", "equal halves", "unequal halves"])
+@pytest.mark.parametrize("form", ["1 bit", "2 bits", "5 in a byte", "4 levels", "equal halves", "unequal halves"])
 def test_equal_inputs_give_equal_products_in_every_bit(form, per_row, bias):
     torch.manual_seed(0)
-    bits = 1 if "half" in form or "halves" in form or form == "1 bit" else 2
-    layers = [
-        QuantLinear(37, 23, bias, weight_bits=bits, activation_bits=8, per_row=per_row)
-        for _ in range(2 if "halves" in form else 1)
-    ]
+    bits, levels = 1 if "halves" in form or form == "1 bit" else 2, 4 if form == "4 levels" else 3
+    settings = {"weight_bits": bits, "levels": levels, "activation_bits": 8, "per_row": per_row}
+    layers = [QuantLinear(37, 23, bias, **settings) for _ in range(2 if "halves" in form else 1)]
     for layer in layers:
         layer.weight[4] = 0
     if form == "equal halves":
@@ -173,10 +172,23 @@ def test_equal_inputs_give_equal_products_in_every_bit(form, per_row, bias):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("form", ["1 bit", "2 bits", "5 in a byte", "halves"])
+@pytest.mark.parametrize("split", [False, True])
+def test_scales_of_columns_are_one_product_more(split):
+    torch.manual_seed(0)
+    layers = [QuantLinear(37, 23, weight_bits=1, activation_bits=8, per_row=True, column_scales=True) for _ in range(2)]
+    layer = SplitLinear(*layers, column_scales=True) if split else layers[0]
+    packed = PackedLinear.from_quantized(layer.eval())
+    assert packed.column_scale.shape == (37,)
+    x = torch.randn(3, 5, 37)
+    assert torch.equal(product_of(packed, x), packed(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", ["1 bit", "2 bits", "5 in a byte", "4 levels", "4 bits", "8 bits", "halves"])
 def test_rows_of_packed_tables_are_equal_in_every_bit(form):
     torch.manual_seed(0)
-    tables = [QuantEmbedding(11, 21, weight_bits=2 if form in ("2 bits", "5 in a byte") else 1) for _ in range(2)]
+    bits = {"1 bit": 1, "halves": 1, "4 bits": 4, "8 bits": 8}.get(form, 2)
+    tables = [QuantEmbedding(11, 21, weight_bits=bits, levels=4 if form == "4 levels" else 3) for _ in range(2)]
     table = SplitEmbedding(*tables) if form == "halves" else tables[0]
     packed = PackedEmbedding.from_quantized(table.eval(), TRITS if form == "5 in a byte" else TWO_BITS)
     numbers = torch.arange(11)[None]
@@ -310,6 +322,22 @@ def test_damaged_folders_are_refused(damage, message, tmp_path):
     damage(tmp_path)
     with pytest.raises(InputError, match=message):
         load_onnx(tmp_path)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("weights", [1, 2])
+def test_learned_steps_and_shifts_have_a_graph(bits, weights, tmp_path):
+    spec = QuantSpec(weight_bits=weights, activation_bits=bits, attention_activations=True)
+    model = prepare(classifier(BertConfig(**SHAPE, hidden_act="relu")), spec)
+    calibrate(model, [rows(4, 12)])
+    with torch.no_grad():
+        for module in model.modules():
+            if getattr(module, "shift", None) is not None:
+                module.shift.add_(0.1 * torch.randn_like(module.shift))
+    packed = pack_student(model)
+    graph = exported(packed, tmp_path)
+    found, expected = (torch.cat([logits(m, rows(1, 9, seed=seed)) for seed in range(40)]) for m in (graph, packed))
+    assert (found - expected).abs().amax(1).median() <= 1e-5  # a last bit that differs may change a code
 
 
 def test_an_unknown_quantizer_of_inputs_is_refused():

@@ -8,10 +8,11 @@ from transformers import BertConfig
 
 from bitkd.engine.attach import attach
 from bitkd.export.unpacked import make_stock
-from bitkd.models.packed import pack_student, unpack_student
+from bitkd.models.packed import pack_student
 from bitkd.models.prepare import prepare, split_ternary_
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
+from bitkd.models.unpacked import unpack_student
 from bitkd.quant.spec import QuantSpec
 from bitkd.quant.swap import unquantized_activations
 from bitkd.stages.single_stage import SingleStageDistillation

@@ -12,10 +12,11 @@ from bitkd.models.encoder import read_spec, write_spec
 from bitkd.models.heads import HEADS, head_of
 from bitkd.models.importance import estimate_importance
 from bitkd.models.inputs import model_inputs
-from bitkd.models.packed import load_packed, pack_student, save_packed, unpack_student
+from bitkd.models.packed import load_packed, pack_student, save_packed
 from bitkd.models.prepare import prepare
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import add_head, build_student
+from bitkd.models.unpacked import unpack_student
 from bitkd.quant.spec import QuantSpec
 from tests.models.conftest import SHAPE, batch, importance_of
 

@@ -7,6 +7,7 @@ import logging
 import pickle
 import shutil
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,14 +28,16 @@ from bitkd.files import checksum
 from bitkd.models.artifact import load_classifier, load_encoder, load_student, new_classifier, save_student
 from bitkd.models.encoder import read_spec, write_spec
 from bitkd.models.importance import estimate_importance
-from bitkd.models.packed import int8_parts, is_packed, load_packed, pack_student, save_packed, unpack_student
+from bitkd.models.packed import int8_parts, is_packed, load_packed, pack_student, save_packed
 from bitkd.models.packed_record import config_digest
 from bitkd.models.prepare import prepare, split_ternary_
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
+from bitkd.models.unpacked import unpack_student
 from bitkd.pretrained.load import read_model_config
 from bitkd.quant.int8 import Int8Weight
 from bitkd.quant.layout import input_limits
+from bitkd.quant.modules import SCALE_NAMES
 from bitkd.quant.packed import PackedWeight
 from bitkd.quant.packing import TRITS, TWO_BITS
 from bitkd.quant.spec import QuantSpec
@@ -68,6 +71,25 @@ def split_in_part():
     return model
 
 
+ROW_COLUMN = QuantSpec(weight_bits=1, activation_bits=8, per_row=True, column_scales=True, pooler=True)
+
+
+def learned(spec, model=None):
+    """With scales that are no longer the computed ones."""
+    model = prepare(model or classifier(), spec)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, scale in model.named_parameters():
+            if name.endswith(SCALE_NAMES):
+                scale.mul_(0.5 + torch.rand(scale.shape, generator=generator))
+    return model.eval()
+
+
+def learned_and_split():
+    split = student(replace(ROW_COLUMN, weight_bits=2), split=True)
+    return learned(replace(ROW_COLUMN, learned_scales=True), split)
+
+
 VARIETIES = {
     "W1A8": lambda: student(W1A8),
     "W1A8, 2-bit words": lambda: student(QuantSpec(weight_bits=1, embedding_bits=2, activation_bits=8)),
@@ -78,6 +100,20 @@ VARIETIES = {
     "split": lambda: student(QuantSpec(weight_bits=2, activation_bits=8, per_row=True, pooler=True), split=True),
     "split, FP32 activations": lambda: student(QuantSpec(weight_bits=2), split=True),
     "split in part": split_in_part,
+    "row x column": lambda: student(ROW_COLUMN),
+    "row x column, W2A8": lambda: student(replace(ROW_COLUMN, weight_bits=2)),
+    "row x column, FP32 activations": lambda: student(replace(ROW_COLUMN, activation_bits=32)),
+    "row x column, split": lambda: student(replace(ROW_COLUMN, weight_bits=2), split=True),
+    "row x column, four levels": lambda: student(replace(ROW_COLUMN, weight_bits=2, levels=4)),
+    "four levels": lambda: student(replace(W2A8, levels=4)),
+    "four levels per row": lambda: student(replace(W2A8, levels=4, per_row=True)),
+    "learned": lambda: learned(replace(W1A8, learned_scales=True)),
+    "learned row x column": lambda: learned(replace(ROW_COLUMN, learned_scales=True)),
+    "learned, four levels": lambda: learned(replace(ROW_COLUMN, weight_bits=2, levels=4, learned_scales=True)),
+    "learned, W2A8": lambda: learned(replace(W2A8, per_row=True, learned_scales=True)),
+    "learned, split": learned_and_split,
+    "4-bit words": lambda: student(replace(W1A8, embedding_bits=4)),
+    "8-bit words": lambda: student(QuantSpec(embedding_bits=8)),
 }
 
 
@@ -447,7 +483,7 @@ DAMAGE = {
     "newer": (record(format=2), r"format 2, this version of bitkd reads 1; install a newer bitkd"),
     "no format": (record(["format"]), "format None"),
     "no record": (config(quantization_config={"quant_method": "bitkd", "packed": 3}), "packed is 3, not how"),
-    "unknown packing": (record(ternary="3 bits"), r"ternary is '3 bits', not one of 1 bit, 2 bits, 5 in a byte"),
+    "unknown packing": (record(ternary="3 bits"), r"ternary is '3 bits', not one of 2 bits, 5 in a byte"),
     "other packing": (record(ternary="2 bits"), r"packed is U8 of shape \(60, 7\), not U8 of shape \(60, 8\)"),
     "missing field": (record(["checksum"]), r"checksum is None, not a str"),
     "unknown field": (record(code="evil()"), "unknown entry 'code'"),

@@ -1,16 +1,21 @@
+from types import SimpleNamespace
+from typing import get_args, get_type_hints
+
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, ElectraConfig, RobertaConfig
+from transformers.activations import ACT2FN
 
 from bitkd.errors import InputError
 from bitkd.models.attention import ATTENTION
-from bitkd.models.encoder import describe_source, encoder_layers, read_spec
+from bitkd.models.encoder import describe_source, encoder_layers, read_spec, set_hidden_act
 from bitkd.models.prepare import prepare, split_ternary_
 from bitkd.models.spec import ShapeSpec, check_shape
 from bitkd.models.student import add_head, build_student
 from bitkd.models.teacher_map import map_student
 from bitkd.quant.spec import QuantSpec
 from tests.models.conftest import SHAPE, batch, classifier, importance_of
+from tests.models.test_families import WORKING, config_of
 
 
 def test_captured_scores_softmax_to_the_stock_attentions():
@@ -174,3 +179,25 @@ def split_student():
     student = build_student(classifier(), ShapeSpec(layers=[1, 2]))
     split_ternary_(prepare(student, QuantSpec(weight_bits=2, activation_bits=8)))
     return student.eval()
+
+
+def test_a_student_may_have_another_activation_function_in_every_family():
+    for name, setting in (("Bert", "hidden_act"), ("DistilBert", "activation"), ("ModernBert", "hidden_activation")):
+        source = classifier(config_of(name, WORKING[name]))
+        student = build_student(source, ShapeSpec(hidden_act="relu")).eval()
+        assert (getattr(student.config, setting), getattr(source.config, setting)) == ("relu", "gelu")
+        assert not torch.equal(student(**batch()).logits, source(**batch()).logits)
+        for (key, ours), theirs in zip(student.state_dict().items(), source.state_dict().values(), strict=True):
+            assert torch.equal(ours, theirs), key
+        same = build_student(source, ShapeSpec(hidden_act="gelu")).eval()
+        assert torch.equal(same(**batch()).logits, build_student(source, ShapeSpec()).eval()(**batch()).logits)
+
+
+def test_activation_functions_are_those_of_transformers():
+    choices = get_args(get_args(get_type_hints(ShapeSpec)["hidden_act"])[0])
+    assert "relu" in choices
+    assert all(name in ACT2FN for name in choices)
+    with pytest.raises(InputError, match=r"student\.hidden_act.*relu"):
+        ShapeSpec(hidden_act="rellu")
+    with pytest.raises(InputError, match="a bert model has none of hidden_act, activation, hidden_activation"):
+        set_hidden_act(SimpleNamespace(model_type="bert"), "relu")

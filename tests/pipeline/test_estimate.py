@@ -57,6 +57,8 @@ def test_other_steps_of_the_same_work_scale_with_their_number(finished, settings
         "student.layers=[1,3]",
         "trainer.accumulate_grad_batches=2",
         "stages.single.quant.activation_bits=8",
+        "stages.single.loss.extra.attention_output=1",
+        "stages.single.loss.intervention=map",
     ],
 )
 def test_other_work_is_not_estimated(finished, settings, change):

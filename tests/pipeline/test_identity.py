@@ -69,6 +69,22 @@ def test_only_stages_that_may_keep_what_they_got_have_another_identity(identitie
     }
 
 
+def test_teacher_intervention_is_in_an_identity_where_there_is_one(identities):
+    before = identities("stages.stage1.loss.intervention_share=0.5")
+    assert before == identities()
+    assert not {"intervention", "intervention_share"} & before["stage1"]["loss"].keys()
+    changed = identities("stages.stage1.loss.intervention=map")
+    assert differences(before, changed) == {"stage1": {"loss"}}
+    assert changed["stage1"]["loss"] == before["stage1"]["loss"] | {"intervention": "map", "intervention_share": 0.25}
+    assert "attention_map" not in before["stage1"]["loss"]
+
+
+def test_a_stage_that_mixes_in_its_teachers_tensors_keeps_no_logits(identities):
+    assert "keep_teacher_logits" in identities()["stage2"]
+    for change in ("loss.intervention=output", "loss.extra.attention_map=1", "loss.extra.attention_output=1"):
+        assert "keep_teacher_logits" not in identities(f"stages.stage2.{change}")["stage2"]
+
+
 def test_augmented_rows_whose_texts_are_read_apart_have_another_identity(identities, monkeypatch):
     before, kind = identities(), KINDS_OF_TASKS["text_classification"]
     monkeypatch.setitem(KINDS_OF_TASKS, kind.name, replace(kind, texts_per_row=2))

@@ -117,6 +117,9 @@ def test_two_processes_with_half_the_batch_train_like_one(settings, finished, co
         "  init: {kind: init, student: teacher}\n"
         "  single: {kind: single_stage, student: init, teacher: teacher, select: last, max_steps: 20}\n"
         "  compiled: {kind: prediction, student: init, teacher: teacher, select: last, max_steps: 14}\n"
+        "  mixed:\n"
+        "    {kind: single_stage, student: init, teacher: teacher, select: last, max_steps: 12, loss:\n"
+        "      {intervention: gradual, intervention_share: 0.5, extra: {attention_map: 1, attention_output: 1}}}\n"
     )
     weights, kept, flops, logits, passes = [], [], [], [], []
     for name, more in (("one", []), ("two", ["trainer.devices=2", "trainer.accumulate_grad_batches=2"])):
@@ -126,13 +129,13 @@ def test_two_processes_with_half_the_batch_train_like_one(settings, finished, co
         else:
             run(load_config(arguments), console)
         folder = tmp_path / name / "rte" / "two_stages"
-        weights.append([load_student(folder / stage).state_dict() for stage in ("single", "compiled")])
+        weights.append([load_student(folder / stage).state_dict() for stage in ("single", "compiled", "mixed")])
         kept.append(load_file(folder / "single" / "predictions.safetensors"))
         flops.append(json.loads((folder / "single" / "stage.json").read_text())["flops"]["student"])
         (file,) = (tmp_path / name / "cache" / "logits").iterdir()
         logits.append(load_file(file)["logits"])
         passes.append(json.loads((folder / "compiled" / "stage.json").read_text())["flops"]["teacher"])
-    assert output.count("gradients are not synchronized\n") == 2 * (20 + 14)
+    assert output.count("gradients are not synchronized\n") == 2 * (20 + 14 + 12)
     assert output.count("layers are compiled\n") == 2
     assert torch.equal(*logits)  # the processes divide the same batches
     assert passes[0] == passes[1]

@@ -22,3 +22,18 @@ def test_quantized_layers_are_one_graph(training: bool) -> None:
             results.append([y, *torch.autograd.grad(y.float().square().sum(), [x, *layers.parameters()])])
         for ours, expected in zip(*results, strict=True):
             torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+def test_layers_that_learn_their_steps_are_one_graph(bits: int) -> None:
+    layer = QuantLinear(8, 6, weight_bits=1, activation_bits=bits)
+    layer.input_quantizer.start(torch.tensor(0.6))
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for length in (3, 5):
+        x = torch.randn(2, length, 8, requires_grad=True)
+        results = []
+        for run in (layer, compiled):
+            y = run(x)
+            results.append([y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])])
+        for ours, expected in zip(*results, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=0, atol=0)

@@ -58,9 +58,16 @@ def test_a_packed_linear_gives_the_very_results(inputs, outputs, activation_bits
 @torch.no_grad()
 def test_a_packed_table_gives_the_very_rows(width, rows):
     ids = torch.arange(rows).repeat(2, 1)
-    for bits, split in ((1, False), (2, False), (2, True)):
+    for bits, levels, split in (
+        (1, 3, False),
+        (2, 3, False),
+        (2, 4, False),
+        (2, 3, True),
+        (4, 3, False),
+        (8, 3, False),
+    ):
         torch.manual_seed(width)
-        model = nn.Sequential(QuantEmbedding(rows, width, padding_idx=0, weight_bits=bits))
+        model = nn.Sequential(QuantEmbedding(rows, width, padding_idx=0, weight_bits=bits, levels=levels))
         model[0].weight[rows // 2] = 0
         if split:
             split_layers(model)
@@ -68,6 +75,31 @@ def test_a_packed_table_gives_the_very_rows(width, rows):
             packed = PackedEmbedding.from_quantized(model[0], ternary)
             assert torch.equal(packed(ids), model(ids))
             assert packed.padding_idx == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize(("bits", "levels"), [(1, 3), (2, 3), (2, 4)])
+@pytest.mark.parametrize("activation_bits", [8, 32])
+def test_scales_of_columns_and_four_levels_give_the_very_results(bits, levels, learned, activation_bits):
+    for columns in (False, True):
+        torch.manual_seed(0)
+        layer = QuantLinear(
+            33,
+            17,
+            weight_bits=bits,
+            levels=levels,
+            activation_bits=activation_bits,
+            per_row=True,
+            column_scales=columns,
+            learned_scales=learned,
+        ).eval()
+        if learned:
+            layer.weight_scale.mul_(1.3)
+        x = torch.randn(2, 7, 33)
+        packed = PackedLinear.from_quantized(layer)
+        assert torch.equal(packed(x), layer(x))
+        assert packed.packing.digits == (2 if bits == 1 else levels)
 
 
 @torch.no_grad()
@@ -131,5 +163,5 @@ def test_empty_layers_have_the_shapes_of_full_ones():
 
 
 def test_widths_without_a_packing_are_refused():
-    with pytest.raises(InputError, match="weights of 4 bits cannot be packed"):
-        packing_of(4)
+    with pytest.raises(InputError, match="weights of 3 bits cannot be packed; those of 1, 2, 4 and 8 bits can"):
+        packing_of(3)

@@ -54,7 +54,10 @@ def test_bits_lie_as_numpy_packs_them():
 def test_what_fills_up_a_row_is_zero(packing):
     packed = pack_codes(codes_of(packing, 4, packing.per_byte + 1), packing)
     assert is_packed_by(packed, packing, packing.per_byte + 1)
-    packed[2, 1] += packing.base ** (packing.per_byte - 1)
+    if packing.per_byte == 1:  # nothing is filled up; one digit stands for no code
+        packed[2, 1] = packing.digits
+    else:
+        packed[2, 1] += packing.base ** (packing.per_byte - 1)
     assert not is_packed_by(packed, packing, packing.per_byte + 1)
 
 

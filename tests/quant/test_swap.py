@@ -9,8 +9,12 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    DistilBertConfig,
+    DistilBertModel,
     ElectraConfig,
     ElectraForSequenceClassification,
+    ModernBertConfig,
+    ModernBertModel,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
@@ -19,7 +23,7 @@ from bitkd.errors import InputError
 from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitEmbedding, SplitLinear
 from bitkd.quant.spec import QuantSpec
 from bitkd.quant.splitting import split_layers
-from bitkd.quant.swap import make_blank_pairs, swap_layers, unquantized_activations
+from bitkd.quant.swap import find_mismatch, make_blank_pairs, swap_layers, unquantized_activations
 
 SHAPE = {
     "hidden_size": 16,
@@ -107,6 +111,41 @@ def test_split_shape_takes_a_split_models_weights() -> None:
     torch.testing.assert_close(blank(IDS).logits, model(IDS).logits, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("model", "unsigned"),
+    [
+        (BertModel(BertConfig(**SHAPE, hidden_act="relu")), 2),
+        (BertModel(BertConfig(**SHAPE)), 0),
+        (
+            DistilBertModel(
+                DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=32, vocab_size=40, activation="relu")
+            ),
+            2,
+        ),
+        (
+            ModernBertModel(
+                ModernBertConfig(**SHAPE, hidden_activation="relu", pad_token_id=0, global_attn_every_n_layers=1)
+            ),
+            0,
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_a_relu_gives_is_quantized_without_negative_codes(model, unsigned: int) -> None:
+    swap_layers(model, spec := QuantSpec(weight_bits=1, activation_bits=2))
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, QuantLinear)}
+    found = [name for name, module in linears.items() if not module.signed_input]
+    assert len(found) == unsigned
+    assert all("output.dense" in name or "lin2" in name for name in found)
+    assert find_mismatch(model, spec) is None
+    assert all(module.input_quantizer.shift.numel() == module.in_features for module in linears.values())
+    if found:
+        model.config.hidden_act = model.config.activation = "gelu"
+        assert "has signed_input=False, not True" in str(find_mismatch(model, spec))
+        assert swap_layers(model, QuantSpec(weight_bits=1, activation_bits=8)) is model
+        assert find_mismatch(model, QuantSpec(weight_bits=1, activation_bits=8)) is None
+
+
 def test_split_model_stays_binary() -> None:
     model = swap_layers(bert(), QuantSpec(weight_bits=2))
     split_layers(model)
@@ -152,7 +191,7 @@ def test_split_logits_equal_ternary_logits() -> None:
     [
         ({"weight_bits": 3}, r"weight_bits=3 is unsupported; use 1 \(binary\), 2 \(ternary\) or 32 \(see"),
         ({"embedding_bits": 16}, "embedding_bits=16 is unsupported"),
-        ({"activation_bits": 4}, "activation_bits=4 is unsupported; use 8 or 32"),
+        ({"activation_bits": 3}, "activation_bits=3 is unsupported; use 1, 2, 4, 8 or 32"),
         (
             {"weight_bits": 2, "forward_clip": True},
             "forward_clip=true with ste_clip=None and 2-bit weights is unsupported",

@@ -10,6 +10,7 @@ from transformers import BertConfig, BertModel
 
 from bitkd.errors import InputError
 from bitkd.models.attention import ATTENTION
+from bitkd.quant.elastic import Elastic
 from bitkd.quant.functional import binary_codes, ternary_codes
 from bitkd.quant.inputs import InputQuantizer, PerToken
 from bitkd.quant.modules import QuantEmbedding, QuantLinear, SplitLinear
@@ -208,5 +209,6 @@ def test_rows_name_their_implementation_without_torch() -> None:
     assert WEIGHTS[1].resolve() is binary_codes
     assert WEIGHTS[2].resolve() is ternary_codes
     assert ACTIVATIONS[8].resolve() is PerToken
+    assert {bits for bits, row in ACTIVATIONS.items() if row.resolve() is Elastic} == {1, 2, 4}
     assert [row.title for row in WEIGHTS.values()] == ["1-bit", "2-bit", "4-bit", "8-bit"]
     assert [bits for bits in (1, 2, 4, 8, 32) if is_splittable(bits)] == [2]

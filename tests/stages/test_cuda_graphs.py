@@ -26,6 +26,7 @@ from bitkd.stages.general import GeneralDistillation
 from bitkd.stages.intermediate import IntermediateDistillation
 from bitkd.stages.prediction import PredictionDistillation
 from bitkd.stages.single_stage import SingleStageDistillation
+from bitkd.stages.spec import LossSpec
 from tests.conftest import read_weights
 from tests.stages.test_stages import classifier, with_heads
 
@@ -34,7 +35,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 W1A8 = QuantSpec(weight_bits=1, activation_bits=8)
 W2A8 = QuantSpec(weight_bits=2, activation_bits=8, attention_activations=True)
-SPLIT, NARROW = "split", "narrow"
+SPLIT, NARROW, MIXED = "split", "narrow", "mixed"
 EACH = [
     (SingleStageDistillation, W1A8, None),
     (SingleStageDistillation, W2A8, None),
@@ -42,7 +43,11 @@ EACH = [
     (PredictionDistillation, W1A8, None),
     (FineTune, QuantSpec(), None),
     (GeneralDistillation, QuantSpec(), NARROW),
+    (SingleStageDistillation, W2A8, MIXED),
 ]
+INTERVENTION = LossSpec(
+    intervention="gradual", intervention_share=0.5, extra={"attention_map": 1.0, "attention_output": 1.0}
+)
 
 
 def module_of(kind, quant, change, device="cuda"):
@@ -50,7 +55,8 @@ def module_of(kind, quant, change, device="cuda"):
     student = prepare(classifier(hidden_size=16) if change == NARROW else with_heads(teacher), quant)
     if change == SPLIT:
         split_ternary_(student)
-    module = (kind(student) if kind is FineTune else kind(student, teacher)).to(device)
+    loss = INTERVENTION if change == MIXED else None
+    module = (kind(student) if kind is FineTune else kind(student, teacher, loss)).to(device)
     module.total_steps = 30
     module.train()
     if kind is not FineTune:
@@ -84,6 +90,8 @@ def train(module, recorded, steps=16, accumulate=1):
     with module.recorded(module.device) if recorded else nullcontext():
         losses = module._graphs or module.losses
         for number, batch in enumerate(batches(steps, device)):
+            if getattr(module, "intervention", None) is not None:
+                module.intervention.set_step(number, steps)
             with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
                 names, terms = losses(batch)
                 total = terms.sum() / accumulate
@@ -144,7 +152,7 @@ def tapes(monkeypatch):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize(("kind", "quant", "change"), [EACH[0], EACH[3], EACH[5]])
+@pytest.mark.parametrize(("kind", "quant", "change"), [EACH[0], EACH[3], EACH[5], EACH[6]])
 def test_recording_leaves_no_trace(kind, quant, change, accumulate, tapes):
     """Neither in random numbers nor in gradients that are being added up."""
     assert_equal(kind, quant, change, "cpu", accumulate)
