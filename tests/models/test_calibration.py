@@ -12,9 +12,10 @@ from bitkd.errors import InputError
 from bitkd.export.unpacked import make_stock
 from bitkd.models.artifact import load_student, save_student
 from bitkd.models.calibration import calibrate, needs_calibration
-from bitkd.models.packed import load_packed, pack_student, save_packed, unpack_student
+from bitkd.models.packed import load_packed, pack_student, save_packed
 from bitkd.models.prepare import prepare, split_ternary_
 from bitkd.models.size import measure
+from bitkd.models.unpacked import unpack_student
 from bitkd.quant.elastic import Elastic
 from bitkd.quant.inputs import InputQuantizer
 from bitkd.quant.layout import layers_of

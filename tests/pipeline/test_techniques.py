@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from bitkd.config.load import load_config
 from bitkd.models.artifact import load_student
 from bitkd.models.encoder import read_spec
-from bitkd.models.packed import pack_student, unpack_student
+from bitkd.models.packed import pack_student
+from bitkd.models.unpacked import unpack_student
 from bitkd.pipeline.plan import make_plan
 from bitkd.pipeline.runner import StageFailedError, run
 from bitkd.quant.inputs import InputQuantizer
