@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from bitkd.compare.forms import ENTITIES, form_of
 from bitkd.compare.runs import RECORD_FILE, Predictions, Run, Stage, check_run, from_json, recorded_kind
+from bitkd.config.comparable import with_newer
 from bitkd.data.tasks import HOLDOUT
 from bitkd.errors import InputError
 from bitkd.files import checksum
@@ -30,7 +32,8 @@ def read_runs(source: Path) -> list[Run]:
         if file.suffix != ".json" or file.name == MANIFEST:
             raise InputError(f"{file} is no {RECORD_FILE}; {advice}")
         try:
-            return from_json(file.read_text(encoding="utf-8"), str(file))
+            runs = from_json(file.read_text(encoding="utf-8"), str(file))
+            return [replace(run, settings=with_newer(run.settings)) for run in runs]
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{file} cannot be read ({error})") from error
     if source.suffix == ".json" or not source.exists():
@@ -129,7 +132,7 @@ def _make_run(folder: Path, manifest: RunManifest, artifacts: Mapping[str, Artif
         seed=manifest.seed,
         hyperparameters=manifest.hyperparameters,
         budget=manifest.budget,
-        settings=manifest.settings,
+        settings=with_newer(manifest.settings),
         versions=_versions([artifact.stage.versions for artifact in artifacts.values()]),
         stages=[
             _make_stage(name, artifact, manifest, name in chain, name in (teacher, list(artifacts)[-1]))

@@ -6,7 +6,10 @@ from typing import Any
 
 from bitkd.config.schema import Config, ShapeSpec, StageSpec, TrainSpec
 from bitkd.data.tasks import TaskSpec
+from bitkd.quant.spec import NEWER as NEWER_IN_QUANT
+from bitkd.quant.spec import QuantSpec
 from bitkd.stages.kinds import kind_of
+from bitkd.stages.spec import LossSpec
 
 NO_EFFECT_ON_RESULTS = ("run", "study", "logger", "wandb", "checkpoint", "data.num_workers", "data.eval_batch_size",
               "trainer.accelerator", "trainer.strategy", "trainer.log_every_n_steps", "trainer.cuda_graphs")  # fmt: skip
@@ -30,6 +33,13 @@ STRUCTURAL = ("kind", "title", "student", "teacher", "augmented", "checkpoint", 
 """What a stage is, as opposed to how it is trained and quantized."""
 
 NOT_COMPARED_IN_STAGES = ("title", "checkpoint")
+
+
+NEWER = {
+    "quant.weight_bits": {f"quant.{name}": getattr(QuantSpec(), name) for name in NEWER_IN_QUANT},
+    "loss.temperature": {f"loss.{name}": getattr(LossSpec(), name) for name in ("intervention", "intervention_share")},
+}
+"""A setting of stages that runs always had -> those beside it that came later, and their defaults, which change nothing."""
 
 
 def result_settings(config: Config) -> dict[str, Any]:
@@ -58,6 +68,18 @@ def result_settings(config: Config) -> dict[str, Any]:
         content["stages"][name] = {key: value for key, value in stage.items() if key not in NOT_COMPARED_IN_STAGES}
         content["stages"][name] |= {"given": True} if given else {}
     return {name: value for name, value in _flat(content) if not is_among(name, NOT_COMPARED)}
+
+
+def with_newer(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a recorded run, with those that did not exist then at their defaults: it is one arm with runs of now."""
+    added = {
+        name.removesuffix(old) + new: default
+        for name in settings
+        for old, defaults in NEWER.items()
+        if name.startswith("stages.") and name.endswith(f".{old}")
+        for new, default in defaults.items()
+    }
+    return added | settings
 
 
 def hyperparameters(config: Config) -> int:

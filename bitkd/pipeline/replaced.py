@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from bitkd.config.comparable import result_settings
+from bitkd.config.comparable import result_settings, with_newer
 from bitkd.pipeline.plan import Plan
 
 SHOWN = 6
@@ -39,7 +39,7 @@ def replaced_by(plan: Plan) -> Replaced | None:
     stages = [name for name, key in manifest.artifacts.items() if planned.get(name) != key]
     if not stages:
         return None
-    before = {"seed": manifest.seed, "pipeline": manifest.pipeline, **manifest.settings}
+    before = {"seed": manifest.seed, "pipeline": manifest.pipeline, **with_newer(manifest.settings)}
     now = {"seed": plan.config.seed, "pipeline": plan.config.pipeline.name, **result_settings(plan.config)}
     now |= plan.content_read()
     changed = {
