@@ -68,7 +68,7 @@ class _Parts:
 
     def __call__(self, name: str, shape: list[int]) -> str:
         module, _, kind = name.rpartition(".")
-        if kind in ("scale", "second_scale"):
+        if kind in ("scale", "second_scale", "column_scale"):
             return SCALES
         if len(shape) < 2:
             return NORMS

@@ -23,7 +23,18 @@ SIZES = ShapeSpec(layers=[1, 3], init="random", hidden_size=78, heads=6, interme
 ROWS = make_rows([1, 5, 9, 17, 29, 12] * 10)
 
 
-@pytest.fixture(scope="module", params=["W1A8", "W2A8 per row", "split"])
+ROW_COLUMN = {"per_row": True, "column_scales": True}
+FORMS = {
+    "W1A8": {"weight_bits": 1},
+    "W2A8 per row": {"weight_bits": 2, "per_row": True},
+    "split": {"weight_bits": 2},
+    "row x column, split": {"weight_bits": 2, **ROW_COLUMN},
+    "learned row x column": {"weight_bits": 1, "learned_scales": True, **ROW_COLUMN},
+    "four levels": {"weight_bits": 2, "levels": 4, "embedding_bits": 4},
+}
+
+
+@pytest.fixture(scope="module", params=FORMS)
 def student(request):
     """Six heads of 13 features, which learn from six of 8 in two steps."""
     teacher = classifier(BertConfig(**SHAPE | {"hidden_size": 48, "num_attention_heads": 6}))
@@ -31,9 +42,8 @@ def student(request):
     with torch.no_grad():  # the stock initialization is so small that nothing differs
         for parameter in made.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    bits, per_row = 1 if request.param == "W1A8" else 2, request.param == "W2A8 per row"
-    prepare(made, QuantSpec(weight_bits=bits, activation_bits=8, per_row=per_row, attention_activations=True))
-    if request.param == "split":
+    prepare(made, QuantSpec(activation_bits=8, attention_activations=True, **FORMS[request.param]))
+    if "split" in request.param:
         split_ternary_(made)
     module = SingleStageDistillation(made.train(), teacher)
     assert module.map.heads == [list(range(6))] * 2
