@@ -86,4 +86,4 @@ class _Magnitudes:
         """What belongs to real tokens, if x has the batch's tokens: (batch, length, …) or (batch, heads, length, …)."""
         if x.dim() == 4 and (len(x), x.shape[2]) == self.real.shape:
             x = x.transpose(1, 2)
-        return x[self.real] if x.shape[:2] == self.real.shape else x
+        return x[self.real] if x.dim() > 2 and x.shape[:2] == self.real.shape else x

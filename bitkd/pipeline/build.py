@@ -75,4 +75,4 @@ def selection(stage: PlannedStage, student: PreTrainedModel) -> str:
 
 def input_counts(stage: PlannedStage, student: PreTrainedModel) -> bool:
     """Whether the student that a fit begins with can be its best: not if the score is that of an untrained head."""
-    return not stage.kind.keeps_head or read_spec(student).trained_head
+    return not stage.has_new_head and (not stage.kind.keeps_head or read_spec(student).trained_head)

@@ -4,7 +4,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bitkd.config.schema import PRETRAINED
 from bitkd.pipeline.stage import PlannedStage
 from bitkd.processes.machine import augmentation_precision
 from bitkd.quant.spec import quant_data
@@ -75,9 +74,8 @@ def identity_of(stage: PlannedStage, sources: Sources) -> dict[str, Any]:
 def _may_keep_input(stage: PlannedStage) -> bool:
     """Whether the stage may keep the student that it begins with (see `input_counts`), which stages of older names did not.
     Under a new head it never does, so that teachers keep their names."""
-    select, kind = stage.spec.select, stage.kind
-    new_head = kind.fine_tunes and stage.spec.student == PRETRAINED
-    return not new_head and (select == "best" or (select == "auto" and kind.keeps_head))
+    select = stage.spec.select
+    return not stage.has_new_head and (select == "best" or (select == "auto" and stage.kind.keeps_head))
 
 
 def _train_identity(stage: PlannedStage) -> dict[str, Any]:

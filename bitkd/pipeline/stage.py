@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bitkd.config.schema import StageSpec, TrainSpec
+from bitkd.config.schema import PRETRAINED, StageSpec, TrainSpec
 from bitkd.data.tasks import TaskSpec
 from bitkd.stages.kinds import Kind
 
@@ -49,6 +49,11 @@ class PlannedStage:
     @property
     def trains(self) -> bool:
         return self.kind.trains and self.checkpoint is None
+
+    @property
+    def has_new_head(self) -> bool:
+        """Whether it begins with a pre-trained encoder and a head that was never trained."""
+        return self.kind.fine_tunes and self.spec.student == PRETRAINED
 
     def keeps_logits(self, setting: str, task: TaskSpec) -> bool:
         """Whether the teacher's logits of all training rows are computed once, before the first step.

@@ -104,7 +104,7 @@ class OptimSpec:
     """Decay of weight matrices; biases, LayerNorm and what quantizers learn have none."""
 
     scales_lr: float = 1e-4
-    """Peak learning rate of what quantizers learn: steps and shifts of activations of 1 to 4 bits, and learned scales of
+    """Peak learning rate of what quantizers learn: steps and shifts of activations of 1, 2 and 4 bits, and learned scales of
     weights. It follows the schedule of `lr`."""
 
     def __post_init__(self) -> None:

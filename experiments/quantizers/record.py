@@ -2,22 +2,21 @@
 
 python experiments/quantizers/record.py SWEEP RUNS [FAILED...]    (SWEEP: scales, methods or bits; RUNS: the run.dir)
 
-A cell is a task and a seed. It counts if all its trials are finished, but for arms that are named as FAILED by the study's rule,
-and once: a cell that is recorded stays as it is. For each task, SWEEP/TASK/comparison.json gets the cell's runs, and the size of
-one exported student of each arm; cells.csv gets a row.
+A cell is a task and a seed. It counts if all its trials are finished, on one commit and one machine, but for those that are
+named as FAILED by the study's rule (such as sst2/bits-a1-2), and once: a cell that is recorded stays as it is. For each
+task, SWEEP/TASK/comparison.json gets the cell's runs, and the size of one exported student of each arm; cells.csv gets a
+row.
 """
 
 import csv
-import os
-import subprocess
+import json
 import sys
 from datetime import date
 from pathlib import Path
 
-from run import parameters_of
+from run import LOGS, parameters_of
 
 from bitkd.compare.arms import make_arms
-from bitkd.compare.exported import processor_name
 from bitkd.compare.load import artifact_folders, load_run, read_runs
 from bitkd.compare.measure import measure_students
 from bitkd.compare.runs import RECORD_FILE
@@ -51,37 +50,53 @@ def finished_cells(sweep: str, runs: Path) -> dict[tuple[str, int], dict[str, Pa
     return found
 
 
-def commit() -> str:
-    """The commit of this checkout, or the environment's COMMIT where a copy of it has no git. Raises InputError if a file of it
-    was changed.
-    """
-    if given := os.environ.get("COMMIT"):
-        return given
-    git = ["git", "-C", str(HERE)]
-    if changed := subprocess.check_output([*git, "status", "--porcelain", "--", ":/bitkd", ":/conf"], text=True):
-        raise InputError(f"the code is no commit:\n{changed}commit it, and train the cell again")
-    return subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
+def check_settings(sweep: str, folder: Path) -> None:
+    """Raise InputError if a run has other settings than its sweep gives it."""
+    found = load_run(folder, to_compare=True).settings
+    for name, entry in parameters_of(sweep).items():
+        if "value" in entry and found.get(name, entry["value"]) != entry["value"]:
+            raise InputError(f"{folder} has {name}={found[name]}, not {entry['value']} as {sweep}.yaml; run it again")
+
+
+def origin_of(sweep: str, task: str, seed: int, arms: list[str]) -> tuple[str, str]:
+    """The commit and the processor that a cell was trained on. Raises InputError if there are several."""
+    files = [LOGS / f"{task}-{sweep}-{arm}-{seed}.json" for arm in arms]
+    found = {
+        tuple(json.loads(file.read_text(encoding="utf-8"))[key] for key in ("commit", "processor")) for file in files
+    }
+    if len(found) != 1:
+        raise InputError(f"{task}, seed {seed}: trained on {sorted(found)}; a cell is of one commit and one machine")
+    commit, processor = found.pop()
+    return commit, processor
+
+
+def recorded() -> set[tuple[str, str, int]]:
+    """Sweep, task and seed of the cells that are recorded."""
+    with open(CELLS, newline="", encoding="utf-8") as stream:
+        return {(row["sweep"], row["task"], int(row["seed"])) for row in csv.DictReader(stream)}
 
 
 def main(sweep: str, runs: Path, failed: list[str]) -> None:
-    code = commit()
     for (task, seed), folders in sorted(finished_cells(sweep, runs).items()):
-        record = HERE / sweep / task / RECORD_FILE
-        before = read_runs(record) if record.is_file() else []
-        arms = [arm for arm in pipelines(sweep) if arm in folders]
-        missing = [arm for arm in pipelines(sweep) if arm not in folders]
-        if unfinished := [arm for arm in missing if arm not in failed]:
-            print(f"{task}, seed {seed}: not finished ({', '.join(unfinished)})")
-            continue
-        if any(run.seed == seed for run in before):
+        if (sweep, task, seed) in recorded():
             print(f"{task}, seed {seed}: recorded before, and stays as it is")
             continue
+        arms = [arm for arm in pipelines(sweep) if arm in folders]
+        missing = [arm for arm in pipelines(sweep) if arm not in folders]
+        if unfinished := [arm for arm in missing if f"{task}/{sweep}-{arm}-{seed}" not in failed]:
+            print(f"{task}, seed {seed}: not finished ({', '.join(unfinished)})")
+            continue
+        for arm in arms:
+            check_settings(sweep, folders[arm])
+        origin = origin_of(sweep, task, seed, arms)
+        record = HERE / sweep / task / RECORD_FILE
+        before = [run for run in read_runs(record) if run.seed != seed] if record.is_file() else []
         new = [load_run(folders[arm], to_compare=True) for arm in arms]
         keys = {key: folder for arm in arms for key, folder in artifact_folders(folders[arm]).items()}
         measured = measure_students(make_arms([*before, *new]), keys, latency=False, tell=print)
         write_report([run for arm in measured for run in arm.runs], record.parent)
         with open(CELLS, "a", newline="", encoding="utf-8") as stream:
-            row = [sweep, task, seed, len(arms), ", ".join(missing), code, processor_name(), date.today().isoformat()]
+            row = [sweep, task, seed, len(arms), ", ".join(missing), *origin, date.today().isoformat()]
             csv.writer(stream, lineterminator="\n").writerow(row)
         print(f"{task}, seed {seed}: recorded")
 

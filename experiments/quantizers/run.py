@@ -1,11 +1,13 @@
 """The trials of one sweep, several processes side by side of one thread each.
 
-python experiments/quantizers/run.py SWEEP [--cells 1 3] [--processes 2] SETTING...
+python experiments/quantizers/run.py SWEEP [--cells 1 3] [--processes 2] [--failed sst2/bits-a1-2] SETTING...
 
 SWEEP is scales, methods or bits. Cells are numbered: 1: sst2, seed 1; 2: sick, seed 1; 3: sst2, seed 2; 4: sick, seed 2. All arms
 of a cell share its teacher, and a process that needs a teacher which another one trains waits for it: take as many cells as
-processes, or more. Call it again to go on after an interruption: what is finished is skipped. Each trial has a log in
-build/quantizers. `bitkd sweep` runs the same files; this names the trials by their arms, and does not need wandb's packages.
+processes, or more. Call it again to go on after an interruption: what is finished is skipped, and so are trials that are named as
+failed by the study's rule. Each trial has a log in build/quantizers, and a file that says on which commit and processor it began;
+elsewhere it is not continued. `bitkd sweep` runs the same files; this names the trials by their arms, and does not need wandb's
+packages.
 """
 
 import argparse
@@ -19,6 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from bitkd.compare.exported import processor_name
+from bitkd.errors import InputError
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -54,6 +59,30 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def commit() -> str:
+    """The commit of this checkout, or the environment's COMMIT where a copy has no git. Raises InputError if a file that decides
+    results was changed.
+    """
+    if given := os.environ.get("COMMIT"):
+        return given
+    git = ["git", "-C", str(HERE)]
+    decide = [":/bitkd", ":/conf", ":/experiments/quantizers/*.yaml", ":/experiments/quantizers/pipeline"]
+    if changed := subprocess.check_output([*git, "status", "--porcelain", "--", *decide], text=True):
+        raise InputError(f"the study's code is no commit:\n{changed}commit it first")
+    return subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
+
+
+def begin(task: str, name: str, here: dict[str, str]) -> None:
+    """Write where a trial begins. Raises InputError if it began elsewhere."""
+    file = LOGS / f"{task}-{name}.json"
+    if not file.exists():
+        file.write_text(json.dumps(here), encoding="utf-8")
+    elif (found := json.loads(file.read_text(encoding="utf-8"))) != here:
+        raise InputError(
+            f"{task}/{name} began on {found} and cannot go on with {here}; use another run.dir and delete {file}"
+        )
+
+
 def run(task: str, name: str, settings: list[str]) -> int:
     """Run one trial; returns its exit code."""
     command = ["nice", "-n", "19", sys.executable, "-m", "bitkd", "run", f"run.name={name}", *settings]
@@ -70,16 +99,23 @@ def main() -> int:
     parser.add_argument("sweep", choices=["scales", "methods", "bits"])
     parser.add_argument("--cells", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--failed", nargs="+", default=[])
     parser.add_argument("settings", nargs="*")
     arguments = parser.parse_intermixed_args()
     LOGS.mkdir(parents=True, exist_ok=True)
+    chosen = [
+        trial for trial in trials(arguments.sweep, arguments.cells) if "/".join(trial[:2]) not in arguments.failed
+    ]
+    here = {"commit": commit(), "processor": processor_name()}
+    for task, name, _ in chosen:
+        begin(task, name, here)
     with ThreadPoolExecutor(arguments.processes) as pool:
-        codes = [
-            pool.submit(run, task, name, [*settings, *arguments.settings])
-            for task, name, settings in trials(arguments.sweep, arguments.cells)
-        ]
-        return max(code.result() for code in codes)
+        codes = [pool.submit(run, task, name, [*settings, *arguments.settings]) for task, name, settings in chosen]
+        return int(any([code.result() for code in codes]))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except InputError as error:
+        sys.exit(str(error))
