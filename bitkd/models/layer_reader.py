@@ -74,11 +74,15 @@ class LayerReader:
             handles.append(self._model.base_model.register_forward_hook(lambda _, __, output: states.append(output[0])))
         if parts.scores:
             given += [(module, KEEPS, parts.scores) for module in self._attention]
-        given += [(module, MIXED, mixed) for module, mixed in zip(self._attention, mixture.maps)]
+        given += [
+            (module, MIXED, mixed) for module, mixed in zip(self._attention, mixture.maps, strict=bool(mixture.maps))
+        ]
         if parts.outputs:
             handles += [module.register_forward_pre_hook(_keep_own_input) for module in self._ffn]
         if mixture.projected:
-            given += [(module, MIXED, mixed) for module, mixed in zip(self._projections, mixture.projected)]
+            given += [
+                (module, MIXED, mixed) for module, mixed in zip(self._projections, mixture.projected, strict=True)
+            ]
             handles += [module.register_forward_hook(_mix_output) for module in self._projections]
         if parts.projected:
             handles += [module.register_forward_hook(_keep_output) for module in self._projections]

@@ -55,7 +55,7 @@ def measure(model: PreTrainedModel, ternary: Packing = TWO_BITS, int8: Collectio
         rest = parameters - sum(w.numel() for w in (*(m.weight for m in matrices), *small)) - twice
         file_bits = low + sum(p.numel() for p in steps) * FP32 + rest * HALF
     else:
-        file_bits = parameters * FP32
+        file_bits = (parameters + sum(p.numel() for p in steps)) * FP32
     return SizeRecord(
         parameters=parameters,
         precision=f"W{quant.weight_bits}A{quant.activation_bits}",

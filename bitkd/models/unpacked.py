@@ -53,7 +53,10 @@ def _latent(path: str, packed: PackedWeight, layer: Any, learned: bool) -> list[
     """The weights of an unpacked layer, which are put into it with its learned scales.  path: its name, for the message."""
     learned = learned and isinstance(packed, PackedLinear)
     parts = [layer] if not packed.split else [layer.first, layer.second]
-    halves, column = packed.quantized()
+    device = parts[0].weight.device  # the packed model may be on another
+    found, column = packed.quantized()
+    halves = [(codes.to(device), scale.to(device)) for codes, scale in found]
+    column = None if column is None else column.to(device)
     one_solution = learned or (column is None and packed.packing != FOUR_LEVELS)
     for attempt in range(1 if one_solution else ATTEMPTS):
         weights = latent_weights(halves, column, packed.packing.bits, packed.packing.digits, learned, attempt)
@@ -63,8 +66,8 @@ def _latent(path: str, packed: PackedWeight, layer: Any, learned: bool) -> list[
                 part.weight_scale.copy_(scale.reshape(part.weight_scale.shape))
         if learned and column is not None:
             layer.column_scale.copy_(column)
-        found, other = quantized_weight(layer)
-        if same_scales([*chain(*halves), column], [*chain(*found), other]):
+        made, other = quantized_weight(layer)
+        if same_scales([*chain(*halves), column], [*chain(*made), other]):
             return weights
     raise InputError(
         f"{path} cannot be unpacked: no weights were found whose computed codes and scales are exactly the packed ones; use the "

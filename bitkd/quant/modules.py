@@ -27,14 +27,15 @@ def held_by(layer: HoldsCodes) -> HeldTerms | None:
     return None if torch.compiler.is_compiling() else layer.held
 
 
-def quantizer_for(module: Any, bits: int, signed: bool = True) -> InputQuantizer:
+def quantizer_for(module: Any, bits: int, signed: bool = True, column_scales: bool = False) -> InputQuantizer:
     """The input quantizer of `module`, with all that it has learned, if it is of `bits` and for such inputs; otherwise a new
     one.
 
-    signed: whether the input has negative values.
+    signed: whether the input has negative values.  column_scales: whether it is multiplied by scales of columns.
     """
     old, new = getattr(module, "input_quantizer", None), make_input_quantizer(bits, module.in_features, signed)
-    if isinstance(old, InputQuantizer) and (old.bits, old.signed) == (new.bits, new.signed):
+    same = getattr(module, "column_scales", False) == column_scales or not [*new.parameters()]
+    if same and isinstance(old, InputQuantizer) and (old.bits, old.signed) == (new.bits, new.signed):
         return old
     return new.to(next(module.parameters()).device)
 
@@ -105,7 +106,7 @@ class QuantLinear(HoldsCodes, nn.Linear):
         """
         new = cls(module.in_features, module.out_features, module.bias is not None, device="meta", **settings)
         new.weight, new.bias = module.weight, module.bias
-        new.input_quantizer = quantizer_for(module, new.activation_bits, new.signed_input)
+        new.input_quantizer = quantizer_for(module, new.activation_bits, new.signed_input, new.column_scales)
         if new.learned_scales:
             if isinstance(module, QuantLinear) and module.scale_settings == new.scale_settings:
                 new.weight_scale, new.column_scale = module.weight_scale, module.column_scale

@@ -14,7 +14,8 @@ from bitkd.quant.table import FP32, HALF_BITS
 
 def _pop_quantizer(module: Any, settings: dict[str, Any]) -> InputQuantizer:
     """The input quantizer of a pair with these settings, whose halves have none."""
-    return quantizer_for(module, settings.pop("activation_bits", FP32), settings.pop("signed_input", True))
+    bits, signed = settings.pop("activation_bits", FP32), settings.pop("signed_input", True)
+    return quantizer_for(module, bits, signed, settings.get("column_scales", False))
 
 
 def _blank(parameter: Tensor) -> nn.Parameter:

@@ -55,7 +55,7 @@ class LearnedScales(NamedTuple):
     """The scale of each weight, () or (rows, 1)."""
 
     column: Tensor | None = None
-    """(columns,)"""
+    """(columns,). Its gradient is that of the input which it multiplies: codes count as fixed, while LSQ's count as moving."""
 
 
 NOT_LEARNED = LearnedScales()

@@ -162,9 +162,10 @@ class HoldsCodes:
 def hold_codes(model: nn.Module) -> None:
     """From now on quantize each Linear weight of `model` once, until `release_codes`; layers that hold already go on.
 
-    Call it where weights do not change, as in validation or between optimizer steps; results are exactly the same. Changes in
-    place and other Parameters are noticed even so, but writing through `weight.data` may not be. The word embeddings hold
-    nothing: only the rows that are looked up are quantized, fewer than the whole table.
+    Call it where weights do not change, as in validation or between optimizer steps; results are exactly the same. Changes
+    in place and other Parameters are noticed even so, but the step of a fused optimizer is not, and writing through
+    `weight.data` may not be. The word embeddings hold nothing: only the rows that are looked up are quantized, fewer than
+    the whole table.
     """
     for module in model.modules():
         if isinstance(module, HoldsCodes) and module.held is None:

@@ -78,6 +78,11 @@ class QuantSpec:
                 f"levels={self.levels} with {self.weight_bits}-bit weights is unsupported; it is for {TERNARY} bits (see "
                 "QuantSpec.levels)"
             )
+        for name in ("column_scales", "learned_scales"):
+            if getattr(self, name) and weight_quantizer(self.weight_bits) is None:
+                raise InputError(
+                    f"{name}=true with weight_bits={self.weight_bits} has no weights to scale (see QuantSpec.{name})"
+                )
         if self.column_scales and not self.per_row:
             raise InputError("column_scales=true needs per_row=true: row times column (see QuantSpec.column_scales)")
         if self.forward_clip and (self.column_scales or self.learned_scales or self.levels != LEVELS[0]):

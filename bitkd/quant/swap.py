@@ -62,8 +62,8 @@ def make_blank_pairs(model: nn.Module, names: Iterable[str]) -> None:
         holder = model.get_submodule(parent)
         layer = getattr(holder, leaf, None)
         if isinstance(layer, QuantLinear) and layer.weight_bits == HALF_BITS:
-            names = ("activation_bits", "signed_input", "per_row", "column_scales", "learned_scales", "ste_clip")
-            setattr(holder, leaf, SplitLinear.from_float(layer, **{key: getattr(layer, key) for key in names}))
+            fields = ("activation_bits", "signed_input", "per_row", "column_scales", "learned_scales", "ste_clip")
+            setattr(holder, leaf, SplitLinear.from_float(layer, **{key: getattr(layer, key) for key in fields}))
         elif isinstance(layer, QuantEmbedding) and layer.weight_bits == HALF_BITS:
             setattr(holder, leaf, SplitEmbedding.from_float(layer, ste_clip=layer.ste_clip))
         else:

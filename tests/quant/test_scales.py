@@ -183,6 +183,26 @@ def test_gradients_of_binary_scales_are_finite_differences(settings) -> None:
         assert gradient[place].item() == pytest.approx((losses[0] - losses[1]) / 2e-4 * factor, rel=1e-6)
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_gradient_of_a_column_scale_is_that_of_its_input(width) -> None:
+    layer = linear(activation_bits=32, per_row=True, column_scales=True, learned_scales=True, **width)
+    x, upstream = noise(4, 5, COLUMNS, seed=9), noise(4, 5, ROWS, seed=10)
+    (found,) = torch.autograd.grad(layer(x), [layer.column_scale], upstream)
+    codes, scale, column = layer.quantized()
+    (expected,) = torch.autograd.grad(
+        nn.functional.linear(x * column.requires_grad_(), codes * scale, layer.bias), [column], upstream
+    )
+    same(found, expected * temper(ROWS), 1e-4)
+
+
+def test_steps_that_were_learned_for_other_inputs_are_not_kept() -> None:
+    layer = linear(activation_bits=4, per_row=True)
+    layer.input_quantizer.start(torch.tensor(0.5))
+    settings = {"activation_bits": 4, "per_row": True}
+    assert QuantLinear.from_float(layer, **settings).input_quantizer is layer.input_quantizer
+    assert not QuantLinear.from_float(layer, **settings, column_scales=True).input_quantizer.calibrated
+
+
 @pytest.mark.parametrize("codes_at", [binary_codes_at, ternary_codes_at, four_level_codes_at])
 def test_slope_is_that_of_straight_through_rounding(codes_at) -> None:
     w, scale = noise(4, 9, seed=2), torch.full((4, 1), 0.3)
@@ -282,6 +302,7 @@ def test_four_levels_and_words_in_a_table() -> None:
         ({"levels": 5, "weight_bits": 2}, "levels=5 is unsupported; use 3"),
         ({"levels": 4, "weight_bits": 1}, "levels=4 with 1-bit weights is unsupported"),
         ({"column_scales": True, "weight_bits": 1}, "column_scales=true needs per_row=true"),
+        ({"learned_scales": True}, "learned_scales=true with weight_bits=32 has no weights to scale"),
         (
             {"forward_clip": True, "ste_clip": 2.5, "weight_bits": 2, "learned_scales": True},
             "use forward_clip=false with column_scales",
