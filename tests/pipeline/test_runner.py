@@ -378,7 +378,7 @@ stages:
         (["stages.single.teacher=pretrained"], "has no trained head to learn logits from"),
         (["stages.single.select=newest"], "select=newest is unknown; did you mean best"),
         (["stages.single.quant.weight_bits=3"], r"stages\.single: weight_bits=3 is unsupported; use 1 \(binary\)"),
-        (["stages.single.quant.activation_bits=4"], "activation_bits=4 is unsupported"),
+        (["stages.single.quant.activation_bits=3"], "activation_bits=3 is unsupported"),
         (["stages.init.checkpoint=x"], "is only for a finetune stage"),
         (["student.layers=[1,9]"], "layer 9; the source has 4 layers"),
         (["student.width=0.3"], "must leave a whole number of heads"),

@@ -16,7 +16,7 @@ from bitkd.sweep.spec import read_sweep
 from bitkd.sweep.trials import Sweep
 
 ROOT = Path(__file__).parent.parent.parent
-FILES = sorted(file for file in (ROOT / "experiments").rglob("*.yaml") if file.parent.name != "pipeline")
+FILES = sorted(file for file in (ROOT / "experiments").rglob("*.yaml") if file.parent.name not in ("pipeline", "task"))
 
 TRIALS = {
     "arms": 10,
