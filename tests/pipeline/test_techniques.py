@@ -1,6 +1,7 @@
 """All techniques at once: a chain from four bits of activations down to one, each stage taught by the one before."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -64,9 +65,8 @@ def test_all_techniques_work_together(settings, console, pipeline, tmp_path, mon
     assert read_spec(student).quant == config.stages["a1"].quant
     assert student.config.hidden_act == "relu"
 
-    # What is learned has moved, in a stage whose best student is not the one that it got.
     record = json.loads((folder / "a4" / "stage.json").read_text())
-    assert record["curve"][0][0] == 0
+    assert [step for step, _ in record["curve"]] == [0, 2, 4]  # the student that it got counts
     weights = load_file(folder / "a1" / "model.safetensors")
     layers = [module for module in student.modules() if isinstance(module, QuantLinear)]
     steps = [module for module in student.modules() if isinstance(module, InputQuantizer) and module.bits == 1]
@@ -80,23 +80,27 @@ def test_all_techniques_work_together(settings, console, pipeline, tmp_path, mon
         assert torch.equal(packed(**batch).logits, unpack_student(packed)(**batch).logits)
 
     # Stopped in the middle of its last stage, the chain ends with the same bytes.
+    again = tmp_path / "two"
+    shutil.copytree(tmp_path / "one", again, symlinks=True)
+    for stage in (again / "store").glob("single_stage-*"):
+        if stage.name == (folder / "a1").resolve().name:
+            shutil.rmtree(stage)
     original = StudentModule.training_step
 
     def cut(self, batch, batch_idx):
-        if self.student.config.bitkd["quant"]["activation_bits"] == 1 and batch_idx == 3:
+        if batch_idx == 3:
             raise RuntimeError("cut")
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(StudentModule, "training_step", cut)
-    other = settings(tmp_path / "two", pipeline, "checkpoint.every_steps=1")
+    other = settings(again, pipeline, "checkpoint.every_steps=1")
     with pytest.raises(StageFailedError, match="stage a1 failed: RuntimeError: cut"):
         run(load_config(other), console)
     monkeypatch.undo()
     run(load_config(other), console)
     assert "stage 6 of 6: a1 goes on at step 3 of 4" in console.lines
-    assert read_weights(tmp_path / "two", "techniques") == read_weights(tmp_path / "one", "techniques")
-    for name in ("four_levels", "a4", "a2", "a1"):
-        assert read_record(tmp_path / "two", "techniques", name) == read_record(tmp_path / "one", "techniques", name)
+    assert read_weights(again, "techniques") == read_weights(tmp_path / "one", "techniques")
+    assert read_record(again, "techniques", "a1") == read_record(tmp_path / "one", "techniques", "a1")
 
 
 @pytest.mark.parametrize(
