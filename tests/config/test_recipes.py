@@ -46,7 +46,24 @@ def test_every_recipe_goes_with_tasks_of_every_form(recipe, task):
     check_settings(config)
 
 
-@pytest.mark.parametrize("recipe", choices("recipe"))
+ALIKE = {
+    "binarybert-w1a4": "binarybert-w1a8",
+    "bit-w1a4": "bit-w1a1",
+    "bit-w1a2": "bit-w1a1",
+    "xtc-12l-w2a8": "xtc-12l-w1a8",
+    "xtc-6l-w2a8": "xtc-6l-w1a8",
+    "xtc-5l-w2a8": "xtc-5l-w1a8",
+}
+"""Recipes with the stages of another one, at other bits."""
+
+
+def test_recipes_that_are_alike_have_the_same_kinds_of_stages():
+    for one, other in ALIKE.items():
+        kinds = [{s.kind for s in load_config([f"recipe={name}", "task=rte"]).stages.values()} for name in (one, other)]
+        assert kinds[0] == kinds[1]
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in choices("recipe") if recipe not in ALIKE])
 def test_every_recipe_runs(recipe, twelve_layers, shared_runs, tiny_task, console):
     small = {
         "tinybert-6l": ["student.hidden_size=24"],

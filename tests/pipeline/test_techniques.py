@@ -45,7 +45,7 @@ stages:
       embedding_bits: 4
     loss: {attention: 0, extra: {attention_map: 1, attention_output: 1}, intervention: gradual, intervention_share: 0.5}
   a2: {<<: *low, student: a4, teacher: a4, quant: {<<: *bits, activation_bits: 2}}
-  a1: {<<: *low, student: a2, teacher: a2, quant: {<<: *bits, activation_bits: 1}}
+  a1: {<<: *low, select: last, student: a2, teacher: a2, quant: {<<: *bits, activation_bits: 1}}
 """
 
 
@@ -64,6 +64,9 @@ def test_all_techniques_work_together(settings, console, pipeline, tmp_path, mon
     student = load_student(folder / "a1")
     assert read_spec(student).quant == config.stages["a1"].quant
     assert student.config.hidden_act == "relu"
+    down = student.bert.encoder.layer[0].output.dense.input_quantizer
+    assert not down.signed
+    assert down.shift.abs().max() > 0
 
     record = json.loads((folder / "a4" / "stage.json").read_text())
     assert [step for step, _ in record["curve"]] == [0, 2, 4]  # the student that it got counts
