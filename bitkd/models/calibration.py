@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from bitkd.errors import InputError
 from bitkd.models.encoder import refuse_packed
 from bitkd.models.inputs import model_inputs
+from bitkd.quant.functional import exact_type
 from bitkd.quant.inputs import InputQuantizer
 
 Codes = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -72,7 +73,7 @@ class _Magnitudes:
 
     def _codes(self, quantizer: InputQuantizer, codes: Codes, x: Tensor) -> tuple[Tensor, Tensor]:
         real = self._real_tokens(x)
-        exact = torch.float32 if x.device.type == "mps" else torch.float64  # as in bitkd.quant.functional
+        exact = exact_type(x)
         sums = torch.stack([real.abs().sum(dtype=exact), torch.count_nonzero(real).to(exact)])
         total = self._sums[quantizer] = self._sums[quantizer].to(sums) + sums
         if not total.isfinite().all():

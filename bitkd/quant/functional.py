@@ -24,14 +24,14 @@ SMALLEST = 1e-30
 """What scales are divided by in place of 0."""
 
 
-def _exact_type(w: Tensor) -> torch.dtype:
+def exact_type(w: Tensor) -> torch.dtype:
     """What sums of w are taken in."""
     return torch.float32 if w.device.type == "mps" else torch.float64  # Apple GPUs have no float64
 
 
 def _mean_magnitude(w: Tensor, per_row: bool, count: Tensor | int | None = None) -> Tensor:
     """Sum of |w| over `count` (None: the number of elements), one for each row or for all of `w`, in float64."""
-    total = torch.linalg.vector_norm(w, 1, dim=-1 if per_row else None, keepdim=per_row, dtype=_exact_type(w))
+    total = torch.linalg.vector_norm(w, 1, dim=-1 if per_row else None, keepdim=per_row, dtype=exact_type(w))
     return total / (count if count is not None else w.shape[-1] if per_row else w.numel())
 
 
@@ -102,7 +102,7 @@ def column_scales_of(w: Tensor) -> Tensor:
     """
     with torch.autocast(w.device.type, enabled=False):
         # Several times faster along columns than vector_norm.
-        totals = w.abs().sum(0, dtype=_exact_type(w))
+        totals = w.abs().sum(0, dtype=exact_type(w))
         return (totals / totals.mean().clamp_min(SMALLEST)).float()
 
 
