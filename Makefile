@@ -10,6 +10,9 @@ ARGS ?=
 BIN := .venv/bin
 SETTINGS = task=$(TASK) run.dir=$(RUNS) trainer.devices=$(DEVICES) $(ARGS)
 
+# Images of Python often set it. Each process would compile the libraries anew, which takes longer than importing them.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: help setup demo test check recipe multistage singlestage compare sweep bench results chaos sanitize docs clean
 
 help:
