@@ -38,6 +38,7 @@ from bitkd.report.tables import (
     stages_table,
 )
 from bitkd.report.write import write_report
+from experiments.quantizers import subln
 from experiments.students import draw_students, mean_table
 
 NOTHING = "no tables"
@@ -172,6 +173,7 @@ class _Page:
 
 
 def main() -> int:
+    subln.register()
     for results in sorted(folder / "RESULTS.md" for folder in Path(__file__).parent.iterdir()):
         if not results.is_file():
             if any(results.parent.rglob("comparison.json")):

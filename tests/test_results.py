@@ -4,18 +4,33 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch.testing import assert_close
 
 from bitkd.compare.comparison import Comparison
 from bitkd.compare.runs import to_json
 from bitkd.errors import InputError
+from bitkd.models.artifact import load_encoder
+from bitkd.models.spec import ShapeSpec
+from bitkd.models.student import build_student
+from bitkd.quant.layout import layers_of
 from bitkd.report.numbers import DASH
 from bitkd.report.tables import size_text
+from bitkd.stages.base import Origin
+from bitkd.stages.kinds import KINDS
 from experiments import results
+from experiments.quantizers import subln
 from experiments.results import NO_RECORD, rebuild
 from experiments.students import mean_table
 from tests.compare.synthetic import make_all, make_one, with_measurement
 
 STUDIES = sorted(Path(results.__file__).parent.glob("*/RESULTS.md"))
+
+
+@pytest.fixture(autouse=True)
+def kind_of_a_study(monkeypatch):
+    monkeypatch.setitem(KINDS, subln.NAME, subln.KIND)
+
 
 TEXT = """# A study
 
@@ -142,3 +157,20 @@ def test_a_text_without_tables_stays(study):
     study.write_text("# Words alone\n")
     assert rebuild(study) == "no tables"
     assert study.read_text() == "# Words alone\n"
+
+
+def test_subln_normalizes_what_the_output_projections_read(tiny_bert):
+    """The kind of stage that the quantizers' study adds: its norms stand in training and leave no tensor in the artifact."""
+    read = []
+    module = subln.KIND.module_class
+    origin = Origin(lambda: build_student(load_encoder(tiny_bert), ShapeSpec()), lambda model: None)
+    student = module.start(origin)
+    layers = layers_of(student)
+    for linear in (*layers.parts("attention_output"), *layers.parts("down")):
+        linear.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0].square().mean(-1)))
+    plain = set(student.state_dict())
+    student(torch.arange(6).reshape(1, 6))
+    assert len(read) == 2 * len(layers.modules)
+    for square in read:
+        assert_close(square, torch.ones_like(square), rtol=1e-3, atol=0)
+    assert plain == set(load_encoder(tiny_bert).state_dict())

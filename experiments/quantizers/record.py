@@ -1,6 +1,6 @@
 """Add the finished cells of a sweep to the study's record, on the commit and the machine that trained them.
 
-python experiments/quantizers/record.py SWEEP RUNS [FAILED...]    (SWEEP: scales, methods or bits; RUNS: the run.dir)
+python experiments/quantizers/record.py SWEEP RUNS [FAILED...]    (SWEEP: scales, methods, bits or subln; RUNS: the run.dir)
 
 A cell is a task and a seed. It counts if all its trials are finished, on one commit and one machine, but for those that are
 named as FAILED by the study's rule (such as sst2/bits-a1-2), and once: a cell that is recorded stays as it is. For each
@@ -14,7 +14,8 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from run import LOGS, parameters_of
+import subln
+from run import LOGS, SUBLN, parameters_of
 
 from bitkd.compare.arms import make_arms
 from bitkd.compare.load import artifact_folders, load_run, read_runs
@@ -77,6 +78,7 @@ def recorded() -> set[tuple[str, str, int]]:
 
 
 def main(sweep: str, runs: Path, failed: list[str]) -> None:
+    subln.register()
     for (task, seed), folders in sorted(finished_cells(sweep, runs).items()):
         if (sweep, task, seed) in recorded():
             print(f"{task}, seed {seed}: recorded before, and stays as it is")
@@ -92,7 +94,8 @@ def main(sweep: str, runs: Path, failed: list[str]) -> None:
         record = HERE / sweep / task / RECORD_FILE
         before = [run for run in read_runs(record) if run.seed != seed] if record.is_file() else []
         new = [load_run(folders[arm], to_compare=True) for arm in arms]
-        keys = {key: folder for arm in arms for key, folder in artifact_folders(folders[arm]).items()}
+        exports = [arm for arm in arms if arm != SUBLN]  # a packed student would leave its norms out
+        keys = {key: folder for arm in exports for key, folder in artifact_folders(folders[arm]).items()}
         measured = measure_students(make_arms([*before, *new]), keys, latency=False, tell=print)
         write_report([run for arm in measured for run in arm.runs], record.parent)
         with open(CELLS, "a", newline="", encoding="utf-8") as stream:

@@ -2,12 +2,12 @@
 
 python experiments/quantizers/run.py SWEEP [--cells 1 3] [--processes 2] [--failed sst2/bits-a1-2] SETTING...
 
-SWEEP is scales, methods or bits. Cells are numbered: 1: sst2, seed 1; 2: sick, seed 1; 3: sst2, seed 2; 4: sick, seed 2. All arms
-of a cell share its teacher, and a process that needs a teacher which another one trains waits for it: take as many cells as
-processes, or more. Call it again to go on after an interruption: what is finished is skipped, and so are trials that are named as
-failed by the study's rule. Each trial has a log in build/quantizers, and a file that says on which commit and processor it began;
-elsewhere it is not continued. `bitkd sweep` runs the same files; this names the trials by their arms, and does not need wandb's
-packages.
+SWEEP is scales, methods, bits, or subln: the settings of methods with a kind of stage of the study's own, which no sweep file can
+name. Cells are numbered: 1: sst2, seed 1; 2: sick, seed 1; 3: sst2, seed 2; 4: sick, seed 2. All arms of a cell share its
+teacher, and a process that needs a teacher which another one trains waits for it: take as many cells as processes, or more. Call
+it again to go on after an interruption: what is finished is skipped, and so are trials that are named as failed by the study's
+rule. Each trial has a log in build/quantizers, and a file that says on which code and processor it began; elsewhere it is not
+continued. `bitkd sweep` runs the same files; this names the trials by their arms, and does not need wandb's packages.
 """
 
 import argparse
@@ -28,13 +28,16 @@ from bitkd.errors import InputError
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 LOGS = ROOT / "build" / "quantizers"
+SUBLN = "subln"
+SWEEPS = ("scales", "methods", "bits", SUBLN)
 
 
 def parameters_of(sweep: str) -> dict[str, dict[str, Any]]:
-    """The parameters of a sweep's file."""
-    found: dict[str, dict[str, Any]] = yaml.safe_load((HERE / f"{sweep}.yaml").read_text(encoding="utf-8"))[
-        "parameters"
-    ]
+    """The parameters of a sweep's file; of `subln`, those of methods.yaml with other arms."""
+    file = HERE / f"{'methods' if sweep == SUBLN else sweep}.yaml"
+    found: dict[str, dict[str, Any]] = yaml.safe_load(file.read_text(encoding="utf-8"))["parameters"]
+    if sweep == SUBLN:
+        found["pipeline"] = {"values": [f"experiments/quantizers/pipeline/{arm}.yaml" for arm in ("base", SUBLN)]}
     return found
 
 
@@ -60,16 +63,17 @@ def _text(value: object) -> str:
 
 
 def commit() -> str:
-    """The commit of this checkout, or the environment's COMMIT where a copy has no git. Raises InputError if a file that decides
-    results was changed.
+    """The last commit that changed the code that trains, or the environment's COMMIT where a copy has no git. Raises InputError
+    if a file that decides results was changed.
     """
     if given := os.environ.get("COMMIT"):
         return given
     git = ["git", "-C", str(HERE)]
-    decide = [":/bitkd", ":/conf", ":/experiments/quantizers/*.yaml", ":/experiments/quantizers/pipeline"]
-    if changed := subprocess.check_output([*git, "status", "--porcelain", "--", *decide], text=True):
+    trains = [":/bitkd", ":/conf"]
+    arms = [f":/experiments/quantizers/{name}" for name in ("*.yaml", "pipeline", "task", "subln.py")]
+    if changed := subprocess.check_output([*git, "status", "--porcelain", "--", *trains, *arms], text=True):
         raise InputError(f"the study's code is no commit:\n{changed}commit it first")
-    return subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
+    return subprocess.check_output([*git, "log", "-1", "--format=%h", "--", *trains], text=True).strip()
 
 
 def begin(task: str, name: str, here: dict[str, str]) -> None:
@@ -85,7 +89,8 @@ def begin(task: str, name: str, here: dict[str, str]) -> None:
 
 def run(task: str, name: str, settings: list[str]) -> int:
     """Run one trial; returns its exit code."""
-    command = ["nice", "-n", "19", sys.executable, "-m", "bitkd", "run", f"run.name={name}", *settings]
+    program = "experiments.quantizers.subln" if name.startswith(SUBLN) else "bitkd"
+    command = ["nice", "-n", "19", sys.executable, "-m", program, "run", f"run.name={name}", *settings]
     with open(LOGS / f"{task}-{name}.log", "a", encoding="utf-8") as log:
         code = subprocess.run(
             command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
@@ -96,7 +101,7 @@ def run(task: str, name: str, settings: list[str]) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sweep", choices=["scales", "methods", "bits"])
+    parser.add_argument("sweep", choices=SWEEPS)
     parser.add_argument("--cells", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--failed", nargs="+", default=[])
