@@ -150,11 +150,13 @@ def _check_precision(name: str, stage: StageSpec, kind: Kind, stages: dict[str, 
                 f"stages.{stage.student}.quant: {name} splits its student, and only ternary weights with computed scales can be "
                 "split; use learned_scales=false and levels=3"
             )
-        if student.quant.weight_bits == TERNARY and student.quant.column_scales != stage.quant.column_scales:
-            raise InputError(
-                f"stages.{name}.quant.column_scales={str(stage.quant.column_scales).lower()}, but its student {stage.student} "
-                f"has {str(student.quant.column_scales).lower()}: it would be another model before it is split; use the same"
-            )
+        for setting in ("per_row", "column_scales"):
+            own, found = getattr(stage.quant, setting), getattr(student.quant, setting)
+            if student.quant.weight_bits == TERNARY and own != found:
+                raise InputError(
+                    f"stages.{name}.quant.{setting}={str(own).lower()}, but its student {stage.student} has "
+                    f"{str(found).lower()}: it would be another model before it is split; use the same"
+                )
         if stage.student in split:
             raise InputError(f"stages.{name}.student={stage.student} is split already; split a 2-bit student")
         if stage.quant.weight_bits != 1:

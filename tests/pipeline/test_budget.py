@@ -165,6 +165,13 @@ def test_binary_embeddings_cannot_be_split(settings, tmp_path):
         make_plan(load_config(settings(tmp_path, "multistage", "embedding_bits=1")))
 
 
+@pytest.mark.parametrize("settings_of_student", ["per_row=true", "per_row=true column_scales=true"])
+def test_a_split_with_other_scales_than_its_student_is_refused(settings, tmp_path, settings_of_student):
+    changes = [f"stages.ternary.quant.{word}" for word in settings_of_student.split()]
+    with pytest.raises(InputError, match=r"split.quant.per_row=false, but its student ternary has true: it would be"):
+        make_plan(load_config(settings(tmp_path, "multistage", *changes)))
+
+
 def test_too_few_rows_are_refused_before_flops_are_counted(settings, tmp_path):
     more = ["budget.flops=1e9", "trainer.devices=128", "train.batch_size=128"]
     with pytest.raises(InputError, match="96 rows cannot be divided among 128 processes"):
