@@ -56,7 +56,7 @@ def test_plan_for_machines(finished, settings, capsys):
     assert {s["state"] for s in stages} == {"done"}
     assert all(bitkd.load_student(s["artifact"]) for s in stages[-1:])
     todo = json.loads(
-        answer(capsys, "plan", "--json", *settings(finished, "multistage", "stages.split.quant.pooler=true"))
+        answer(capsys, "plan", "--json", *settings(finished, "multistage", "stages.split.quant.ste_clip=2.5"))
     )
     assert [s["artifact"] for s in todo["stages"]][-3:] == [None] * 3
 

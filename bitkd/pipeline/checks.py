@@ -1,5 +1,6 @@
 """Checks of a run before it starts. Each one raises InputError if something is wrong."""
 
+import json
 import math
 from pathlib import Path
 
@@ -36,6 +37,9 @@ POOLING = "1_Pooling/config.json"
 
 RESERVED_STAGES = (PRETRAINED, "logs", "report")
 """What a run calls its own: a source, the folder of its logs, its summary in wandb."""
+
+KEPT_BY_A_SPLIT = ("per_row", "column_scales", "activation_bits", "attention_activations", "pooler")
+"""Settings of precision in which a split and its ternary student agree, beside the word embeddings."""
 
 
 def check_names(config: Config) -> None:
@@ -139,24 +143,12 @@ def _check_precision(name: str, stage: StageSpec, kind: Kind, stages: dict[str, 
                 f"stages.{name}.quant.embedding_bits=2: splitting makes binary embeddings of ternary ones; use 1, or 32"
             )
         student = stages.get(stage.student, stage)
-        bits = student.quant.resolved_embedding_bits
-        if student.quant.weight_bits == TERNARY and bits == HALF_BITS:
+        if student.quant.weight_bits == TERNARY:
+            _check_split(name, stage, student)
+        if stage.quant.learned_scales:
             raise InputError(
-                f"stages.{name}: the word embeddings of its student {stage.student} are {bits}-bit and cannot "
-                "be split; use embedding_bits=32, or null for the weights' bits"
+                f"stages.{name}.quant.learned_scales=true: a split computes the scales of its halves; set it in the stages behind"
             )
-        if student.quant.weight_bits == TERNARY and (student.quant.learned_scales or student.quant.levels != LEVELS[0]):
-            raise InputError(
-                f"stages.{stage.student}.quant: {name} splits its student, and only ternary weights with computed scales can be "
-                "split; use learned_scales=false and levels=3"
-            )
-        for setting in ("per_row", "column_scales"):
-            own, found = getattr(stage.quant, setting), getattr(student.quant, setting)
-            if student.quant.weight_bits == TERNARY and own != found:
-                raise InputError(
-                    f"stages.{name}.quant.{setting}={str(own).lower()}, but its student {stage.student} has "
-                    f"{str(found).lower()}: it would be another model before it is split; use the same"
-                )
         if stage.student in split:
             raise InputError(f"stages.{name}.student={stage.student} is split already; split a 2-bit student")
         if stage.quant.weight_bits != 1:
@@ -171,6 +163,30 @@ def _check_precision(name: str, stage: StageSpec, kind: Kind, stages: dict[str, 
                 "binary halves; use 1"
             )
         split.add(name)
+
+
+def _check_split(name: str, stage: StageSpec, student: StageSpec) -> None:
+    """Check that a split takes its ternary student as it is: the student stays what it computes."""
+    wanted, found = stage.quant, student.quant
+    words = found.resolved_embedding_bits
+    if words == HALF_BITS:
+        raise InputError(
+            f"stages.{name}: the word embeddings of its student {stage.student} are {words}-bit and cannot "
+            "be split; use embedding_bits=32, or null for the weights' bits"
+        )
+    if found.learned_scales or found.levels != LEVELS[0]:
+        raise InputError(
+            f"stages.{stage.student}.quant: {name} splits its student, and only ternary weights with computed scales can be "
+            "split; use learned_scales=false and levels=3"
+        )
+    pairs = {key: (getattr(wanted, key), getattr(found, key)) for key in KEPT_BY_A_SPLIT}
+    pairs["embedding_bits"] = (wanted.resolved_embedding_bits, HALF_BITS if words == TERNARY else words)
+    for key, (own, others) in pairs.items():
+        if own != others:
+            raise InputError(
+                f"stages.{name}.quant.{key}={json.dumps(own)}, but what its student {stage.student} is split into has "
+                f"{json.dumps(others)}: a split changes nothing else; use the same, and another in the stage behind it"
+            )
 
 
 def check_training(config: Config) -> None:

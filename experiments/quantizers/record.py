@@ -5,7 +5,7 @@ python experiments/quantizers/record.py SWEEP RUNS [FAILED...]    (SWEEP: scales
 A cell is a task and a seed. It counts if all its trials are finished, on one commit and one machine, but for those that are
 named as FAILED by the study's rule (such as sst2/bits-a1-2), and once: a cell that is recorded stays as it is. For each
 task, SWEEP/TASK/comparison.json gets the cell's runs, and the size of one exported student of each arm; cells.csv gets a
-row.
+row, in which arms whose students learned nothing are failed too.
 """
 
 import csv
@@ -18,6 +18,7 @@ import subln
 from run import LOGS, SUBLN, parameters_of
 
 from bitkd.compare.arms import make_arms
+from bitkd.compare.checks import learned_nothing
 from bitkd.compare.load import artifact_folders, load_run, read_runs
 from bitkd.compare.measure import measure_students
 from bitkd.compare.runs import RECORD_FILE
@@ -99,7 +100,8 @@ def main(sweep: str, runs: Path, failed: list[str]) -> None:
         measured = measure_students(make_arms([*before, *new]), keys, latency=False, tell=print)
         write_report([run for arm in measured for run in arm.runs], record.parent)
         with open(CELLS, "a", newline="", encoding="utf-8") as stream:
-            row = [sweep, task, seed, len(arms), ", ".join(missing), *origin, date.today().isoformat()]
+            failures = [*missing, *(run.pipeline for run in new if learned_nothing(run, run.final_predictions))]
+            row = [sweep, task, seed, len(arms), ", ".join(failures), *origin, date.today().isoformat()]
             csv.writer(stream, lineterminator="\n").writerow(row)
         print(f"{task}, seed {seed}: recorded")
 

@@ -6,8 +6,9 @@ SWEEP is scales, methods, bits, or subln: the settings of methods with a kind of
 name. Cells are numbered: 1: sst2, seed 1; 2: sick, seed 1; 3: sst2, seed 2; 4: sick, seed 2. All arms of a cell share its
 teacher, and a process that needs a teacher which another one trains waits for it: take as many cells as processes, or more. Call
 it again to go on after an interruption: what is finished is skipped, and so are trials that are named as failed by the study's
-rule. Each trial has a log in build/quantizers, and a file that says on which code and processor it began; elsewhere it is not
-continued. `bitkd sweep` runs the same files; this names the trials by their arms, and does not need wandb's packages.
+rule, each by --failed. Each trial has a log in build/quantizers, and a file that says on which code and processor it began;
+elsewhere it is not continued. `bitkd sweep` runs the same files; this names the trials by their arms, and does not need wandb's
+packages.
 """
 
 import argparse
@@ -76,8 +77,9 @@ def commit() -> str:
     return subprocess.check_output([*git, "log", "-1", "--format=%h", "--", *trains], text=True).strip()
 
 
-def begin(task: str, name: str, here: dict[str, str]) -> None:
+def begin(task: str, name: str) -> None:
     """Write where a trial begins. Raises InputError if it began elsewhere."""
+    here = {"commit": commit(), "processor": processor_name()}
     file = LOGS / f"{task}-{name}.json"
     if not file.exists():
         file.write_text(json.dumps(here), encoding="utf-8")
@@ -88,7 +90,8 @@ def begin(task: str, name: str, here: dict[str, str]) -> None:
 
 
 def run(task: str, name: str, settings: list[str]) -> int:
-    """Run one trial; returns its exit code."""
+    """Run one trial; returns its exit code. Raises InputError if it began elsewhere."""
+    begin(task, name)
     program = "experiments.quantizers.subln" if name.startswith(SUBLN) else "bitkd"
     command = ["nice", "-n", "19", sys.executable, "-m", program, "run", f"run.name={name}", *settings]
     with open(LOGS / f"{task}-{name}.log", "a", encoding="utf-8") as log:
@@ -104,16 +107,16 @@ def main() -> int:
     parser.add_argument("sweep", choices=SWEEPS)
     parser.add_argument("--cells", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--failed", nargs="+", default=[])
+    parser.add_argument("--failed", action="append", default=[])
     parser.add_argument("settings", nargs="*")
     arguments = parser.parse_intermixed_args()
     LOGS.mkdir(parents=True, exist_ok=True)
-    chosen = [
-        trial for trial in trials(arguments.sweep, arguments.cells) if "/".join(trial[:2]) not in arguments.failed
-    ]
-    here = {"commit": commit(), "processor": processor_name()}
-    for task, name, _ in chosen:
-        begin(task, name, here)
+    found = {
+        f"{task}/{name}": (task, name, settings) for task, name, settings in trials(arguments.sweep, arguments.cells)
+    }
+    if unknown := [name for name in arguments.failed if name not in found]:
+        raise InputError(f"--failed {unknown[0]} is no trial of these cells; there are {', '.join(found)}")
+    chosen = [trial for name, trial in found.items() if name not in arguments.failed]
     with ThreadPoolExecutor(arguments.processes) as pool:
         codes = [pool.submit(run, task, name, [*settings, *arguments.settings]) for task, name, settings in chosen]
         return int(any([code.result() for code in codes]))

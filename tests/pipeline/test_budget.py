@@ -165,11 +165,24 @@ def test_binary_embeddings_cannot_be_split(settings, tmp_path):
         make_plan(load_config(settings(tmp_path, "multistage", "embedding_bits=1")))
 
 
-@pytest.mark.parametrize("settings_of_student", ["per_row=true", "per_row=true column_scales=true"])
-def test_a_split_with_other_scales_than_its_student_is_refused(settings, tmp_path, settings_of_student):
-    changes = [f"stages.ternary.quant.{word}" for word in settings_of_student.split()]
-    with pytest.raises(InputError, match=r"split.quant.per_row=false, but its student ternary has true: it would be"):
-        make_plan(load_config(settings(tmp_path, "multistage", *changes)))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "ternary.quant.per_row=true",
+            "split.quant.per_row=false, but what its student ternary is split into has true",
+        ),
+        (
+            "ternary.quant.activation_bits=4",
+            "split.quant.activation_bits=8, but .* has 4: a split changes nothing else",
+        ),
+        ("ternary.quant.embedding_bits=8", "split.quant.embedding_bits=1, but .* has 8: a split changes nothing else"),
+        ("split.quant.learned_scales=true", "a split computes the scales of its halves; set it in the stages behind"),
+    ],
+)
+def test_a_split_that_would_change_its_student_is_refused(settings, tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        make_plan(load_config(settings(tmp_path, "multistage", f"stages.{change}")))
 
 
 def test_too_few_rows_are_refused_before_flops_are_counted(settings, tmp_path):

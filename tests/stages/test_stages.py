@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
@@ -9,14 +10,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from bitkd.distill.losses import attention_score_mse, hidden_mse, soft_cross_entropy
 from bitkd.errors import InputError
 from bitkd.models.attention import ATTENTION, attention_with_scores
-from bitkd.models.encoder import encoder_layers
+from bitkd.models.encoder import encoder_layers, read_spec
 from bitkd.models.importance import Importance
 from bitkd.models.inputs import model_inputs
 from bitkd.models.prepare import prepare
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
 from bitkd.quant.spec import QuantSpec
-from bitkd.stages.base import StudentModule
+from bitkd.stages.base import Origin, StudentModule
 from bitkd.stages.distillation import DistillationModule
 from bitkd.stages.finetune import FineTune
 from bitkd.stages.finite import NonFiniteLossError
@@ -26,6 +27,7 @@ from bitkd.stages.kinds import KINDS
 from bitkd.stages.prediction import PredictionDistillation
 from bitkd.stages.single_stage import SingleStageDistillation
 from bitkd.stages.spec import TERMS, LossSpec, OptimSpec, Term
+from bitkd.stages.split import Splitting
 
 STAGES = [GeneralDistillation, IntermediateDistillation, PredictionDistillation, SingleStageDistillation]
 
@@ -423,3 +425,15 @@ def test_mixed_precision_clips_gradients_for_an_optimizer_in_one_pass(algorithm)
     )
     trainer.fit(FineTune(classifier(), total_steps=2), torch.utils.data.DataLoader([batch()] * 2, batch_size=None))
     assert sizes == pytest.approx([limit, limit], rel=0.01)
+
+
+@torch.no_grad()
+def test_a_split_begins_with_its_ternary_student_as_it_is():
+    clipped = QuantSpec(weight_bits=2, embedding_bits=8, activation_bits=8, ste_clip=0.02, forward_clip=True)
+    student = prepare(classifier(), clipped)
+    inputs = model_inputs(batch(), student)
+    expected = student(**inputs).logits
+    origin = Origin(lambda: student, lambda model: None, quant=QuantSpec(weight_bits=1, activation_bits=8))
+    assert torch.equal(Splitting.start(origin)(**inputs).logits, expected)
+    plain = Splitting.start(replace(origin, load=classifier))
+    assert read_spec(plain).quant == QuantSpec(weight_bits=2, activation_bits=8)
