@@ -6,18 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bitkd.quant.inputs import InputQuantizer
 from bitkd.quant.layout import layers_of
 
 WORDS = "word embeddings"
 MATRICES = "encoder matrices"
 SCALES = "scales"
+STEPS = "steps and shifts of activations"
 POSITIONS = "positions and token types"
 HEAD = "pooler and classifier"
 NORMS = "biases and norms"
 OTHER = "other tensors"
 HEADER = "header"
 
-PARTS = (WORDS, MATRICES, SCALES, POSITIONS, HEAD, NORMS, OTHER, HEADER)
+PARTS = (WORDS, MATRICES, SCALES, STEPS, POSITIONS, HEAD, NORMS, OTHER, HEADER)
 """The parts of a file, in the order in which they are told."""
 
 
@@ -65,11 +67,14 @@ class _Parts:
         self._words = next(prefix + name for name, module in bare.named_modules() if module is words)
         self._layers = f"{prefix}{layers_of(model).layout.layers}."
         self._base = prefix
+        self._quantizers = {name for name, module in model.named_modules() if isinstance(module, InputQuantizer)}
 
     def __call__(self, name: str, shape: list[int]) -> str:
         module, _, kind = name.rpartition(".")
         if kind in ("scale", "second_scale", "column_scale"):
             return SCALES
+        if module in self._quantizers:
+            return STEPS
         if len(shape) < 2:
             return NORMS
         if module == self._words or module.startswith(f"{self._words}."):

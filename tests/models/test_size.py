@@ -10,6 +10,7 @@ from bitkd.models.prepare import prepare, split_ternary_
 from bitkd.models.size import measure
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
+from bitkd.quant.inputs import InputQuantizer
 from bitkd.quant.packing import TRITS, TWO_BITS
 from bitkd.quant.spec import QuantSpec
 from bitkd.quant.table import WEIGHTS, WeightQuantizer
@@ -88,6 +89,21 @@ def test_scales_of_columns_levels_and_wider_words_are_counted_as_they_are_writte
         assert size.file_mib * 2**20 == sum(parts.values()) - parts["header"]
         assert measure(load_packed(tmp_path)) == size
         assert split or size.parameters == plain.parameters
+
+
+def test_steps_and_shifts_of_activations_are_a_part_of_the_file(tmp_path):
+    model = prepare(classifier(), QuantSpec(weight_bits=1, activation_bits=2, attention_activations=True))
+    steps = [parameter for module in quantizers_of(model) for parameter in module.parameters()]
+    for module in quantizers_of(model):
+        module.start(torch.tensor(1.0))
+    save_packed(model, tmp_path)
+    parts = {part.name: part.size for part in file_parts(tmp_path / "model.safetensors", model)}
+    assert parts["steps and shifts of activations"] == 4 * sum(parameter.numel() for parameter in steps)
+    assert measure(model).file_mib * 2**20 == sum(parts.values()) - parts["header"]
+
+
+def quantizers_of(model):
+    return [module for module in model.modules() if isinstance(module, InputQuantizer)]
 
 
 def test_a_width_from_the_table_is_counted_at_its_bits(monkeypatch):
