@@ -143,17 +143,17 @@ def _check_precision(name: str, stage: StageSpec, kind: Kind, stages: dict[str, 
                 f"stages.{name}.quant.embedding_bits=2: splitting makes binary embeddings of ternary ones; use 1, or 32"
             )
         student = stages.get(stage.student, stage)
-        if student.quant.weight_bits == TERNARY:
-            _check_split(name, stage, student)
-        if stage.quant.learned_scales:
-            raise InputError(
-                f"stages.{name}.quant.learned_scales=true: a split computes the scales of its halves; set it in the stages behind"
-            )
         if stage.student in split:
             raise InputError(f"stages.{name}.student={stage.student} is split already; split a 2-bit student")
         if stage.quant.weight_bits != 1:
             raise InputError(
                 f"stages.{name}.quant.weight_bits={stage.quant.weight_bits}: a split student is binary; use 1"
+            )
+        if student.quant.weight_bits == TERNARY:
+            _check_split(name, stage, student)
+        if stage.quant.learned_scales:
+            raise InputError(
+                f"stages.{name}.quant.learned_scales=true: a split computes the scales of its halves; set it in the stages behind"
             )
         split.add(name)
     elif stage.student in split:
