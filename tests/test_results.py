@@ -17,7 +17,6 @@ from bitkd.quant.layout import layers_of
 from bitkd.report.numbers import DASH
 from bitkd.report.tables import size_text
 from bitkd.stages.base import Origin
-from bitkd.stages.kinds import KINDS
 from experiments import results
 from experiments.quantizers import subln
 from experiments.results import NO_RECORD, rebuild
@@ -27,9 +26,7 @@ from tests.compare.synthetic import make_all, make_one, with_measurement
 STUDIES = sorted(Path(results.__file__).parent.glob("*/RESULTS.md"))
 
 
-@pytest.fixture(autouse=True)
-def kind_of_a_study(monkeypatch):
-    monkeypatch.setitem(KINDS, subln.NAME, subln.KIND)
+pytestmark = pytest.mark.usefixtures("kind_of_a_study")
 
 
 TEXT = """# A study

@@ -51,7 +51,7 @@ def test_numbers_survive_the_record_to_the_last_digit(run_of):
 
 
 @pytest.mark.parametrize("file", RECORDED, ids=[file.parent.name for file in RECORDED])
-def test_a_record_is_read_and_written_again_to_the_byte(file):
+def test_a_record_is_read_and_written_again_to_the_byte(file, kind_of_a_study):
     text = file.read_text(encoding="utf-8")
     assert to_json(from_json(text, "x")) == text
 
