@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from bitkd.compare.comparison import Comparison
-from bitkd.compare.runs import to_json
+from bitkd.compare.record_file import to_json
 from bitkd.errors import InputError
 from bitkd.models.artifact import load_encoder
 from bitkd.models.spec import ShapeSpec

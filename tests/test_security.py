@@ -19,7 +19,7 @@ from bitkd.callbacks.checkpoints import BestCheckpoint
 from bitkd.cli import main
 from bitkd.compare.comparison import Comparison
 from bitkd.compare.load import load_run, read_runs
-from bitkd.compare.runs import to_json
+from bitkd.compare.record_file import to_json
 from bitkd.config.load import load_config
 from bitkd.data.augment.augmenter import load_shards
 from bitkd.data.hub import load_tokenizer

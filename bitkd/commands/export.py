@@ -6,16 +6,16 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitkd import __version__
 from bitkd.commands.checkpoints import Checkpoint, check_folder, check_source, on_cpu, open_checkpoint
+from bitkd.commands.export_forms import FORMATS, Exported, Student
 from bitkd.commands.output import print_json
 from bitkd.config.load import load_config
 from bitkd.errors import InputError
@@ -33,21 +33,13 @@ from bitkd.report.console import Console
 from bitkd.report.fitted import FittedTable
 from bitkd.store.artifacts import STAGE_FILE, WEIGHTS_FILE, Artifact, read_artifact
 from bitkd.store.exports import EXPORT_FORMAT, is_export, write_export
-from bitkd.store.records import MIB, ExportRecord, SizeRecord, parse_record
+from bitkd.store.records import MIB, ExportRecord, parse_record
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from bitkd.commands.inference import DevSets, Measured
-
-LIMIT = 0.001
-"""Change of a score from which positions and pooler stay in fp16: 0.1 point (percent)."""
+    from bitkd.commands.inference import DevSets
 
 UNTRAINED = "No trained head is recorded: the labels that it predicts mean nothing until its head is trained."
 """What is told of a classifier whose head was not trained."""
-
-TERNARY = {"2": "2 bits", "1.6": "5 in a byte"}
-"""--ternary-bits -> name of the packing."""
 
 
 @dataclass(frozen=True)
@@ -75,30 +67,6 @@ class Source:
         return self.kind != ENCODER and not self.spec.trained_head
 
 
-@dataclass
-class Exported:
-    """What was written, and what is told about it."""
-
-    model: "PreTrainedModel | None"
-    """The model as the weights hold it, by which their file is explained; None if that is no safetensors file."""
-
-    size: SizeRecord
-    """Counted, of the written form."""
-
-    metrics: dict[str, dict[str, float | None]] | None = None
-    """Measured with the written form; None if it was not."""
-
-    int8: list[str] = field(default_factory=list)
-    """Names of the modules at 8 bits beside the quantized ones."""
-
-    told: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    """For the model card."""
-
-    distance: dict[str, Any] | None = None
-    """How far its logits are from the student's, for --json."""
-
-
 def export_command(arguments: argparse.Namespace) -> int:
     """Write an exported folder, and print where its bytes go; returns the exit code."""
     source = _open(arguments.artifact, arguments.format)
@@ -117,7 +85,8 @@ def export_command(arguments: argparse.Namespace) -> int:
     if arguments.format == "packed":
         compile_ahead()  # so that whoever loads the folder on this machine need not wait
     with _written(out) as folder:
-        done = FORMATS[arguments.format](model, tokenizer, folder, sets, arguments)
+        student = Student(model, tokenizer, sets, Path(arguments.out), arguments.int8, arguments.ternary_bits)
+        done = FORMATS[arguments.format](student, folder)
         if source.untrained_head:
             done.told.append(UNTRAINED)
             done.notes.append(UNTRAINED)
@@ -235,162 +204,6 @@ def _open_rows(arguments: argparse.Namespace, source: Source) -> Checkpoint | No
 # What is written
 
 
-@dataclass
-class _Packing:
-    """A student as it is packed, in memory."""
-
-    model: "PreTrainedModel"
-    size: SizeRecord
-    int8: list[str]
-    measured: "Measured | None"
-    told: list[str]
-
-
-def _pack(model: "PreTrainedModel", sets: "DevSets | None", arguments: argparse.Namespace) -> _Packing:
-    """The packed student, with positions and pooler at 8 bits if that is asked for, or if the metric allows it."""
-    from bitkd.models.packed import int8_parts, pack_student
-    from bitkd.models.size import measure
-    from bitkd.quant.packing import PACKINGS
-
-    ternary = PACKINGS[TERNARY[arguments.ternary_bits or "2"]]
-    names, told = int8_parts(model), list[str]()
-    int8 = names if arguments.int8 else []
-    packed = pack_student(model, ternary=ternary, int8=int8)
-    measured = sets.measure(packed) if sets else None
-    if names and arguments.int8 is None:
-        parts = _describe(names)
-        if sets is None or measured is None:
-            told.append(
-                f"{parts} are in fp16. To have them at 8 bits where the task's metric allows it, give the rows to measure it on "
-                "with data.dir=FOLDER, or task=NAME, which loads them from the hub; --int8 takes 8 bits without measuring"
-            )
-        else:
-            other = pack_student(model, ternary=ternary, int8=names)
-            after = sets.measure(other)
-            changes = _changes(measured, after)
-            if all(abs(after.scores[dev] - measured.scores[dev]) < LIMIT for dev in after.scores):
-                packed, int8, measured = other, names, after
-                told.append(f"{changes}: {parts} at 8 bits")
-            else:
-                told.append(f"{changes}: {parts} stay in fp16, because the change is not below 0.1 point")
-    return _Packing(packed, measure(model, ternary, int8), int8, measured, told)
-
-
-def _packed(
-    model: "PreTrainedModel", tokenizer: Any, folder: Path, sets: "DevSets | None", arguments: argparse.Namespace
-) -> Exported:
-    from bitkd.models.packed import save_packed
-
-    made = _pack(model, sets, arguments)
-    with _saving(arguments):
-        save_packed(made.model, folder, tokenizer)
-    metrics = made.measured.values if made.measured else None
-    return Exported(made.model, made.size, metrics, made.int8, made.told)
-
-
-def _unpacked(
-    model: "PreTrainedModel", tokenizer: Any, folder: Path, sets: "DevSets | None", arguments: argparse.Namespace
-) -> Exported:
-    from bitkd.export.unpacked import make_stock
-    from bitkd.models.size import measure
-    from bitkd.pretrained.tokenizer import save_tokenizer
-
-    stock = make_stock(model)
-    with _saving(arguments):
-        stock.save_pretrained(folder)
-        if tokenizer is not None:
-            save_tokenizer(tokenizer, folder)
-    size = replace(measure(model), file_mib=measure(stock).file_mib)
-    done = Exported(stock, size)
-    if getattr(stock.base_model, "pooler", done) is None and stock.base_model is stock:
-        text = (
-            "The encoder has no pooler, and transformers makes a random one: read last_hidden_state, not pooler_output."
-        )
-        done.told.append(text)
-        done.notes.append(text)
-    if size.precision.endswith("A32"):
-        return done
-    text = (
-        "Activations are not quantized in this form, so its logits differ a little from those of the quantized student"
-    )
-    if sets is not None:
-        before, after = sets.measure(model), sets.measure(stock)
-        done.metrics = after.values
-        if after.logits:
-            done.distance = _distance(before, after)
-            text += f": {_distance_text(done.distance)}"
-        done.told.append(f"student → this form: {_changes(before, after)}")
-    done.told.append(f"{text}.")
-    done.notes.append(f"{text}.")
-    return done
-
-
-def _onnx(
-    model: "PreTrainedModel", tokenizer: Any, folder: Path, sets: "DevSets | None", arguments: argparse.Namespace
-) -> Exported:
-    from bitkd.export.onnx import export_onnx
-    from bitkd.models.onnx import load_onnx
-
-    made = _pack(model, sets, arguments)
-    with _saving(arguments):
-        export_onnx(made.model, tokenizer, folder)
-    done = Exported(None, made.size, int8=made.int8, told=made.told)
-    if sets is not None and find_spec("onnxruntime"):
-        written: Any = load_onnx(folder)
-        before, after = sets.measure(model), sets.measure(written)
-        done.metrics, done.distance = after.values, _distance(before, after)
-        text = f"its logits differ {_distance_text(done.distance)}"
-        done.told.append(f"student → this form: {_changes(before, after)}; {text}")
-    elif sets is not None:
-        done.told.append(
-            "onnxruntime is not installed, so the ONNX model was not measured, and the model card has the metrics that the "
-            "artifact records, if it records any; pip install 'bitkd[onnx]', and export again"
-        )
-    return done
-
-
-FORMATS: dict[str, Callable[..., Exported]] = {"packed": _packed, "unpacked": _unpacked, "onnx": _onnx}
-"""--format -> what writes it."""
-
-
-def _describe(names: list[str]) -> str:
-    """Parts that can go to 8 bits, in words."""
-    kinds = {"positions": "position_embeddings", "pooler": "pooler"}
-    found = [kind for kind, mark in kinds.items() if any(mark in name for name in names)]
-    rest = [name for name in names if not any(mark in name for mark in kinds.values())]
-    return " and ".join([*found, *(["head"] if rest else [])])
-
-
-def _changes(before: "Measured", after: "Measured") -> str:
-    """The metrics of two models, on every dev set."""
-    many = len(before.values) > 1
-    return ", ".join(
-        f"{f'{dev} ' if many else ''}{name} {_value(value)} → {_value(after.values[dev][name])}"
-        for dev, values in before.values.items()
-        for name, value in values.items()
-        if name != "loss"
-    )
-
-
-def _value(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}"
-
-
-def _distance(before: "Measured", after: "Measured") -> dict[str, Any]:
-    """How far the logits of two models are apart, over all dev rows."""
-    import torch
-
-    one, other = (torch.cat(list(found.logits.values())) for found in (before, after))
-    apart = (one - other).abs().amax(dim=1)
-    changed = int((one.argmax(1) != other.argmax(1)).sum())
-    return {"rows": len(one), "median": float(apart.median()), "largest": float(apart.max()), "labels": changed}
-
-
-def _distance_text(found: dict[str, Any]) -> str:
-    apart = f"by {found['median']:.2g} (median) to {found['largest']:.2g}"
-    return f"on {found['rows']:,} dev rows {apart}, and {found['labels']} of the labels are others"
-
-
 def _record(
     source: Source, form: str, done: Exported, checkpoint: Checkpoint | None, sets: "DevSets | None"
 ) -> ExportRecord:
@@ -417,18 +230,6 @@ def _record(
         measured_on=task if done.metrics is not None else None,
         trained_for=trained_for,
     )
-
-
-@contextmanager
-def _saving(arguments: argparse.Namespace) -> Iterator[None]:
-    """Around what writes weights: safetensors has an error of its own for a full disk."""
-    from safetensors import SafetensorError
-
-    with writing(Path(arguments.out)):
-        try:
-            yield
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
 
 
 @contextmanager

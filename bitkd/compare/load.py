@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from bitkd.compare.forms import ENTITIES, form_of
-from bitkd.compare.runs import RECORD_FILE, Predictions, Run, Stage, check_run, from_json, recorded_kind
+from bitkd.compare.record_file import RECORD_FILE, check_run, from_json
+from bitkd.compare.runs import Predictions, Run, Stage, recorded_kind
 from bitkd.config.comparable import with_newer
 from bitkd.data.tasks import HOLDOUT
 from bitkd.errors import InputError

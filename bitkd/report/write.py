@@ -9,8 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bitkd.compare.comparison import Comparison, StudyComparison, arms_of
+from bitkd.compare.record_file import RECORD_FILE, to_json
 from bitkd.compare.rows import Row
-from bitkd.compare.runs import RECORD_FILE, Run, to_json
+from bitkd.compare.runs import Run
 from bitkd.errors import InputError
 from bitkd.files import write_file
 from bitkd.names import check_name, escaped

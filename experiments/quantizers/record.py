@@ -21,7 +21,7 @@ from bitkd.compare.arms import make_arms
 from bitkd.compare.checks import learned_nothing
 from bitkd.compare.load import artifact_folders, load_run, read_runs
 from bitkd.compare.measure import measure_students
-from bitkd.compare.runs import RECORD_FILE
+from bitkd.compare.record_file import RECORD_FILE
 from bitkd.errors import InputError
 from bitkd.report.write import write_report
 

@@ -113,7 +113,7 @@ def test_positions_and_pooler_go_to_8_bits_where_the_metric_allows_it(binary, ro
     small = export(binary, tmp_path / "small", rows)
     assert small["int8"] == ["bert.embeddings.position_embeddings", "bert.pooler.dense"]
     assert small["notes"][0].endswith(": positions and pooler at 8 bits")
-    monkeypatch.setattr("bitkd.commands.export.LIMIT", 0)
+    monkeypatch.setattr("bitkd.commands.export_forms.LIMIT", 0)
     large = export(binary, tmp_path / "large", rows)
     assert large["int8"] == []
     assert "stay in fp16" in large["notes"][0]
@@ -177,7 +177,7 @@ def test_an_onnx_model_takes_8_bits_as_a_packed_folder_does(binary, rows, export
     assert small["int8"] == ["bert.embeddings.position_embeddings", "bert.pooler.dense"]
     assert small["logits"]["rows"] == 33
     assert read_export(tmp_path / "small").metrics == small["metrics"]
-    monkeypatch.setattr("bitkd.commands.export.find_spec", lambda name: None)
+    monkeypatch.setattr("bitkd.commands.export_forms.find_spec", lambda name: None)
     large = export(binary, tmp_path / "large", rows, "--format", "onnx", "--no-int8")
     assert small["bytes"] < large["bytes"]
     assert large["metrics"] is None

@@ -9,7 +9,8 @@ from bitkd.compare.comparison import Comparison
 from bitkd.compare.load import read_runs
 from bitkd.compare.notes import notes_of
 from bitkd.compare.planning import planned
-from bitkd.compare.runs import Predictions, from_json, to_json
+from bitkd.compare.record_file import from_json, to_json
+from bitkd.compare.runs import Predictions
 from bitkd.compare.scores import majority_score, score, weighted_scores
 from bitkd.data.task_kinds import OF_ANSWERS, OF_ENTITIES
 from bitkd.errors import InputError

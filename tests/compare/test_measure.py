@@ -14,7 +14,7 @@ from bitkd.compare.comparison import Comparison, StudyComparison
 from bitkd.compare.exported import Exported, Speed, processor_name
 from bitkd.compare.load import artifact_folders, read_runs
 from bitkd.compare.measure import measure_students
-from bitkd.compare.runs import from_json, to_json
+from bitkd.compare.record_file import from_json, to_json
 from bitkd.errors import InputError
 from tests.compare.synthetic import write_run
 

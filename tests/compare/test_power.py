@@ -17,8 +17,8 @@ from bitkd.compare.arms import make_arms
 from bitkd.compare.inference import Estimate, SeedVariance, estimate
 from bitkd.compare.planning import planned, row_influence
 from bitkd.compare.power import ArmVariance, Components, components, mean_components
+from bitkd.compare.record_file import to_json
 from bitkd.compare.resampling import row_weights
-from bitkd.compare.runs import to_json
 from bitkd.errors import InputError
 from bitkd.store.records import StudyRecord
 from experiments.bench.simulated import SST2, Population

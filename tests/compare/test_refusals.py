@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from bitkd.compare.runs import to_json
+from bitkd.compare.record_file import to_json
 from bitkd.errors import InputError
 from bitkd.report.write import check_folder
 

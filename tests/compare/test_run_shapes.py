@@ -9,8 +9,9 @@ from bitkd.cli import main
 from bitkd.compare.arms import make_arms
 from bitkd.compare.comparison import Comparison, warnings_of
 from bitkd.compare.load import chain_of, load_run
+from bitkd.compare.record_file import from_json, to_json
 from bitkd.compare.rows import rows_of
-from bitkd.compare.runs import Predictions, from_json, to_json
+from bitkd.compare.runs import Predictions
 from bitkd.compare.scores import score
 from bitkd.data.tasks import HOLDOUT
 from bitkd.errors import InputError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bitkd.compare.load import read_runs
-from bitkd.compare.runs import from_json, to_json
+from bitkd.compare.record_file import from_json, to_json
 from bitkd.errors import InputError
 from bitkd.files import checksum
 from bitkd.store.records import BudgetRecord

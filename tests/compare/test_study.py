@@ -9,7 +9,8 @@ import pytest
 from bitkd.cli import main
 from bitkd.compare.comparison import Comparison, StudyComparison, arms_of
 from bitkd.compare.inference import Estimate
-from bitkd.compare.runs import Predictions, from_json, to_json
+from bitkd.compare.record_file import from_json, to_json
+from bitkd.compare.runs import Predictions
 from bitkd.compare.study import Finding, _corrected, word_of
 from bitkd.errors import InputError
 from bitkd.report.tables import difference_table

@@ -9,7 +9,7 @@ from bitkd.cli import main
 from bitkd.compare.comparison import Comparison
 from bitkd.compare.exported import Exported
 from bitkd.compare.load import read_runs
-from bitkd.compare.runs import to_json
+from bitkd.compare.record_file import to_json
 from bitkd.report.glossary import captions, glossary, notes
 from bitkd.report.tables import ONLY_A_RECORD, exported_table, measured_with, size_table
 from bitkd.report.write import markdown, write_report

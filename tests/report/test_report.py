@@ -12,7 +12,8 @@ from matplotlib.image import imread
 
 from bitkd.cli import main
 from bitkd.compare.comparison import Comparison
-from bitkd.compare.runs import Predictions, to_json
+from bitkd.compare.record_file import to_json
+from bitkd.compare.runs import Predictions
 from bitkd.errors import InputError
 from bitkd.report import plots
 from bitkd.report.write import write_report
