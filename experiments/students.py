@@ -33,9 +33,13 @@ class Students:
         return next((size for size in sizes if size is not None), None)
 
     @property
+    def counted_mib(self) -> float:
+        return self.runs[0].final.packed_mib
+
+    @property
     def mib(self) -> float:
         """Size of the exported file, or as counted where the student cannot be exported."""
-        return self.runs[0].final.packed_mib if self.exported_mib is None else self.exported_mib
+        return self.counted_mib if self.exported_mib is None else self.exported_mib
 
 
 def students_by_arm(comparisons: Sequence[Comparison]) -> dict[str, dict[str, Students]]:
@@ -52,7 +56,10 @@ def students_by_arm(comparisons: Sequence[Comparison]) -> dict[str, dict[str, St
 
 
 def mean_table(comparisons: Sequence[Comparison]) -> TextTable:
-    """Each arm's score on each task, and its mean over the tasks: a dash where a task or a seed of another arm is missing."""
+    """Each arm's score on each task, and its mean over the tasks: a dash where a task or a seed of another arm is missing.
+
+    Sizes are those of exported files. If an arm has none on a task, the ratios of that task are of counted sizes.
+    """
     arms = students_by_arm(comparisons)
     tasks = sorted({task for by_task in arms.values() for task in by_task})
     seeds = {(task, run.seed) for by_task in arms.values() for task, one in by_task.items() for run in one.runs}
@@ -62,7 +69,7 @@ def mean_table(comparisons: Sequence[Comparison]) -> TextTable:
         if {(task, run.seed) for task, one in by_task.items() for run in one.runs} == seeds
     }
     best = max(means.values(), default=0.0)
-    smallest = {task: min(by_task[task].mib for by_task in arms.values() if task in by_task) for task in tasks}
+    ratios = {task: _size_ratios({arm: one[task] for arm, one in arms.items() if task in one}) for task in tasks}
     header = [
         "arm",
         *(f"{task} (trainings)" for task in tasks),
@@ -76,10 +83,23 @@ def mean_table(comparisons: Sequence[Comparison]) -> TextTable:
         mean = means.get(arm)
         cells = [_score(by_task.get(task)) for task in tasks]
         cells += [DASH, DASH] if mean is None else [f"{mean:.4f}", f"{100 * (best - mean):.2f}"]
-        cells += [size_text(by_task[task].mib) if task in by_task else DASH for task in tasks]
-        ratios = [one.mib / smallest[task] for task, one in by_task.items()]
-        rows.append([arm, *cells, f"{max(ratios):.3f}"])
+        cells += [_size(by_task.get(task)) for task in tasks]
+        rows.append([arm, *cells, f"{max(ratios[task][arm] for task in by_task):.3f}"])
     return TextTable(header, rows)
+
+
+def _size_ratios(students: dict[str, Students]) -> dict[str, float]:
+    """Arm -> its size, relative to the smallest."""
+    comparable = all(one.exported_mib is not None for one in students.values())
+    found = {arm: one.mib if comparable else one.counted_mib for arm, one in students.items()}
+    smallest = min(found.values())
+    return {arm: size / smallest for arm, size in found.items()}
+
+
+def _size(students: Students | None) -> str:
+    if students is None:
+        return DASH
+    return f"{size_text(students.mib)}{' (counted)' if students.exported_mib is None else ''}"
 
 
 def _score(students: Students | None) -> str:
