@@ -29,7 +29,8 @@ def calibrate(model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) -> N
 
     The model runs in eval mode, and a quantizer reads what those before it give, already quantized (as in BinaryBERT's and
     BiT's code). Only real tokens count. Quantizers that have started stay as they are, and so do the model's modes.
-    Raises InputError if the model is packed, if no batch is given, or if an input of a quantizer is not finite.
+    Raises InputError if the model is packed, if no batch is given, or if an input of a quantizer is not finite. After an error
+    no quantizer has started.
     """
     refuse_packed(model, "calibrated")
     if not needs_calibration(model):
@@ -53,7 +54,8 @@ def calibrate(model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) -> N
 
 
 class _Magnitudes:
-    """Within this context, the quantizers of `model` that have no start get one, and a better one with each batch."""
+    """Within this context, the quantizers of `model` that have no start get one, and a better one with each batch; none of
+    them keeps it after an error."""
 
     real: Tensor
     """(batch, length) of the batch that runs: True = real token."""
@@ -67,9 +69,11 @@ class _Magnitudes:
         for quantizer in self._sums:  # not a hook: the product of a Linear asks for the codes
             setattr(quantizer, "codes", partial(self._codes, quantizer, quantizer.codes))  # noqa: B010
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         for quantizer in self._sums:
             delattr(quantizer, "codes")
+            if error is not None:
+                quantizer.clear()
 
     def _codes(self, quantizer: InputQuantizer, codes: Codes, x: Tensor) -> tuple[Tensor, Tensor]:
         real = self._real_tokens(x)

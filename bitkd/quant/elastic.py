@@ -128,6 +128,11 @@ class Elastic(InputQuantizer):
         self._calibrated = True
 
     @torch.no_grad()
+    def clear(self) -> None:
+        self.step.zero_()
+        self._calibrated = False
+
+    @torch.no_grad()
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
             moved, size = _moved(x, self.shift), self.size

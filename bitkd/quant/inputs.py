@@ -63,6 +63,9 @@ class InputQuantizer(nn.Module, ABC):
     def start(self, magnitude: Tensor) -> None:
         """Begin with inputs of this mean magnitude, (), zeros left out; for one that is not calibrated."""
 
+    def clear(self) -> None:
+        """Take back what `start` did."""
+
     def extra_repr(self) -> str:
         return f"bits={self.bits}"
 

@@ -125,10 +125,12 @@ def test_what_has_started_stays_and_what_cannot_start_is_refused():
     prepare(model, spec(bits=1))
     with pytest.raises(InputError, match="calibrated without rows"):
         calibrate(model, [])
+    last = model.bert.encoder.layer[-1].output.dense
     with torch.no_grad():
-        model.bert.embeddings.word_embeddings.weight.fill_(torch.nan)
+        model.bert.encoder.layer[-1].intermediate.dense.bias.fill_(torch.nan)
     with pytest.raises(InputError, match="is not finite, so that its quantizer cannot start"):
         calibrate(model, [ROWS])
+    assert not any(steps(model).values()) and not last.input_quantizer.calibrated
     with pytest.raises(InputError, match="cannot be calibrated"):
         calibrate(pack_student(student()), [ROWS])
     assert bitkd.calibrate is calibrate
