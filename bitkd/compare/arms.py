@@ -1,6 +1,7 @@
 """Arms: runs of one pipeline with the same settings and different seeds; their mean scores and costs."""
 
 import json
+import re
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
@@ -18,6 +19,9 @@ BUDGETS = ("budget.steps", "budget.examples", "budget.flops", "budget.seconds")
 """Settings that are recorded in Run.budget."""
 
 MAX_SETTINGS_IN_LABEL = 4
+
+RECORDED_WHERE_SET = ((re.compile(r"stages\.[^.]+\.loss\.extra\.[^.]+"), 0.0), (re.compile(r"student\.hidden_act"), None))
+"""Patterns of settings that only the records of runs with them name -> what they are elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -254,13 +258,23 @@ def _distinction(run: Run, rivals: list[Run]) -> list[str]:
     parts = []
     if any(other.budget_total != run.budget_total for other in rivals):
         parts.append(run.budget_text or "no budget")
-    names = [name for name in run.settings if name not in BUDGETS]
-    common = [name for name in names if all(name in other.settings for other in rivals)]
-    differing = [name for name in common if any(other.settings[name] != run.settings[name] for other in rivals)]
+    named = dict.fromkeys(name for other in (run, *rivals) for name in other.settings if name not in BUDGETS)
+    own, *others = (with_unset(other.settings, named) for other in (run, *rivals))
+    names = [name for name in named if name in own]
+    common = [name for name in names if all(name in other for other in others)]
+    differing = [name for name in common if any(other[name] != own[name] for other in others)]
     if not parts and not differing:  # one of them has stages that another has not
         differing = [name for name in names if name not in common]
-    shown = [f"{name}={value_text(run.settings[name])}" for name in differing[:MAX_SETTINGS_IN_LABEL]]
+    elif len(differing) > MAX_SETTINGS_IN_LABEL:  # its own values before those that others have too
+        differing.sort(key=lambda name: sum(other[name] == own[name] for other in others))
+    shown = [f"{name}={value_text(own[name])}" for name in differing[:MAX_SETTINGS_IN_LABEL]]
     return parts + shown + (["…"] if len(differing) > MAX_SETTINGS_IN_LABEL else [])
+
+
+def with_unset(settings: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Settings of a run, and those among `names` that its record leaves out because they are not set."""
+    unset = {name: value for name in names for pattern, value in RECORDED_WHERE_SET if pattern.fullmatch(name)}
+    return unset | settings
 
 
 def value_text(value: Any) -> str:

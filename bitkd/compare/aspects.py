@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from bitkd.compare.arms import value_text
+from bitkd.compare.arms import value_text, with_unset
 from bitkd.compare.runs import Run, Stage, recorded_kind
 
 FP32 = "W32A32"
@@ -56,10 +56,10 @@ def aspects(one: Run, other: Run) -> list[Aspect]:
         for stages, key in zip((ours, theirs), keys)
     ]
     found += _of_plans(*plans)
+    own, others = _compared_settings(one, other)
     names = [name for name in differing_settings(one, other) if not SHOWN_BY_STAGES.fullmatch(name)]
-    renamed = _renamed(one, other)
     return found + [
-        Aspect(name, f"{name}: {value_text(one.settings[name])} against {value_text(renamed[name])}", is_setting=True)
+        Aspect(name, f"{name}: {value_text(own[name])} against {value_text(others[name])}", is_setting=True)
         for name in names
     ]
 
@@ -69,9 +69,25 @@ def differing_settings(one: Run, other: Run) -> list[str]:
 
     Settings of a stage are compared with those of its counterpart, which may have another name.
     """
-    renamed = _renamed(one, other)
-    differing = [name for name, value in one.settings.items() if value != renamed.get(name, value)]
+    own, others = _compared_settings(one, other)
+    differing = [name for name, value in own.items() if value != others.get(name, value)]
     return [name for name in differing if not BY_DEFINITION.fullmatch(name)]
+
+
+def _compared_settings(one: Run, other: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of both runs, those of a stage under the name in `one`. What one sets and the other leaves out is in both,
+    if both have the stage.
+    """
+    own, others = one.settings, _renamed(one, other)
+    shared = {_stage_of(name) for name in own} & {_stage_of(name) for name in others}
+    named = [name for name in (*own, *others) if _stage_of(name) in shared]
+    return with_unset(own, named), with_unset(others, named)
+
+
+def _stage_of(setting: str) -> str:
+    """The name of a stage; empty for a setting that is of none."""
+    section, _, rest = setting.partition(".")
+    return rest.partition(".")[0] if section == "stages" else ""
 
 
 def _trained(run: Run) -> list[Stage]:

@@ -103,7 +103,12 @@ def _differing(spec: Any, default: Any, skipped: tuple[str, ...] = ()) -> int:
     for name in spec.__dataclass_fields__:
         if name not in skipped:
             value, usual = getattr(spec, name), getattr(default, name)
-            count += _differing(value, usual) if is_dataclass(value) else value != usual
+            if is_dataclass(value):
+                count += _differing(value, usual)
+            elif isinstance(value, dict):
+                count += sum(weight != usual.get(key, 0) for key, weight in value.items())
+            else:
+                count += value != usual
     return count
 
 

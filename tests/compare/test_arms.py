@@ -29,6 +29,14 @@ def test_budgets_part_arms(run_of):
     assert [arm.label for arm in arms] == ["singlestage (no budget)", "singlestage (600 steps)"]
 
 
+def test_a_label_begins_with_what_other_arms_do_not_have(run_of):
+    """One setting each is changed in six arms: no label is a list of what they have in common."""
+    names = [f"x{number}" for number in range(6)]
+    runs = [replace(run_of("singlestage", 1), settings=dict.fromkeys(names, 0) | {name: 1}) for name in names]
+    labels = [arm.label for arm in make_arms(runs)]
+    assert all(label.startswith(f"singlestage ({name}=1, ") for name, label in zip(names, labels))
+
+
 def test_costs_are_counted_with_and_without_general_kd_and_the_teacher_apart(run_of):
     arm = make_arms([run_of("multistage", seed) for seed in (1, 2)])[0]
     stages = {stage.name: stage for stage in arm.first.stages}

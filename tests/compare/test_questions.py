@@ -131,6 +131,26 @@ def test_settings_of_stages_are_compared_with_their_counterparts_whatever_their_
     assert asked(first(2), other) == "differs from second in: W2A8 steps (192 against 0), stages.binary.lr"
 
 
+@pytest.mark.parametrize("other", [{}, {"stages.single_binary.lr": 2}])
+def test_a_setting_that_only_one_of_two_runs_sets_is_named(other):
+    """A run's record has the weights of further loss terms, and an activation function, only where they are set."""
+    common = {"stages.single_binary.lr": 1}
+    attention_map, act = "stages.single_binary.loss.extra.attention_map", "student.hidden_act"
+    one, two = of("singlestage", common | {attention_map: 0.5, act: "relu"}), of("singlestage", common | other)
+    lr = ["stages.single_binary.lr"] if other else []
+    assert asked(one, two) == f"differs from second in: {', '.join([attention_map, act, *lr])}"
+    assert set(asked(two, one).removeprefix("differs from second in: ").split(", ")) == {attention_map, act, *lr}
+    alone = of("singlestage", common | {attention_map: 0.5})
+    assert asked(alone, of("singlestage", common)) == f"{attention_map}: 0.5 against 0.0"
+    labels = [arm.label for arm in make_arms([alone, of("singlestage", common | other)])]
+    assert all(f"{attention_map}={value}" in label for value, label in zip(("0.5", "0.0"), labels))
+
+
+def test_further_loss_terms_of_a_stage_that_the_other_lacks_are_no_difference():
+    extra = {"stages.ternary.lr": 1, "stages.ternary.loss.extra.attention_map": 0.5}
+    assert asked(of("progressive", extra, single_binary=576), of("singlestage")) == "what W2A8 steps give"
+
+
 def test_other_teachers_at_one_seed_are_a_cause():
     one = of("multistage")
     teacher = replace(one.stages[0], key="another")

@@ -147,6 +147,8 @@ def test_hyperparameters_are_the_values_that_are_set():
     assert hyperparameters(plain) == 2  # weight and activation bits of the 1-bit stage
     assert hyperparameters(tuned) == 2 + 3
     assert hyperparameters(load_config(["task=rte", "pipeline=singlestage", "budget.steps=10"])) == 2 + 2
+    terms = [f"stages.single_binary.loss.extra.attention_{term}=0.5" for term in ("map", "output")]
+    assert hyperparameters(load_config(["task=rte", "pipeline=singlestage", *terms])) == 2 + 2
     for arm in ("singlestage", "multistage"):
         count = hyperparameters(load_config(["task=rte", f"pipeline={arm}"]))
         assert hyperparameters(load_config(["task=rte", f"pipeline={arm}", "embedding_bits=32"])) == count + 1
