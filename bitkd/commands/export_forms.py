@@ -100,12 +100,12 @@ def _pack(student: Student) -> _Packing:
         else:
             other = pack_student(model, ternary=ternary, int8=names)
             after = sets.measure(other)
-            changes = _changes(measured, after)
+            changes = f"{parts} at 8 bits, not in fp16: {_changes(measured, after)}"
             if all(abs(after.scores[dev] - measured.scores[dev]) < LIMIT for dev in after.scores):
                 packed, int8, measured = other, names, after
-                told.append(f"{changes}: {parts} at 8 bits")
+                told.append(f"{changes}; they are at 8 bits")
             else:
-                told.append(f"{changes}: {parts} stay in fp16, because the change is not below 0.1 point")
+                told.append(f"{changes}; they stay in fp16, because the change is not below 0.1 point")
     return _Packing(packed, measure(model, ternary, int8), int8, measured, told)
 
 
@@ -115,8 +115,10 @@ def _packed(student: Student, folder: Path) -> Exported:
     made = _pack(student)
     with _saving(student.out):
         save_packed(made.model, folder, student.tokenizer)
-    metrics = made.measured.values if made.measured else None
-    return Exported(made.model, made.size, metrics, made.int8, made.told)
+    done = Exported(made.model, made.size, int8=made.int8, told=made.told)
+    if student.sets is not None and made.measured is not None:
+        _compare(done, student.sets.measure(student.model), made.measured)
+    return done
 
 
 def _unpacked(student: Student, folder: Path) -> Exported:
@@ -164,10 +166,7 @@ def _onnx(student: Student, folder: Path) -> Exported:
     done = Exported(None, made.size, int8=made.int8, told=made.told)
     if student.sets is not None and find_spec("onnxruntime"):
         written: Any = load_onnx(folder)
-        before, after = student.sets.measure(student.model), student.sets.measure(written)
-        done.metrics, done.distance = after.values, _distance(before, after)
-        text = f"its logits differ {_distance_text(done.distance)}"
-        done.told.append(f"student → this form: {_changes(before, after)}; {text}")
+        _compare(done, student.sets.measure(student.model), student.sets.measure(written))
     elif student.sets is not None:
         done.told.append(
             "onnxruntime is not installed, so the ONNX model was not measured, and the model card has the metrics that the "
@@ -186,6 +185,16 @@ def _describe(names: list[str]) -> str:
     found = [kind for kind, mark in kinds.items() if any(mark in name for name in names)]
     rest = [name for name in names if not any(mark in name for mark in kinds.values())]
     return " and ".join([*found, *(["head"] if rest else [])])
+
+
+def _compare(done: Exported, before: "Measured", after: "Measured") -> None:
+    """Tell how far the written form is from the student."""
+    done.metrics = after.values
+    text = f"student → this form: {_changes(before, after)}"
+    if after.logits:
+        done.distance = _distance(before, after)
+        text += f"; its logits differ {_distance_text(done.distance)}"
+    done.told.append(text)
 
 
 def _changes(before: "Measured", after: "Measured") -> str:

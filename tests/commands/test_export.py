@@ -91,7 +91,10 @@ def test_five_ternary_weights_fit_in_a_byte(ternary, export, tmp_path):
 def test_a_packed_folder_is_used_like_the_artifact(binary, rows, export, tmp_path, capsys):
     told = export(binary, tmp_path / "out", rows, "--no-int8")
     assert evaluated(capsys, tmp_path / "out", rows) == near(told["metrics"]["dev"])
-    assert told["metrics"]["dev"] == pytest.approx(evaluated(capsys, binary, rows), abs=1e-3)
+    student = evaluated(capsys, binary, rows)
+    assert told["metrics"]["dev"] == pytest.approx(student, abs=1e-3)
+    assert told["notes"][0].startswith(f"student → this form: accuracy {student['accuracy']:.4f} → ")
+    assert 0 < told["logits"]["median"] <= told["logits"]["largest"] < 0.5
     record = read_export(tmp_path / "out")
     assert (record.task, record.texts, record.trained_for.max_length, record.measured_on.source) == (
         "rte",
@@ -112,7 +115,8 @@ def test_a_packed_folder_is_used_like_the_artifact(binary, rows, export, tmp_pat
 def test_positions_and_pooler_go_to_8_bits_where_the_metric_allows_it(binary, rows, export, tmp_path, monkeypatch):
     small = export(binary, tmp_path / "small", rows)
     assert small["int8"] == ["bert.embeddings.position_embeddings", "bert.pooler.dense"]
-    assert small["notes"][0].endswith(": positions and pooler at 8 bits")
+    assert small["notes"][0].startswith("positions and pooler at 8 bits, not in fp16: accuracy ")
+    assert small["notes"][0].endswith("; they are at 8 bits")
     monkeypatch.setattr("bitkd.commands.export_forms.LIMIT", 0)
     large = export(binary, tmp_path / "large", rows)
     assert large["int8"] == []
