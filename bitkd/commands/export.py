@@ -29,6 +29,8 @@ from bitkd.models.spec import StudentSpec, check_spec_data
 from bitkd.pipeline.checks import check_files
 from bitkd.pretrained.files import check_checkpoint_files, read_config_data
 from bitkd.processes.libraries import quieten
+from bitkd.quant.spec import QuantSpec
+from bitkd.quant.table import LEVELS, TERNARY
 from bitkd.report.console import Console
 from bitkd.report.fitted import FittedTable
 from bitkd.store.artifacts import STAGE_FILE, WEIGHTS_FILE, Artifact, read_artifact
@@ -180,8 +182,15 @@ def _check_options(arguments: argparse.Namespace, source: Source) -> None:
         raise InputError(
             "--int8, --no-int8 and --ternary-bits are for --format packed and onnx; an unpacked folder has FP32 values"
         )
-    if arguments.ternary_bits and 2 not in (source.spec.quant.weight_bits, source.spec.quant.resolved_embedding_bits):
-        raise InputError(f"--ternary-bits={arguments.ternary_bits}: {source.folder} has no ternary (2-bit) weights")
+    if arguments.ternary_bits and not _is_ternary(source.spec.quant):
+        raise InputError(
+            f"--ternary-bits={arguments.ternary_bits}: {source.folder} has no ternary weights (2 bits, three values); leave the "
+            "option out"
+        )
+
+
+def _is_ternary(quant: QuantSpec) -> bool:
+    return TERNARY in (quant.weight_bits, quant.resolved_embedding_bits) and quant.levels == LEVELS[0]
 
 
 def _open_rows(arguments: argparse.Namespace, source: Source) -> Checkpoint | None:

@@ -20,7 +20,10 @@ BUDGETS = ("budget.steps", "budget.examples", "budget.flops", "budget.seconds")
 
 MAX_SETTINGS_IN_LABEL = 4
 
-RECORDED_WHERE_SET = ((re.compile(r"stages\.[^.]+\.loss\.extra\.[^.]+"), 0.0), (re.compile(r"student\.hidden_act"), None))
+RECORDED_WHERE_SET = (
+    (re.compile(r"stages\.[^.]+\.loss\.extra\.[^.]+"), 0.0),
+    (re.compile(r"student\.hidden_act"), None),
+)
 """Patterns of settings that only the records of runs with them name -> what they are elsewhere."""
 
 

@@ -125,7 +125,8 @@ def _set_embedding_bits(config: Config, bits: int) -> None:
             if stage.quant.weight_bits < 32 and stage.quant.embedding_bits is None:
                 stage.quant = replace(stage.quant, embedding_bits=bits)
     except InputError as error:
-        raise InputError(f"embedding_bits={bits}: {error}") from error
+        given = f"embedding_bits={bits}"
+        raise InputError(str(error) if given in str(error) else f"{given}: {error}") from error
 
 
 def to_yaml(config: Config) -> str:

@@ -16,6 +16,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from bitkd.errors import InputError, choices_of, nearest
 from bitkd.names import CONTROL, shown
+from bitkd.stages.spec import TERMS
 
 RENAMED = {
     "quant.gradient_clip": "quant.ste_clip",
@@ -188,6 +189,9 @@ def unknown_key(full: str, allowed: Sequence[str]) -> InputError:
     for old, new in RENAMED.items():
         if full.endswith(f".{old}"):
             return InputError(f"{full} has another name now; use {full.removesuffix(old)}{new}")
+    section, _, name = full.rpartition(".")
+    if section.endswith("loss") and name in TERMS:
+        return InputError(f"unknown key {shown(full)}; use {section}.extra.{name}")
     return InputError(f"unknown key {shown(full)}; {nearest(full.rsplit('.', 1)[-1], allowed)}")
 
 

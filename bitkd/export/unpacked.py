@@ -50,8 +50,8 @@ def _check(model: PreTrainedModel) -> None:
         )
     if any(isinstance(module, InputQuantizer) and [*module.parameters()] for module in model.modules()):
         raise InputError(
-            f"the student's activations of {spec.quant.activation_bits} bits are shifted and have steps that it learned: no "
-            "stock model computes what it does; use --format packed"
+            f"the student's {spec.quant.activation_bits}-bit activations are shifted and have steps that it learned: no stock "
+            "model computes what it does; use --format packed or onnx"
         )
 
 

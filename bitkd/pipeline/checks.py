@@ -29,7 +29,7 @@ from bitkd.pretrained.files import read_config_data
 from bitkd.sources.locations import make_documents
 from bitkd.sources.sources import Sources
 from bitkd.stages.kinds import AUGMENT, Kind, kind_of
-from bitkd.stages.spec import ATTENTION, ATTENTION_OUTPUT, HIDDEN
+from bitkd.stages.spec import ATTENTION, ATTENTION_OUTPUT, HIDDEN, TERMS, LossSpec
 
 POOLING = "1_Pooling/config.json"
 """What sentence-transformers writes of how a sentence encoder makes embeddings."""
@@ -98,7 +98,14 @@ def _check_stage(name: str, stage: StageSpec, kind: Kind, config: Config) -> Non
     if stage.checkpoint and not kind.fine_tunes:
         raise InputError(f"{where}.checkpoint is only for a finetune stage, this is {kind.name}; remove it")
     if kind.distils and not kind.active_terms(stage.loss):
-        raise InputError(f"{where}.loss has no term left; give one of {', '.join(kind.terms)} a positive weight")
+        more = [name for name in TERMS if name not in LossSpec.__dataclass_fields__]
+        raise InputError(
+            f"{where}.loss has no term left; give one of {', '.join(kind.terms)} a positive weight, or one of "
+            f"{', '.join(f'extra.{name}' for name in more)}"
+        )
+    if stage.loss.extra and not kind.distils:
+        name = next(iter(stage.loss.extra))
+        raise InputError(f"{where}.loss.extra.{name}: a {kind.name} stage has no teacher to learn it from; remove it")
     reads_tokens = bool({HIDDEN, ATTENTION, ATTENTION_OUTPUT} & set(kind.active_terms(stage.loss)))
     one_length = kind.on_corpus or config.data.pad_to_max_length
     if stage.loss.padding != "skip" and reads_tokens and not one_length:

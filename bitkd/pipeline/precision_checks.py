@@ -4,18 +4,27 @@ import json
 
 from bitkd.config.schema import StageSpec
 from bitkd.errors import InputError
-from bitkd.quant.table import HALF_BITS, LEVELS, TERNARY
+from bitkd.quant.table import FP32, HALF_BITS, LEVELS, TERNARY
 from bitkd.stages.kinds import Kind
 
 KEPT_BY_A_SPLIT = ("per_row", "column_scales", "activation_bits", "attention_activations", "pooler")
 """Settings of precision in which a split and its ternary student agree, beside the word embeddings."""
 
+NEEDED_BITS = {"per_row": "weight_bits", "attention_activations": "activation_bits"}
+"""A setting -> the bits without which it has no effect. Those of QuantSpec's own checks are not among them."""
+
 
 def check_precision(name: str, stage: StageSpec, kind: Kind, stages: dict[str, StageSpec], split: set[str]) -> None:
-    """Check that a stage's precision follows its student's.
+    """Check that a stage's settings of precision have an effect, and that they follow its student's.
 
     split: names of the stages before it whose students are split; the stage is added if its own is.
     """
+    for key, bits in NEEDED_BITS.items():
+        if getattr(stage.quant, key) and getattr(stage.quant, bits) == FP32:
+            raise InputError(
+                f"stages.{name}.quant.{key}=true with {bits}={FP32} changes nothing; set stages.{name}.quant.{bits}, or leave "
+                f"{key} out"
+            )
     if kind.reshapes and stage.student in split:
         raise InputError(
             f"stages.{name}.student={stage.student} is split and cannot be reshaped again; reshape it before splitting"
@@ -57,16 +66,18 @@ def _check_split(name: str, stage: StageSpec, student: StageSpec) -> None:
             f"stages.{name}: the word embeddings of its student {stage.student} are {words}-bit and cannot "
             "be split; use embedding_bits=32, or null for the weights' bits"
         )
-    if found.learned_scales or found.levels != LEVELS[0]:
-        raise InputError(
-            f"stages.{stage.student}.quant: {name} splits its student, and only ternary weights with computed scales can be "
-            "split; use learned_scales=false and levels=3"
-        )
+    for key, value in (("learned_scales", False), ("levels", LEVELS[0])):
+        if getattr(found, key) != value:
+            raise InputError(
+                f"stages.{stage.student}.quant.{key}={json.dumps(getattr(found, key))}, but {name} splits that student, and only "
+                f"ternary weights with computed scales can be split; use {key}={json.dumps(value)}"
+            )
     pairs = {key: (getattr(wanted, key), getattr(found, key)) for key in KEPT_BY_A_SPLIT}
     pairs["embedding_bits"] = (wanted.resolved_embedding_bits, HALF_BITS if words == TERNARY else words)
     for key, (own, others) in pairs.items():
         if own != others:
             raise InputError(
-                f"stages.{name}.quant.{key}={json.dumps(own)}, but what its student {stage.student} is split into has "
-                f"{json.dumps(others)}: a split changes nothing else; use the same, and another in the stage behind it"
+                f"stages.{name}.quant.{key}={json.dumps(own)}, but the halves of its student {stage.student} have {key}="
+                f"{json.dumps(others)}, which a split does not change; set stages.{name}.quant.{key}={json.dumps(others)} "
+                f"(stages behind {name} may have another value)"
             )

@@ -1,5 +1,6 @@
 """What is quantized, and how. It needs no torch, so that a configuration can be read without it."""
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,18 +10,17 @@ from bitkd.quant.table import LEVELS, TERNARY, activation_quantizer, weight_quan
 
 @dataclass
 class QuantSpec:
-    """Which parts of a model are quantized, and how. Raises InputError if a value is not supported."""
+    """Which parts of a model are quantized, and how. What is not supported is refused."""
 
     weight_bits: int = 32
-    """Bits of the Linear weights inside the encoder: 1 (binary), 2 (ternary) or 32 (FP32); the widths are the rows of
-    `bitkd.quant.table.WEIGHTS`."""
+    """Bits of the Linear weights inside the encoder: 1 (binary), 2 (ternary, or four values: `levels`) or 32 (FP32)."""
 
     embedding_bits: int | None = None
     """Bits of the word embeddings, one scale per row: those of weights, 4 or 8; null means the same as weight_bits."""
 
     activation_bits: int = 32
     """Bits of the encoder Linears' inputs: 8 (dynamic, symmetric, one scale per token), 4, 2 or 1 (a learned step for all
-    tokens, and a learned shift per channel), or 32 (FP32); the widths are the rows of `bitkd.quant.table.ACTIVATIONS`."""
+    tokens, and a learned shift per channel), or 32 (FP32)."""
 
     per_row: bool = False
     """One scale per output row of a Linear weight instead of one per matrix."""
@@ -35,8 +35,8 @@ class QuantSpec:
     computed. A ternary weight with learned scales cannot be split."""
 
     levels: int = LEVELS[0]
-    """Values of a 2-bit weight, over its scale: 3 (ternary: -1, 0, 1) or 4 (-3, -1, 1, 3: ParetoQ, arXiv:2502.02631). Four levels
-    take the same two bits. They have no zero and cannot be split."""
+    """Values of a 2-bit weight, over its scale: 3 (ternary: -1, 0, 1) or 4 (-3, -1, 1, 3: ParetoQ, arXiv:2502.02631), of words
+    too. Four levels take the same two bits. They have no zero and cannot be split."""
 
     attention_activations: bool = False
     """Quantize queries, keys, values and attention probabilities to activation_bits as well."""
@@ -54,41 +54,42 @@ class QuantSpec:
 
     def __post_init__(self) -> None:
         if self.levels not in LEVELS:
-            raise InputError(f"levels={self.levels} is unsupported; use 3 (ternary) or 4 (see QuantSpec.levels)")
+            raise InputError(f"levels={self.levels} is unsupported; use 3 (ternary) or 4")
         weight_quantizer(self.weight_bits)
         if self.embedding_bits is not None:
             weight_quantizer(self.embedding_bits, "embedding_bits", ", or null for weight_bits")
         activation_quantizer(self.activation_bits)
         if self.ste_clip is not None and not self.ste_clip > 0:
-            raise InputError(
-                f"ste_clip={self.ste_clip} is unsupported; use a positive number, or null for no clipping "
-                "(see QuantSpec.ste_clip)"
-            )
+            raise InputError(f"ste_clip={self.ste_clip} is unsupported; use a positive number, or null for no clipping")
 
         if self.forward_clip and (
             self.ste_clip is None or TERNARY not in (self.weight_bits, self.resolved_embedding_bits)
         ):
             raise InputError(
-                f"forward_clip=true with ste_clip={self.ste_clip} and {self.weight_bits}-bit weights is unsupported; it clips "
-                f"{TERNARY}-bit weights to ±ste_clip, so set both, or forward_clip=false (see QuantSpec.forward_clip)"
+                f"forward_clip=true with ste_clip={_text(self.ste_clip)} and {self.weight_bits}-bit weights is unsupported; it "
+                f"clips {TERNARY}-bit weights to ±ste_clip, so set both, or forward_clip=false"
             )
 
         if self.levels != LEVELS[0] and TERNARY not in (self.weight_bits, self.resolved_embedding_bits):
             raise InputError(
-                f"levels={self.levels} with {self.weight_bits}-bit weights is unsupported; it is for {TERNARY} bits (see "
-                "QuantSpec.levels)"
+                f"levels={self.levels} with {self.weight_bits}-bit weights is unsupported; it says how {TERNARY} bits are "
+                f"used, so set weight_bits={TERNARY}, or leave it at {LEVELS[0]}"
             )
         for name in ("column_scales", "learned_scales"):
             if getattr(self, name) and weight_quantizer(self.weight_bits) is None:
                 raise InputError(
-                    f"{name}=true with weight_bits={self.weight_bits} has no weights to scale (see QuantSpec.{name})"
+                    f"{name}=true with weight_bits={self.weight_bits} has no weights to scale; set weight_bits to 1 or 2, or "
+                    f"{name}=false"
                 )
         if self.column_scales and not self.per_row:
-            raise InputError("column_scales=true needs per_row=true: row times column (see QuantSpec.column_scales)")
-        if self.forward_clip and (self.column_scales or self.learned_scales or self.levels != LEVELS[0]):
+            raise InputError("column_scales=true needs per_row=true: row times column")
+        others = {"column_scales": self.column_scales, "learned_scales": self.learned_scales, "levels": self.levels}
+        if self.forward_clip and (
+            beside := [name for name, value in others.items() if value not in (False, LEVELS[0])]
+        ):
             raise InputError(
-                "forward_clip=true is for ternary weights as TernaryBERT's code quantizes them; use forward_clip=false with "
-                "column_scales, learned_scales or levels=4"
+                f"forward_clip=true with {beside[0]}={_text(others[beside[0]])} is unsupported; it clips ternary weights as "
+                f"TernaryBERT's code quantizes them, so use forward_clip=false, or {beside[0]} as it is by default"
             )
 
     @property
@@ -112,6 +113,11 @@ class QuantSpec:
     def attention_bits(self) -> int:
         """Bits of queries, keys, values and attention probabilities."""
         return self.activation_bits if self.attention_activations else 32
+
+
+def _text(value: Any) -> str:
+    """As it is written in settings."""
+    return json.dumps(value)
 
 
 NEWER = {"forward_clip": False, "column_scales": False, "learned_scales": False, "levels": LEVELS[0]}

@@ -38,7 +38,7 @@ def swap_layers(model: Any, spec: QuantSpec) -> Any:
     layers = layers_of(model)
     linears, embeddings, pooler = _leaves_of(model, layers)
     if spec.pooler and not pooler:
-        raise InputError(f"pooler=True, but {type(model).__name__} has no pooler; use false (see QuantSpec.pooler)")
+        raise InputError(f"pooler=True, but {type(model).__name__} has no pooler; use false")
     _refuse_rejoining(spec, [child for _, _, child in linears], embeddings, [child for _, _, child in pooler])
 
     unsigned = {id(child) for child in unsigned_linears(model, layers)}

@@ -139,7 +139,7 @@ def weight_bits_of(precision: str) -> int:
 
 
 def _unsupported(field: str, bits: Any, allowed: list[str], alternative: str) -> str:
-    return f"{field}={bits!r} is unsupported; use {', '.join(allowed)} or {FP32}{alternative} (see QuantSpec.{field})"
+    return f"{field}={bits!r} is unsupported; use {', '.join(allowed)} or {FP32}{alternative}"
 
 
 def _resolve(implementation: str | Callable[..., Any]) -> Callable[..., Any]:

@@ -144,7 +144,7 @@ class LossSpec:
     """What a regression's logits term aims at: the `teacher`'s output, or the `label` (as TinyBERT does)."""
 
     extra: dict[str, float] = field(default_factory=dict)
-    """Weights of terms without a setting of their own, by their names in bitkd.stages.spec.TERMS: `attention_map` and
+    """Weights of terms without a setting of their own, by their names: `attention_map` and
     `attention_output` (arXiv:2211.11014), and those of your own. A KD stage of any kind adds them to its own terms; those that
     its kind names have weight 1 unless given here."""
 

@@ -324,6 +324,14 @@ def test_options_that_do_not_fit_are_refused(options, message, binary, export, t
     assert list(tmp_path.iterdir()) == []
 
 
+def test_four_levels_are_no_ternary_weights(store, tiny_bert, tiny_tokenizer, export, tmp_path):
+    spec = QuantSpec(weight_bits=2, activation_bits=8, levels=4)
+    task = load_config(["task=rte"], require=()).task
+    model = prepare(bitkd.new_classifier(tiny_bert, task.labels), spec).eval()
+    folder = write_student(store, model, tiny_tokenizer, task, source="files")
+    assert "has no ternary weights" in export(folder, tmp_path / "out", "--ternary-bits=1.6", code=2)
+
+
 def test_only_artifacts_are_exported(finished, tiny_bert, binary, export, tmp_path):
     assert "is a run; name one of its stages" in export(finished / "rte" / "singlestage", tmp_path / "out", code=2)
     assert "is a plain Hugging Face checkpoint" in export(tiny_bert, tmp_path / "out", code=2)

@@ -64,6 +64,8 @@ def test_the_printed_configuration_says_everything():
         ([*BOTH, "trian.lr=1"], r"unknown key trian; did you mean train\?"),
         ([*BOTH, "train.lrr=1"], r"unknown key train\.lrr; did you mean lr\?"),
         ([*BOTH, "stages.stag1.lr=1"], r"stages\.stag1 is no stage of this pipeline; did you mean stage1\?"),
+        ([*BOTH, "stages.stage1.loss.attention_map=1"], r"use stages\.stage1\.loss\.extra\.attention_map"),
+        ([*BOTH, "embedding_bits=3"], "^embedding_bits=3 is unsupported"),
         ([*BOTH, "stages.stage1.quant.bits=1"], r"unknown key stages\.stage1\.quant\.bits"),
         ([*BOTH, "train.batch_size=many"], r"'train\.batch_size=many' has the wrong type; give a whole number"),
         ([*BOTH, "student.layers=3"], r"'student\.layers=3' has the wrong type; give a list of whole numbers, such as"),

@@ -172,13 +172,14 @@ def test_binary_embeddings_cannot_be_split(settings, tmp_path):
     [
         (
             "ternary.quant.per_row=true",
-            "split.quant.per_row=false, but what its student ternary is split into has true",
+            "split.quant.per_row=false, but the halves of its student ternary have per_row=true",
         ),
         (
             "ternary.quant.activation_bits=4",
-            "split.quant.activation_bits=8, but .* has 4: a split changes nothing else",
+            "set stages.split.quant.activation_bits=4",
         ),
-        ("ternary.quant.embedding_bits=8", "split.quant.embedding_bits=1, but .* has 8: a split changes nothing else"),
+        ("ternary.quant.embedding_bits=8", "set stages.split.quant.embedding_bits=8"),
+        ("ternary.quant.levels=4", "ternary.quant.levels=4, but split splits that student, .* use levels=3"),
         ("split.quant.learned_scales=true", "a split computes the scales of its halves; set it in the stages behind"),
     ],
 )

@@ -324,7 +324,7 @@ pipeline: {name: mine}
 student: {layers: [1, 3], init: random, width: 0.5}
 stages:
   binary: {kind: single_stage, student: small, teacher: helper, quant: {weight_bits: 1, activation_bits: 8, per_row: true}}
-  helper: {kind: prediction, student: teacher, teacher: teacher, quant: {weight_bits: 2, attention_activations: true}}
+  helper: {kind: prediction, student: teacher, teacher: teacher, quant: {weight_bits: 2, per_row: true}}
   small: {kind: general, student: pretrained, teacher: pretrained, loss: {unmatched_heads: group_mean}}
   direct: {kind: split, student: teacher, quant: {weight_bits: 1, activation_bits: 8, pooler: true}}
   teacher: {kind: finetune}
@@ -379,6 +379,19 @@ stages:
         (["stages.single.select=newest"], "select=newest is unknown; did you mean best"),
         (["stages.single.quant.weight_bits=3"], r"stages\.single: weight_bits=3 is unsupported; use 1 \(binary\)"),
         (["stages.single.quant.activation_bits=3"], "activation_bits=3 is unsupported"),
+        (
+            ["stages.single.quant.per_row=true"],
+            "per_row=true with weight_bits=32 changes nothing; set stages.single.quant.weight_bits",
+        ),
+        (["stages.single.quant.attention_activations=true"], "with activation_bits=32 changes nothing"),
+        (
+            ["stages.init.loss.extra.attention_map=1"],
+            r"loss\.extra\.attention_map: a init stage has no teacher to learn it from",
+        ),
+        (
+            [f"stages.single.loss.{term}=0" for term in ("logits", "hidden", "attention")],
+            "give one of .* a positive weight, or one of extra.attention_map, extra.attention_output",
+        ),
         (["stages.init.checkpoint=x"], "is only for a finetune stage"),
         (["student.layers=[1,9]"], "layer 9; the source has 4 layers"),
         (["student.width=0.3"], "must leave a whole number of heads"),

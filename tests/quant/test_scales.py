@@ -305,7 +305,7 @@ def test_four_levels_and_words_in_a_table() -> None:
         ({"learned_scales": True}, "learned_scales=true with weight_bits=32 has no weights to scale"),
         (
             {"forward_clip": True, "ste_clip": 2.5, "weight_bits": 2, "learned_scales": True},
-            "use forward_clip=false with column_scales",
+            "forward_clip=true with learned_scales=true is unsupported",
         ),
     ],
 )
