@@ -242,4 +242,6 @@ def _summary(context: StageContext) -> str:
         parts.append(f"dev loss {loss[0]:.4f}")
     if artifact.stage.steps:
         parts.append(f"{artifact.stage.steps} steps")
+    if artifact.stage.selected == "best" and artifact.stage.selected_step == 0:
+        parts.append("none of which was better than the student that it got, which is kept")
     return ", ".join([*parts, time_text(artifact.stage.seconds)])

@@ -1,13 +1,12 @@
 """Add the finished cells of a sweep to the study's record, on the commit and the machine that trained them.
 
-python experiments/quantizers/record.py SWEEP RUNS [FAILED...]    (SWEEP: scales, methods, bits or subln; RUNS: the run.dir)
-
 A cell is a task and a seed. It counts if all its trials are finished, on one commit and one machine, but for those that are
 named as FAILED by the study's rule (such as sst2/bits-a1-2), and once: a cell that is recorded stays as it is. For each
 task, SWEEP/TASK/comparison.json gets the cell's runs, and the size of one exported student of each arm; cells.csv gets a
 row, in which arms whose students learned nothing are failed too.
 """
 
+import argparse
 import csv
 import json
 import sys
@@ -15,7 +14,7 @@ from datetime import date
 from pathlib import Path
 
 import subln
-from run import LOGS, SUBLN, parameters_of
+from run import LOGS, SUBLN, SWEEPS, parameters_of
 
 from bitkd.compare.arms import make_arms
 from bitkd.compare.checks import learned_nothing
@@ -80,7 +79,9 @@ def recorded() -> set[tuple[str, str, int]]:
 
 def main(sweep: str, runs: Path, failed: list[str]) -> None:
     subln.register()
-    for (task, seed), folders in sorted(finished_cells(sweep, runs).items()):
+    if not (cells := finished_cells(sweep, runs)):
+        raise InputError(f"{runs} has no finished run of {sweep}; name the run.dir that run.py was given")
+    for (task, seed), folders in sorted(cells.items()):
         if (sweep, task, seed) in recorded():
             print(f"{task}, seed {seed}: recorded before, and stays as it is")
             continue
@@ -107,7 +108,12 @@ def main(sweep: str, runs: Path, failed: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", choices=SWEEPS)
+    parser.add_argument("runs", type=Path, help="the run.dir")
+    parser.add_argument("failed", nargs="*", help="trials without a student, such as sst2/bits-a1-2")
+    arguments = parser.parse_args()
     try:
-        main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
+        main(arguments.sweep, arguments.runs, arguments.failed)
     except InputError as error:
         sys.exit(str(error))

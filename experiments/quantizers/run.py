@@ -1,6 +1,6 @@
 """The trials of one sweep, several processes side by side of one thread each.
 
-python experiments/quantizers/run.py SWEEP [--cells 1 3] [--processes 2] [--failed sst2/bits-a1-2] SETTING...
+python experiments/quantizers/run.py SWEEP SETTING... [--cells 1 3] [--processes 2] [--failed sst2/bits-a1-2]
 
 SWEEP is scales, methods, bits, or subln: the settings of methods with a kind of stage of the study's own, which no sweep file can
 name. Cells are numbered: 1: sst2, seed 1; 2: sick, seed 1; 3: sst2, seed 2; 4: sick, seed 2. All arms of a cell share its
@@ -30,6 +30,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 LOGS = ROOT / "build" / "quantizers"
 SUBLN = "subln"
+CELLS = [1, 2, 3, 4]
 SWEEPS = ("scales", "methods", "bits", SUBLN)
 
 
@@ -105,7 +106,7 @@ def run(task: str, name: str, settings: list[str]) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", choices=SWEEPS)
-    parser.add_argument("--cells", type=int, nargs="+", default=[1, 2, 3, 4])
+    parser.add_argument("--cells", type=int, nargs="+", choices=CELLS, default=CELLS, metavar="CELL")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--failed", action="append", default=[])
     parser.add_argument("settings", nargs="*")
