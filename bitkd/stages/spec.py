@@ -151,7 +151,7 @@ class LossSpec:
     intervention: Literal["map", "output", "gradual"] | None = None
     """Teacher intervention (arXiv:2302.11812): at the first step the teacher's tensor takes the place of the student's, and is
     withdrawn step by step. `map`: the attention map of each layer; `output`: the output of the Linear behind attention;
-    `gradual`: the output first, then the map. In validation the student is by itself."""
+    `gradual`: the output first, then the map. Validation uses the student alone."""
 
     intervention_share: float = 0.25
     """Share of the stage's optimizer steps over which the teacher is withdrawn."""
