@@ -54,7 +54,17 @@ def plan_command(arguments: argparse.Namespace) -> int:
 
 def _table(stages: list[dict[str, Any]]) -> FittedTable:
     measured = any(row["estimate"] for row in stages)
-    header = ["", "stage", "kind", "student", "teacher", "steps", "state", *(["time", "memory"] if measured else [])]
+    header = [
+        "",
+        "stage",
+        "kind",
+        "student",
+        "teacher",
+        "bits",
+        "steps",
+        "state",
+        *(["time", "memory"] if measured else []),
+    ]
     rows = []
     for number, row in enumerate(stages, start=1):
         steps = "?" if row["steps"] is None else str(row["steps"])
@@ -64,7 +74,7 @@ def _table(stages: list[dict[str, Any]]) -> FittedTable:
         estimate, expected = row["estimate"], []
         if measured:
             expected = [time_text(estimate["seconds"]), _memory(estimate["memory_mib"])] if estimate else ["", ""]
-        rows.append([str(number), row["name"], row["kind"], *inputs, steps, row["state"], *expected])
+        rows.append([str(number), row["name"], row["kind"], *inputs, row["precision"], steps, row["state"], *expected])
     return FittedTable(header, rows, optional=("kind", "memory", "", "teacher", "student"))
 
 

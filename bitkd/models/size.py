@@ -58,7 +58,7 @@ def measure(model: PreTrainedModel, ternary: Packing = TWO_BITS, int8: Collectio
         file_bits = (parameters + sum(p.numel() for p in steps)) * FP32
     return SizeRecord(
         parameters=parameters,
-        precision=f"W{quant.weight_bits}A{quant.activation_bits}",
+        precision=quant.precision,
         paper_mib=paper_bits / 8 / MIB,
         file_mib=file_bits / 8 / MIB,
         encoder_bits=sum(m.weight.numel() * getattr(m, "weight_bits", FP32) for m in encoder),

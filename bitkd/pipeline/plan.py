@@ -123,6 +123,7 @@ class Plan:
                 "title": stage.title,
                 "inputs": stage.upstream,
                 "bits": stage.spec.quant.weight_bits,
+                "precision": "" if stage.kind.makes_rows else stage.spec.quant.precision,
                 "steps": stage.total_steps if stage.steps_known or stage.train.max_steps else None,
                 "fingerprint": stage.fingerprint,
                 "key": stage.key,

@@ -93,6 +93,11 @@ class QuantSpec:
             )
 
     @property
+    def precision(self) -> str:
+        """Bits of weights and activations, such as W1A8."""
+        return f"W{self.weight_bits}A{self.activation_bits}"
+
+    @property
     def resolved_embedding_bits(self) -> int:
         """Bits of the word embeddings: embedding_bits, or weight_bits if that is None."""
         return self.weight_bits if self.embedding_bits is None else self.embedding_bits
