@@ -274,6 +274,21 @@ def test_the_pilots_numbers_are_those_of_its_record():
         assert {cell.strip() for cell in cells.split("|")} <= recorded, arm
 
 
+def test_the_numbers_that_chose_the_default_are_those_of_their_record():
+    recorded = re.findall(
+        r"^\| (matrix|row|row_column|learned) \| (0\.\d+ ± \S+) \(2\) \| (0\.\d+ ± \S+) \(2\) \| .* \| \S+ \| (\S+) \| \S+ \|$",
+        (ROOT / "experiments/quantizers/RESULTS.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    shown = re.findall(
+        r"^\| [^|]+ \| (0\.\d+ ± \S+) \| (0\.\d+ ± \S+) \| (\d\S+) \|$",
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    assert [(sst2, sick, mib) for _, sick, sst2, mib in recorded] == shown
+    assert len(shown) == 4
+
+
 @pytest.mark.parametrize("script", sorted((ROOT / "docs").glob("*.s*")), ids=lambda script: script.name)
 def test_scripts_are_valid(script):
     subprocess.run(["bash", "-n", script], check=True)

@@ -248,7 +248,9 @@ def test_a_stage_that_only_harms_hands_on_what_it_got(settings, console, tmp_pat
     score = json.loads((folder / "init" / "metrics.json").read_text())["score"]
     assert (record["selected"], record["selected_step"], len(record["curve"])) == ("best", 0, 3)
     assert record["curve"][0][1] == pytest.approx(score)
-    assert ["better than the student that it got" in line for line in console.lines if "finished:" in line].count(True) >= 1
+    assert ["better than the student that it got" in line for line in console.lines if "finished:" in line].count(
+        True
+    ) >= 1
 
 
 def test_a_stages_record_says_what_was_seen_and_what_was_not_training(finished):
