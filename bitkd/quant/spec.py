@@ -1,6 +1,5 @@
 """What is quantized, and how. It needs no torch, so that a configuration can be read without it."""
 
-import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -122,7 +121,7 @@ class QuantSpec:
 
 def _text(value: Any) -> str:
     """As it is written in settings."""
-    return json.dumps(value)
+    return "null" if value is None else str(value).lower()
 
 
 NEWER = {"forward_clip": False, "column_scales": False, "learned_scales": False, "levels": LEVELS[0]}
