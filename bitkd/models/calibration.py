@@ -30,7 +30,7 @@ def calibrate(model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) -> N
     The model runs in eval mode, and a quantizer reads what those before it give, already quantized (as in BinaryBERT's and
     BiT's code). Only real tokens count. Quantizers that have started stay as they are, and so do the model's modes.
     Raises InputError if the model is packed, if no batch is given, or if an input of a quantizer is not finite. After an error
-    no quantizer has started.
+    only those quantizers have a start that had one before.
     """
     refuse_packed(model, "calibrated")
     if not needs_calibration(model):
