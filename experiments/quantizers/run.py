@@ -6,8 +6,8 @@ SWEEP is scales, methods, bits, or subln: the settings of methods with a kind of
 name. Cells are numbered: 1: sst2, seed 1; 2: sick, seed 1; 3: sst2, seed 2; 4: sick, seed 2. All arms of a cell share its
 teacher, and a process that needs a teacher which another one trains waits for it: take as many cells as processes, or more. Call
 it again to go on after an interruption: what is finished is skipped, and so are trials that are named as failed by the study's
-rule, each by --failed. Each trial has a log in build/quantizers, and a file that says on which code and processor it began;
-elsewhere it is not continued. `bitkd sweep` runs the same files; this names the trials by their arms, and does not need wandb's
+rule, each by --failed. Each trial has a log in build/quantizers, and a file that says on which code and processor (a GPU if
+there is one) it began; elsewhere it is not continued. `bitkd sweep` runs the same files; this names the trials by their arms, and does not need wandb's
 packages.
 """
 
@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from bitkd.compare.exported import processor_name
@@ -80,7 +81,8 @@ def commit() -> str:
 
 def begin(task: str, name: str) -> None:
     """Write where a trial begins. Raises InputError if it began elsewhere."""
-    here = {"commit": commit(), "processor": processor_name()}
+    processor = torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name()
+    here = {"commit": commit(), "processor": processor}
     file = LOGS / f"{task}-{name}.json"
     if not file.exists():
         file.write_text(json.dumps(here), encoding="utf-8")
