@@ -11,9 +11,9 @@ from matplotlib.lines import Line2D
 from bitkd.compare.arms import Mean
 from bitkd.compare.comparison import Comparison
 from bitkd.compare.runs import Run
-from bitkd.report.numbers import DASH
+from bitkd.report.numbers import DASH, mean_text, size_text
 from bitkd.report.style import INK, MUTED, PAPER, STYLE, arm_colour, arm_marker, legend_lines
-from bitkd.report.tables import TextTable, mean_text, size_text
+from bitkd.report.tables import TextTable
 
 
 @dataclass(frozen=True)

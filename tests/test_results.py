@@ -14,8 +14,7 @@ from bitkd.models.artifact import load_encoder
 from bitkd.models.spec import ShapeSpec
 from bitkd.models.student import build_student
 from bitkd.quant.layout import layers_of
-from bitkd.report.numbers import DASH
-from bitkd.report.tables import size_text
+from bitkd.report.numbers import DASH, size_text
 from bitkd.stages.base import Origin
 from experiments import results
 from experiments.quantizers import subln

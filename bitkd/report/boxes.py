@@ -6,8 +6,7 @@ from bitkd.compare.arms import Arm, Cost
 from bitkd.compare.runs import Stage
 from bitkd.quant.table import weight_bits_of
 from bitkd.report.looks import Look, look_of
-from bitkd.report.numbers import time_text
-from bitkd.report.tables import mean_text, si
+from bitkd.report.numbers import mean_text, si, time_text
 from bitkd.stages.kinds import kind_of
 
 

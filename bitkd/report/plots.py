@@ -13,8 +13,8 @@ from bitkd.compare.comparison import Comparison
 from bitkd.report.boxes import Box, boxes
 from bitkd.report.curves import draw_curves, reference_lines
 from bitkd.report.looks import in_order
+from bitkd.report.numbers import si, size_text
 from bitkd.report.style import INK, MUTED, PAPER, STYLE, arm_colour, arm_marker, legend_lines, wrapped
-from bitkd.report.tables import si, size_text
 
 LOG_FROM = 15
 """Largest value / smallest value from which an axis is logarithmic."""

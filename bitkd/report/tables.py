@@ -15,7 +15,7 @@ from bitkd.compare.retained import Retained
 from bitkd.compare.runs import Stage
 from bitkd.data.tasks import HOLDOUT
 from bitkd.names import escaped, numbered
-from bitkd.report.numbers import DASH, p_text, time_text
+from bitkd.report.numbers import DASH, mean_text, minus, p_text, si, signed, size_text, time_text
 
 PER_STEP = ("FLOP per step", "time per step", "s per TFLOP")
 """Of training alone."""
@@ -334,35 +334,3 @@ def stages_table(comparison: Comparison) -> TextTable:
 
 def _dev_value(stage: Stage, dev: str, metric: str) -> float | None:
     return stage.dev.get(dev, {}).get(metric)
-
-
-def mean_text(value: Mean, digits: int = 4) -> str:
-    """0.8123 ± 0.0045, or a dash if there is no value."""
-    if value.mean is None:
-        return DASH
-    return f"{round(value.mean, digits) + 0.0:.{digits}f}" + (
-        "" if value.deviation is None else f" ± {value.deviation:.{digits}f}"
-    )
-
-
-def signed(value: float) -> str:
-    """+0.0123 or −0.0123."""
-    return minus(f"{round(value, 4) + 0.0:+.4f}")
-
-
-def minus(number: str) -> str:
-    """A number with the sign of print."""
-    return number.replace("-", "−")
-
-
-def size_text(mib: float) -> str:
-    """A size in four digits."""
-    return f"{mib:.4g}"
-
-
-def si(value: float) -> str:
-    """A count with a prefix: 1.53 T."""
-    for power, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if value >= 0.9995 * 10**power:
-            return f"{value / 10**power:.3g} {prefix}"
-    return f"{value:.3g}"

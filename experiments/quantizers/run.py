@@ -7,8 +7,8 @@ name. Cells are numbered: 1: sst2, seed 1; 2: sick, seed 1; 3: sst2, seed 2; 4: 
 teacher, and a process that needs a teacher which another one trains waits for it: take as many cells as processes, or more. Call
 it again to go on after an interruption: what is finished is skipped, and so are trials that are named as failed by the study's
 rule, each by --failed. Each trial has a log in build/quantizers, and a file that says on which code and processor (a GPU if
-there is one) it began; elsewhere it is not continued. `bitkd sweep` runs the same files; this names the trials by their arms, and does not need wandb's
-packages.
+there is one) it began; elsewhere it is not continued. `bitkd sweep` runs the same files; this names the trials by their arms, and
+does not need wandb's packages.
 """
 
 import argparse
