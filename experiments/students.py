@@ -107,7 +107,7 @@ def _score(students: Students | None) -> str:
 
 
 def draw_students(comparisons: Sequence[Comparison]) -> Figure:
-    """A panel for each task: the mean score of each arm over the size of its exported file, each seed as a dot; hollow where the
+    """A panel for each task: the mean score of each arm over the size of its exported file, each seed small; hollow where the
     student cannot be exported and its size is counted.
     """
     arms = students_by_arm(comparisons)
@@ -117,7 +117,7 @@ def draw_students(comparisons: Sequence[Comparison]) -> Figure:
             Line2D([], [], color=arm_colour(place), marker=arm_marker(place), linestyle="", markersize=8, label=arm)
             for place, arm in enumerate(arms)
         ]
-        handles.append(Line2D([], [], color=MUTED, marker=".", linestyle="", label="a seed"))
+        handles.append(Line2D([], [], color=MUTED, marker=".", linestyle="", label="small: a seed"))
         figure = Figure(
             figsize=(4.6 * len(tasks), 4.1 + 0.16 * legend_lines([arm for arm in arms], 4)), layout="constrained"
         )
@@ -127,7 +127,7 @@ def draw_students(comparisons: Sequence[Comparison]) -> Figure:
                     continue
                 students, colour = by_task[task], arm_colour(place)
                 scores = [run.final.score for run in students.runs]
-                axes.plot([students.mib] * len(scores), scores, ".", color=colour, markersize=5, zorder=3)
+                axes.plot([students.mib] * len(scores), scores, arm_marker(place), color=colour, markersize=3, zorder=3)
                 fill = colour if students.exported_mib is not None else PAPER
                 axes.plot(
                     students.mib,
