@@ -13,19 +13,12 @@ from bitkd.errors import InputError
 from bitkd.files import digest
 from bitkd.pipeline.attention_checks import check_attention
 from bitkd.pipeline.budget import StageCost, budget_steps, check_budget
-from bitkd.pipeline.checks import (
-    check_checkpoint,
-    check_graph,
-    check_names,
-    check_paths,
-    check_rows,
-    check_sources,
-    check_training,
-)
+from bitkd.pipeline.checks import check_graph, check_names, check_paths, check_training
 from bitkd.pipeline.estimate import Estimate, estimate_of
 from bitkd.pipeline.graph import Node, fingerprints, order
 from bitkd.pipeline.identity import identity_of
 from bitkd.pipeline.inputs import row_makers, upstream_of, uses_corpus, wants_augmented
+from bitkd.pipeline.source_checks import check_checkpoint, check_rows, check_sources
 from bitkd.pipeline.stage import PlannedStage
 from bitkd.pipeline.study import check_study, study_record
 from bitkd.pipeline.throughput import Throughput, read_throughput, stage_seconds
